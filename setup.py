@@ -1,0 +1,40 @@
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+HERE = Path(__file__).parent
+
+# anyv2v/kernels, anyv2v/weights and anyv2v/convert are links to the folders at the top of the
+# checkout. only the name "anyv2v" is installed: "kernels" belongs to a Hugging Face package that
+# transformers and diffusers look for
+for link in ("kernels", "weights", "convert"):
+    if not (HERE / "anyv2v" / link).is_dir():
+        raise SystemExit(f"anyv2v/{link} is not a link to ../{link}: clone with core.symlinks=true")
+
+setup(
+    name="anyv2v",
+    version="0.1.0",
+    description="Training-free video editing: AnyV2V on I2VGen-XL, from scratch in PyTorch",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_namespace_packages(include=["anyv2v", "anyv2v.*"]),
+    install_requires=[
+        "torch>=2.11",
+        "triton; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "einops",
+        "safetensors>=0.4",
+        "numpy>=1.26",
+        "av>=14",
+        "pillow>=10",
+        "tokenizers>=0.20",
+        "regex",
+        "tqdm",
+    ],
+    extras_require={
+        # the last two are the oracles that the tests compare with; the package never imports them
+        "test": ["pytest>=8", "ruff", "diffusers>=0.35", "transformers>=5"],
+    },
+    entry_points={"console_scripts": ["anyv2v = anyv2v.cli:main"]},
+)
