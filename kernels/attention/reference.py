@@ -1,0 +1,18 @@
+"""What attention is, in plain PyTorch: the definition that every implementation is held to."""
+
+import torch
+from torch import Tensor
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    rows, n, heads, d = q.shape
+    groups = v.shape[0] // rows
+    scores = torch.einsum("rnhd,rmhd->rhnm", q.to(wide), k.to(wide)) * d**-0.5
+    if causal:
+        after = torch.ones(n, k.shape[1], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(after, float("-inf"))
+    weights = scores.softmax(dim=-1)
+    values = v.to(wide).unflatten(0, (groups, rows))
+    out = torch.einsum("rhnm,grmhe->grnhe", weights, values)
+    return out.flatten(0, 1).to(v.dtype)

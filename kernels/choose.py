@@ -1,0 +1,36 @@
+"""The one rule by which an operation picks its implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+class Unsupported(RuntimeError):
+    """An implementation that was asked for by name cannot take this call."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    name: str
+    run: Callable[..., Tensor]
+    refuses: Callable[..., str | None]
+    """Takes what `run` takes; gives the reason why it cannot, or None."""
+
+
+def choose(
+    op: str, table: tuple[Implementation, ...], wanted: str | None, *args: Any, **options: Any
+) -> Implementation:
+    """The first of `table` that does not refuse the call; one asked for by name must not refuse."""
+    if wanted is None:
+        return next(i for i in table if i.refuses(*args, **options) is None)
+    for implementation in table:
+        if implementation.name == wanted:
+            if (reason := implementation.refuses(*args, **options)) is not None:
+                raise Unsupported(f"{op}: {wanted} cannot run this call: {reason}")
+            return implementation
+    names = ", ".join(i.name for i in table)
+    raise Unsupported(f"{op}: there is no implementation {wanted!r}; there are: {names}")
