@@ -1,0 +1,39 @@
+"""The latents of one video at every timestep of its inversion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+from anyv2v.errors import InputError
+
+
+class Trajectory(Mapping[int, Tensor]):
+    """timestep -> latents (1, c, f, h, w) float32; under 0 the clean ones."""
+
+    def __init__(self, latents: Mapping[int, Tensor]):
+        if 0 not in latents or len({tuple(x.shape) for x in latents.values()}) != 1:
+            raise InputError("trajectory: the clean latents (t = 0) are missing or shapes differ")
+        self._latents = dict(latents)
+
+    def __getitem__(self, t: int) -> Tensor:
+        return self._latents[t]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._latents)
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def require(self, timesteps: Iterable[int]) -> None:
+        """InputError if latents of one of these timesteps were not kept."""
+        if missing := [t for t in timesteps if t not in self]:
+            steps = len(self) - 1
+            raise InputError(
+                f"steps: the source was inverted in {steps} steps and holds no latents of timestep "
+                f"{missing[0]}; take a number of steps that divides {steps}, or invert again"
+            )
+
+    def to(self, device) -> Trajectory:
+        return Trajectory({t: x.to(device) for t, x in self.items()})
