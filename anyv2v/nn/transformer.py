@@ -1,0 +1,106 @@
+"""Transformer blocks on channels-last tokens, within each frame and along the frames."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from anyv2v.injection.taps import Taps
+from anyv2v.nn.attention import Attention, TemporalAttention
+from anyv2v.nn.resnet import GroupNorm
+
+
+class GegluFeedForward(nn.Module):
+    """value * GELU(gate), both projections of x, and back (arXiv 2002.05202); exact GELU."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.up = nn.Linear(width, 8 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.up(x).chunk(2, dim=-1)
+        return self.down(value * F.gelu(gate))
+
+
+class SpatialBlock(nn.Module):
+    """Self-attention within a frame, cross-attention to the context, feed-forward."""
+
+    def __init__(self, site: str, width: int, heads: int, head_dim: int, context_width: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.self = Attention(f"{site}.self", width, heads, head_dim)
+        self.norm2 = nn.LayerNorm(width)
+        self.cross = Attention(f"{site}.cross", width, heads, head_dim, context_width)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = GegluFeedForward(width)
+
+    def forward(self, x: Tensor, context: Tensor, *, taps: Taps) -> Tensor:
+        """x (g b f, h w, c), context (g b, m, c') -> the shape of x."""
+        x = x + self.self(self.norm1(x), taps=taps)
+        # the context is the same for all frames of a branch, so they are one long row of queries
+        frames = x.shape[0] // context.shape[0]
+        queries = rearrange(self.norm2(x), "(b f) n c -> b (f n) c", f=frames)
+        x = x + self.cross(queries, context, taps=taps).reshape(x.shape)
+        return x + self.ff(self.norm3(x))
+
+
+class TemporalBlock(nn.Module):
+    """Two self-attentions along the frames and a feed-forward."""
+
+    def __init__(self, site: str, width: int, heads: int, head_dim: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.self = TemporalAttention(f"{site}.self", width, heads, head_dim)
+        self.norm2 = nn.LayerNorm(width)
+        self.self2 = TemporalAttention(f"{site}.self2", width, heads, head_dim)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = GegluFeedForward(width)
+
+    def forward(self, x: Tensor, *, taps: Taps) -> Tensor:
+        """x (g b, f, h w, c) -> the same shape."""
+        x = x + self.self(self.norm1(x), taps=taps)
+        x = x + self.self2(self.norm2(x), taps=taps)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Norm per frame, projection, block over the h w tokens of a frame, projection; + input."""
+
+    def __init__(
+        self, site: str, width: int, *, heads: int, head_dim: int, context_width: int, groups: int
+    ):
+        super().__init__()
+        inner = heads * head_dim
+        self.norm = GroupNorm(groups, width, eps=1e-6)
+        self.proj_in = nn.Linear(width, inner)
+        self.block = SpatialBlock(f"{site}.block", inner, heads, head_dim, context_width)
+        self.proj_out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, context: Tensor, *, taps: Taps) -> Tensor:
+        """x (g b f, h, w, c) -> the same shape."""
+        tokens = self.proj_in(self.norm(x).flatten(1, 2))
+        tokens = self.block(tokens, context, taps=taps)
+        return x + self.proj_out(tokens).reshape(x.shape)
+
+
+class TemporalTransformer(nn.Module):
+    """Norm over all frames, projection, block over the f tokens of a place, projection; + input.
+
+    There is no encoding of the frame's position.
+    """
+
+    def __init__(self, site: str, width: int, *, heads: int, head_dim: int, groups: int):
+        super().__init__()
+        inner = heads * head_dim
+        self.norm = GroupNorm(groups, width, eps=1e-6)
+        self.proj_in = nn.Linear(width, inner)
+        self.block = TemporalBlock(f"{site}.block", inner, heads, head_dim)
+        self.proj_out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, frames: int, *, taps: Taps) -> Tensor:
+        """x (g b f, h, w, c) -> the same shape."""
+        tokens = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames)
+        tokens = self.block(self.proj_in(self.norm(tokens)), taps=taps)
+        return x + self.proj_out(tokens).reshape(x.shape)
