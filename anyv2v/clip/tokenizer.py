@@ -1,0 +1,171 @@
+"""Text to token ids, as the original's tokenizer does it (transformers 4.39, slow, without ftfy).
+
+How text is normalised and cut into words is here; merging a word's bytes into tokens (byte-pair
+encoding) is left to the `tokenizers` library. The library's own CLIP tokenizer normalises
+differently: it gives other ids for CJK, emoji and control characters.
+"""
+
+import json
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import regex
+import torch
+from tokenizers.models import BPE
+from torch import Tensor
+
+from anyv2v.errors import InputError
+
+# read whole, in any case of letters, where the text has them only once it is normalised
+MARKERS = ("<|startoftext|>", "<|endoftext|>")
+WORD = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,
+)
+CJK = regex.compile(
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df"
+    "\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
+)
+# the original reads no further in merges.txt
+MAX_MERGES = 49152 - 256 - 2
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The special tokens, as they stand in the vocabulary."""
+
+    start: str
+    end: str
+    pad: str
+    unknown: str
+
+
+class Tokenizer:
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        config: TokenizerConfig,
+        tokens: int = 77,
+    ):
+        """vocab: token -> id, with all that `config` and `merges` name. tokens: length of a row."""
+        self.tokens = tokens
+        self.start, self.end, self.pad, self.unknown = (vocab[token] for token in astuple(config))
+        self._special = {token: vocab[token] for token in astuple(config)}
+        self._markers = {marker: vocab.get(marker, self.unknown) for marker in MARKERS}
+        # the longest first, so that none hides another that it begins
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._cut = regex.compile(f"({'|'.join(map(regex.escape, longest_first))})")
+        self._symbols = byte_symbols()
+        self._bpe = BPE(vocab, merges, unk_token=config.unknown, end_of_word_suffix="</w>")
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        config: TokenizerConfig,
+        tokens: int = 77,
+        vocab_size: int | None = None,
+    ) -> "Tokenizer":
+        """From vocab.json and merges.txt in `folder`; `vocab_size` is the text encoder's.
+
+        Raises InputError, with the file's name, for a file that is missing, broken or does not fit.
+        """
+        vocab = read_vocab(Path(folder) / "vocab.json", astuple(config), vocab_size)
+        return cls(vocab, read_merges(Path(folder) / "merges.txt", vocab), config, tokens)
+
+    def __call__(self, text: str) -> Tensor:
+        """int64 (1, tokens): the ids, cut to fit before the end token, padded behind it."""
+        ids = self.ids(text)
+        if len(ids) > self.tokens:
+            ids = [*ids[: self.tokens - 1], self.end]
+        return torch.tensor([ids + [self.pad] * (self.tokens - len(ids))])
+
+    def ids(self, text: str) -> list[int]:
+        """All ids of the text, between those of the start and the end token."""
+        return [self.start, *self._ids(text), self.end]
+
+    def _ids(self, text: str) -> Iterator[int]:
+        for piece in self._cut.split(text):
+            if piece in self._special:
+                yield self._special[piece]
+                continue
+            for word in WORD.findall(normalise(piece)):
+                if word in self._markers:
+                    yield self._markers[word]
+                    continue
+                symbols = "".join(self._symbols[byte] for byte in word.encode())
+                yield from (token.id for token in self._bpe.tokenize(symbols))
+
+
+def normalise(text: str) -> str:
+    """Lower case, composed (NFC), one space between words and around every CJK ideograph."""
+    text = CJK.sub(r" \g<0> ", "".join(map(_clean, text)))
+    return " ".join(word.lower() for word in unicodedata.normalize("NFC", text).split())
+
+
+def _clean(character: str) -> str:
+    # these control characters part words
+    if character in "\t\n\r":
+        return character
+    # control, format, private, unassigned, and lone surrogates, which have no bytes
+    dropped = unicodedata.category(character).startswith("C") or character == "\ufffd"
+    return "" if dropped else character
+
+
+def byte_symbols() -> list[str]:
+    """The printable character that stands for each of the 256 bytes (GPT-2's table)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(0x100)]
+
+
+def read_vocab(path: Path, special: tuple[str, ...], size: int | None) -> dict[str, int]:
+    """token -> id: ids 0..n-1, n no more than `size`; every byte and special token is there."""
+    text = _read(path)
+    try:
+        vocab = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}") from None
+    if not isinstance(vocab, dict) or any(type(number) is not int for number in vocab.values()):
+        raise InputError(f"{path}: not a vocabulary: want one object of tokens and whole numbers")
+    for token in vocab:
+        # JSON can spell half of a surrogate pair
+        if any(unicodedata.category(character) == "Cs" for character in token):
+            raise InputError(f"{path}: the token {token!r} is not text")
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise InputError(f"{path}: the ids of its {len(vocab)} tokens are not 0..{len(vocab) - 1}")
+    if size is not None and len(vocab) > size:
+        raise InputError(f"{path}: has {len(vocab)} tokens, but the text encoder only {size}")
+    symbols = byte_symbols()
+    for token in (*special, *symbols, *(symbol + "</w>" for symbol in symbols)):
+        if token not in vocab:
+            raise InputError(f"{path}: lacks the token {token!r}")
+    return vocab
+
+
+def read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """Pairs of tokens in the order of merging, without the header line, all of them in `vocab`."""
+    header, *lines = _read(path).strip().split("\n")
+    if not header:
+        raise InputError(f"{path}: is empty; want a header line and one merge a line")
+    merges = []
+    for number, line in enumerate(lines[:MAX_MERGES], start=2):
+        pair = tuple(line.split())
+        if len(pair) != 2:
+            raise InputError(f"{path}: line {number} is {line[:80]!r}; want two tokens and a space")
+        for token in (*pair, "".join(pair)):
+            if token not in vocab:
+                raise InputError(f"{path}: line {number}: {token[:80]!r} is not in vocab.json")
+        merges.append(pair)
+    return merges
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
