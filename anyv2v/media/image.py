@@ -1,0 +1,159 @@
+"""Pictures: reading, cropping, and the way between uint8 and the networks' range."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from anyv2v.errors import InputError
+
+FITS = ("crop", "stretch")
+
+
+def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
+    """A file, a PIL image or a uint8 array (h, w, 3) as uint8 RGB (h, w, 3).
+
+    The EXIF orientation is applied; of several pictures in a file the first is taken. Alpha is
+    dropped, not composited: hidden colours become visible, as in the original (PIL's
+    `convert("RGB")`). 16-bit grey is scaled to 8 bits. InputError if it is no readable image.
+    """
+    if isinstance(source, Image.Image):
+        return _rgb(source)
+    if isinstance(source, (str, os.PathLike)):
+        return _read_file(Path(source))
+    return _as_uint8(source, 3, "an image", "(h, w, 3)")
+
+
+def crop_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the smallest picture of `source`'s proportions that covers `target`."""
+    (w, h), (to_w, to_h) = source, target
+    if w * to_h <= h * to_w:
+        return to_w, h * to_w // w
+    return w * to_h // h, to_h
+
+
+def crop_size_original(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """`crop_size` as the original computes it: one pixel short where s is rounded up.
+
+    TIGER-AI-Lab/AnyV2V, i2vgen-xl: float floor division by s, as in 704 // 0.55 = 1279.
+    """
+    (w, h), (to_w, to_h) = source, target
+    s = min(w / to_w, h / to_h)
+    return round(w // s), round(h // s)
+
+
+def crop_box(resized: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the centre; starts at -1 where `resized` is one pixel short."""
+    left, top = (resized[0] - target[0]) // 2, (resized[1] - target[1]) // 2
+    return left, top, left + target[0], top + target[1]
+
+
+def center_crop(
+    image: Image.Image | np.ndarray, size: tuple[int, int], black_edge: bool = False
+) -> np.ndarray:
+    """The centre of the image at `size` (width, height), uint8 RGB (h, w, 3), by a box filter.
+
+    With `black_edge` the original's rounding is used, which for many sizes leaves the first row or
+    column black (704 // 0.55 is 1279). For all other sizes both give the same pixels.
+    """
+    size = check_size(size)
+    image = _as_pil(image)
+    resized = (crop_size_original if black_edge else crop_size)(image.size, size)
+    if resized[0] * resized[1] > max(Image.MAX_IMAGE_PIXELS or 0, 16 * size[0] * size[1]):
+        raise InputError(
+            f"a {image.width}x{image.height} picture is too narrow to be cropped to "
+            f"{size[0]}x{size[1]}; cut it to about these proportions first"
+        )
+    image = image.resize(resized, Image.Resampling.BOX)
+    return np.array(image.crop(crop_box(resized, size)))
+
+
+def fit_frame(image: Image.Image | np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
+    """uint8 RGB (h, w, 3) of `size` (width, height).
+
+    fit: "crop" cuts the centre (`center_crop`); "stretch" resizes with LANCZOS whatever the
+    proportions, as the original's run script does with the edited frame.
+    """
+    check_fit(fit)
+    if fit == "crop":
+        return center_crop(image, size)
+    return np.array(_as_pil(image).resize(check_size(size), Image.Resampling.LANCZOS))
+
+
+def to_pixels(frames: np.ndarray | Tensor) -> Tensor:
+    """uint8 frames (f, h, w, 3) as float32 (f, 3, h, w) in -1..1, contiguous, on the CPU."""
+    # a copy: numpy arrays may be read-only, and channels-last memory takes other kernels
+    frames = torch.from_numpy(as_frames(frames).transpose(0, 3, 1, 2).copy())
+    return frames.float() / 255 * 2 - 1
+
+
+def to_frames(pixels: Tensor) -> np.ndarray:
+    """Pixels (f, 3, h, w) of any float type, nominally -1..1, as uint8 frames (f, h, w, 3).
+
+    Clamped, and halves go to the even number, as in the original.
+    """
+    levels = (pixels.detach() / 2 + 0.5).clamp(0, 1).float().mul(255).round()
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def as_frames(frames: np.ndarray | Tensor) -> np.ndarray:
+    """`frames` as a uint8 array (f, h, w, 3) with at least one frame, or an InputError."""
+    return _as_uint8(frames, 4, "frames", "(f, h, w, 3)")
+
+
+def check_size(size: tuple[int, int]) -> tuple[int, int]:
+    """`size` (width, height) as two ints above 0, or an InputError."""
+    try:
+        width, height = size
+        whole = int(width) == width > 0 and int(height) == height > 0
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
+        raise InputError(f"size must be (width, height), two whole numbers above 0, not {size!r}")
+    return int(width), int(height)
+
+
+def check_fit(fit: str) -> None:
+    """InputError unless `fit` is one of FITS."""
+    if fit not in FITS:
+        raise InputError(f"fit must be one of {', '.join(FITS)}, not {fit!r}")
+
+
+def _read_file(path: Path) -> np.ndarray:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not an image")
+    try:
+        with Image.open(path) as image:
+            return _rgb(image)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    # PIL's many readers raise what they like on broken files, SyntaxError and struct.error included
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    # PIL would cut 16-bit grey off at 255; mode "I" is what older readers make of it
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image).astype(np.float64), 0, 65535) / 257
+        image = Image.fromarray(grey.round().astype(np.uint8))
+    return np.array(image.convert("RGB"))
+
+
+def _as_pil(image: Image.Image | np.ndarray) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    return Image.fromarray(read_image(image))
+
+
+def _as_uint8(values, ndim: int, what: str, shape: str) -> np.ndarray:
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    fits = array.ndim == ndim and array.shape[-1] == 3 and array.size > 0
+    if array.dtype != np.uint8 or not fits:
+        raise InputError(f"{what} must be uint8 {shape} RGB, not {array.dtype} {array.shape}")
+    return np.ascontiguousarray(array)

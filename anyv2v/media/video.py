@@ -1,0 +1,226 @@
+"""Video files to and from uint8 RGB frames; the only module that knows PyAV."""
+
+import math
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+from anyv2v.errors import InputError
+from anyv2v.files import atomic_path, check_output
+from anyv2v.media.clip import Video, positive
+from anyv2v.media.image import as_frames, check_fit, check_size, fit_frame
+
+SUFFIXES = (".mp4", ".mov", ".mkv")
+
+# seconds; timestamps in some containers are rounded to milliseconds
+ROUNDING = 1e-3
+
+# without these swscale rounds down and is up to 3 levels off in saturated colours
+EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+# the number of AVCOL_SPC, AVCOL_PRI and AVCOL_TRC that means BT.709, and the one for "not said"
+BT709, UNSPECIFIED = 1, 2
+
+
+def read_video(
+    path: str | os.PathLike,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    fps: float | None = None,
+    start_time: float = 0.0,
+    fit: str = "crop",
+) -> Video:
+    """The first `frames` frames from `start_time` (seconds after the clip's first frame) on.
+
+    size: (width, height), reached by `fit` ("crop" or "stretch", see `fit_frame`). fps: samples by
+    timestamps, taking for each moment the frame that is shown then. None: the clip's own size, all
+    frames, its own frames and average rate. Rotation, mirroring and non-square pixels are undone;
+    alpha is dropped. Of a damaged file what comes before the damage is read.
+
+    InputError: not a readable video, fewer than `frames` frames, or an impossible argument.
+    """
+    size = None if size is None else check_size(size)
+    fps = None if fps is None else positive("fps", fps)
+    check_fit(fit)
+    if frames is not None and (frames != int(frames) or frames < 1):
+        raise InputError(f"frames must be a whole number above 0, not {frames}")
+    if not (math.isfinite(start_time) and start_time >= 0):
+        raise InputError(f"start_time must be 0 or more seconds, not {start_time}")
+
+    pictures: list[np.ndarray] = []
+    with _open(Path(path)) as (container, stream):
+        own_fps = float(stream.average_rate or stream.guessed_rate or 25)
+        timed = _timed(path, _decode(container, stream), own_fps)
+        shown = _from(timed, start_time) if fps is None else _sample(timed, start_time, fps)
+        last = None
+        for frame in islice(shown, frames):
+            if frame is not last:
+                picture, last = _to_rgb(frame, stream.sample_aspect_ratio), frame
+                size = size or (picture.shape[1], picture.shape[0])
+                picture = fit_frame(picture, size, fit)
+            pictures.append(picture)
+    if not pictures:
+        raise InputError(f"start_time {start_time:g} s is past the end of {path}")
+    if frames is not None and len(pictures) < frames:
+        raise InputError(
+            f"{path} has {len(pictures)} frames at {fps or own_fps:g} fps from "
+            f"{start_time:g} s on, fewer than the {frames} asked for"
+        )
+    return Video(np.stack(pictures), fps or own_fps)
+
+
+def write_video(
+    path: str | os.PathLike, frames: np.ndarray, fps: float, force: bool = True
+) -> None:
+    """Writes frames, uint8 RGB (f, h, w, 3), numpy or tensor, as H.264 that any player shows.
+
+    yuv420p, BT.709, limited range. That format has even sizes only: an odd width or height gets its
+    last column or row twice. The file appears whole or not at all; without `force` an existing one
+    is an InputError, as are a missing or unwritable folder and a suffix that is not in SUFFIXES.
+    """
+    frames = as_frames(frames)
+    rate = Fraction(positive("fps", fps)).limit_denominator(100_000)
+    if not Fraction(1, 100) <= rate <= 1000:
+        raise InputError(f"fps must be between 0.01 and 1000, not {fps}")
+    check_output(path, force, SUFFIXES)
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with atomic_path(path) as temporary:
+        _encode(temporary, frames, rate)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its video stream."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a video")
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty")
+        # the prefix keeps a name with a colon from being taken for a protocol; titles and the like
+        # may be in any encoding
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            cover = av.stream.Disposition.attached_pic
+            streams = [s for s in container.streams.video if not s.disposition & cover]
+            if not streams or streams[0].codec_context is None:
+                raise InputError(f"{path} has no video stream that can be decoded")
+            # with frame threads the decoder hides errors and loses whole frames before the damage
+            streams[0].thread_type = "SLICE"
+            yield container, streams[0]
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, av.FFmpegError) as error:
+        reason = error.strerror or error
+        raise InputError(f"{path} cannot be read as a video: {reason}") from error
+
+
+def _decode(container, stream) -> Iterator[av.VideoFrame]:
+    """Whole frames in the order they are shown, up to the first damage after a frame."""
+    packets = container.demux(stream)
+    begun = False
+    while True:
+        try:
+            packet = next(packets, None)
+            decoded = [] if packet is None else packet.decode()
+        except av.FFmpegError:
+            # a stream cut out of a longer one may begin with packets that need earlier ones
+            if begun:
+                break
+            continue
+        if packet is None:
+            break
+        for frame in decoded:
+            if not frame.is_corrupt:
+                begun = True
+                yield frame
+    # after damage the decoder still holds frames from before it; otherwise there are none left
+    with suppress(av.FFmpegError):
+        yield from (frame for frame in stream.codec_context.decode(None) if not frame.is_corrupt)
+
+
+def _timed(path, frames, own_fps: float) -> Iterator[tuple[float, float, av.VideoFrame]]:
+    """(begin, end, frame), in seconds after the first frame."""
+    first = None
+    for index, frame in enumerate(frames):
+        tick = frame.time_base
+        # a bare stream without a container has no timestamps
+        time = float(frame.pts * tick) if tick and frame.pts is not None else index / own_fps
+        first = time if first is None else first
+        lasts = float(frame.duration * tick) if tick and frame.duration else 1 / own_fps
+        yield time - first, time - first + lasts, frame
+    if first is None:
+        raise InputError(f"{path} has no frame that can be decoded")
+
+
+def _from(timed, start: float) -> Iterator[av.VideoFrame]:
+    for begin, _, frame in timed:
+        if begin > start - ROUNDING:
+            yield frame
+
+
+def _sample(timed, start: float, fps: float) -> Iterator[av.VideoFrame]:
+    """The frame shown at start, start + 1 / fps, ...; the last one counts until it ends."""
+    count, last_end, shown = 0, 0.0, None
+    for begin, end, frame in timed:
+        while shown is not None and start + count / fps < begin - ROUNDING:
+            yield shown
+            count += 1
+        shown, last_end = frame, end
+    while shown is not None and start + count / fps < last_end - ROUNDING:
+        yield shown
+        count += 1
+
+
+def _to_rgb(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> np.ndarray:
+    """uint8 RGB (h, w, 3), upright and with square pixels."""
+    matrix = frame.colorspace
+    # players take high definition for BT.709 when the file does not say
+    if matrix == UNSPECIFIED and frame.height >= 720:
+        matrix = Colorspace.ITU709
+    # beyond these it is a damaged header, not a camera
+    stretch = pixel_aspect if pixel_aspect and 1 / 4 <= pixel_aspect <= 4 else 1
+    width = max(1, round(frame.width * stretch))
+    rgb = frame.reformat(width=width, format="rgb24", src_colorspace=matrix, interpolation=EXACT)
+    return _upright(rgb.to_ndarray(), frame.side_data.get("DISPLAYMATRIX"))
+
+
+def _upright(picture: np.ndarray, matrix) -> np.ndarray:
+    """Applies the quarter turns and mirrorings of a display matrix: x' = ax + cy, y' = bx + dy."""
+    if matrix is None:
+        return picture
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    if abs(b) > abs(a):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _encode(path: Path, frames: np.ndarray, rate: Fraction) -> None:
+    # the index goes to the front, so that a player can start before it has the whole file
+    options = {} if path.suffix.lower() == ".mkv" else {"movflags": "faststart"}
+    with av.open(f"file:{path}", "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.color_range = ColorRange.MPEG
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        for index, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                dst_color_primaries=BT709,
+                dst_color_trc=BT709,
+                interpolation=EXACT | Interpolation.FULL_CHR_H_INP,
+            )
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
