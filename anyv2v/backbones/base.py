@@ -1,0 +1,78 @@
+"""What the editor asks of an image-to-video network, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anyv2v.injection.taps import Taps
+
+
+@dataclass(frozen=True)
+class FirstFrame:
+    """A clip's first frame and what else a network may be conditioned on besides text."""
+
+    image: np.ndarray
+    """(h, w, 3) uint8 RGB, as given."""
+    latents: Tensor
+    """(1, c, 1, h/s, w/s): the frame at the clip's size, encoded and scaled, float32."""
+    width: int
+    """The clip's, in pixels."""
+    frames: int
+    """How many the clip has."""
+    fps: int
+    """The frame rate that the network is told."""
+
+
+class Conditions(Protocol):
+    """What steers the rows of one branch; opaque to everyone but its own backbone."""
+
+    @staticmethod
+    def stack(branches: Sequence[Conditions]) -> Conditions:
+        """Conditions of the rows of all branches, in order."""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The branches that one prediction is made of, without the source."""
+
+    conditions: tuple[Conditions, ...]
+    """In row order."""
+    combine: Callable[[tuple[Tensor, ...]], Tensor]
+    """Guidance: the predictions of the branches, float32 -> one."""
+
+
+class Backbone(Protocol):
+    """An image-to-video diffusion network with what turns its inputs into conditions."""
+
+    name: str
+    sites: frozenset[str]
+    """All places that taps are shown."""
+    groups: Mapping[str, frozenset[str]]
+    """The sites that are injected unless others are asked for: group name -> sites."""
+    device: torch.device
+    dtype: torch.dtype
+
+    def condition(self, prompt: str, first: FirstFrame, negative: bool = False) -> Conditions:
+        """The conditions of one branch; `negative` for the branch that guidance leads away from."""
+
+    def branches(
+        self, prompt: str, negative_prompt: str, first: FirstFrame, guidance: float
+    ) -> Branches:
+        """All branches of a prediction under guidance."""
+
+    def predict(self, latents: Tensor, t: int, conditions: Conditions, taps: Taps) -> Tensor:
+        """v of latents (b, c, f, h, w) in `dtype`, at timestep t, in the same shape."""
+
+    @staticmethod
+    def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
+        """Name in the weights folder -> what builds that network, for a folder's config."""
+
+    @classmethod
+    def assemble(cls, config: dict, networks: dict[str, nn.Module], folder) -> Backbone:
+        """The backbone of loaded networks; `folder` is the weights' (tokenizer files and such)."""

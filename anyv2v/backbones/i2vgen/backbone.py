@@ -1,0 +1,120 @@
+"""I2VGen-XL (arXiv 2311.04145) as the editor sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anyv2v.backbones.base import Branches, FirstFrame
+from anyv2v.backbones.i2vgen.conditioning import Conditions
+from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.backbones.i2vgen.unet import UNet
+from anyv2v.clip.preprocess import PreprocessConfig, preprocess
+from anyv2v.clip.text import TextConfig, TextEncoder
+from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
+from anyv2v.clip.vision import VisionConfig, VisionEncoder
+from anyv2v.config import section
+from anyv2v.injection.taps import NO_TAPS, Taps
+
+
+@dataclass(frozen=True)
+class I2VGen:
+    unet: UNet
+    text: TextEncoder
+    vision: VisionEncoder
+    tokenizer: Tokenizer
+    preprocess: PreprocessConfig
+    groups: Mapping[str, frozenset[str]]
+
+    name = "i2vgen"
+
+    @staticmethod
+    def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
+        return {
+            "unet": lambda: UNet(section(config, "unet", UNetConfig)),
+            "text": lambda: TextEncoder(section(config, "text", TextConfig)),
+            "vision": lambda: VisionEncoder(section(config, "vision", VisionConfig)),
+        }
+
+    @classmethod
+    def assemble(cls, config: dict, networks: dict[str, nn.Module], folder: Path) -> I2VGen:
+        text = section(config, "text", TextConfig)
+        special = section(config, "tokenizer", TokenizerConfig)
+        return cls(
+            unet=networks["unet"],
+            text=networks["text"],
+            vision=networks["vision"],
+            tokenizer=Tokenizer.load(folder / "tokenizer", special, text.tokens, text.vocab_size),
+            preprocess=section(config, "preprocess", PreprocessConfig),
+            groups={name: frozenset(sites) for name, sites in config["injection"].items()},
+        )
+
+    @property
+    def sites(self) -> frozenset[str]:
+        return self.unet.sites
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_out.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.conv_out.weight.dtype
+
+    def tokenize(self, text: str) -> Tensor:
+        """int64 (1, 77)."""
+        return self.tokenizer(text)
+
+    def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
+        """(1, 77, d) in `dtype`: hidden states before the last `clip_skip` layers, final norm."""
+        return self.text(self.tokenize(text).to(self.device), clip_skip)
+
+    def encode_image(self, image: np.ndarray, width: int, black_edge: bool = False) -> Tensor:
+        """(1, d) in `dtype`: CLIP embedding of an image (h, w, 3) uint8 cropped to width^2 pixels.
+
+        `black_edge` keeps the original's crop, which at some sizes leaves a black row.
+        """
+        pixels = preprocess(image, width, self.preprocess, black_edge)
+        return self.vision(pixels.to(self.device, self.dtype))
+
+    def condition(self, prompt: str, first: FirstFrame, negative: bool = False) -> Conditions:
+        embedding = self.encode_image(first.image, first.width)
+        if negative:
+            embedding = torch.zeros_like(embedding)
+        return self.unet.conditioning(
+            self.encode_text(prompt),
+            embedding,
+            image_latents(first.latents, first.frames).to(self.device, self.dtype),
+            torch.tensor([first.fps], device=self.device),
+        )
+
+    def branches(
+        self, prompt: str, negative_prompt: str, first: FirstFrame, guidance: float
+    ) -> Branches:
+        """Classifier-free guidance (arXiv 2207.12598); one branch if guidance <= 1."""
+        edited = self.condition(prompt, first)
+        if guidance <= 1:
+            return Branches((edited,), lambda v: v[0])
+        plain = self.condition(negative_prompt, first, negative=True)
+        return Branches((plain, edited), lambda v: v[0] + guidance * (v[1] - v[0]))
+
+    def predict(
+        self, latents: Tensor, t: int, conditions: Conditions, taps: Taps = NO_TAPS
+    ) -> Tensor:
+        timesteps = torch.full((latents.shape[0],), t, device=latents.device)
+        return self.unet(latents, timesteps, conditions, taps)
+
+
+def image_latents(first: Tensor, frames: int) -> Tensor:
+    """First frame's latents (b, c, 1, h, w) -> (b, c, frames, h, w), as I2VGen-XL is given them.
+
+    Frame k > 0 holds the constant k / (frames - 1), which tells the network its place in time.
+    """
+    place = torch.arange(1, frames, dtype=first.dtype, device=first.device) / max(frames - 1, 1)
+    rest = place.view(1, 1, -1, 1, 1).expand(*first.shape[:2], -1, *first.shape[3:])
+    return torch.cat([first, rest], dim=2)

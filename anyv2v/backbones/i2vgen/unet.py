@@ -1,0 +1,194 @@
+"""The I2VGen-XL 3D UNet (arXiv 2311.04145), on channels-last tokens.
+
+Inside, features are (g b f, h, w, c): frames of one video beside one another, branch outermost.
+Every layer works on a view of that, so nothing is permuted between space and time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from anyv2v.backbones.i2vgen.conditioning import Conditioning, Conditions
+from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.backbones.i2vgen.sites import find_sites
+from anyv2v.injection.taps import NO_TAPS, Taps
+from anyv2v.nn.embeddings import mlp, sinusoids
+from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock, TemporalConv
+from anyv2v.nn.sampling import Downsample, Upsample
+from anyv2v.nn.transformer import SpatialTransformer, TemporalTransformer
+
+
+class Level(nn.Module):
+    """Layers of one resolution: resnet, temporal convolution and, if it attends, transformers.
+
+    The lists lie side by side, as the published checkpoint has them: layer i is res[i],
+    temporal_conv[i], spatial[i], temporal[i].
+    """
+
+    def __init__(
+        self, name: str, widths_in: list[int], width: int, attends: bool, config: UNetConfig
+    ):
+        super().__init__()
+        sizes = dict(heads=config.heads(width), head_dim=config.head_dim, groups=config.groups)
+        self.res = nn.ModuleList(
+            ResnetBlock(
+                f"{name}.res.{i}",
+                width_in,
+                width,
+                groups=config.groups,
+                eps=1e-5,
+                time_width=config.time_width,
+            )
+            for i, width_in in enumerate(widths_in)
+        )
+        self.temporal_conv = nn.ModuleList(
+            TemporalConv(width, groups=config.groups) for _ in widths_in
+        )
+        self.spatial = nn.ModuleList(
+            SpatialTransformer(
+                f"{name}.spatial.{i}", width, context_width=config.context_width, **sizes
+            )
+            for i in range(len(widths_in) if attends else 0)
+        )
+        self.temporal = nn.ModuleList(
+            TemporalTransformer(f"{name}.temporal.{i}", width, **sizes)
+            for i in range(len(widths_in) if attends else 0)
+        )
+
+    def convolve(self, i: int, x: Tensor, time: Tensor, frames: int, *, taps: Taps) -> Tensor:
+        return self.temporal_conv[i](self.res[i](x, time, taps=taps), frames)
+
+    def attend(self, i: int, x: Tensor, context: Tensor, frames: int, *, taps: Taps) -> Tensor:
+        if not self.spatial:
+            return x
+        x = self.spatial[i](x, context, taps=taps)
+        return self.temporal[i](x, frames, taps=taps)
+
+
+class DownLevel(Level):
+    def __init__(self, name, widths_in, width, attends, config, *, last: bool):
+        super().__init__(name, widths_in, width, attends, config)
+        self.downsample = None if last else Downsample(width)
+
+    def forward(
+        self, x: Tensor, time: Tensor, context: Tensor, frames: int, *, taps: Taps
+    ) -> list[Tensor]:
+        """The outputs of all layers and of the downsampler, which the way up takes as skips."""
+        outs = []
+        for i in range(len(self.res)):
+            x = self.convolve(i, x, time, frames, taps=taps)
+            x = self.attend(i, x, context, frames, taps=taps)
+            outs.append(x)
+        if self.downsample is not None:
+            outs.append(self.downsample(x))
+        return outs
+
+
+class MidLevel(Level):
+    """Two layers with the transformers of one between them."""
+
+    def __init__(self, name: str, width: int, config: UNetConfig):
+        super().__init__(name, [width, width], width, True, config)
+        del self.spatial[1:], self.temporal[1:]
+
+    def forward(
+        self, x: Tensor, time: Tensor, context: Tensor, frames: int, *, taps: Taps
+    ) -> Tensor:
+        x = self.convolve(0, x, time, frames, taps=taps)
+        x = self.attend(0, x, context, frames, taps=taps)
+        return self.convolve(1, x, time, frames, taps=taps)
+
+
+class UpLevel(Level):
+    def __init__(self, name, widths_in, width, attends, config, *, last: bool):
+        super().__init__(name, widths_in, width, attends, config)
+        self.upsample = None if last else Upsample(width)
+
+    def forward(
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        time: Tensor,
+        context: Tensor,
+        frames: int,
+        *,
+        taps: Taps,
+    ) -> Tensor:
+        """Takes its skips from the end of the list."""
+        for i in range(len(self.res)):
+            x = torch.cat([x, skips.pop()], dim=-1)
+            x = self.convolve(i, x, time, frames, taps=taps)
+            x = self.attend(i, x, context, frames, taps=taps)
+        if self.upsample is None:
+            return x
+        # the size of the next skip: not always double, since odd sizes were rounded up going down
+        return self.upsample(x, skips[-1].shape[1:3])
+
+
+class UNet(nn.Module):
+    """Predicts v from noisy latents, the timestep and `Conditions`."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        widths, layers = config.widths, config.layers
+        self.conditioning = Conditioning(config)
+        self.time_embedding = mlp(widths[0], config.time_width)
+        self.conv_in = Conv2d(2 * config.channels, widths[0], 3, padding=1)
+        # always eight heads, whatever the width
+        self.transformer_in = TemporalTransformer(
+            "transformer_in", widths[0], heads=8, head_dim=config.head_dim, groups=config.groups
+        )
+
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
+        for i, (level_width, attends) in enumerate(zip(widths, config.attention, strict=True)):
+            widths_in = [width] + [level_width] * (layers - 1)
+            self.down.append(
+                DownLevel(f"down.{i}", widths_in, level_width, attends, config, last=i == deepest)
+            )
+            width = level_width
+            skips += [width] * (layers + (i < deepest))
+        self.mid = MidLevel("mid", width, config)
+        for i, (level_width, attends) in enumerate(
+            zip(reversed(widths), reversed(config.attention), strict=True)
+        ):
+            inputs = [width] + [level_width] * layers
+            widths_in = [w + skips.pop() for w in inputs]
+            self.up.append(
+                UpLevel(f"up.{i}", widths_in, level_width, attends, config, last=i == deepest)
+            )
+            width = level_width
+
+        self.norm_out = GroupNorm(config.groups, width, eps=1e-5)
+        self.conv_out = Conv2d(width, config.channels, 3, padding=1)
+        self.sites = find_sites(self)
+
+    def forward(
+        self, latents: Tensor, t: Tensor, conditions: Conditions, taps: Taps = NO_TAPS
+    ) -> Tensor:
+        """latents (b, c, f, h, w), t (b,) -> v, in the latents' shape.
+
+        b counts branches and videos; everything is in the network's dtype but t.
+        """
+        frames = latents.shape[2]
+        context = conditions.context
+        time = self.time_embedding(sinusoids(t, self.config.widths[0]).to(latents.dtype))
+        time = time + conditions.fps
+
+        x = torch.cat([latents, conditions.latents], dim=1)
+        x = self.conv_in(rearrange(x, "b c f h w -> (b f) h w c"))
+        x = self.transformer_in(x, frames, taps=taps)
+
+        skips = [x]
+        for level in self.down:
+            skips += level(skips[-1], time, context, frames, taps=taps)
+        x = self.mid(skips[-1], time, context, frames, taps=taps)
+        for level in self.up:
+            x = level(x, skips, time, context, frames, taps=taps)
+
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return rearrange(x, "(b f) h w c -> b c f h w", f=frames)
