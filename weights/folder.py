@@ -1,0 +1,143 @@
+"""Writing a folder of weights in our format: whole, or not at all."""
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from anyv2v.errors import InputError
+from anyv2v.weights.manifest import (
+    COMPONENTS,
+    CONFIG,
+    FORMAT,
+    MANIFEST,
+    TOKENIZER,
+    file_sha256,
+    write_json,
+)
+from anyv2v.weights.tensors import NAMES, Layout, write
+
+
+class Part(NamedTuple):
+    """The weights of one component: key -> (dtype, shape), and what gives the tensor of a key."""
+
+    layout: Layout
+    read: Callable[[str], Tensor]
+
+
+def write_folder(
+    dst: Path,
+    config: dict,
+    vocab: dict[str, int],
+    merges: str,
+    parts: Mapping[str, Part],
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write config.json, the tokenizer, one safetensors file per component, and the manifest.
+
+    Holds one tensor at a time. parts: for "unet", "vae", "text" and "vision". progress: called with
+    the bytes of weights that are done and that there will be. dst: see check_target.
+    """
+    dst = Path(os.path.realpath(dst))
+    total = sum(_bytes(part.layout) for part in parts.values())
+    _check_space(dst, total)
+    done = 0
+
+    def counting(read: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+        def count(name: str) -> Tensor:
+            nonlocal done
+            tensor = read(name)
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, total)
+            return tensor
+
+        return count
+
+    with _whole_or_nothing(dst, force) as folder:
+        files = {}
+        (folder / "tokenizer").mkdir()
+        by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
+        texts = (json.dumps(by_id, ensure_ascii=False), merges)
+        for name, text in zip(TOKENIZER, texts, strict=True):
+            path = folder / name
+            path.write_text(text, encoding="utf-8", newline="\n")
+            files[name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for component, (layout, read) in parts.items():
+            path = folder / f"{component}.safetensors"
+            sha256 = write(path, layout, counting(read))
+            files[path.name] = {
+                "sha256": sha256,
+                "bytes": path.stat().st_size,
+                "tensors": {name: [NAMES[t], list(shape)] for name, (t, shape) in layout.items()},
+            }
+        write_json(folder / CONFIG, config)
+        write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
+
+
+def check_target(dst: Path, force: bool, src: Path | None = None) -> None:
+    """InputError where a folder cannot be written: dst is there, cannot be made, or holds src."""
+    dst = Path(os.path.realpath(dst))
+    if src is not None:
+        source = Path(os.path.realpath(src))
+        if dst == source or source in dst.parents:
+            raise InputError(f"{dst}: the output cannot be the source {source} or inside it")
+        if dst in source.parents:
+            raise InputError(f"{dst}: the output cannot hold the source {source}")
+    if not dst.parent.is_dir():
+        raise InputError(f"{dst.parent}: no such folder for the output; make it first")
+    if not os.access(dst.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{dst.parent}: cannot be written to")
+    if not dst.exists():
+        return
+    if not force:
+        raise InputError(f"{dst}: exists already; replacing it takes force (--force)")
+    if not dst.is_dir():
+        raise InputError(f"{dst}: is a file, only a converted folder is replaced")
+    # replacing means deleting, so nothing of anybody else's may be in there
+    ours = {CONFIG, MANIFEST, "tokenizer", *(f"{name}.safetensors" for name in COMPONENTS)}
+    if others := sorted({path.name for path in dst.iterdir()} - ours):
+        raise InputError(f"{dst}: is not replaced: it also holds {', '.join(others[:5])}")
+
+
+def _bytes(layout: Layout) -> int:
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout.values())
+
+
+def _check_space(dst: Path, size: int) -> None:
+    # configs, headers and tokenizer
+    size += 8 * 2**20
+    if (free := shutil.disk_usage(dst.parent).free) < size:
+        raise InputError(
+            f"{dst.parent}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        )
+
+
+@contextmanager
+def _whole_or_nothing(dst: Path, force: bool) -> Iterator[Path]:
+    """A hidden folder beside dst that gets its name at the end, or goes, whatever happens."""
+    token = secrets.token_hex(4)
+    folder, old = (dst.parent / f".{dst.name}.{token}.{kind}" for kind in ("new", "old"))
+    try:
+        folder.mkdir()
+        yield folder
+        if dst.exists():
+            if not force:
+                raise InputError(f"{dst}: somebody else has made it meanwhile")
+            dst.rename(old)
+        folder.rename(dst)
+    except OSError as error:
+        raise InputError(f"{dst}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if old.exists() and not dst.exists():
+            old.rename(dst)
+        for leftover in (folder, old):
+            shutil.rmtree(leftover, ignore_errors=True)

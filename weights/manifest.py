@@ -1,0 +1,112 @@
+"""manifest.json: what a folder of weights holds, and the comparison of names and shapes."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from anyv2v.errors import InputError
+
+FORMAT = 1
+CONFIG, MANIFEST = "config.json", "manifest.json"
+COMPONENTS = ("unet", "vae", "text", "vision")
+TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def read_json(path: Path) -> dict:
+    """A file that holds one JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds {type(value).__name__}, not a JSON object")
+    return value
+
+
+def write_json(path: Path, value: dict) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, dict]:
+    """File name -> {"sha256", "bytes"} and, for weights, "tensors": key -> [dtype, shape].
+
+    Checks that every file is there and as long as it should be; `verify` looks at the bytes too.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: format {manifest.get('format')!r}, this version reads {FORMAT}")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(_well_formed(facts) for facts in files.values()):
+        raise InputError(f"{path}: is not a manifest: convert the weights again")
+    for name, facts in files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            raise InputError(f"{folder / name}: is missing, the manifest names it") from error
+        if size != facts["bytes"]:
+            raise InputError(
+                f"{folder / name}: has {size} bytes, the manifest says {facts['bytes']}: "
+                "cut off or replaced; convert the weights again"
+            )
+    return files
+
+
+def fingerprint(config: dict, files: Mapping[str, dict]) -> str:
+    """One sha256 over a config and the sha256 of every file of a folder."""
+    facts = {"config": config, "files": {name: files[name]["sha256"] for name in files}}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(2**20):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def verify(folder: str | Path) -> None:
+    """Read every file of a converted folder and compare its sha256 with the manifest (slow)."""
+    folder = Path(folder)
+    for name, facts in read_manifest(folder).items():
+        found = file_sha256(folder / name)
+        if found != facts["sha256"]:
+            raise InputError(f"{folder / name}: sha256 {found}, manifest: {facts['sha256']}")
+
+
+def difference(found: Shapes, wanted: Shapes, limit: int | None = None) -> str:
+    """What is missing, extra or misshapen, by name and in one line; "" if nothing is.
+
+    limit: how many of each kind are spelled out.
+    """
+    missing = [f"{name} {wanted[name]}" for name in wanted if name not in found]
+    extra = [f"{name} {found[name]}" for name in found if name not in wanted]
+    misshapen = [
+        f"{name} is {found[name]}, should be {wanted[name]}"
+        for name in wanted
+        if name in found and tuple(found[name]) != tuple(wanted[name])
+    ]
+    lists = {"missing": missing, "extra": extra, "misshapen": misshapen}
+    return "; ".join(f"{kind}: {_listed(names, limit)}" for kind, names in lists.items() if names)
+
+
+def _listed(names: list[str], limit: int | None) -> str:
+    if limit is None or len(names) <= limit:
+        return ", ".join(names)
+    return f"{', '.join(names[:limit])} and {len(names) - limit} more"
+
+
+def _well_formed(facts) -> bool:
+    return (
+        isinstance(facts, dict)
+        and isinstance(facts.get("sha256"), str)
+        and isinstance(facts.get("bytes"), int)
+        and isinstance(facts.get("tensors", {}), dict)
+    )

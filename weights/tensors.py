@@ -1,0 +1,246 @@
+"""The safetensors format, read and written by offset.
+
+Nothing is mapped into memory: mapped pages count as resident, so a mapped file of 5 GB would look
+like 5 GB of memory in use. The layout of a file is eight bytes of header length (little endian),
+the header in JSON, and the tensors, row-major and without gaps
+(https://github.com/huggingface/safetensors, "Format").
+"""
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from io import RawIOBase
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anyv2v.errors import InputError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+# the format's own limit; 1,511 tensors need 0.2 MB
+LONGEST_HEADER = 100_000_000
+CHUNK = 4 * 2**20
+
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+class Entry(NamedTuple):
+    """One tensor of a file; start and end are offsets from the beginning of the file, in bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: str | Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file, in the order of their bytes.
+
+    InputError: whatever a whole and honest file would not have, with the file and the tensor.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < 8:
+            raise InputError(f"{path}: {size} bytes are no safetensors file, it is cut off")
+        (length,) = struct.unpack("<Q", read_bytes(file, 8, path))
+        if length > min(LONGEST_HEADER, size - 8):
+            raise InputError(
+                f"{path}: no safetensors file, or cut off: "
+                f"a header of {length} bytes cannot be in a file of {size}"
+            )
+        header = _parse(read_bytes(file, length, path), path)
+    header.pop("__metadata__", None)
+    base = 8 + length
+    entries = {name: _entry(path, name, value, base) for name, value in header.items()}
+    entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
+    _check_tiling(path, entries, base, size)
+    return entries
+
+
+def read_tensor(file: RawIOBase, entry: Entry) -> Tensor:
+    """One tensor on the CPU, in a fresh piece of memory. file: opened by open_file."""
+    tensor = torch.empty(entry.end - entry.start, dtype=torch.uint8, device="cpu")
+    file.seek(entry.start)
+    _fill(file, memoryview(tensor.numpy()))
+    return tensor.view(entry.dtype).view(entry.shape)
+
+
+def rows_buffer(entries: Iterable[Entry]) -> Tensor:
+    """Memory for read_rows, enough for every one of the entries."""
+    sizes = (_rows_at_once(entry) * _row_bytes(entry) for entry in entries)
+    return torch.empty(max(sizes, default=0), dtype=torch.uint8, device="cpu")
+
+
+def read_rows(file: RawIOBase, entry: Entry, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """One tensor in pieces of some rows of its first dim, about 4 MB each; a scalar is one row.
+
+    Each piece lies in buffer, so it is good only until the next one is asked for.
+    """
+    rows = entry.shape[0] if entry.shape else 1
+    row, step = _row_bytes(entry), _rows_at_once(entry)
+    if entry.start == entry.end:
+        return
+    file.seek(entry.start)
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        piece = buffer[: count * row]
+        _fill(file, memoryview(piece.numpy()))
+        yield slice(first, first + count), piece.view(entry.dtype).view(count, *entry.shape[1:])
+
+
+def _row_bytes(entry: Entry) -> int:
+    return math.prod(entry.shape[1:]) * entry.dtype.itemsize
+
+
+def _rows_at_once(entry: Entry) -> int:
+    rows = entry.shape[0] if entry.shape else 1
+    return min(rows, max(1, CHUNK // max(1, _row_bytes(entry))))
+
+
+def write(path: str | Path, layout: Layout, read: Callable[[str], Tensor]) -> str:
+    """Write a safetensors file tensor by tensor; gives the sha256 of the whole file, in hex.
+
+    layout: name -> (dtype, shape) of everything that will be in it. read(name) is called once per
+    name, in the order of the file: larger item sizes first, so that every tensor is aligned, then
+    by name, so that equal tensors make equal files.
+    """
+    order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
+    header: dict = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        dtype, shape = layout[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "xb", buffering=0) as file:
+
+        def put(data) -> None:
+            digest.update(data)
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+
+        put(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            tensor = read(name)
+            if (tensor.dtype, tuple(tensor.shape)) != (layout[name][0], tuple(layout[name][1])):
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not as laid out")
+            put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest absolute value; NaN if there is one. Makes no copy of the tensor."""
+    if tensor.numel() == 0:
+        return 0.0
+    low, high = (value.item() for value in torch.aminmax(tensor))
+    return math.nan if math.isnan(low) else max(-low, high)
+
+
+def overflows(value: float, dtype: torch.dtype) -> bool:
+    """Whether a finite value becomes infinite in dtype."""
+    return bool(torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype).isinf())
+
+
+def open_file(path: str | Path) -> RawIOBase:
+    """Open for reading by offset; InputError where that is impossible."""
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def read_bytes(file: RawIOBase, count: int, path: str | Path) -> bytes:
+    data = bytearray(count)
+    _fill(file, memoryview(data))
+    return bytes(data)
+
+
+def _fill(file: RawIOBase, view: memoryview) -> None:
+    # one call reads 2 GB at most
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise InputError(f"{file.name}: cut off, {len(view)} bytes are missing")
+        view = view[count:]
+
+
+def _parse(text: bytes, path) -> dict:
+    def unique(pairs):
+        seen = {}
+        for name, value in pairs:
+            if name in seen:
+                raise InputError(f"{path}: {name} is in the header twice")
+            seen[name] = value
+        return seen
+
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: no safetensors file: its header is not a JSON object")
+    return header
+
+
+def _entry(path, name: str, value, base: int) -> Entry:
+    def whole(numbers) -> bool:
+        return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise InputError(f"{path}: {name} has no dtype, shape and data_offsets, or has more")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise InputError(f"{path}: {name} is of dtype {dtype!r}, known are {', '.join(DTYPES)}")
+    if not whole(shape):
+        raise InputError(f"{path}: {name} has the shape {shape!r}")
+    if not whole(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise InputError(f"{path}: {name} has the offsets {offsets!r}")
+    start, end = offsets
+    size = math.prod(shape) * DTYPES[dtype].itemsize
+    if end - start != size:
+        raise InputError(
+            f"{path}: {name} takes {end - start} bytes, but {dtype} {tuple(shape)} takes {size}"
+        )
+    if start % DTYPES[dtype].itemsize:
+        raise InputError(f"{path}: {name} starts at byte {start}, {dtype} is not aligned there")
+    return Entry(DTYPES[dtype], tuple(shape), base + start, base + end)
+
+
+def _check_tiling(path, entries: dict[str, Entry], base: int, size: int) -> None:
+    """Every byte after the header belongs to exactly one tensor."""
+    end, last = base, "the header"
+    for name, entry in entries.items():
+        if entry.start < end:
+            raise InputError(f"{path}: {name} overlaps {last}")
+        if entry.start > end:
+            raise InputError(f"{path}: {entry.start - end} bytes before {name} belong to nothing")
+        if entry.end > size:
+            raise InputError(
+                f"{path}: cut off: {name} ends at byte {entry.end}, the file at {size}"
+            )
+        end, last = entry.end, name
+    if end != size:
+        raise InputError(f"{path}: {size - end} bytes after {last} belong to nothing")
