@@ -142,7 +142,9 @@ class Autoencoder(nn.Module):
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """pixels (r, 3, h, w) in [-1, 1] -> mean and log-variance, each (r, c, h/s, w/s)."""
-        moments = self.quant_conv(self.encoder(rearrange(pixels, "r c h w -> r h w c")))
+        moments = self.quant_conv(
+            self.encoder(rearrange(pixels, "r c h w -> r h w c").contiguous())
+        )
         mean, log_variance = rearrange(moments, "r h w (k c) -> k r c h w", k=2)
         return mean, log_variance.clamp(-30.0, 20.0)
 
@@ -161,7 +163,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (r, c, h/s, w/s) -> pixels (r, 3, h, w), about [-1, 1]."""
-        x = rearrange(latents / self.config.scaling_factor, "r c h w -> r h w c")
+        x = rearrange(latents / self.config.scaling_factor, "r c h w -> r h w c").contiguous()
         return rearrange(self.decoder(self.post_quant_conv(x)), "r h w c -> r c h w")
 
 

@@ -10,4 +10,4 @@ def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = torch.einsum("rnphd,rmphd->rphnm", q.to(wide), k.to(wide)) * q.shape[-1] ** -0.5
     values = v.to(wide).unflatten(0, (groups, q.shape[0]))
     out = torch.einsum("rphnm,grmphe->grnphe", scores.softmax(dim=-1), values)
-    return out.flatten(0, 1).to(v.dtype)
+    return out.flatten(0, 1).to(v.dtype).contiguous()

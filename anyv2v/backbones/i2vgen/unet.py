@@ -180,7 +180,8 @@ class UNet(nn.Module):
         time = time + conditions.fps
 
         x = torch.cat([latents, conditions.latents], dim=1)
-        x = self.conv_in(rearrange(x, "b c f h w -> (b f) h w c"))
+        # whatever strides the caller's latents have, the result is the same to the bit
+        x = self.conv_in(rearrange(x, "b c f h w -> (b f) h w c").contiguous())
         x = self.transformer_in(x, frames, taps=taps)
 
         skips = [x]
