@@ -1,0 +1,406 @@
+"""Invert a video, edit it: the whole of AnyV2V (arXiv 2403.14468), start to end.
+
+video file     read_video                frames   (f, h, w, 3) uint8
+frames         encode_frames             z0       (1, c, f, h/s, w/s)
+z0             invert                    trajectory: timestep -> latents
+edited frame   backbone.branches         conditions of every branch, and how they combine
+fractions      sites_per_step            which sites are injected at which step
+z_T            sample                    for each t: rows = [source's z_t | z | z]
+                                         v = predict(rows, t, conditions, taps)
+                                         v = combine(branches of v); z = DDIM step
+z_0            decode                    frames   (f, h, w, 3) uint8
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from anyv2v.backbones.base import Backbone, Branches, Conditions, FirstFrame
+from anyv2v.diffusion.ddim import OnStep, Predict, invert, sample
+from anyv2v.diffusion.schedule import Schedule
+from anyv2v.diffusion.trajectory import Trajectory
+from anyv2v.errors import InputError
+from anyv2v.injection.plan import Injection, sites_per_step
+from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource, Taps
+from anyv2v.media.clip import Video
+from anyv2v.media.image import (
+    as_frames,
+    center_crop,
+    check_size,
+    fit_frame,
+    read_image,
+    to_frames,
+    to_pixels,
+)
+from anyv2v.source import InversionSettings, Source
+from anyv2v.vae.autoencoder import Autoencoder
+
+NEGATIVE_PROMPT = (
+    "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, "
+    "disconnected limbs, Ugly faces, incomplete arms"
+)
+"""The original's."""
+
+METHODS = ("ddim",)
+
+Frame = str | os.PathLike | np.ndarray | Image.Image
+
+SourcePass = Literal["shared", "always", "separate"]
+"""How the source's features come to a step that injects them.
+
+shared: its rows ride along in the batch of the steps that inject something.
+always: they ride along in every step, as in the original.
+separate: it is run by itself first, recorded, and replayed.
+"""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model works best with, when nothing else is asked for."""
+
+    size: tuple[int, int]
+    """(width, height) in pixels."""
+    frames: int
+    fps: int
+
+
+@dataclass(frozen=True)
+class Edit:
+    frames: np.ndarray
+    """(f, h, w, 3) uint8 RGB."""
+    fps: float
+    latents: Tensor
+    """(1, c, f, h/s, w/s) float32, clean."""
+
+
+class Editor:
+    """A backbone and an autoencoder, and the stages of an edit as methods.
+
+    It holds no state of a run: one editor may serve several threads at once.
+    """
+
+    def __init__(
+        self, backbone: Backbone, vae: Autoencoder, defaults: Defaults, fingerprint: str = ""
+    ):
+        """`fingerprint` says which weights these are; a saved source is bound to it."""
+        self.backbone, self.vae = backbone, vae
+        self.defaults, self.fingerprint = defaults, fingerprint
+        self.schedule = Schedule()
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The names of all places whose features can be recorded, replayed and injected."""
+        return self.backbone.sites
+
+    @torch.no_grad()
+    def invert(
+        self,
+        video: Video,
+        method: str = "ddim",
+        steps: int = 500,
+        prompt: str = "",
+        negative_prompt: str = "",
+        guidance: float = 1.0,
+        fps: int = 8,
+        on_step: OnStep | None = None,
+    ) -> Source:
+        """The noise that a video came from, and all that lies between (section 4.1).
+
+        `fps` is what the network is told, not a sampling rate. `prompt` describes the source.
+        """
+        if method not in METHODS:
+            raise InputError(f"method: {method!r} is not one of {', '.join(METHODS)}")
+        if len(video.frames) < 2:
+            raise InputError("the video has 1 frame; at least 2 are needed")
+        self.schedule.timesteps(steps)  # refuses a wrong number before any work
+        clean = self.encode_frames(video.frames)
+        first = self._first_frame(video.frames[0], clean[:, :, :1], len(video.frames), fps)
+        branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
+        latents = invert(self._guided(branches), clean, self.schedule, steps, on_step)
+        return Source(
+            video=video,
+            trajectory=Trajectory(latents),
+            evaluations=steps * len(branches.conditions),
+            settings=InversionSettings(method, steps, prompt, negative_prompt, guidance, fps),
+            fingerprint=self.fingerprint,
+        )
+
+    @torch.no_grad()
+    def edit(
+        self,
+        source: Source,
+        frame: Frame,
+        prompt: str,
+        negative_prompt: str = NEGATIVE_PROMPT,
+        steps: int = 50,
+        start: int = 0,
+        guidance: float = 9.0,
+        injection: Injection = Injection(),  # noqa: B008 - frozen
+        random_ratio: float = 0.0,
+        fps: int = 8,
+        seed: int = 0,
+        fit: str = "crop",
+        on_step: OnStep | None = None,
+        noise: Tensor | None = None,
+        source_pass: SourcePass = "shared",
+    ) -> Edit:
+        """The video whose first frame is `frame` and that moves as the source does (section 4.2).
+
+        `start`: index of the first of the `steps` timesteps that is run. `random_ratio`: how much
+        of the inverted latents is replaced by `noise`, drawn from `seed` if not given.
+        `injection`: anything with `groups(backbone.groups)`, see `Injection`. `source_pass` changes
+        the cost, not the result.
+        """
+        timesteps = self._timesteps(steps, start)
+        if not 0.0 <= random_ratio <= 1.0:
+            raise InputError(f"random_ratio: {random_ratio} is not between 0 and 1")
+        if source_pass not in SourcePass.__args__:
+            raise InputError(f"source_pass: {source_pass!r} is none of {SourcePass.__args__}")
+        groups = injection.groups(self.backbone.groups)
+        plan = dict(
+            enumerate(sites_per_step(groups, steps, start, self.sites), start)
+        )  # step -> active sites
+        injected = [t for i, t in enumerate(timesteps, start) if plan[i] or source_pass == "always"]
+        source.trajectory.require([timesteps[0], *injected])
+
+        image = fit_frame(read_image(frame), _size(source.video.frames), fit)
+        first = self._encoded(image, len(source.video.frames), fps)
+        branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
+        predict = self._injected(source, fps, branches, plan, source_pass)
+
+        start_latents = source.trajectory[timesteps[0]].to(self.backbone.device)
+        noise = self._noise(start_latents.shape, seed, noise)
+        latents = random_ratio * noise + (1 - random_ratio) * start_latents
+        return self._sample(predict, latents, steps, start, on_step, source.video.fps)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        source: Source,
+        prompt: str = "",
+        negative_prompt: str = "",
+        steps: int = 50,
+        start: int = 0,
+        guidance: float = 1.0,
+        fps: int = 8,
+        on_step: OnStep | None = None,
+    ) -> Edit:
+        """The source video again, from its inverted latents; nothing is injected."""
+        timesteps = self._timesteps(steps, start)
+        source.trajectory.require(timesteps[:1])
+        branches = self.backbone.branches(
+            prompt, negative_prompt, self._source_frame(source, fps), guidance
+        )
+        latents = source.trajectory[timesteps[0]].to(self.backbone.device)
+        return self._sample(
+            self._guided(branches), latents, steps, start, on_step, source.video.fps
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        frame: Frame,
+        prompt: str,
+        negative_prompt: str = NEGATIVE_PROMPT,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        steps: int = 50,
+        guidance: float = 9.0,
+        fps: int = 8,
+        seed: int = 0,
+        fit: str = "crop",
+        on_step: OnStep | None = None,
+        noise: Tensor | None = None,
+    ) -> Edit:
+        """The plain image-to-video model: a clip that begins with `frame`, from random noise."""
+        self.schedule.timesteps(steps)
+        size = self.check_size(size or self.defaults.size)
+        frames = _whole("frames", frames or self.defaults.frames)
+        image = fit_frame(read_image(frame), size, fit)
+        first = self._encoded(image, frames, fps)
+        branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
+        one = first.latents.shape
+        noise = self._noise((*one[:2], frames, *one[3:]), seed, noise)
+        return self._sample(self._guided(branches), noise, steps, 0, on_step, fps)
+
+    def tokenize(self, text: str) -> Tensor:
+        """int64 (1, 77)."""
+        return self.backbone.tokenize(text)
+
+    @torch.no_grad()
+    def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
+        """(1, 77, d): hidden states before the last `clip_skip` layers, final norm applied."""
+        return self.backbone.encode_text(text, clip_skip)
+
+    @torch.no_grad()
+    def encode_image(
+        self, frame: Frame, width: int | None = None, black_edge: bool = False
+    ) -> Tensor:
+        """(1, d): CLIP embedding of a frame, cropped for a video `width` (its own) pixels wide.
+
+        `black_edge` reproduces a fault of the original's crop: see `center_crop`.
+        """
+        image = read_image(frame)
+        return self.backbone.encode_image(image, width or image.shape[1], black_edge)
+
+    @torch.no_grad()
+    def encode_frames(self, frames: np.ndarray | Tensor) -> Tensor:
+        """(f, h, w, 3) uint8 -> (1, c, f, h/s, w/s) float32: scaled posterior means."""
+        frames = as_frames(frames)
+        self.check_size(_size(frames))
+        pixels = to_pixels(frames).to(self.backbone.dtype)
+        # one frame at a time, so that memory does not grow with the length of the clip
+        means = [self.vae.encode(p.to(self.backbone.device)) for p in pixels.split(1)]
+        return torch.cat(means).float().transpose(0, 1)[None]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """(1, c, f, h/s, w/s) scaled latents -> (f, h, w, 3) uint8."""
+        if not latents.isfinite().all():
+            raise RuntimeError("the latents are not finite: try --dtype bfloat16 or float32")
+        each = latents[0].transpose(0, 1).to(self.backbone.device, self.backbone.dtype)
+        return np.concatenate([to_frames(self.vae.decode(x)) for x in each.split(1)])
+
+    @torch.no_grad()
+    def condition(
+        self,
+        prompt: str,
+        frame: Frame,
+        frames: int,
+        size: tuple[int, int],
+        fps: int = 8,
+        negative: bool = False,
+    ) -> Conditions:
+        """What one branch is steered by; `negative` zeroes the image embedding."""
+        image = read_image(frame)
+        latents = self.encode_frames(center_crop(image, self.check_size(size))[None])
+        first = FirstFrame(image, latents, size[0], _whole("frames", frames), _whole("fps", fps))
+        return self.backbone.condition(prompt, first, negative)
+
+    @torch.no_grad()
+    def predict(
+        self, latents: Tensor, t: int, conditions: Conditions, taps: Taps = NO_TAPS
+    ) -> Tensor:
+        """v of latents (b, c, f, h, w) at timestep t, float32; b rows of conditions."""
+        rows = latents.to(self.backbone.device, self.backbone.dtype)
+        return self.backbone.predict(rows, t, conditions, taps).float()
+
+    def check_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """`size` (width, height) if the model takes it; InputError with the nearest that works."""
+        return divisible(size, self.vae.config.factor)
+
+    def load_source(self, path: str | os.PathLike) -> Source:
+        """A saved source; InputError if it is none, or was made with other weights."""
+        source = Source.load(path)
+        if source.fingerprint != self.fingerprint:
+            raise InputError(f"{path}: was made with other weights; invert the video again")
+        shape = source.trajectory[0].shape
+        width, height = _size(source.video.frames)
+        wanted = (self.vae.config.latent_channels, height // self.vae.config.factor)
+        if (shape[1], shape[3]) != wanted or shape[4] != width // self.vae.config.factor:
+            raise InputError(f"{path}: latents {tuple(shape)} do not fit {width}x{height} frames")
+        return source
+
+    def _guided(self, branches: Branches) -> Predict:
+        """Predictions under guidance, nothing injected."""
+        rows = len(branches.conditions)
+        conditions = type(branches.conditions[0]).stack(branches.conditions)
+
+        def predict(i: int, t: int, latents: Tensor) -> Tensor:
+            v = self.predict(torch.cat([latents] * rows), t, conditions)
+            return branches.combine(v.chunk(rows))
+
+        return predict
+
+    def _injected(
+        self,
+        source: Source,
+        fps: int,
+        branches: Branches,
+        plan: dict[int, frozenset[str]],
+        source_pass: SourcePass,
+    ) -> Predict:
+        """Predictions under guidance, with the source's features at plan[step]."""
+        plain = self._guided(branches)
+        if not any(plan.values()) and source_pass != "always":
+            return plain
+        first = self._source_frame(source, fps)
+        of_source = self.backbone.condition(source.settings.prompt, first)
+        rows, stack = len(branches.conditions), type(of_source).stack
+        edited, together = stack(branches.conditions), stack((of_source, *branches.conditions))
+
+        def predict(i: int, t: int, latents: Tensor) -> Tensor:
+            if not plan[i] and source_pass != "always":
+                return plain(i, t, latents)
+            source_latents = source.trajectory[t].to(latents.device)
+            if source_pass == "separate":
+                record = Record(plan[i])
+                self.predict(source_latents, t, of_source, record)
+                v = self.predict(torch.cat([latents] * rows), t, edited, Replay(record.kept))
+                return branches.combine(v.chunk(rows))
+            taps = ShareSource(plan[i], rows + 1)
+            v = self.predict(torch.cat([source_latents] + [latents] * rows), t, together, taps)
+            return branches.combine(v.chunk(rows + 1)[1:])
+
+        return predict
+
+    def _sample(
+        self, predict: Predict, latents: Tensor, steps: int, start: int, on_step, fps: float
+    ) -> Edit:
+        clean = sample(predict, latents, self.schedule, steps, start, on_step)
+        return Edit(self.decode(clean), fps, clean)
+
+    def _timesteps(self, steps: int, start: int) -> list[int]:
+        """Those that a run visits."""
+        timesteps = self.schedule.timesteps(steps)
+        if not 0 <= start < steps:
+            raise InputError(f"start: {start} is not between 0 and {steps - 1}")
+        return timesteps[start:]
+
+    def _encoded(self, image: np.ndarray, frames: int, fps: int) -> FirstFrame:
+        return self._first_frame(image, self.encode_frames(image[None]), frames, fps)
+
+    def _source_frame(self, source: Source, fps: int) -> FirstFrame:
+        frames = source.video.frames
+        clean = source.trajectory[0][:, :, :1]
+        return self._first_frame(frames[0], clean, len(frames), fps)
+
+    def _first_frame(self, image: np.ndarray, latents: Tensor, frames: int, fps: int) -> FirstFrame:
+        return FirstFrame(image, latents, image.shape[1], frames, _whole("fps", fps))
+
+    def _noise(self, shape, seed: int, noise: Tensor | None) -> Tensor:
+        if noise is None:
+            # drawn on the CPU, so that a seed means the same on every device
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        if noise.shape != shape:
+            raise InputError(f"noise is {tuple(noise.shape)}, the latents are {tuple(shape)}")
+        return noise.to(self.backbone.device, torch.float32)
+
+
+def divisible(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """`size` (width, height) if `factor` divides both, else an InputError with the nearest."""
+    width, height = check_size(size)
+    nearest = [max(factor, factor * round(x / factor)) for x in (width, height)]
+    if [width, height] != nearest:
+        raise InputError(
+            f"size: {width}x{height} is not divisible by {factor}; "
+            f"the nearest that works is {nearest[0]}x{nearest[1]}"
+        )
+    return width, height
+
+
+def _size(frames: np.ndarray) -> tuple[int, int]:
+    return frames.shape[2], frames.shape[1]
+
+
+def _whole(name: str, number: int) -> int:
+    if number != int(number) or number < 1:
+        raise InputError(f"{name}: {number} is not a whole number above 0")
+    return int(number)

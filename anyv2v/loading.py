@@ -1,0 +1,110 @@
+"""From a weights folder to an editor."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from anyv2v.backbones import BACKBONES
+from anyv2v.backbones.base import Backbone
+from anyv2v.config import section
+from anyv2v.editor import Defaults, Editor
+from anyv2v.errors import InputError
+from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
+from anyv2v.weights.checkpoint import Checkpoint
+from anyv2v.weights.demo.random_model import CONFIG as DEMO_CONFIG
+from anyv2v.weights.demo.random_model import write_random
+
+DEMO = "demo"
+"""The name under which the weights that come with the package are loaded."""
+
+SCHEDULE = {"train_steps": 1000, "steps_offset": 1}
+"""The one schedule there is; a folder that was trained on another is refused."""
+
+
+def load(
+    weights: str | os.PathLike,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Editor:
+    """An editor of the weights in a folder that `anyv2v convert` wrote, or of "demo".
+
+    `device` is cuda if there is one, else cpu; `dtype` float16 on cuda, float32 elsewhere, unless
+    given. InputError names what is wrong with a folder.
+    """
+    device = choose_device(device)
+    if dtype is None:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+    if weights == DEMO:
+        with tempfile.TemporaryDirectory() as folder:
+            write_random(Path(folder) / DEMO, expected_shapes)
+            return _assemble(Checkpoint.open(Path(folder) / DEMO), device, dtype)
+    return _assemble(Checkpoint.open(weights), device, dtype)
+
+
+def _assemble(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Editor:
+    config = checkpoint.config
+    if config.get("schedule") != SCHEDULE:
+        raise InputError(f"config.json: schedule {config.get('schedule')} is not {SCHEDULE}")
+    networks = {
+        name: checkpoint.load(name, build, device, dtype)
+        for name, build in builders(config).items()
+    }
+    backbone = _backbone(config).assemble(config, networks, checkpoint.folder)
+    for group, sites in backbone.groups.items():
+        if unknown := sites - backbone.sites:
+            raise InputError(f"config.json: injection {group} names no site {sorted(unknown)[0]}")
+    return Editor(backbone, networks["vae"], _defaults(config), checkpoint.fingerprint)
+
+
+def peek(weights: str | os.PathLike) -> tuple[Defaults, int]:
+    """A folder's defaults, and pixels per latent, from its config alone."""
+    config = DEMO_CONFIG if weights == DEMO else Checkpoint.open(weights).config
+    return _defaults(config), section(config, "vae", AutoencoderConfig).factor
+
+
+def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:
+    """Component -> what makes its network, still without weights."""
+    return {
+        **_backbone(config).networks(config),
+        "vae": lambda: Autoencoder(section(config, "vae", AutoencoderConfig)),
+    }
+
+
+def expected_shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Component -> parameter -> shape, for a folder's config."""
+    with torch.device("meta"):
+        networks = {name: build() for name, build in builders(config).items()}
+    return {
+        name: {key: tuple(x.shape) for key, x in network.state_dict().items()}
+        for name, network in networks.items()
+    }
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device: {device!r} is neither cpu nor cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda was asked for, but there is none here; use cpu")
+    return device
+
+
+def _defaults(config: dict) -> Defaults:
+    found = section(config, "defaults", Defaults)
+    return Defaults(tuple(found.size), found.frames, found.fps)
+
+
+def _backbone(config: dict) -> type[Backbone]:
+    name = config.get("backbone")
+    if name not in BACKBONES:
+        raise InputError(f"config.json: backbone {name!r} is not one of {', '.join(BACKBONES)}")
+    return BACKBONES[name]

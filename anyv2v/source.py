@@ -1,0 +1,110 @@
+"""An inverted video: what every edit of it starts from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anyv2v.config import section
+from anyv2v.diffusion.trajectory import Trajectory
+from anyv2v.errors import InputError
+from anyv2v.files import atomic_path, check_output
+from anyv2v.media.clip import Video
+
+FORMAT = "anyv2v source 1"
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class InversionSettings:
+    """How a video was inverted, and what the network was told of it."""
+
+    method: str
+    steps: int
+    prompt: str
+    negative_prompt: str
+    guidance: float
+    fps: int
+
+
+@dataclass(frozen=True)
+class Source:
+    video: Video
+    trajectory: Trajectory
+    """timestep -> latents (1, c, f, h/s, w/s) float32; the clean ones under 0."""
+    evaluations: int
+    """How often the inversion called the UNet, counted in single branches."""
+    settings: InversionSettings
+    fingerprint: str
+    """Of the weights that the video was inverted with."""
+
+    def save(self, path: str | os.PathLike, force: bool = True) -> None:
+        """Writes one safetensors file with everything; whole or not at all."""
+        check_output(path, force, (SUFFIX,))
+        facts = {
+            "fps": self.video.fps,
+            "evaluations": self.evaluations,
+            "settings": asdict(self.settings),
+            "fingerprint": self.fingerprint,
+        }
+        tensors = {f"latents.{t}": x.contiguous().cpu() for t, x in self.trajectory.items()}
+        with atomic_path(path) as temporary:
+            save_file(
+                {**tensors, "frames": _tensor(self.video.frames)},
+                temporary,
+                metadata={"format": FORMAT, "source": json.dumps(facts)},
+            )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Source:
+        """InputError if the file is not a whole source that `save` wrote."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise InputError(f"{path}: is not a source written by `anyv2v invert`")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            facts = json.loads(metadata["source"])
+            latents = {
+                int(name.removeprefix("latents.")): x
+                for name, x in tensors.items()
+                if name != "frames"
+            }
+            source = cls(
+                video=Video(tensors["frames"].numpy(), facts["fps"]),
+                trajectory=Trajectory(latents),
+                evaluations=int(facts["evaluations"]),
+                settings=section(facts, "settings", InversionSettings),
+                fingerprint=str(facts["fingerprint"]),
+            )
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such file") from error
+        except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: cannot be read as a source: {error}") from error
+        except InputError as error:
+            raise InputError(f"{path}: {error}".replace(f"{path}: {path}", f"{path}")) from error
+        except ValueError as error:
+            raise InputError(f"{path}: cannot be read as a source: {error}") from error
+        source._check(path)
+        return source
+
+    def _check(self, path) -> None:
+        frames = self.video.frames.shape[0]
+        for t, x in self.trajectory.items():
+            if x.ndim != 5 or x.shape[0] != 1 or x.shape[2] != frames or not x.is_floating_point():
+                raise InputError(
+                    f"{path}: latents of timestep {t} are {tuple(x.shape)} for {frames} frames"
+                )
+            if not x.isfinite().all():
+                raise InputError(f"{path}: latents of timestep {t} are not finite")
+
+
+def _tensor(frames) -> Tensor:
+    import torch
+
+    return torch.from_numpy(frames.copy())

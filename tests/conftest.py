@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+import anyv2v
+from anyv2v.convert.huggingface import convert
+from anyv2v.loading import expected_shapes
+from tests import golden
+from tests import snapshot as hf
+
+# two threads on a busy two-core machine can be twenty times slower than one: they wait at barriers
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--reference",
+        type=Path,
+        metavar="HF_FOLDER",
+        help="a Hugging Face folder of I2VGen-XL that tests/parity compares with, "
+        "in place of a tiny one with random weights",
+    )
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def snapshot(tmp_path_factory):
+    """The tiny model in Hugging Face layout that the goldens were made with."""
+    folder = tmp_path_factory.mktemp("huggingface") / "tiny"
+    hf.write_snapshot(folder, "tiny", seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights(snapshot, tmp_path_factory):
+    """The tiny model as a folder of ours."""
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    convert(snapshot, folder, expected_shapes)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def editor(weights):
+    return anyv2v.load(weights, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def video():
+    """The clip that the goldens are of."""
+    return anyv2v.Video(golden.tensors("inputs")["frames"].numpy(), golden.facts("about")["fps"])
+
+
+@pytest.fixture(scope="session")
+def edited_frame():
+    return golden.tensors("inputs")["edited"].numpy()
+
+
+@pytest.fixture(scope="session")
+def sources(editor, video):
+    """Inversions of the clip, by number of steps."""
+    return {steps: editor.invert(video, steps=steps) for steps in (10, 20)}

@@ -1,0 +1,305 @@
+"""Whole runs against the original AnyV2V code, and what an editor promises besides."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import anyv2v
+from anyv2v import Injection, InputError, Taps
+from tests import golden
+
+ABOUT = golden.facts("about")
+INVERSION = golden.tensors("inversion")
+RECONSTRUCTION = golden.tensors("reconstruction")
+PNP = golden.tensors("pnp")
+
+
+def follows(latents: list[torch.Tensor], truth: torch.Tensor) -> float:
+    """The largest relative error of any step."""
+    pairs = zip(latents, truth, strict=True)
+    return max(golden.relative_error(x, y[None]) for x, y in pairs)
+
+
+def check_frames(ours: np.ndarray, truth: torch.Tensor) -> None:
+    difference = np.abs(ours.astype(int) - truth.numpy().astype(int))
+    assert (difference <= 1).mean() >= 0.999
+    assert (difference > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+def test_inversion_equals_the_original(sources, steps):
+    source = sources[steps]
+    timesteps = INVERSION[f"{steps}.timesteps"].tolist()
+    assert list(source.trajectory) == [0, *timesteps]
+    assert golden.relative_error(source.trajectory[0], INVERSION[f"{steps}.start"]) < 1e-5
+    ours = [source.trajectory[t] for t in timesteps]
+    assert follows(ours, INVERSION[f"{steps}.latents"]) < 1e-5
+    assert source.evaluations == steps
+
+
+def test_inversion_under_guidance_equals_the_original(editor, video):
+    case = ABOUT["inversion"]["5_cfg3"]
+    source = editor.invert(
+        video,
+        steps=5,
+        prompt=case["prompt"],
+        negative_prompt=case["negative_prompt"],
+        guidance=case["cfg"],
+    )
+    ours = [source.trajectory[t] for t in INVERSION["5_cfg3.timesteps"].tolist()]
+    assert follows(ours, INVERSION["5_cfg3.latents"]) < 1e-5
+    assert source.evaluations == 10
+
+
+@pytest.mark.parametrize("name", ABOUT["reconstruction"])
+def test_reconstruction_equals_the_original(editor, sources, name):
+    case, latents = ABOUT["reconstruction"][name], []
+    again = editor.reconstruct(
+        sources[int(case["inversion"].removeprefix("inv"))],
+        case["prompt"],
+        case["negative_prompt"],
+        steps=case["n_steps"],
+        start=case["ddim_init_latents_t_idx"],
+        guidance=case["cfg"],
+        on_step=lambda i, t, x: latents.append(x),
+    )
+    assert follows(latents, RECONSTRUCTION[f"{name}.latents"]) < 1e-4
+    assert torch.equal(again.latents, latents[-1])
+    check_frames(again.frames, RECONSTRUCTION[f"{name}.frames"])
+
+
+@pytest.mark.parametrize("source_pass", ["shared", "always", "separate"])
+@pytest.mark.parametrize("name", ABOUT["pnp"])
+def test_editing_equals_the_original(editor, sources, edited_frame, name, source_pass):
+    case, latents = ABOUT["pnp"][name], []
+    mixed = "random_ratio" in name
+    edit = editor.edit(
+        sources[10 if "folder" in case else 20],
+        edited_frame,
+        ABOUT["edit_prompt"],
+        steps=case["n_steps"],
+        start=case["index"],
+        guidance=case.get("guidance", 9.0),
+        injection=Injection(*case["fractions"]),
+        random_ratio=0.3 if mixed else 0.0,
+        noise=golden.tensors("inputs")["noise"] if mixed else None,
+        on_step=lambda i, t, x: latents.append(x),
+        source_pass=source_pass,
+    )
+    assert follows(latents, PNP[f"{name}.latents"]) < 1e-4
+    check_frames(edit.frames, PNP[f"{name}.frames"])
+
+
+def test_the_negative_prompt_is_the_originals():
+    assert anyv2v.NEGATIVE_PROMPT == ABOUT["negative_prompt"]
+
+
+def edit(editor, source, frame, **changed):
+    options = dict(steps=5, guidance=9.0, injection=Injection(0.4, 0.4, 0.8)) | changed
+    return editor.edit(source, frame, "a robot", **options)
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0, 0), (0, 0.5, 0), (0, 0, 0.5), (1, 1, 1)])
+def test_injection_works_without_guidance(editor, sources, edited_frame, fractions):
+    """Where the original cuts two branches into thirds; F = 4 is not divisible by 3."""
+    results = [
+        edit(
+            editor,
+            sources[10],
+            edited_frame,
+            guidance=1.0,
+            injection=Injection(*fractions),
+            source_pass=source_pass,
+        ).latents
+        for source_pass in ("shared", "separate")
+    ]
+    assert golden.relative_error(*results) < 1e-5
+    plain = edit(editor, sources[10], edited_frame, guidance=1.0, injection=Injection(0, 0, 0))
+    assert golden.relative_error(results[0], plain.latents) > 1e-3
+
+
+def test_other_sites_may_be_chosen(editor, sources, edited_frame):
+    default = edit(editor, sources[10], edited_frame).latents
+    same = Injection(0.4, 0.4, 0.8, sites=dict(editor.backbone.groups))
+    assert torch.equal(edit(editor, sources[10], edited_frame, injection=same).latents, default)
+    other = Injection(0.4, 0.4, 0.8, sites={"conv": ["up.2.res.0"]})
+    moved = edit(editor, sources[10], edited_frame, injection=other).latents
+    assert golden.relative_error(moved, default) > 1e-3
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(editor, sources, edited_frame):
+    one, two, three = (
+        edit(editor, sources[10], edited_frame, random_ratio=0.5, seed=seed).latents
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(one, two)
+    assert golden.relative_error(three, one) > 1e-2
+
+
+def test_an_edit_without_a_source_is_the_plain_model(editor, edited_frame):
+    """Generation is sampling from the given noise; here against an inversion-free edit."""
+    latents = []
+    clip = editor.generate(
+        edited_frame,
+        "a robot",
+        frames=4,
+        size=(128, 64),
+        steps=5,
+        seed=1,
+        on_step=lambda i, t, x: latents.append(x),
+    )
+    assert clip.frames.shape == (4, 64, 128, 3) and clip.frames.dtype == np.uint8
+    assert clip.latents.shape == (1, 4, 4, 8, 16)
+    assert len(latents) == 5
+    # by hand, from the parts
+    x = torch.randn(1, 4, 4, 8, 16, generator=torch.Generator().manual_seed(1))
+    edited = editor.condition("a robot", edited_frame, frames=4, size=(128, 64))
+    plain = editor.condition(
+        anyv2v.NEGATIVE_PROMPT, edited_frame, frames=4, size=(128, 64), negative=True
+    )
+    for t in editor.schedule.timesteps(5):
+        away, to = editor.predict(x, t, plain), editor.predict(x, t, edited)
+        x = editor.schedule.step(away + 9.0 * (to - away), t, x, 5)
+    assert golden.relative_error(clip.latents, x) < 1e-5
+
+
+def test_a_tap_of_ones_own_needs_no_change_of_the_package(editor, sources, edited_frame):
+    """README's example: keys of the source, queries of the edit."""
+
+    class SourceKeys(Taps):
+        def qk(self, site, q, k):
+            if not site.startswith("up.3.spatial"):
+                return q, k
+            source = k[: k.shape[0] // 2]
+            return q, torch.cat([source, source])
+
+    source = sources[10]
+    conditions = [
+        editor.condition(prompt, frame, frames=4, size=(128, 64))
+        for prompt, frame in (("", source.video.frames[0]), ("a robot", edited_frame))
+    ]
+    both = type(conditions[0]).stack(conditions)
+    x = torch.cat([source.trajectory[901]] * 2)
+    out = editor.predict(x, 901, both, SourceKeys())
+    plain = editor.predict(x, 901, both)
+    assert torch.equal(out[:1], plain[:1])
+    assert golden.relative_error(out[1:], plain[1:]) > 1e-4
+
+
+def test_two_edits_at_once_equal_one_after_the_other(editor, sources, edited_frame):
+    settings = [dict(injection=Injection(1, 1, 1)), dict(injection=Injection(0, 0, 0), seed=5)]
+    alone = [edit(editor, sources[10], edited_frame, **s).latents for s in settings]
+    together, barrier = [None, None], threading.Barrier(2)
+
+    def work(i):
+        barrier.wait()
+        together[i] = edit(editor, sources[10], edited_frame, **settings[i]).latents
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(together[0], alone[0]) and torch.equal(together[1], alone[1])
+
+
+def test_an_exception_in_the_middle_leaves_the_model_unchanged(editor, sources, edited_frame):
+    before = edit(editor, sources[10], edited_frame).latents
+    modules = {name: vars(m).copy() for name, m in editor.backbone.unet.named_modules()}
+
+    def fail(i, t, x):
+        if i == 1:
+            raise KeyboardInterrupt
+
+    for source_pass in ("shared", "separate"):
+        with pytest.raises(KeyboardInterrupt):
+            edit(editor, sources[10], edited_frame, on_step=fail, source_pass=source_pass)
+    for name, m in editor.backbone.unet.named_modules():
+        assert vars(m).keys() == modules[name].keys()
+    assert torch.equal(edit(editor, sources[10], edited_frame).latents, before)
+
+
+def test_a_source_survives_its_file(editor, sources, edited_frame, tmp_path):
+    path = tmp_path / "clip.source.safetensors"
+    sources[10].save(path)
+    again = editor.load_source(path)
+    assert list(again.trajectory) and set(again.trajectory) == set(sources[10].trajectory)
+    assert all(torch.equal(x, again.trajectory[t]) for t, x in sources[10].trajectory.items())
+    assert np.array_equal(again.video.frames, sources[10].video.frames)
+    assert again.settings == sources[10].settings and again.evaluations == 10
+    ours, theirs = (edit(editor, s, edited_frame).latents for s in (again, sources[10]))
+    assert torch.equal(ours, theirs)
+
+
+def test_a_source_of_other_weights_is_refused(editor, sources, tmp_path):
+    path = tmp_path / "clip.safetensors"
+    sources[10].save(path)
+    other = anyv2v.Editor(editor.backbone, editor.vae, editor.defaults, fingerprint="another")
+    with pytest.raises(InputError, match="other weights"):
+        other.load_source(path)
+
+
+def test_files_that_are_no_sources_are_refused(editor, weights, tmp_path, sources):
+    whole = tmp_path / "whole.safetensors"
+    sources[10].save(whole)
+    data = whole.read_bytes()
+    cut = tmp_path / "cut.safetensors"
+    for length in (0, 5, 100, len(data) // 2, len(data) - 1):
+        cut.write_bytes(data[:length])
+        with pytest.raises(InputError, match="cut.safetensors"):
+            editor.load_source(cut)
+    for path in (weights / "vae.safetensors", tmp_path / "absent.safetensors", tmp_path):
+        with pytest.raises(InputError, match=str(path)):
+            editor.load_source(path)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (dict(steps=7), "holds no latents of timestep 853"),
+        (dict(start=5), "start: 5 is not between 0 and 4"),
+        (dict(start=-1), "start: -1"),
+        (dict(steps=0), "steps: 0"),
+        (dict(random_ratio=1.5), "random_ratio: 1.5"),
+        (dict(fps=0), "fps: 0"),
+        (dict(source_pass="twice"), "source_pass: 'twice'"),
+        (dict(fit="bend"), "fit"),
+        (dict(noise=torch.zeros(1, 4, 4, 8, 8)), "noise is"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_impossible_settings_are_refused(editor, sources, edited_frame, changed, message):
+    with pytest.raises(InputError, match=message):
+        edit(editor, sources[10], edited_frame, **changed)
+
+
+def test_impossible_videos_are_refused(editor, video):
+    with pytest.raises(InputError, match="1 frame"):
+        editor.invert(anyv2v.Video(video.frames[:1], 8), steps=5)
+    with pytest.raises(InputError, match="63x127 is not divisible by 8.*nearest.*64x128"):
+        editor.invert(anyv2v.Video(np.zeros((2, 127, 63, 3), np.uint8), 8), steps=5)
+    with pytest.raises(InputError, match="method"):
+        editor.invert(video, method="guess", steps=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_as_close_as_its_dtype_allows(
+    editor, weights, sources, edited_frame, dtype
+):
+    """One prediction loses what tens of layers of that precision lose; latents stay float32."""
+    half = anyv2v.load(weights, device="cpu", dtype=dtype)
+    source = sources[10]
+    args = ("a robot", edited_frame, 4, (128, 64))
+    truth = editor.predict(source.trajectory[501], 501, editor.condition(*args))
+    ours = half.predict(source.trajectory[501], 501, half.condition(*args))
+    assert ours.dtype == torch.float32
+    assert golden.relative_error(ours, truth) < 8 * torch.finfo(dtype).eps
+    out = edit(half, half.invert(source.video, steps=5), edited_frame)
+    assert out.latents.dtype == torch.float32 and out.latents.isfinite().all()
+
+
+def test_latents_that_are_not_finite_are_never_shown_as_a_picture(editor):
+    with pytest.raises(RuntimeError, match="not finite"):
+        editor.decode(torch.full((1, 4, 1, 8, 8), float("nan")))

@@ -1,0 +1,199 @@
+"""Injection: which steps, which sites, and that sharing, recording and replaying agree."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from anyv2v import NO_TAPS, Injection, InputError, Record, Replay, ShareSource, Taps
+from anyv2v.backbones.i2vgen.conditioning import Conditions
+from anyv2v.injection.plan import Group, sites_per_step
+from tests import golden
+
+FROZEN = Path(__file__).parent.parent / "goldens" / "i2vgen_sites.json"
+SITES = golden.tensors("pnp_sites")
+
+
+@pytest.mark.parametrize("case", golden.facts("injected_timesteps"), ids=str)
+def test_injected_steps_equal_the_original(editor, case):
+    steps = case["n_steps"]
+    groups = (Group(frozenset({"a"}), case["fraction"]),)
+    active = sites_per_step(groups, steps, 0, frozenset({"a"}))
+    injected = [t for t, s in zip(editor.schedule.timesteps(steps), active, strict=True) if s]
+    assert injected == case["injected_timesteps"]
+
+
+def test_skipped_steps_are_dropped_after_counting():
+    groups = Injection(conv=0.2, spatial=0.2, temporal=0.5).groups(
+        {"conv": frozenset("a"), "spatial": frozenset("b"), "temporal": frozenset("c")}
+    )
+    plan = sites_per_step(groups, 50, 1, frozenset("abc"))
+    assert len(plan) == 49
+    assert [len(s) for s in plan] == [3] * 9 + [1] * 15 + [0] * 25
+
+
+def test_a_site_that_does_not_exist_is_refused():
+    injection = Injection(sites={"conv": ["up.9.res.0"]})
+    groups = injection.groups({"spatial": frozenset("b"), "temporal": frozenset("c")})
+    with pytest.raises(InputError, match="no such site: up.9.res.0"):
+        sites_per_step(groups, 10, 0, frozenset("bc"))
+
+
+@pytest.mark.parametrize("name", ["conv", "spatial", "temporal"])
+@pytest.mark.parametrize("value", [-0.1, 1.01, float("nan")])
+def test_fractions_outside_0_to_1_are_refused(name, value):
+    with pytest.raises(InputError, match=f"{name}={value} is not between 0 and 1"):
+        Injection(**{name: value})
+
+
+def test_groups_that_a_model_lacks_are_refused_unless_off():
+    with pytest.raises(InputError, match="no group conv"):
+        Injection().groups({"spatial": frozenset("b"), "temporal": frozenset("c")})
+    groups = Injection(conv=0.0).groups({"spatial": frozenset("b"), "temporal": frozenset("c")})
+    assert len(groups) == 2
+
+
+def test_site_names_are_frozen(editor):
+    """To change a name that others rely on, change the list in the same commit."""
+    assert sorted(editor.sites) == json.loads(FROZEN.read_text())
+
+
+def test_default_groups_are_the_originals(editor):
+    attention = {"spatial": "attentions", "temporal": "temp_attentions"}
+    for group, theirs in attention.items():
+        places = {
+            name.split(".transformer_blocks")[0]
+            for name in golden.facts("about")["injection_sites"]["sites"]
+            if f".{theirs}." in name
+        }
+        ours = {
+            f"up_blocks.{s.split('.')[1]}.{theirs}.{s.split('.')[3]}"
+            for s in editor.backbone.groups[group]
+        }
+        assert ours == places
+        assert all(s.endswith(".block.self") for s in editor.backbone.groups[group])
+    assert editor.backbone.groups["conv"] == {"up.1.res.1"}
+
+
+@pytest.fixture(scope="module")
+def stacked(editor):
+    """The golden's three branches [source, plain, edited] at t = 901."""
+    with torch.no_grad():
+        return editor.backbone.unet.conditioning(
+            SITES["encoder_hidden_states"],
+            SITES["image_embeddings"][:, 0],
+            SITES["image_latents"],
+            SITES["fps"],
+        )
+
+
+def rows(conditions, part):
+    return Conditions(conditions.context[part], conditions.latents[part], conditions.fps[part])
+
+
+def every_default_site(editor):
+    return frozenset().union(*editor.backbone.groups.values())
+
+
+def test_injected_features_equal_the_original(editor, stacked):
+    """Query and key of the source at every site, the residual feature before and after."""
+    before = {}
+
+    class Look(ShareSource):
+        def hidden(self, site, h):
+            before.setdefault(site, h)
+            after = super().hidden(site, h)
+            if site in self.sites:
+                before[site + " after"] = after
+            return after
+
+        def qk(self, site, q, k):
+            q, k = super().qk(site, q, k)
+            before[site] = (q, k)
+            return q, k
+
+    look = Look(every_default_site(editor), 3)
+    out = editor.predict(SITES["unet_in"], 901, stacked, look)
+    assert golden.relative_error(out, SITES["unet_out"]) < 1e-5
+    for when, theirs in (("up.1.res.1", "before"), ("up.1.res.1 after", "after")):
+        truth = SITES[f"up_blocks.1.resnets.1.conv2.{theirs}"]
+        assert golden.relative_error(before[when].permute(0, 3, 1, 2), truth) < 1e-5
+    checked = 0
+    for site in every_default_site(editor) - {"up.1.res.1"}:
+        _, level, kind, layer, *_ = site.split(".")
+        kind = {"spatial": "attentions", "temporal": "temp_attentions"}[kind]
+        place = f"up_blocks.{level}.{kind}.{layer}.transformer_blocks.0.attn1"
+        for x, name in zip(before[site], ("query", "key"), strict=True):
+            # ours: (b f) n heads d, and b f (h w) heads d; theirs: rows, heads, tokens, d
+            x = x.transpose(1, 2) if x.ndim == 4 else x.permute(0, 2, 3, 1, 4).flatten(0, 1)
+            assert golden.relative_error(x, SITES[f"{place}.{name}"]) < 1e-5
+            checked += 1
+    assert checked == 32
+
+
+def test_the_source_is_untouched_by_what_is_injected(editor, stacked):
+    taps = ShareSource(every_default_site(editor), 3)
+    out = editor.predict(SITES["unet_in"], 901, stacked, taps)
+    plain = editor.predict(SITES["unet_in"], 901, stacked)
+    assert golden.relative_error(out[:1], plain[:1]) < 1e-6
+    assert golden.relative_error(out[1:], plain[1:]) > 1e-3
+
+
+GROUPS = [("conv",), ("spatial",), ("temporal",), ("conv", "spatial", "temporal"), ()]
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids="+".join)
+@pytest.mark.parametrize("branches", [1, 2], ids=["no guidance", "guidance"])
+def test_sharing_equals_recording_and_replaying(editor, stacked, groups, branches):
+    sites = frozenset().union(*(editor.backbone.groups[g] for g in groups))
+    part = slice(0, 1 + branches)
+    x, c = SITES["unet_in"][part], rows(stacked, part)
+    shared = editor.predict(x, 901, c, ShareSource(sites, 1 + branches))[1:]
+    record = Record(sites)
+    editor.predict(x[:1], 901, rows(c, slice(0, 1)), record)
+    assert set(record.kept) == sites
+    edit = slice(1, None)
+    replayed = editor.predict(x[edit], 901, rows(c, edit), Replay(record.kept))
+    assert golden.relative_error(replayed, shared) < 1e-5
+
+
+def test_every_site_alone_changes_the_output(editor, stacked):
+    part = slice(0, 2)
+    x, c = SITES["unet_in"][part], rows(stacked, part)
+    plain = editor.predict(x, 901, c)
+    for site in sorted(editor.sites):
+        out = editor.predict(x, 901, c, ShareSource({site}, 2))
+        assert golden.relative_error(out[:1], plain[:1]) < 1e-6, site
+        assert golden.relative_error(out[1:], plain[1:]) > 1e-6, site
+
+
+def test_taps_that_change_nothing_are_the_plain_network(editor, stacked):
+    class Watch(Taps):
+        seen = set()
+
+        def hidden(self, site, h):
+            self.seen.add(site)
+            return super().hidden(site, h)
+
+        def qk(self, site, q, k):
+            self.seen.add(site)
+            return super().qk(site, q, k)
+
+    watch = Watch()
+    out = editor.predict(SITES["unet_in"], 901, stacked, watch)
+    assert torch.equal(out, editor.predict(SITES["unet_in"], 901, stacked, NO_TAPS))
+    assert watch.seen == editor.sites
+
+
+def test_rows_that_are_not_whole_branches_are_refused(editor, stacked):
+    part = slice(0, 2)
+    taps = ShareSource(every_default_site(editor), 3)
+    with pytest.raises(ValueError, match="are not 3 branches"):
+        editor.predict(SITES["unet_in"][part], 901, rows(stacked, part), taps)
+
+
+def test_a_block_that_forgets_its_taps_fails_at_once(editor):
+    block = editor.backbone.unet.up[1].res[1]
+    with pytest.raises(TypeError, match="taps"):
+        block(torch.zeros(1, 2, 2, block.conv1.in_channels), None)

@@ -1,0 +1,95 @@
+"""The autoencoder against the original's."""
+
+import pytest
+import torch
+
+from anyv2v.injection.taps import NO_TAPS
+from anyv2v.media.image import to_frames, to_pixels
+from tests import golden
+
+G = golden.tensors("vae")
+QUIET = golden.tensors("quiet_modules")
+
+
+@pytest.fixture(scope="module")
+def vae(editor):
+    return editor.vae
+
+
+@torch.no_grad()
+def test_posterior_equals_the_original(vae):
+    mean, log_variance = vae.posterior(G["pixels"])
+    assert golden.relative_error(mean, G["encode.mean"]) < 1e-5
+    assert torch.equal(log_variance, G["encode.logvar"])  # all clamped to -30
+
+
+@torch.no_grad()
+def test_decoding_equals_the_original(vae, editor):
+    latents = G["video_latents"]
+    pixels = vae.decode(latents[0].transpose(0, 1))
+    assert golden.relative_error(pixels, G["decode"][0].transpose(0, 1)) < 1e-5
+    noise = golden.tensors("inputs")["noise"]
+    pixels = vae.decode(noise[0].transpose(0, 1))
+    assert golden.relative_error(pixels, G["decode.noise"][0].transpose(0, 1)) < 1e-5
+    difference = editor.decode(latents).astype(int) - G["decode.frames"].numpy().astype(int)
+    assert abs(difference).max() <= 1
+    assert (difference != 0).mean() < 1e-3
+
+
+def test_frames_are_encoded_as_the_original_encodes_a_video(editor, video):
+    assert torch.equal(to_pixels(video.frames), G["pixels"])
+    assert golden.relative_error(editor.encode_frames(video.frames), G["video_latents"]) < 1e-5
+
+
+def test_image_latents_hold_the_place_in_time(editor, video, edited_frame):
+    from anyv2v.backbones.i2vgen.backbone import image_latents
+
+    photo = golden.tensors("image")["photo.wide_crop"].numpy()
+    first = editor.encode_frames(photo[None])
+    candidates = {
+        "photo": image_latents(first, 4),
+        "edited": image_latents(editor.encode_frames(edited_frame[None]), 4),
+        "first": image_latents(editor.encode_frames(video.frames[:1]), 4),
+    }
+    errors = {k: golden.relative_error(x, G["image_latents.cfg1"]) for k, x in candidates.items()}
+    assert min(errors.values()) < 1e-5
+    one = G["image_latents.one_frame"]
+    assert min(golden.relative_error(x[:, :, :1], one) for x in candidates.values()) < 1e-5
+
+
+@torch.no_grad()
+def test_a_sample_of_the_posterior_has_its_mean_and_deviation():
+    from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
+
+    torch.manual_seed(0)
+    vae = Autoencoder(AutoencoderConfig(3, 4, (8, 8), 1, 4, 2.0)).eval()
+    pixels = torch.randn(1, 3, 8, 8)
+    mean, log_variance = vae.posterior(pixels)
+    generator = torch.Generator().manual_seed(1)
+    samples = torch.stack([vae.encode(pixels, generator) for _ in range(2000)]) / 2.0
+    deviation = torch.exp(0.5 * log_variance)
+    assert ((samples.mean(0) - mean) / deviation).abs().max() < 0.1
+    assert (samples.std(0) / deviation - 1).abs().max() < 0.1
+    assert torch.equal(vae.encode(pixels), mean * 2.0)
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+@torch.no_grad()
+def test_norms_have_the_originals_epsilon(vae, half):
+    mid = getattr(vae, half).mid
+    name = f"vae.{half}.mid_block"
+    x = QUIET[f"{name}.in"].permute(0, 2, 3, 1)
+    for module, out in (
+        (lambda x: mid.res[0](x, taps=NO_TAPS), "resnets.0"),
+        (mid.attention, "attentions.0"),
+    ):
+        truth = QUIET[f"{name}.{out}.out"]
+        assert golden.relative_error(module(x).permute(0, 3, 1, 2), truth) < 1e-5
+
+
+def test_frames_round_half_to_even():
+    levels = torch.tensor([0.5, 1.5, 2.5, 254.5, 300.0, -3.0])
+    pixels = (levels / 255 * 2 - 1).view(1, 1, 1, 6).expand(1, 3, 1, 6)
+    # only what is exact in float32 tells the rule: 0.5 and its like are, after the way back
+    back = (pixels / 2 + 0.5).clamp(0, 1).mul(255)[0, 0, 0]
+    assert to_frames(pixels)[0, 0, :, 0].tolist() == [round(x) for x in back.tolist()]
