@@ -1,0 +1,341 @@
+"""The command line: what it writes, what it refuses, and that nothing is left half done."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anyv2v
+from anyv2v.cli import main
+from tests import golden
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, video):
+    """A video file of 32 frames at 16 fps, 128x64."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    anyv2v.write_video(path, np.concatenate([video.frames] * 8), fps=16)
+    return path
+
+
+@pytest.fixture(scope="module")
+def frame(tmp_path_factory):
+    path = tmp_path_factory.mktemp("frame") / "edited.png"
+    Image.fromarray(golden.tensors("inputs")["edited_raw"].numpy()).save(path)
+    return path
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, tmp_path):
+    """run(*args) -> (status, stdout, stderr), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        status = main([str(a) for a in args])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def edit(run, clip, frame, weights):
+    """Runs an edit with small defaults, each of which may be replaced."""
+
+    def edit(video=clip, output="out.mp4", extra=(), **changed):
+        options = {
+            "frame": frame,
+            "prompt": "a robot",
+            "weights": weights,
+            "size": "64x64",
+            "frames": 3,
+            "steps": 2,
+            "inversion-steps": 4,
+            "device": "cpu",
+        } | {name.replace("_", "-"): value for name, value in changed.items()}
+        pairs = [
+            x for name, value in options.items() if value is not None for x in (f"--{name}", value)
+        ]
+        return run("edit", video, "-o", output, *pairs, *extra)
+
+    return edit
+
+
+def refused(result, *words):
+    """Exit 2, nothing on stdout, one line on stderr that has all the words, nothing written."""
+    status, out, err = result
+    assert status == 2, err
+    assert out == ""
+    assert err.startswith("anyv2v: ") and err.count("\n") == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert str(word) in err, err
+    assert not [p for p in os.listdir() if p.startswith(".") or p == "out.mp4"]
+
+
+def test_an_edit_is_written(edit):
+    status, out, err = edit()
+    assert (status, err) == (0, "")
+    assert out == "out.mp4: 3 frames, 64x64, 8 fps\n"
+    video = anyv2v.read_video("out.mp4")
+    assert video.frames.shape == (3, 64, 64, 3) and video.fps == 8
+    assert os.listdir() == ["out.mp4"]
+
+
+def test_the_command_line_does_what_python_does(edit, clip, frame, weights):
+    assert edit(guidance=3.0, conv=1, spatial=0.5, temporal=0, seed=4, random_ratio=0.2)[0] == 0
+    editor = anyv2v.load(weights, device="cpu")
+    video = anyv2v.read_video(clip, size=(64, 64), frames=3, fps=8)
+    result = editor.edit(
+        editor.invert(video, steps=4),
+        frame,
+        "a robot",
+        steps=2,
+        guidance=3.0,
+        injection=anyv2v.Injection(1, 0.5, 0),
+        seed=4,
+        random_ratio=0.2,
+    )
+    anyv2v.write_video("again.mp4", result.frames, result.fps)
+    assert Path("out.mp4").read_bytes() == Path("again.mp4").read_bytes()
+
+
+def test_a_saved_source_gives_the_same_edit(edit, run, clip, weights):
+    assert edit()[0] == 0
+    options = ("--weights", weights, "--size", "64x64", "--frames", 3, "--inversion-steps", 4)
+    assert run("invert", clip, "-o", "clip.safetensors", *options)[0] == 0
+    free = dict(size=None, frames=None, inversion_steps=None)
+    assert edit("clip.safetensors", "again.mp4", **free)[0] == 0
+    assert Path("out.mp4").read_bytes() == Path("again.mp4").read_bytes()
+    os.remove("out.mp4")
+    os.remove("again.mp4")
+    refused(edit("clip.safetensors"), "--size is fixed by clip.safetensors")
+
+
+def test_reconstruct_prints_what_was_lost(run, clip, weights):
+    options = ("--weights", weights, "--size", "64x64", "--frames", 3, "--inversion-steps", 4)
+    status, out, _ = run("reconstruct", clip, "-o", "again.mp4", "--steps", 4, *options)
+    assert status == 0
+    assert "4 UNet evaluations" in out and "PSNR" in out
+    assert anyv2v.read_video("again.mp4").frames.shape == (3, 64, 64, 3)
+
+
+def test_demo_writes_everything_it_promises(run):
+    status, out, err = run("demo", "-o", "demo")
+    assert status == 0
+    assert "random" in err and "not trained" in err
+    scores = json.loads(Path("demo/scores.json").read_text())
+    assert {"edit", "static", "random", "latents_only"} <= set(scores)
+    truth, edited = (anyv2v.read_video(f"demo/{n}.mp4") for n in ("truth", "edited"))
+    mse = np.mean((truth.frames[1:].astype(float) - edited.frames[1:].astype(float)) ** 2)
+    # through two lossy files: near, not equal
+    assert abs(10 * np.log10(255**2 / mse) - scores["edit"]["psnr"]) < 1.0
+    assert Image.open("demo/sheet.png").size[0] == 8 * 64
+    assert anyv2v.read_video("demo/side-by-side.mp4").frames.shape[2] == 3 * 64
+    assert run("demo", "-o", "demo")[0] == 2
+    assert run("demo", "-o", "no/such/demo")[0] == 2
+
+
+def write_bytes(name, data):
+    Path(name).write_bytes(data)
+    return name
+
+
+BAD_VIDEOS = {
+    "absent": (lambda clip: "absent.mp4", ("absent.mp4",)),
+    "empty": (lambda clip: write_bytes("empty.mp4", b""), ("empty.mp4", "empty")),
+    "text": (lambda clip: write_bytes("text.mp4", b"hello\n" * 50), ("text.mp4",)),
+    "folder": (lambda clip: ".", ("folder",)),
+    "short": (lambda clip: clip, ("16 frames", "99")),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VIDEOS)
+def test_bad_videos(edit, clip, case):
+    make, words = BAD_VIDEOS[case]
+    refused(edit(make(clip), frames=99 if case == "short" else 3), *words)
+
+
+def test_a_truncated_video_is_read_as_far_as_it_goes(edit, clip, tmp_path):
+    # faststart puts the index first, so the first frames survive a cut
+    data = clip.read_bytes()
+    write_bytes("cut.mp4", data[: len(data) // 2])
+    assert edit("cut.mp4", frames=2)[0] == 0
+    os.remove("out.mp4")
+    refused(edit("cut.mp4", frames=16), "cut.mp4 has", "16 asked for")
+
+
+def test_a_video_of_one_frame(edit, video):
+    anyv2v.write_video("one.mp4", video.frames[:1], fps=8)
+    refused(edit("one.mp4", frames=1), "1 frame", "at least 2")
+    refused(edit("one.mp4", frames=2), "1 frame")
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", None], ids=["empty", "text", "absent"])
+def test_bad_frames(edit, data):
+    if data is not None:
+        write_bytes("frame.png", data)
+    refused(edit(frame="frame.png"), "frame.png")
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        (dict(size="60x64"), ("60x64", "divisible by 8", "nearest", "64x64")),
+        (dict(size="64"), ("--size", "64", "WIDTHxHEIGHT")),
+        (dict(size="0x64"), ("0x64",)),
+        (dict(conv=1.5), ("conv=1.5", "between 0 and 1")),
+        (dict(spatial=-0.1), ("spatial=-0.1",)),
+        (dict(temporal="nan"), ("temporal", "nan")),
+        (dict(steps=0), ("--steps", "'0'")),
+        (dict(steps=3, inversion_steps=4), ("timestep 667", "divides 4")),
+        (dict(steps="many"), ("--steps", "many")),
+        (dict(start=2), ("start: 2", "between 0 and 1")),
+        (dict(inversion_steps=1000), ("1000", "999")),
+        (dict(frames=0), ("--frames",)),
+        (dict(seed=-1), ("--seed",)),
+        (dict(random_ratio=2), ("random_ratio", "2")),
+        (dict(fit="bend"), ("--fit", "bend")),
+        (dict(method="guess"), ("--method", "guess", "ddim")),
+        (dict(dtype="int8"), ("--dtype", "int8")),
+        (dict(sample_fps=0), ("fps",)),
+        (dict(start_time=99), ("99",)),
+        (dict(guidance="high"), ("--guidance", "high")),
+        (dict(device="toaster"), ("toaster",)),
+        (dict(weights="nowhere"), ("nowhere",)),
+        (dict(prompt=None), ("--prompt",)),
+    ],
+    ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else "",
+)
+def test_bad_options(edit, changed, words):
+    refused(edit(**changed), *words)
+
+
+def test_unknown_options_and_commands(run, edit):
+    refused(edit(extra=("--sharpen",)), "--sharpen")
+    refused(run("improve"), "improve")
+    refused(run(), "COMMAND")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_where_there_is_none(edit):
+    refused(edit(device="cuda"), "cuda", "cpu")
+
+
+def test_outputs_that_cannot_be_written(edit, clip):
+    write_bytes("there.mp4", b"precious")
+    status, out, err = edit(output="there.mp4")
+    assert status == 2 and "there.mp4" in err and "--force" in err
+    assert Path("there.mp4").read_bytes() == b"precious"
+    assert edit(output="there.mp4", extra=("--force",))[0] == 0
+    assert anyv2v.read_video("there.mp4").frames.shape[0] == 3
+    refused(edit(output="no/folder/out.mp4"), "no/folder")
+    refused(edit(output="out.txt"), "out.txt", ".mp4")
+    refused(edit(output="/proc/out.mp4"), "/proc/out.mp4")
+
+
+def test_an_input_is_never_overwritten(edit, clip):
+    shutil.copy(clip, "in.mp4")
+    before = Path("in.mp4").read_bytes()
+    status, _, err = edit("in.mp4", output="in.mp4", extra=("--force",))
+    assert status == 2 and "never overwritten" in err
+    assert Path("in.mp4").read_bytes() == before
+
+
+def test_broken_weights(edit, weights):
+    """Every way in which a folder can be wrong is named; the tensor too."""
+
+    def broken(change):
+        shutil.rmtree("broken", ignore_errors=True)
+        shutil.copytree(weights, "broken")
+        change(Path("broken"))
+        return edit(weights="broken")
+
+    def cut(folder):
+        path = folder / "unet.safetensors"
+        path.write_bytes(path.read_bytes()[:-1000])
+
+    def narrower(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["unet"]["widths"] = [16, 32, 48, 64]
+        (folder / "config.json").write_text(json.dumps(config))
+
+    def field(folder):
+        config = json.loads((folder / "config.json").read_text())
+        del config["vae"]["layers"]
+        (folder / "config.json").write_text(json.dumps(config))
+
+    refused(broken(lambda f: (f / "vae.safetensors").unlink()), "vae.safetensors")
+    refused(broken(cut), "unet.safetensors")
+    refused(broken(narrower), "unet.safetensors", "down.3.")
+    refused(broken(field), "'vae'", "layers is missing")
+    refused(broken(lambda f: (f / "config.json").write_text("{")), "config.json")
+    refused(broken(lambda f: (f / "tokenizer" / "merges.txt").unlink()), "merges.txt")
+    refused(edit(weights=weights / "config.json"), "config.json")
+
+
+def test_a_hugging_face_folder_is_converted_and_otherwise_refused(edit, run, snapshot):
+    refused(edit(weights=snapshot), "anyv2v convert")
+    status, out, err = run("convert", snapshot, "converted", "--dtype", "float16")
+    assert (status, err) == (0, "")
+    assert edit(weights="converted")[0] == 0
+    os.remove("out.mp4")
+    refused(run("convert", snapshot, "converted"), "converted", "--force")
+    refused(run("convert", "nowhere", "other"), "nowhere")
+    assert not os.path.exists("other")
+
+
+def test_progress_is_silent_unless_somebody_watches(edit):
+    assert edit()[2] == ""
+
+
+def test_tracebacks_are_for_those_who_ask(edit):
+    status, _, err = edit(size="60x64", extra=("--debug",))
+    assert status == 2 and "Traceback" in err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(clip, frame, weights, tmp_path, sent):
+    args = [clip, "--frame", frame, "--prompt", "x", "--weights", weights, "-o", "out.mp4"]
+    args += ["--size", "128x128", "--frames", "8", "--steps", "50", "--inversion-steps", "500"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "anyv2v", "edit", *map(str, args)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # at work: it has used more time than starting takes
+    deadline = time.monotonic() + 60
+    while sum(os_times(child.pid)) < 6 and time.monotonic() < deadline and child.poll() is None:
+        time.sleep(0.1)
+    child.send_signal(sent)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert err == "anyv2v: interrupted\n"
+    assert os.listdir(tmp_path) == []
+
+
+def os_times(pid: int) -> tuple[float, float]:
+    """Seconds of user and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    tick = os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) / tick, int(fields[12]) / tick
+
+
+def test_version(run, capfd):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert anyv2v.__version__ in capfd.readouterr().out
