@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from anyv2v.errors import InputError
 from anyv2v.kernels.attention import attention
+from anyv2v.nn.linear import Linear
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -24,10 +25,10 @@ class SelfAttention(nn.Module):
         if width % heads:
             raise InputError(f"width {width} cannot be shared evenly by {heads} heads")
         self.heads, self.causal = heads, causal
-        self.q = nn.Linear(width, width)
-        self.k = nn.Linear(width, width)
-        self.v = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.k = Linear(width, width)
+        self.v = Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (linear(x).unflatten(-1, (self.heads, -1)) for linear in (self.q, self.k, self.v))
@@ -40,8 +41,8 @@ class MLP(nn.Module):
         if activation not in ACTIVATIONS:
             raise InputError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[activation]
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))

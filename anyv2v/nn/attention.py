@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from anyv2v.injection.taps import Taps
 from anyv2v.kernels.attention import attention
 from anyv2v.kernels.short_attention import short_attention
+from anyv2v.nn.linear import Linear
 
 
 class Attention(nn.Module):
@@ -24,10 +25,10 @@ class Attention(nn.Module):
         super().__init__()
         self.site, self.heads = site, heads
         inner = heads * head_dim
-        self.q = nn.Linear(width, inner, bias=False)
-        self.k = nn.Linear(context_width or width, inner, bias=False)
-        self.v = nn.Linear(context_width or width, inner, bias=False)
-        self.out = nn.Linear(inner, width)
+        self.q = Linear(width, inner, bias=False)
+        self.k = Linear(context_width or width, inner, bias=False)
+        self.v = Linear(context_width or width, inner, bias=False)
+        self.out = Linear(inner, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None, *, taps: Taps) -> Tensor:
         """x (r, n, c), context (r, m, c') -> (r, n, c)."""

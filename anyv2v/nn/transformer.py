@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from anyv2v.injection.taps import Taps
+from anyv2v.kernels.geglu import geglu
 from anyv2v.nn.attention import Attention, TemporalAttention
+from anyv2v.nn.linear import Linear
 from anyv2v.nn.resnet import GroupNorm
 
 
@@ -16,12 +17,11 @@ class GegluFeedForward(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.up = nn.Linear(width, 8 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = Linear(width, 8 * width)
+        self.down = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.up(x).chunk(2, dim=-1)
-        return self.down(value * F.gelu(gate))
+        return self.down(geglu(x, self.up.weight, self.up.bias))
 
 
 class SpatialBlock(nn.Module):
@@ -74,9 +74,9 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         inner = heads * head_dim
         self.norm = GroupNorm(groups, width, eps=1e-6)
-        self.proj_in = nn.Linear(width, inner)
+        self.proj_in = Linear(width, inner)
         self.block = SpatialBlock(f"{site}.block", inner, heads, head_dim, context_width)
-        self.proj_out = nn.Linear(inner, width)
+        self.proj_out = Linear(inner, width)
 
     def forward(self, x: Tensor, context: Tensor, *, taps: Taps) -> Tensor:
         """x (g b f, h, w, c) -> the same shape."""
@@ -95,9 +95,9 @@ class TemporalTransformer(nn.Module):
         super().__init__()
         inner = heads * head_dim
         self.norm = GroupNorm(groups, width, eps=1e-6)
-        self.proj_in = nn.Linear(width, inner)
+        self.proj_in = Linear(width, inner)
         self.block = TemporalBlock(f"{site}.block", inner, heads, head_dim)
-        self.proj_out = nn.Linear(inner, width)
+        self.proj_out = Linear(inner, width)
 
     def forward(self, x: Tensor, frames: int, *, taps: Taps) -> Tensor:
         """x (g b f, h, w, c) -> the same shape."""

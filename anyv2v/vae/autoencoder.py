@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.kernels.attention import attention
+from anyv2v.nn.linear import Linear
 from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock
 from anyv2v.nn.sampling import Downsample, Upsample
 
@@ -45,7 +46,7 @@ class MidAttention(nn.Module):
     def __init__(self, width: int, groups: int):
         super().__init__()
         self.norm = GroupNorm(groups, width, EPS)
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.q, self.k, self.v, self.out = (Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(1, 2)

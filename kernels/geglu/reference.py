@@ -1,0 +1,11 @@
+"""What GEGLU is, in plain PyTorch: the definition that implementations are held to."""
+
+import torch
+from torch import Tensor
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    out = torch.einsum("...c,ec->...e", x.to(wide), weight.to(wide)) + bias.to(wide)
+    value, gate = out.chunk(2, dim=-1)
+    return (value * 0.5 * gate * (1 + torch.erf(gate / 2**0.5))).to(x.dtype)

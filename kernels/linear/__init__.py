@@ -1,0 +1,25 @@
+"""The door to matrix products with weights."""
+
+import os
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyv2v.kernels import onednn
+from anyv2v.kernels.choose import Implementation, choose
+from anyv2v.kernels.linear.reference import reference
+
+TABLE = (
+    Implementation("onednn", onednn.linear, onednn.refuses),
+    Implementation("torch", F.linear, lambda *_: None),
+    Implementation("reference", reference, lambda *_: None),
+)
+_WANTED = os.environ.get("ANYV2V_LINEAR")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, impl: str | None = None) -> Tensor:
+    """x W^T + b.   x (..., c), weight (e, c), bias (e,) or None -> (..., e), one dtype.
+
+    `impl` or the environment variable ANYV2V_LINEAR names an implementation.
+    """
+    return choose("linear", TABLE, impl or _WANTED, x, weight, bias).run(x, weight, bias)

@@ -1,0 +1,99 @@
+"""Every implementation of linear and GEGLU against its definition in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from anyv2v.kernels.choose import Unsupported
+from anyv2v.kernels.geglu import TABLE as GEGLU_TABLE
+from anyv2v.kernels.geglu import geglu
+from anyv2v.kernels.linear import TABLE as LINEAR_TABLE
+from anyv2v.kernels.linear import linear
+from tests.golden import relative_error
+
+SHAPES = [((3, 77, 24), 40), ((2, 4, 5, 8), 8), ((1, 1), 6), ((200, 320), 7)]
+
+
+def draw(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def drawn(shape, width):
+    return draw(*shape, seed=0), draw(width, shape[-1], seed=1), draw(width, seed=2)
+
+
+def check(ours, truth, dtype):
+    assert ours.dtype == dtype and ours.shape == truth.shape
+    assert relative_error(ours, truth) < (
+        1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
+    )
+
+
+def takes(table, name, dtype):
+    implementation = next(i for i in table if i.name == name)
+    if implementation.refuses(torch.zeros(1, 8, dtype=dtype), torch.zeros(8, 8, dtype=dtype), None):
+        pytest.skip(f"{name} does not take {dtype}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", [i.name for i in LINEAR_TABLE])
+@pytest.mark.parametrize("shape, width", SHAPES)
+@pytest.mark.parametrize("with_bias", [True, False])
+@torch.no_grad()
+def test_linear(shape, width, with_bias, name, dtype):
+    takes(LINEAR_TABLE, name, dtype)
+    x, weight, bias = (y.to(dtype) for y in drawn(shape, width))
+    truth = x.double() @ weight.double().T + (bias.double() if with_bias else 0)
+    check(linear(x, weight, bias if with_bias else None, impl=name), truth, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", [i.name for i in GEGLU_TABLE])
+@pytest.mark.parametrize("shape, width", SHAPES)
+@torch.no_grad()
+def test_geglu(shape, width, name, dtype):
+    takes(GEGLU_TABLE, name, dtype)
+    x, weight, bias = (y.to(dtype) for y in drawn(shape, 2 * width))
+    out = x.double() @ weight.double().T + bias.double()
+    value, gate = out[..., :width], out[..., width:]
+    truth = value * gate * torch.distributions.Normal(0, 1).cdf(gate)
+    ours = geglu(x, weight, bias, impl=name)
+    assert ours.dtype == dtype and ours.shape == truth.shape
+    # several roundings in the narrow types where torch rounds every operation
+    assert relative_error(ours, truth) < (
+        1e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+    )
+
+
+@pytest.mark.parametrize("name", [i.name for i in LINEAR_TABLE])
+@torch.no_grad()
+def test_inputs_with_strides(name):
+    x, weight, bias = (y.float() for y in drawn((6, 5, 16), 9))
+    strided = x.transpose(0, 1)
+    truth = strided.contiguous().double() @ weight.double().T + bias.double()
+    check(linear(strided, weight, bias, impl=name), truth, torch.float32)
+
+
+def test_onednn_refuses_what_it_cannot_do(monkeypatch):
+    x, weight, bias = (y.float() for y in drawn((2, 8), 8))
+    with pytest.raises(Unsupported, match="not torch.float64"):
+        linear(x.double(), weight.double(), None, impl="onednn")
+    with pytest.raises(Unsupported, match="no gradients"):
+        geglu(x, weight.clone().requires_grad_(), bias, impl="onednn")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(Unsupported, match="switched off"):
+        linear(x, weight, bias, impl="onednn")
+    assert linear(x, weight, bias).shape == (2, 8)
+
+
+@pytest.mark.parametrize("name", ["onednn", "torch"])
+def test_gradients_equal_those_in_float64(name):
+    inputs = [y.float().requires_grad_() for y in drawn((3, 4, 6), 6)]
+    truths = [y.detach().double().requires_grad_() for y in inputs]
+    x, weight, bias = inputs
+    geglu(linear(x, weight, bias, impl=name), weight, bias).pow(2).sum().backward()
+    x, weight, bias = truths
+    value, gate = F.linear(F.linear(x, weight, bias), weight, bias).chunk(2, dim=-1)
+    (value * F.gelu(gate)).pow(2).sum().backward()
+    for ours, truth in zip(inputs, truths, strict=True):
+        assert relative_error(ours.grad, truth.grad) < 1e-6
