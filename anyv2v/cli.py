@@ -167,9 +167,10 @@ def _source(args: argparse.Namespace) -> tuple[Editor, Source]:
         return editor, editor.load_source(args.video)
 
     defaults, factor = loading.peek(args.weights)
+    size = divisible(args.size or defaults.size, factor)
     video = read_video(
         args.video,
-        size=divisible(args.size or defaults.size, factor),
+        size=size,
         frames=args.frames or defaults.frames,
         fps=defaults.fps if args.sample_fps is None else args.sample_fps,
         start_time=args.start_time or 0.0,

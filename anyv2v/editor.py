@@ -39,6 +39,7 @@ from anyv2v.media.image import (
     to_frames,
     to_pixels,
 )
+from anyv2v.memory import require
 from anyv2v.source import InversionSettings, Source
 from anyv2v.vae.autoencoder import Autoencoder
 
@@ -120,6 +121,7 @@ class Editor:
         if len(video.frames) < 2:
             raise InputError("the video has 1 frame; at least 2 are needed")
         self.schedule.timesteps(steps)  # refuses a wrong number before any work
+        self.check_memory(_size(video.frames), len(video.frames), 2 if guidance > 1 else 1)
         clean = self.encode_frames(video.frames)
         first = self._first_frame(video.frames[0], clean[:, :, :1], len(video.frames), fps)
         branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
@@ -170,6 +172,7 @@ class Editor:
         injected = [t for i, t in enumerate(timesteps, start) if plan[i] or source_pass == "always"]
         source.trajectory.require([timesteps[0], *injected])
 
+        self.check_memory(_size(source.video.frames), len(source.video.frames))
         image = fit_frame(read_image(frame), _size(source.video.frames), fit)
         first = self._encoded(image, len(source.video.frames), fps)
         branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
@@ -208,13 +211,13 @@ class Editor:
         self,
         frame: Frame,
         prompt: str,
-        negative_prompt: str = NEGATIVE_PROMPT,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         steps: int = 50,
         guidance: float = 9.0,
         fps: int = 8,
         seed: int = 0,
+        negative_prompt: str = NEGATIVE_PROMPT,
         fit: str = "crop",
         on_step: OnStep | None = None,
         noise: Tensor | None = None,
@@ -223,6 +226,7 @@ class Editor:
         self.schedule.timesteps(steps)
         size = self.check_size(size or self.defaults.size)
         frames = _whole("frames", frames or self.defaults.frames)
+        self.check_memory(size, frames, 2)
         image = fit_frame(read_image(frame), size, fit)
         first = self._encoded(image, frames, fps)
         branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
@@ -255,9 +259,9 @@ class Editor:
         """(f, h, w, 3) uint8 -> (1, c, f, h/s, w/s) float32: scaled posterior means."""
         frames = as_frames(frames)
         self.check_size(_size(frames))
-        pixels = to_pixels(frames).to(self.backbone.dtype)
         # one frame at a time, so that memory does not grow with the length of the clip
-        means = [self.vae.encode(p.to(self.backbone.device)) for p in pixels.split(1)]
+        pixels = (to_pixels(frame[None]) for frame in frames)
+        means = [self.vae.encode(p.to(self.backbone.device, self.backbone.dtype)) for p in pixels]
         return torch.cat(means).float().transpose(0, 1)[None]
 
     @torch.no_grad()
@@ -295,6 +299,16 @@ class Editor:
     def check_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """`size` (width, height) if the model takes it; InputError with the nearest that works."""
         return divisible(size, self.vae.config.factor)
+
+    def check_memory(self, size: tuple[int, int], frames: int, rows: int = 3) -> None:
+        """InputError if `rows` branches of a clip of that size cannot fit, with what would."""
+        s = self.vae.config.factor
+
+        def needed(width: int, height: int) -> int:
+            unet = self.backbone.activation_bytes(rows, frames, height // s, width // s)
+            return max(unet, self.vae.activation_bytes(height, width))
+
+        require(needed, size, frames, s, self.backbone.device)
 
     def load_source(self, path: str | os.PathLike) -> Source:
         """A saved source; InputError if it is none, or was made with other weights."""

@@ -66,6 +66,9 @@ class Backbone(Protocol):
     ) -> Branches:
         """All branches of a prediction under guidance."""
 
+    def activation_bytes(self, rows: int, frames: int, height: int, width: int) -> int:
+        """What a prediction of latents of that shape needs at least, besides the weights."""
+
     def predict(self, latents: Tensor, t: int, conditions: Conditions, taps: Taps) -> Tensor:
         """v of latents (b, c, f, h, w) in `dtype`, at timestep t, in the same shape."""
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from anyv2v.errors import InputError
 from anyv2v.files import atomic_path, check_output
 from anyv2v.media.clip import Video, positive
 from anyv2v.media.image import as_frames, check_fit, check_size, fit_frame
+from anyv2v.memory import require
 
 SUFFIXES = (".mp4", ".mov", ".mkv")
 
@@ -55,6 +57,8 @@ def read_video(
     if not (math.isfinite(start_time) and start_time >= 0):
         raise InputError(f"start_time must be 0 or more seconds, not {start_time}")
 
+    if size is not None and frames is not None:
+        require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
     pictures: list[np.ndarray] = []
     with _open(Path(path)) as (container, stream):
         own_fps = float(stream.average_rate or stream.guessed_rate or 25)

@@ -141,6 +141,10 @@ class Autoencoder(nn.Module):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quant_conv, self.post_quant_conv = Conv2d(2 * c, 2 * c, 1), Conv2d(c, c, 1)
 
+    def activation_bytes(self, height: int, width: int) -> int:
+        """What an image of that size needs at least, besides the weights."""
+        return 4 * self.config.widths[0] * height * width * self.quant_conv.weight.itemsize
+
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """pixels (r, 3, h, w) in [-1, 1] -> mean and log-variance, each (r, c, h/s, w/s)."""
         moments = self.quant_conv(

@@ -228,6 +228,14 @@ def test_unknown_options_and_commands(run, edit):
     refused(run(), "COMMAND")
 
 
+@pytest.mark.parametrize("size", ["80000x80000", "800000x800000"])
+def test_what_cannot_fit_is_refused_with_what_would(edit, size):
+    status, out, err = edit(size=size, frames=16)
+    refused((status, out, err), "not enough memory", size, "16 frames", "would fit")
+    width, height = map(int, err.split("; ")[1].split(" would")[0].split("x"))
+    assert 64 <= width == height < int(size.split("x")[0])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none(edit):
     refused(edit(device="cuda"), "cuda", "cpu")

@@ -284,6 +284,15 @@ def test_impossible_videos_are_refused(editor, video):
         editor.invert(video, method="guess", steps=5)
 
 
+def test_what_cannot_fit_in_memory_is_refused_with_what_would(editor):
+    editor.check_memory((256, 256), 16)
+    with pytest.raises(InputError, match="16384x8192 with 64 frames needs") as refusal:
+        editor.check_memory((16384, 8192), 64)
+    fits = tuple(map(int, str(refusal.value).split("; ")[1].split(" would")[0].split("x")))
+    assert fits[0] % 8 == fits[1] % 8 == 0
+    editor.check_memory(fits, 64)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_as_close_as_its_dtype_allows(
     editor, weights, sources, edited_frame, dtype

@@ -103,6 +103,12 @@ class I2VGen:
         plain = self.condition(negative_prompt, first, negative=True)
         return Branches((plain, edited), lambda v: v[0] + guidance * (v[1] - v[0]))
 
+    def activation_bytes(self, rows: int, frames: int, height: int, width: int) -> int:
+        # measured: the feed-forward of the first temporal transformer, eight heads wide, holds ten
+        # times its width at full resolution. what else there is at that moment is left out
+        values = rows * frames * height * width * 10 * 8 * self.unet.config.head_dim
+        return values * self.dtype.itemsize
+
     def predict(
         self, latents: Tensor, t: int, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:

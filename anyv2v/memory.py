@@ -1,0 +1,48 @@
+"""Refusing early what cannot fit, instead of being killed halfway."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+
+import torch
+
+from anyv2v.errors import InputError
+
+
+def free_bytes(device: torch.device) -> int:
+    """What could still be allocated on a device, about."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":") for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def require(
+    needed: Callable[[int, int], int],
+    size: tuple[int, int],
+    frames: int,
+    factor: int,
+    device: torch.device,
+) -> None:
+    """InputError if needed(width, height) bytes are not free, with a size that would fit.
+
+    `factor` divides every size that works.
+    """
+    width, height = size
+    need, free = needed(width, height), free_bytes(device)
+    if need <= free:
+        return
+    # memory grows with the area
+    scale = 0.95 * math.sqrt(free / need)
+    fits = [max(factor, int(x * scale) // factor * factor) for x in size]
+    raise InputError(
+        f"not enough memory: {width}x{height} with {frames} frames needs at least "
+        f"{need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; {fits[0]}x{fits[1]} would fit"
+    )
