@@ -1,37 +1,21 @@
-"""DDIM (arXiv 2010.02502) with v-prediction (arXiv 2202.00512): one step, sampling, inversion.
+"""DDIM (arXiv 2010.02502): sampling, and the inversion that runs it backwards.
 
-All of it in float32, whatever the network computes in.
+The latents between the steps are float32, whatever the network computes in.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from anyv2v.diffusion.schedule import Schedule
+from anyv2v.diffusion.schedule import Schedule
 
 OnStep = Callable[[int, int, Tensor], None]
 """Called after each step with the step's index in the schedule, its timestep, the latents."""
 
 Predict = Callable[[int, int, Tensor], Tensor]
 """(index of the step, timestep t, latents) -> v, float32, in the latents' shape."""
-
-
-def ddim_step(latents: Tensor, v: Tensor, level: float, target: float) -> Tensor:
-    """Moves latents from the noise level alpha-bar = `level` to `target`, without adding noise.
-
-    A rotation of (x, v), so nothing is singular where alpha-bar is 0:
-    x0 = sqrt(a) x - sqrt(1 - a) v, e = sqrt(a) v + sqrt(1 - a) x, x' = sqrt(b) x0 + sqrt(1 - b) e.
-    Float32 in any case.
-    """
-    latents, v = latents.float(), v.float()
-    clean = math.sqrt(level) * latents - math.sqrt(1 - level) * v
-    noise = math.sqrt(level) * v + math.sqrt(1 - level) * latents
-    return math.sqrt(target) * clean + math.sqrt(1 - target) * noise
 
 
 def sample(

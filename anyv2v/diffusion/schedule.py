@@ -11,7 +11,6 @@ import math
 import torch
 from torch import Tensor
 
-from anyv2v.diffusion.ddim import ddim_step
 from anyv2v.errors import InputError
 
 TRAIN_STEPS = 1000
@@ -49,6 +48,20 @@ class Schedule:
         """
         before = self.alpha_bar(t - TRAIN_STEPS // steps)
         return ddim_step(latents, v, before, self.alpha_bar(t))
+
+
+def ddim_step(latents: Tensor, v: Tensor, level: float, target: float) -> Tensor:
+    """Moves latents from the noise level alpha-bar = `level` to `target`, without adding noise.
+
+    DDIM (arXiv 2010.02502) with v-prediction (arXiv 2202.00512): a rotation of (x, v), so nothing
+    is singular where alpha-bar is 0.
+    x0 = sqrt(a) x - sqrt(1 - a) v, e = sqrt(a) v + sqrt(1 - a) x, x' = sqrt(b) x0 + sqrt(1 - b) e.
+    Float32 in any case.
+    """
+    latents, v = latents.float(), v.float()
+    clean = math.sqrt(level) * latents - math.sqrt(1 - level) * v
+    noise = math.sqrt(level) * v + math.sqrt(1 - level) * latents
+    return math.sqrt(target) * clean + math.sqrt(1 - target) * noise
 
 
 def alphas_cumprod() -> Tensor:

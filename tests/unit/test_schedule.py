@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from anyv2v.diffusion.ddim import ddim_step
-from anyv2v.diffusion.schedule import Schedule
+from anyv2v.diffusion.schedule import Schedule, ddim_step
 from anyv2v.errors import InputError
 from tests import golden
 
