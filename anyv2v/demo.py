@@ -14,6 +14,7 @@ from anyv2v.editor import Editor
 from anyv2v.files import atomic_path
 from anyv2v.injection.plan import NO_INJECTION, Injection
 from anyv2v.media.clip import Video
+from anyv2v.media.psnr import psnr
 from anyv2v.media.video import write_video
 from anyv2v.weights.demo.scene import COLOURS, draw_scene, render
 
@@ -81,9 +82,3 @@ def run(
     with atomic_path(folder / "scores.json") as temporary:
         temporary.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     return scores
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 pictures, in dB; 100 where they are equal."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))

@@ -14,6 +14,7 @@ z_0            decode                    frames   (f, h, w, 3) uint8
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,18 +23,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anyv2v import checks
 from anyv2v.backbones.base import Backbone, Branches, Conditions, FirstFrame
 from anyv2v.diffusion.ddim import OnStep, Predict, invert, sample
 from anyv2v.diffusion.schedule import Schedule
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
-from anyv2v.injection.plan import Injection, sites_per_step
+from anyv2v.injection.plan import NO_INJECTION, Injection, sites_per_step
 from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource, Taps
 from anyv2v.media.clip import Video
 from anyv2v.media.image import (
     as_frames,
     center_crop,
-    check_size,
     fit_frame,
     read_image,
     to_frames,
@@ -116,10 +117,11 @@ class Editor:
 
         `fps` is what the network is told, not a sampling rate. `prompt` describes the source.
         """
-        if method not in METHODS:
-            raise InputError(f"method: {method!r} is not one of {', '.join(METHODS)}")
+        checks.one_of("method", method, METHODS)
+        guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
         if len(video.frames) < 2:
             raise InputError("the video has 1 frame; at least 2 are needed")
+        self.check_size(_size(video.frames))
         self.schedule.timesteps(steps)  # refuses a wrong number before any work
         self.check_memory(_size(video.frames), len(video.frames), 2 if guidance > 1 else 1)
         clean = self.encode_frames(video.frames)
@@ -160,27 +162,22 @@ class Editor:
         `injection`: anything with `groups(backbone.groups)`, see `Injection`. `source_pass` changes
         the cost, not the result.
         """
-        timesteps = self._timesteps(steps, start)
-        if not 0.0 <= random_ratio <= 1.0:
-            raise InputError(f"random_ratio: {random_ratio} is not between 0 and 1")
-        if source_pass not in SourcePass.__args__:
-            raise InputError(f"source_pass: {source_pass!r} is none of {SourcePass.__args__}")
-        groups = injection.groups(self.backbone.groups)
-        plan = dict(
-            enumerate(sites_per_step(groups, steps, start, self.sites), start)
-        )  # step -> active sites
-        injected = [t for i, t in enumerate(timesteps, start) if plan[i] or source_pass == "always"]
-        source.trajectory.require([timesteps[0], *injected])
+        self.check_source(source)
+        needed = self.needed_timesteps(steps, start, injection, source_pass)
+        self.check_kept(source.trajectory, needed)
+        random_ratio = checks.fraction("random_ratio", random_ratio)
+        guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
+        size, frames = _size(source.video.frames), len(source.video.frames)
+        self.check_memory(size, frames)
 
-        self.check_memory(_size(source.video.frames), len(source.video.frames))
-        image = fit_frame(read_image(frame), _size(source.video.frames), fit)
-        first = self._encoded(image, len(source.video.frames), fps)
+        first = self._encoded(fit_frame(read_image(frame), size, fit), frames, fps)
         branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
+        plan = self._plan(steps, start, injection)
         predict = self._injected(source, fps, branches, plan, source_pass)
 
-        start_latents = source.trajectory[timesteps[0]].to(self.backbone.device)
-        noise = self._noise(start_latents.shape, seed, noise)
-        latents = random_ratio * noise + (1 - random_ratio) * start_latents
+        inverted = source.trajectory[needed[0]].to(self.backbone.device)
+        noise = self._noise(inverted.shape, seed, noise)
+        latents = random_ratio * noise + (1 - random_ratio) * inverted
         return self._sample(predict, latents, steps, start, on_step, source.video.fps)
 
     @torch.no_grad()
@@ -196,15 +193,16 @@ class Editor:
         on_step: OnStep | None = None,
     ) -> Edit:
         """The source video again, from its inverted latents; nothing is injected."""
-        timesteps = self._timesteps(steps, start)
-        source.trajectory.require(timesteps[:1])
+        self.check_source(source)
+        (first,) = needed = self.needed_timesteps(steps, start)
+        self.check_kept(source.trajectory, needed)
+        guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
         branches = self.backbone.branches(
             prompt, negative_prompt, self._source_frame(source, fps), guidance
         )
-        latents = source.trajectory[timesteps[0]].to(self.backbone.device)
-        return self._sample(
-            self._guided(branches), latents, steps, start, on_step, source.video.fps
-        )
+        latents = source.trajectory[first].to(self.backbone.device)
+        predict = self._guided(branches)
+        return self._sample(predict, latents, steps, start, on_step, source.video.fps)
 
     @torch.no_grad()
     def generate(
@@ -224,14 +222,14 @@ class Editor:
     ) -> Edit:
         """The plain image-to-video model: a clip that begins with `frame`, from random noise."""
         self.schedule.timesteps(steps)
-        size = self.check_size(size or self.defaults.size)
-        frames = _whole("frames", frames or self.defaults.frames)
+        size = self.check_size(self.defaults.size if size is None else size)
+        frames = checks.whole("frames", self.defaults.frames if frames is None else frames)
+        guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
         self.check_memory(size, frames, 2)
-        image = fit_frame(read_image(frame), size, fit)
-        first = self._encoded(image, frames, fps)
+        first = self._encoded(fit_frame(read_image(frame), size, fit), frames, fps)
         branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
         one = first.latents.shape
-        noise = self._noise((*one[:2], frames, *one[3:]), seed, noise)
+        noise = self._noise(torch.Size((*one[:2], frames, *one[3:])), seed, noise)
         return self._sample(self._guided(branches), noise, steps, 0, on_step, fps)
 
     def tokenize(self, text: str) -> Tensor:
@@ -255,14 +253,21 @@ class Editor:
         return self.backbone.encode_image(image, width or image.shape[1], black_edge)
 
     @torch.no_grad()
-    def encode_frames(self, frames: np.ndarray | Tensor) -> Tensor:
-        """(f, h, w, 3) uint8 -> (1, c, f, h/s, w/s) float32: scaled posterior means."""
+    def encode_frames(
+        self, frames: np.ndarray | Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """(f, h, w, 3) uint8 -> (1, c, f, h/s, w/s) float32: scaled posterior means.
+
+        With a generator, samples of the posterior, as the original draws them.
+        """
         frames = as_frames(frames)
         self.check_size(_size(frames))
         # one frame at a time, so that memory does not grow with the length of the clip
-        pixels = (to_pixels(frame[None]) for frame in frames)
-        means = [self.vae.encode(p.to(self.backbone.device, self.backbone.dtype)) for p in pixels]
-        return torch.cat(means).float().transpose(0, 1)[None]
+        latents = []
+        for frame in frames:
+            pixels = to_pixels(frame[None]).to(self.backbone.device, self.backbone.dtype)
+            latents.append(self.vae.encode(pixels, generator).float())
+        return torch.stack(latents, dim=2).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -285,7 +290,8 @@ class Editor:
         """What one branch is steered by; `negative` zeroes the image embedding."""
         image = read_image(frame)
         latents = self.encode_frames(center_crop(image, self.check_size(size))[None])
-        first = FirstFrame(image, latents, size[0], _whole("frames", frames), _whole("fps", fps))
+        frames, fps = checks.whole("frames", frames), checks.whole("fps", fps)
+        first = FirstFrame(image, latents, size[0], frames, fps)
         return self.backbone.condition(prompt, first, negative)
 
     @torch.no_grad()
@@ -298,7 +304,7 @@ class Editor:
 
     def check_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """`size` (width, height) if the model takes it; InputError with the nearest that works."""
-        return divisible(size, self.vae.config.factor)
+        return checks.size(size, self.vae.config.factor)
 
     def check_memory(self, size: tuple[int, int], frames: int, rows: int = 3) -> None:
         """InputError if `rows` branches of a clip of that size cannot fit, with what would."""
@@ -310,17 +316,55 @@ class Editor:
 
         require(needed, size, frames, s, self.backbone.device)
 
+    def needed_timesteps(
+        self,
+        steps: int,
+        start: int = 0,
+        injection: Injection = NO_INJECTION,
+        source_pass: SourcePass = "shared",
+    ) -> list[int]:
+        """The timesteps whose latents a run takes from its source, the one it starts from first."""
+        timesteps = self.schedule.timesteps(steps)
+        checks.whole("start", start, 0, steps - 1)
+        checks.one_of("source_pass", source_pass, SourcePass.__args__)
+        plan = self._plan(steps, start, injection)
+        return [
+            timesteps[i]
+            for i, sites in plan.items()
+            if i == start or sites or source_pass == "always"
+        ]
+
+    def check_kept(self, kept: Collection[int], needed: list[int]) -> None:
+        """InputError if a trajectory of these timesteps lacks one that is needed."""
+        if missing := [t for t in needed if t not in kept]:
+            others = ", ".join(map(str, self.schedule.steps_within(kept)))
+            raise InputError(
+                f"steps: the inversion has {len(kept) - 1} steps and holds no latents of timestep "
+                f"{missing[0]}; it serves runs of {others} steps"
+            )
+
+    def check_source(self, source: Source) -> None:
+        """InputError unless the source was made with these weights."""
+        if source.fingerprint != self.fingerprint:
+            raise InputError("the source was made with other weights; invert the video again")
+        (width, height), s = _size(source.video.frames), self.vae.config.factor
+        b, c, _, h, w = shape = tuple(source.trajectory[0].shape)
+        if (c, h, w) != (self.vae.config.latent_channels, height // s, width // s):
+            raise InputError(f"the source's latents {shape} do not fit {width}x{height} frames")
+
     def load_source(self, path: str | os.PathLike) -> Source:
         """A saved source; InputError if it is none, or was made with other weights."""
         source = Source.load(path)
-        if source.fingerprint != self.fingerprint:
-            raise InputError(f"{path}: was made with other weights; invert the video again")
-        shape = source.trajectory[0].shape
-        width, height = _size(source.video.frames)
-        wanted = (self.vae.config.latent_channels, height // self.vae.config.factor)
-        if (shape[1], shape[3]) != wanted or shape[4] != width // self.vae.config.factor:
-            raise InputError(f"{path}: latents {tuple(shape)} do not fit {width}x{height} frames")
+        try:
+            self.check_source(source)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         return source
+
+    def _plan(self, steps: int, start: int, injection: Injection) -> dict[int, frozenset[str]]:
+        """Step -> sites that are injected."""
+        groups = injection.groups(self.backbone.groups)
+        return sites_per_step(groups, steps, start, self.sites)
 
     def _guided(self, branches: Branches) -> Predict:
         """Predictions under guidance, nothing injected."""
@@ -371,13 +415,6 @@ class Editor:
         clean = sample(predict, latents, self.schedule, steps, start, on_step)
         return Edit(self.decode(clean), fps, clean)
 
-    def _timesteps(self, steps: int, start: int) -> list[int]:
-        """Those that a run visits."""
-        timesteps = self.schedule.timesteps(steps)
-        if not 0 <= start < steps:
-            raise InputError(f"start: {start} is not between 0 and {steps - 1}")
-        return timesteps[start:]
-
     def _encoded(self, image: np.ndarray, frames: int, fps: int) -> FirstFrame:
         return self._first_frame(image, self.encode_frames(image[None]), frames, fps)
 
@@ -387,34 +424,17 @@ class Editor:
         return self._first_frame(frames[0], clean, len(frames), fps)
 
     def _first_frame(self, image: np.ndarray, latents: Tensor, frames: int, fps: int) -> FirstFrame:
-        return FirstFrame(image, latents, image.shape[1], frames, _whole("fps", fps))
+        return FirstFrame(image, latents, image.shape[1], frames, fps)
 
-    def _noise(self, shape, seed: int, noise: Tensor | None) -> Tensor:
+    def _noise(self, shape: torch.Size, seed: int, noise: Tensor | None) -> Tensor:
         if noise is None:
             # drawn on the CPU, so that a seed means the same on every device
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            generator = torch.Generator().manual_seed(checks.whole("seed", seed, 0))
+            noise = torch.randn(shape, generator=generator)
         if noise.shape != shape:
             raise InputError(f"noise is {tuple(noise.shape)}, the latents are {tuple(shape)}")
         return noise.to(self.backbone.device, torch.float32)
 
 
-def divisible(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """`size` (width, height) if `factor` divides both, else an InputError with the nearest."""
-    width, height = check_size(size)
-    nearest = [max(factor, factor * round(x / factor)) for x in (width, height)]
-    if [width, height] != nearest:
-        raise InputError(
-            f"size: {width}x{height} is not divisible by {factor}; "
-            f"the nearest that works is {nearest[0]}x{nearest[1]}"
-        )
-    return width, height
-
-
 def _size(frames: np.ndarray) -> tuple[int, int]:
     return frames.shape[2], frames.shape[1]
-
-
-def _whole(name: str, number: int) -> int:
-    if number != int(number) or number < 1:
-        raise InputError(f"{name}: {number} is not a whole number above 0")
-    return int(number)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from anyv2v import checks
 from anyv2v.backbones import BACKBONES
 from anyv2v.backbones.base import Backbone
 from anyv2v.config import section
+from anyv2v.diffusion.schedule import OFFSET, TRAIN_STEPS
 from anyv2v.editor import Defaults, Editor
 from anyv2v.errors import InputError
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
@@ -23,7 +27,8 @@ from anyv2v.weights.demo.random_model import write_random
 DEMO = "demo"
 """The name under which the weights that come with the package are loaded."""
 
-SCHEDULE = {"train_steps": 1000, "steps_offset": 1}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SCHEDULE = {"train_steps": TRAIN_STEPS, "steps_offset": OFFSET}
 """The one schedule there is; a folder that was trained on another is refused."""
 
 
@@ -40,6 +45,8 @@ def load(
     device = choose_device(device)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(map(str, DTYPES))}")
     if weights == DEMO:
         with tempfile.TemporaryDirectory() as folder:
             write_random(Path(folder) / DEMO, expected_shapes)
@@ -49,23 +56,42 @@ def load(
 
 def _assemble(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Editor:
     config = checkpoint.config
-    if config.get("schedule") != SCHEDULE:
-        raise InputError(f"config.json: schedule {config.get('schedule')} is not {SCHEDULE}")
+    with _blaming(checkpoint.folder):
+        if config.get("schedule") != SCHEDULE:
+            raise InputError(f"schedule {config.get('schedule')} is not {SCHEDULE}")
+        defaults, unbuilt = _defaults(config), builders(config)
+
+    def build(name: str) -> nn.Module:
+        with _blaming(checkpoint.folder):
+            return unbuilt[name]()
+
     networks = {
-        name: checkpoint.load(name, build, device, dtype)
-        for name, build in builders(config).items()
+        name: checkpoint.load(name, partial(build, name), device, dtype) for name in unbuilt
     }
-    backbone = _backbone(config).assemble(config, networks, checkpoint.folder)
-    for group, sites in backbone.groups.items():
-        if unknown := sites - backbone.sites:
-            raise InputError(f"config.json: injection {group} names no site {sorted(unknown)[0]}")
-    return Editor(backbone, networks["vae"], _defaults(config), checkpoint.fingerprint)
+    with _blaming(checkpoint.folder):
+        backbone = _backbone(config).assemble(config, networks, checkpoint.folder)
+        for group, sites in backbone.groups.items():
+            if unknown := sites - backbone.sites:
+                raise InputError(f"injection {group} names no site {sorted(unknown)[0]}")
+    return Editor(backbone, networks["vae"], defaults, checkpoint.fingerprint)
+
+
+@contextmanager
+def _blaming(folder: Path) -> Iterator[None]:
+    """Whatever a config makes go wrong is an InputError that names its file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, InputError) and str(folder) in str(error):
+            raise
+        raise InputError(f"{folder / 'config.json'}: {error}") from error
 
 
 def peek(weights: str | os.PathLike) -> tuple[Defaults, int]:
     """A folder's defaults, and pixels per latent, from its config alone."""
     config = DEMO_CONFIG if weights == DEMO else Checkpoint.open(weights).config
-    return _defaults(config), section(config, "vae", AutoencoderConfig).factor
+    with _blaming(Path(weights)):
+        return _defaults(config), section(config, "vae", AutoencoderConfig).factor
 
 
 def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:
@@ -93,18 +119,22 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         device = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device: {device!r} is neither cpu nor cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: cuda was asked for, but there is none here; use cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: {device} is neither cpu nor cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise InputError(f"device: {device} was asked for, but there are {there} here; use cpu")
     return device
 
 
 def _defaults(config: dict) -> Defaults:
     found = section(config, "defaults", Defaults)
-    return Defaults(tuple(found.size), found.frames, found.fps)
+    frames, fps = checks.whole("frames", found.frames), checks.whole("fps", found.fps)
+    return Defaults(checks.size(found.size), frames, fps)
 
 
 def _backbone(config: dict) -> type[Backbone]:
     name = config.get("backbone")
     if name not in BACKBONES:
-        raise InputError(f"config.json: backbone {name!r} is not one of {', '.join(BACKBONES)}")
+        raise InputError(f"backbone {name!r} is not one of {', '.join(BACKBONES)}")
     return BACKBONES[name]

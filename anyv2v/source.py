@@ -6,9 +6,9 @@ import json
 import os
 from dataclasses import asdict, dataclass
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from anyv2v.config import section
 from anyv2v.diffusion.trajectory import Trajectory
@@ -47,64 +47,48 @@ class Source:
         """Writes one safetensors file with everything; whole or not at all."""
         check_output(path, force, (SUFFIX,))
         facts = {
+            "format": FORMAT,
             "fps": self.video.fps,
             "evaluations": self.evaluations,
             "settings": asdict(self.settings),
             "fingerprint": self.fingerprint,
         }
         tensors = {f"latents.{t}": x.contiguous().cpu() for t, x in self.trajectory.items()}
+        tensors["frames"] = torch.from_numpy(self.video.frames.copy())
         with atomic_path(path) as temporary:
-            save_file(
-                {**tensors, "frames": _tensor(self.video.frames)},
-                temporary,
-                metadata={"format": FORMAT, "source": json.dumps(facts)},
-            )
+            # one key: safetensors writes several in no fixed order
+            save_file(tensors, temporary, metadata={"source": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Source:
         """InputError if the file is not a whole source that `save` wrote."""
+        if not os.path.exists(path):
+            raise InputError(f"{path}: no such file")
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise InputError(f"{path}: is not a source written by `anyv2v invert`")
+                facts = json.loads((file.metadata() or {}).get("source", "{}"))
+                if facts.get("format") != FORMAT:
+                    raise InputError("is not a source written by `anyv2v invert`")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-            facts = json.loads(metadata["source"])
-            latents = {
-                int(name.removeprefix("latents.")): x
-                for name, x in tensors.items()
-                if name != "frames"
-            }
+            frames = tensors.pop("frames").numpy()
+            latents = {int(name.removeprefix("latents.")): x for name, x in tensors.items()}
             source = cls(
-                video=Video(tensors["frames"].numpy(), facts["fps"]),
+                video=Video(frames, facts["fps"]),
                 trajectory=Trajectory(latents),
                 evaluations=int(facts["evaluations"]),
                 settings=section(facts, "settings", InversionSettings),
                 fingerprint=str(facts["fingerprint"]),
             )
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: no such file") from error
-        except (SafetensorError, OSError, KeyError, TypeError, AttributeError) as error:
+            source._check()
+        # InputError and what a bad number or bad JSON raises are ValueErrors
+        except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{path}: cannot be read as a source: {error}") from error
-        except InputError as error:
-            raise InputError(f"{path}: {error}".replace(f"{path}: {path}", f"{path}")) from error
-        except ValueError as error:
-            raise InputError(f"{path}: cannot be read as a source: {error}") from error
-        source._check(path)
         return source
 
-    def _check(self, path) -> None:
-        frames = self.video.frames.shape[0]
+    def _check(self) -> None:
+        frames = len(self.video.frames)
         for t, x in self.trajectory.items():
             if x.ndim != 5 or x.shape[0] != 1 or x.shape[2] != frames or not x.is_floating_point():
-                raise InputError(
-                    f"{path}: latents of timestep {t} are {tuple(x.shape)} for {frames} frames"
-                )
+                raise InputError(f"latents of {t} are {tuple(x.shape)} for {frames} frames")
             if not x.isfinite().all():
-                raise InputError(f"{path}: latents of timestep {t} are not finite")
-
-
-def _tensor(frames) -> Tensor:
-    import torch
-
-    return torch.from_numpy(frames.copy())
+                raise InputError(f"latents of timestep {t} are not finite")

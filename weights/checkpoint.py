@@ -58,12 +58,6 @@ class Checkpoint:
                 f"this version reads {manifest.FORMAT}"
             )
         files = manifest.read_manifest(folder)
-        needed = [
-            *(f"{component}.safetensors" for component in manifest.COMPONENTS),
-            *manifest.TOKENIZER,
-        ]
-        if absent := [name for name in needed if name not in files]:
-            raise InputError(f"{folder / manifest.MANIFEST}: does not name {', '.join(absent)}")
         return Checkpoint(folder, config, manifest.fingerprint(config, files), files)
 
     def load(
@@ -75,12 +69,14 @@ class Checkpoint:
     ) -> nn.Module:
         """The module that build() makes, with the weights of a component, ready to run.
 
-        component: "unet", "vae", "text" or "vision". Adds the module's own bytes and 4 MB to the
+        component: the name of its file, without suffix. Adds the module's own bytes and 4 MB to the
         resident memory: it is built on the meta device and filled piece by piece. Weights of
         convolutions come to lie channels-last. InputError: names or shapes that differ from the
         module's, and tensors with a value that is not finite.
         """
         path = self.folder / f"{component}.safetensors"
+        if path.name not in self.files:
+            raise InputError(f"{self.folder / manifest.MANIFEST}: does not name {path.name}")
         with torch.device("meta"), _NoDraws():
             module = build()
         wanted = module.state_dict()

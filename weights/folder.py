@@ -135,7 +135,8 @@ def _whole_or_nothing(dst: Path, force: bool) -> Iterator[Path]:
             dst.rename(old)
         folder.rename(dst)
     except OSError as error:
-        raise InputError(f"{dst}: cannot be written: {error.strerror or error}") from error
+        at = error.filename or dst
+        raise InputError(f"{at}: {error.strerror or error}, while writing {dst}") from error
     finally:
         if old.exists() and not dst.exists():
             old.rename(dst)

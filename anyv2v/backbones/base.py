@@ -48,7 +48,10 @@ class Branches:
 
 
 class Backbone(Protocol):
-    """An image-to-video diffusion network with what turns its inputs into conditions."""
+    """An image-to-video diffusion network with what turns its inputs into conditions.
+
+    One that has `tokenize`, `encode_text` or `encode_image` besides gets them on the editor too.
+    """
 
     name: str
     sites: frozenset[str]

@@ -7,11 +7,12 @@ alpha-bar[t] (`alphas_cumprod`) is how much of the clean latents' variance is le
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
-from anyv2v.errors import InputError
+from anyv2v import checks
 
 TRAIN_STEPS = 1000
 OFFSET = 1
@@ -26,10 +27,13 @@ class Schedule:
 
     def timesteps(self, steps: int) -> list[int]:
         """The timesteps of a sampling run, noisiest first: 981, 961, ..., 1 for 50 steps."""
-        if not 1 <= steps <= TRAIN_STEPS - OFFSET:
-            raise InputError(f"steps: {steps} is not between 1 and {TRAIN_STEPS - OFFSET}")
-        stride = TRAIN_STEPS // steps
+        stride = TRAIN_STEPS // checks.whole("steps", steps, 1, TRAIN_STEPS - OFFSET)
         return [i * stride + OFFSET for i in reversed(range(steps))]
+
+    def steps_within(self, timesteps: Collection[int]) -> list[int]:
+        """The numbers of steps whose runs visit none but these timesteps."""
+        known = set(timesteps)
+        return [n for n in range(1, len(known) + 1) if set(self.timesteps(n)) <= known]
 
     def alpha_bar(self, t: int) -> float:
         """alpha-bar[t]; 1 for the clean latents, which lie before t = 0."""

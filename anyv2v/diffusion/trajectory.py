@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -25,15 +25,3 @@ class Trajectory(Mapping[int, Tensor]):
 
     def __len__(self) -> int:
         return len(self._latents)
-
-    def require(self, timesteps: Iterable[int]) -> None:
-        """InputError if latents of one of these timesteps were not kept."""
-        if missing := [t for t in timesteps if t not in self]:
-            steps = len(self) - 1
-            raise InputError(
-                f"steps: the source was inverted in {steps} steps and holds no latents of timestep "
-                f"{missing[0]}; take a number of steps that divides {steps}, or invert again"
-            )
-
-    def to(self, device) -> Trajectory:
-        return Trajectory({t: x.to(device) for t, x in self.items()})

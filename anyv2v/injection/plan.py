@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from anyv2v import checks
 from anyv2v.errors import InputError
 
 
@@ -33,8 +34,7 @@ class Injection:
 
     def __post_init__(self):
         for name, fraction in self._fractions().items():
-            if not 0.0 <= fraction <= 1.0:
-                raise InputError(f"injection: {name}={fraction} is not between 0 and 1")
+            checks.fraction(f"injection: {name}", fraction)
         if unknown := set(self.sites or ()) - set(self._fractions()):
             raise InputError(
                 f"injection: no such group: {', '.join(sorted(unknown))}; "
@@ -60,17 +60,17 @@ NO_INJECTION = Injection(conv=0.0, spatial=0.0, temporal=0.0)
 
 def sites_per_step(
     groups: Iterable[Group], steps: int, start: int, known: frozenset[str]
-) -> list[frozenset[str]]:
-    """The set of active sites of each step that is run, steps[start:] of the whole schedule.
+) -> dict[int, frozenset[str]]:
+    """Step -> the set of active sites, for the steps that are run: range(start, steps).
 
     A group is on for the first int(steps * until) steps of the whole schedule, the product
-    truncated as the original truncates it (50 * 0.58 gives 28); the first `start` are dropped
-    after. A site that `known` does not hold is an InputError.
+    truncated as the original truncates it (50 * 0.58 gives 28). A site that `known` does not hold
+    is an InputError.
     """
     groups = tuple(groups)
     if unknown := frozenset().union(*(g.sites for g in groups)) - known:
         raise InputError(f"injection: no such site: {', '.join(sorted(unknown))}")
-    return [
-        frozenset().union(*(g.sites for g in groups if step < int(steps * g.until)))
+    return {
+        step: frozenset().union(*(g.sites for g in groups if step < int(steps * g.until)))
         for step in range(start, steps)
-    ]
+    }

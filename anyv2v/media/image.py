@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from anyv2v import checks
 from anyv2v.errors import InputError
 
 FITS = ("crop", "stretch")
@@ -59,7 +60,7 @@ def center_crop(
     With `black_edge` the original's rounding is used, which for many sizes leaves the first row or
     column black (704 // 0.55 is 1279). For all other sizes both give the same pixels.
     """
-    size = check_size(size)
+    size = checks.size(size)
     image = _as_pil(image)
     resized = (crop_size_original if black_edge else crop_size)(image.size, size)
     if resized[0] * resized[1] > max(Image.MAX_IMAGE_PIXELS or 0, 16 * size[0] * size[1]):
@@ -77,10 +78,10 @@ def fit_frame(image: Image.Image | np.ndarray, size: tuple[int, int], fit: str) 
     fit: "crop" cuts the centre (`center_crop`); "stretch" resizes with LANCZOS whatever the
     proportions, as the original's run script does with the edited frame.
     """
-    check_fit(fit)
+    checks.one_of("fit", fit, FITS)
     if fit == "crop":
         return center_crop(image, size)
-    return np.array(_as_pil(image).resize(check_size(size), Image.Resampling.LANCZOS))
+    return np.array(_as_pil(image).resize(checks.size(size), Image.Resampling.LANCZOS))
 
 
 def to_pixels(frames: np.ndarray | Tensor) -> Tensor:
@@ -104,24 +105,6 @@ def as_frames(frames: np.ndarray | Tensor) -> np.ndarray:
     return _as_uint8(frames, 4, "frames", "(f, h, w, 3)")
 
 
-def check_size(size: tuple[int, int]) -> tuple[int, int]:
-    """`size` (width, height) as two ints above 0, or an InputError."""
-    try:
-        width, height = size
-        whole = int(width) == width > 0 and int(height) == height > 0
-    except (TypeError, ValueError, OverflowError):
-        whole = False
-    if not whole:
-        raise InputError(f"size must be (width, height), two whole numbers above 0, not {size!r}")
-    return int(width), int(height)
-
-
-def check_fit(fit: str) -> None:
-    """InputError unless `fit` is one of FITS."""
-    if fit not in FITS:
-        raise InputError(f"fit must be one of {', '.join(FITS)}, not {fit!r}")
-
-
 def _read_file(path: Path) -> np.ndarray:
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an image")
@@ -129,7 +112,7 @@ def _read_file(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return _rgb(image)
     except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
+        raise InputError(f"{path}: no such file") from None
     # PIL's many readers raise what they like on broken files, SyntaxError and struct.error included
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__

@@ -1,6 +1,5 @@
 """Video files to and from uint8 RGB frames; the only module that knows PyAV."""
 
-import math
 import os
 import struct
 from collections.abc import Iterator
@@ -14,10 +13,11 @@ import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
+from anyv2v import checks
 from anyv2v.errors import InputError
 from anyv2v.files import atomic_path, check_output
-from anyv2v.media.clip import Video, positive
-from anyv2v.media.image import as_frames, check_fit, check_size, fit_frame
+from anyv2v.media.clip import Video
+from anyv2v.media.image import FITS, as_frames, fit_frame
 from anyv2v.memory import require
 
 SUFFIXES = (".mp4", ".mov", ".mkv")
@@ -49,13 +49,12 @@ def read_video(
 
     InputError: not a readable video, fewer than `frames` frames, or an impossible argument.
     """
-    size = None if size is None else check_size(size)
-    fps = None if fps is None else positive("fps", fps)
-    check_fit(fit)
-    if frames is not None and (frames != int(frames) or frames < 1):
-        raise InputError(f"frames must be a whole number above 0, not {frames}")
-    if not (math.isfinite(start_time) and start_time >= 0):
-        raise InputError(f"start_time must be 0 or more seconds, not {start_time}")
+    size = None if size is None else checks.size(size)
+    fps = None if fps is None else checks.positive("fps", fps)
+    frames = None if frames is None else checks.whole("frames", frames)
+    checks.one_of("fit", fit, FITS)
+    if not checks.finite("start_time", start_time) >= 0:
+        raise InputError(f"start_time: {start_time} is not a number of seconds from 0 up")
 
     if size is not None and frames is not None:
         require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
@@ -75,7 +74,8 @@ def read_video(
         raise InputError(f"start_time {start_time:g} s is past the end of {path}")
     if frames is not None and len(pictures) < frames:
         raise InputError(
-            f"{path} has {len(pictures)} frames at {fps or own_fps:g} fps from "
+            f"{path} has {len(pictures)} frame{'s' * (len(pictures) > 1)} at "
+            f"{fps or own_fps:g} fps from "
             f"{start_time:g} s on, fewer than the {frames} asked for"
         )
     return Video(np.stack(pictures), fps or own_fps)
@@ -91,9 +91,9 @@ def write_video(
     is an InputError, as are a missing or unwritable folder and a suffix that is not in SUFFIXES.
     """
     frames = as_frames(frames)
-    rate = Fraction(positive("fps", fps)).limit_denominator(100_000)
+    rate = Fraction(checks.positive("fps", fps)).limit_denominator(100_000)
     if not Fraction(1, 100) <= rate <= 1000:
-        raise InputError(f"fps must be between 0.01 and 1000, not {fps}")
+        raise InputError(f"fps: {fps} is not between 0.01 and 1000")
     check_output(path, force, SUFFIXES)
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -120,7 +120,7 @@ def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStr
             streams[0].thread_type = "SLICE"
             yield container, streams[0]
     except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
+        raise InputError(f"{path}: no such file") from None
     except (OSError, av.FFmpegError) as error:
         reason = error.strerror or error
         raise InputError(f"{path} cannot be read as a video: {reason}") from error

@@ -14,13 +14,18 @@ class Attention(nn.Module):
     """Attention among the tokens of each row, or from them to a context.
 
     `site` is this module's own path in the network: the name under which taps are shown its
-    query and key.
+    query and key. None: they are not shown.
     """
 
     mix = staticmethod(attention)
 
     def __init__(
-        self, site: str, width: int, heads: int, head_dim: int, context_width: int | None = None
+        self,
+        site: str | None,
+        width: int,
+        heads: int,
+        head_dim: int,
+        context_width: int | None = None,
     ):
         super().__init__()
         self.site, self.heads = site, heads
@@ -36,7 +41,8 @@ class Attention(nn.Module):
         q, k, v = (
             y.unflatten(-1, (self.heads, -1)) for y in (self.q(x), self.k(context), self.v(context))
         )
-        q, k = taps.qk(self.site, q, k)
+        if self.site is not None:
+            q, k = taps.qk(self.site, q, k)
         return self.out(self.mix(q, k, v).flatten(-2))
 
 

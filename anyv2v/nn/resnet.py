@@ -28,12 +28,12 @@ class Conv2d(nn.Conv2d):
 class ResnetBlock(nn.Module):
     """norm, SiLU, conv, + time embedding, norm, SiLU, conv, + input; norms per frame.
 
-    What is tapped at `site` is the residual branch before the input is added.
+    What is tapped at `site`, if it has one, is the residual branch before the input is added.
     """
 
     def __init__(
         self,
-        site: str,
+        site: str | None,
         width_in: int,
         width: int,
         *,
@@ -58,7 +58,8 @@ class ResnetBlock(nn.Module):
             # every frame of a branch gets the same shift
             h = (h.unflatten(0, (shift.shape[0], -1)) + shift[:, None, None, None]).flatten(0, 1)
         h = self.conv2(F.silu(self.norm2(h)))
-        h = taps.hidden(self.site, h)
+        if self.site is not None:
+            h = taps.hidden(self.site, h)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 

@@ -21,6 +21,7 @@ class GegluFeedForward(nn.Module):
         self.down = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        # self.up only holds the weights: its own forward is never called
         return self.down(geglu(x, self.up.weight, self.up.bias))
 
 

@@ -68,11 +68,17 @@ class Mid(nn.Module):
 class Level(nn.Module):
     """Resnets of one resolution, then half or double the size."""
 
-    def __init__(self, widths_in: list[int], width: int, groups: int, resample: nn.Module | None):
+    def __init__(
+        self,
+        widths_in: list[int],
+        width: int,
+        groups: int,
+        downsample: Downsample | None = None,
+        upsample: Upsample | None = None,
+    ):
         super().__init__()
         self.res = nn.ModuleList(_resnets(widths_in, width, groups))
-        self.add_module("downsample", resample if isinstance(resample, Downsample) else None)
-        self.add_module("upsample", resample if isinstance(resample, Upsample) else None)
+        self.downsample, self.upsample = downsample, upsample
 
     def forward(self, x: Tensor) -> Tensor:
         for res in self.res:
@@ -93,7 +99,7 @@ class Encoder(nn.Module):
             widths_in = [width] + [level_width] * (config.layers - 1)
             last = i == len(config.widths) - 1
             halve = None if last else Downsample(level_width, lopsided=True)
-            self.down.append(Level(widths_in, level_width, config.groups, halve))
+            self.down.append(Level(widths_in, level_width, config.groups, downsample=halve))
             width = level_width
         self.mid = Mid(width, config.groups)
         self.norm_out = GroupNorm(config.groups, width, EPS)
@@ -119,7 +125,7 @@ class Decoder(nn.Module):
             widths_in = [width] + [level_width] * config.layers
             last = i == len(config.widths) - 1
             double = None if last else Upsample(level_width)
-            self.up.append(Level(widths_in, level_width, config.groups, double))
+            self.up.append(Level(widths_in, level_width, config.groups, upsample=double))
             width = level_width
         self.norm_out = GroupNorm(config.groups, width, EPS)
         self.conv_out = Conv2d(width, config.channels, 3, padding=1)
@@ -173,4 +179,4 @@ class Autoencoder(nn.Module):
 
 
 def _resnets(widths_in: list[int], width: int, groups: int) -> list[ResnetBlock]:
-    return [ResnetBlock("", width_in, width, groups=groups, eps=EPS) for width_in in widths_in]
+    return [ResnetBlock(None, width_in, width, groups=groups, eps=EPS) for width_in in widths_in]

@@ -72,6 +72,16 @@ def edit(run, clip, frame, weights):
     return edit
 
 
+@pytest.fixture
+def no_inversion(monkeypatch):
+    """What is wrong has to be found before the long work."""
+
+    def invert(*args, **kwargs):
+        raise AssertionError("the inversion has begun")
+
+    monkeypatch.setattr(anyv2v.Editor, "invert", invert)
+
+
 def refused(result, *words):
     """Exit 2, nothing on stdout, one line on stderr that has all the words, nothing written."""
     status, out, err = result
@@ -121,6 +131,10 @@ def test_a_saved_source_gives_the_same_edit(edit, run, clip, weights):
     os.remove("out.mp4")
     os.remove("again.mp4")
     refused(edit("clip.safetensors"), "--size is fixed by clip.safetensors")
+    refused(
+        edit("clip.safetensors", inversion_prompt="a man", **free), "--inversion-prompt is fixed"
+    )
+    refused(edit("clip.safetensors", steps=3, **free), "serves runs of 1, 2, 4 steps")
 
 
 def test_reconstruct_prints_what_was_lost(run, clip, weights):
@@ -134,7 +148,7 @@ def test_reconstruct_prints_what_was_lost(run, clip, weights):
 def test_demo_writes_everything_it_promises(run):
     status, out, err = run("demo", "-o", "demo")
     assert status == 0
-    assert "random" in err and "not trained" in err
+    assert "random" in err and "not trained" in err and err.count("\n") == 1
     scores = json.loads(Path("demo/scores.json").read_text())
     assert {"edit", "static", "random", "latents_only"} <= set(scores)
     truth, edited = (anyv2v.read_video(f"demo/{n}.mp4") for n in ("truth", "edited"))
@@ -195,35 +209,37 @@ def test_bad_frames(edit, data):
         (dict(size="60x64"), ("60x64", "divisible by 8", "nearest", "64x64")),
         (dict(size="64"), ("--size", "64", "WIDTHxHEIGHT")),
         (dict(size="0x64"), ("0x64",)),
-        (dict(conv=1.5), ("conv=1.5", "between 0 and 1")),
-        (dict(spatial=-0.1), ("spatial=-0.1",)),
+        (dict(conv=1.5), ("conv: 1.5", "between 0 and 1")),
+        (dict(spatial=-0.1), ("spatial: -0.1",)),
         (dict(temporal="nan"), ("temporal", "nan")),
         (dict(steps=0), ("--steps", "'0'")),
-        (dict(steps=3, inversion_steps=4), ("timestep 667", "divides 4")),
+        (dict(steps=3, inversion_steps=4), ("timestep 667", "serves runs of 1, 2, 4 steps")),
         (dict(steps="many"), ("--steps", "many")),
-        (dict(start=2), ("start: 2", "between 0 and 1")),
+        (dict(start=2), ("start: 2", "from 0 to 1")),
         (dict(inversion_steps=1000), ("1000", "999")),
+        (dict(steps=50, inversion_steps=20), ("steps", "timestep 981")),
         (dict(frames=0), ("--frames",)),
         (dict(seed=-1), ("--seed",)),
-        (dict(random_ratio=2), ("random_ratio", "2")),
+        (dict(random_ratio=2), ("--random-ratio", "2")),
         (dict(fit="bend"), ("--fit", "bend")),
         (dict(method="guess"), ("--method", "guess", "ddim")),
         (dict(dtype="int8"), ("--dtype", "int8")),
-        (dict(sample_fps=0), ("fps",)),
+        (dict(sample_fps=0), ("--sample-fps", "'0'", "above 0")),
         (dict(start_time=99), ("99",)),
         (dict(guidance="high"), ("--guidance", "high")),
         (dict(device="toaster"), ("toaster",)),
+        (dict(device="meta"), ("meta", "neither cpu nor cuda")),
         (dict(weights="nowhere"), ("nowhere",)),
         (dict(prompt=None), ("--prompt",)),
     ],
     ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else "",
 )
-def test_bad_options(edit, changed, words):
+def test_bad_options(edit, changed, words, no_inversion):
     refused(edit(**changed), *words)
 
 
 def test_unknown_options_and_commands(run, edit):
-    refused(edit(extra=("--sharpen",)), "--sharpen")
+    refused(edit(extra=("--sharpen",)), "--sharpen", "anyv2v edit --help")
     refused(run("improve"), "improve")
     refused(run(), "COMMAND")
 
@@ -258,7 +274,18 @@ def test_an_input_is_never_overwritten(edit, clip):
     before = Path("in.mp4").read_bytes()
     status, _, err = edit("in.mp4", output="in.mp4", extra=("--force",))
     assert status == 2 and "never overwritten" in err
+    status, _, err = edit("in.mp4", output="in.mp4")
+    assert status == 2 and "never overwritten" in err and "--force" not in err
     assert Path("in.mp4").read_bytes() == before
+
+
+def test_weights_are_never_overwritten(run, clip, weights, tmp_path):
+    shutil.copytree(weights, "weights")
+    before = Path("weights/unet.safetensors").read_bytes()
+    options = ("--weights", "weights", "--size", "64x64", "--frames", 3, "--inversion-steps", 2)
+    status, _, err = run("invert", clip, "-o", "weights/unet.safetensors", "--force", *options)
+    assert status == 2 and "folder of the weights" in err
+    assert Path("weights/unet.safetensors").read_bytes() == before
 
 
 def test_broken_weights(edit, weights):
@@ -287,7 +314,24 @@ def test_broken_weights(edit, weights):
     refused(broken(lambda f: (f / "vae.safetensors").unlink()), "vae.safetensors")
     refused(broken(cut), "unet.safetensors")
     refused(broken(narrower), "unet.safetensors", "down.3.")
-    refused(broken(field), "'vae'", "layers is missing")
+    refused(broken(field), "broken/config.json", "'vae'", "layers is missing")
+    for section, name, value in (
+        ("defaults", "size", 512),
+        ("unet", "widths", 5),
+        ("unet", "groups", 0),
+        ("vae", "groups", 7),
+        ("text", "heads", 5),
+        ("preprocess", "size", 31),
+        ("schedule", "train_steps", 10),
+        ("injection", "conv", ["up.7.res.0"]),
+    ):
+
+        def changed(folder, section=section, name=name, value=value):
+            config = json.loads((folder / "config.json").read_text())
+            config[section][name] = value
+            (folder / "config.json").write_text(json.dumps(config))
+
+        refused(broken(changed), "broken/config.json")
     refused(broken(lambda f: (f / "config.json").write_text("{")), "config.json")
     refused(broken(lambda f: (f / "tokenizer" / "merges.txt").unlink()), "merges.txt")
     refused(edit(weights=weights / "config.json"), "config.json")
@@ -304,8 +348,19 @@ def test_a_hugging_face_folder_is_converted_and_otherwise_refused(edit, run, sna
     assert not os.path.exists("other")
 
 
-def test_progress_is_silent_unless_somebody_watches(edit):
-    assert edit()[2] == ""
+def test_somebody_who_watches_sees_the_progress(edit, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    status, _, err = edit()
+    assert status == 0
+    assert "invert: 100%" in err and "4/4" in err and "2/2" in err
+    assert edit(output="quiet.mp4", extra=("--quiet",))[2] == ""
+
+
+def test_a_command_may_run_in_a_thread(run, edit):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(edit).result()[0] == 0
 
 
 def test_tracebacks_are_for_those_who_ask(edit):

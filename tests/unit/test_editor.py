@@ -1,5 +1,6 @@
 """Whole runs against the original AnyV2V code, and what an editor promises besides."""
 
+import re
 import threading
 
 import numpy as np
@@ -207,7 +208,6 @@ def test_two_edits_at_once_equal_one_after_the_other(editor, sources, edited_fra
 
 def test_an_exception_in_the_middle_leaves_the_model_unchanged(editor, sources, edited_frame):
     before = edit(editor, sources[10], edited_frame).latents
-    modules = {name: vars(m).copy() for name, m in editor.backbone.unet.named_modules()}
 
     def fail(i, t, x):
         if i == 1:
@@ -216,8 +216,6 @@ def test_an_exception_in_the_middle_leaves_the_model_unchanged(editor, sources, 
     for source_pass in ("shared", "separate"):
         with pytest.raises(KeyboardInterrupt):
             edit(editor, sources[10], edited_frame, on_step=fail, source_pass=source_pass)
-    for name, m in editor.backbone.unet.named_modules():
-        assert vars(m).keys() == modules[name].keys()
     assert torch.equal(edit(editor, sources[10], edited_frame).latents, before)
 
 
@@ -237,8 +235,13 @@ def test_a_source_of_other_weights_is_refused(editor, sources, tmp_path):
     path = tmp_path / "clip.safetensors"
     sources[10].save(path)
     other = anyv2v.Editor(editor.backbone, editor.vae, editor.defaults, fingerprint="another")
-    with pytest.raises(InputError, match="other weights"):
+    with pytest.raises(InputError, match="clip.safetensors: .*other weights"):
         other.load_source(path)
+    with pytest.raises(InputError, match="other weights"):
+        other.reconstruct(sources[10])
+    again = tmp_path / "again.safetensors"
+    sources[10].save(again)
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_files_that_are_no_sources_are_refused(editor, weights, tmp_path, sources):
@@ -259,8 +262,12 @@ def test_files_that_are_no_sources_are_refused(editor, weights, tmp_path, source
     "changed, message",
     [
         (dict(steps=7), "holds no latents of timestep 853"),
-        (dict(start=5), "start: 5 is not between 0 and 4"),
+        (dict(start=5), "start: 5 is not a whole number from 0 to 4"),
         (dict(start=-1), "start: -1"),
+        (dict(steps=5.0), "steps: 5.0"),
+        (dict(guidance=float("nan")), "guidance: nan"),
+        (dict(seed=1.5), "seed: 1.5"),
+        (dict(fps="8"), "fps: '8'"),
         (dict(steps=0), "steps: 0"),
         (dict(random_ratio=1.5), "random_ratio: 1.5"),
         (dict(fps=0), "fps: 0"),
@@ -282,6 +289,27 @@ def test_impossible_videos_are_refused(editor, video):
         editor.invert(anyv2v.Video(np.zeros((2, 127, 63, 3), np.uint8), 8), steps=5)
     with pytest.raises(InputError, match="method"):
         editor.invert(video, method="guess", steps=5)
+    with pytest.raises(InputError, match="guidance: inf"):
+        editor.invert(video, steps=5, guidance=float("inf"))
+    with pytest.raises(InputError, match="frames: 0"):
+        editor.generate(video.frames[0], "", frames=0)
+
+
+def test_dtypes_that_no_network_runs_in_are_refused(weights):
+    for dtype in ("float16", torch.int8, torch.float64):
+        with pytest.raises(InputError, match="dtype: .* is not one of"):
+            anyv2v.load(weights, dtype=dtype)
+
+
+def test_advice_on_steps_is_right(editor, video):
+    """30 steps do not serve 10: 1000 // 10 is no multiple of 1000 // 30."""
+    source = editor.invert(video, steps=30)
+    with pytest.raises(InputError, match="serves runs of (.*) steps") as refusal:
+        editor.reconstruct(source, steps=10)
+    served = re.search("runs of (.*) steps", str(refusal.value))[1].split(", ")
+    assert "30" in served and "10" not in served
+    for steps in map(int, served):
+        assert set(editor.schedule.timesteps(steps)) <= set(source.trajectory)
 
 
 def test_what_cannot_fit_in_memory_is_refused_with_what_would(editor):

@@ -50,7 +50,7 @@ def test_timesteps_equal_the_original(steps):
 
 @pytest.mark.parametrize("steps", [0, -1, 1000, 5000])
 def test_impossible_numbers_of_steps_are_refused(steps):
-    with pytest.raises(InputError, match=f"{steps} is not between 1 and 999"):
+    with pytest.raises(InputError, match=f"steps: {steps} is not a whole number from 1 to 999"):
         Schedule().timesteps(steps)
 
 

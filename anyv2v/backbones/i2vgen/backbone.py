@@ -19,6 +19,7 @@ from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.config import section
+from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 
 
@@ -43,14 +44,19 @@ class I2VGen:
 
     @classmethod
     def assemble(cls, config: dict, networks: dict[str, nn.Module], folder: Path) -> I2VGen:
-        text = section(config, "text", TextConfig)
+        text, vision = section(config, "text", TextConfig), section(config, "vision", VisionConfig)
+        preprocess = section(config, "preprocess", PreprocessConfig)
+        if preprocess.size != vision.image_size:
+            raise InputError(
+                f"preprocess: size {preprocess.size} is not vision: image_size {vision.image_size}"
+            )
         special = section(config, "tokenizer", TokenizerConfig)
         return cls(
             unet=networks["unet"],
             text=networks["text"],
             vision=networks["vision"],
             tokenizer=Tokenizer.load(folder / "tokenizer", special, text.tokens, text.vocab_size),
-            preprocess=section(config, "preprocess", PreprocessConfig),
+            preprocess=preprocess,
             groups={name: frozenset(sites) for name, sites in config["injection"].items()},
         )
 

@@ -59,7 +59,7 @@ class LatentsTemporal(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.self = TemporalAttention("conditioning.temporal.self", channels, 2, channels)
+        self.self = TemporalAttention(None, channels, 2, channels)
         self.ff = LatentsFeedForward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +98,8 @@ class Conditioning(nn.Module):
         self, text: Tensor, image_embedding: Tensor, image_latents: Tensor, fps: Tensor
     ) -> Conditions:
         """text (b, n, c'), image_embedding (b, c'), image_latents (b, c, f, h, w), fps (b,)."""
-        first = self.latent_tokens(image_latents[:, :, 0])
+        image_latents = image_latents.contiguous()
+        first = self.latent_tokens(image_latents[:, :, 0].contiguous())
         latent_tokens = rearrange(first, "b c h w -> b (h w) c")
         image_tokens = self.image_tokens(image_embedding)
         image_tokens = rearrange(image_tokens, "b (m c) -> b m c", m=self.config.channels)
@@ -111,6 +112,6 @@ class Conditioning(nn.Module):
 
     def _beside(self, image_latents: Tensor) -> Tensor:
         f, h = image_latents.shape[2:4]
-        frames = self.latents(rearrange(image_latents, "b c f h w -> (b f) c h w"))
+        frames = self.latents(rearrange(image_latents, "b c f h w -> (b f) c h w").contiguous())
         tokens = self.temporal(rearrange(frames, "(b f) c h w -> b f (h w) c", f=f))
         return rearrange(tokens, "b f (h w) c -> b c f h w", h=h)

@@ -14,8 +14,8 @@ def find_sites(network: nn.Module) -> frozenset[str]:
     - `up.1.spatial.1.block.self`, `.cross`: query and key within a frame, to the context;
     - `up.1.temporal.1.block.self`, `.self2`: query and key along the frames.
     """
-    sites = {path: block.site for path, block in network.named_modules() if hasattr(block, "site")}
-    sites = {path: site for path, site in sites.items() if not path.startswith("conditioning.")}
+    blocks = network.named_modules()
+    sites = {path: site for path, block in blocks if (site := getattr(block, "site", None))}
     if wrong := {path: site for path, site in sites.items() if path != site}:
         raise AssertionError(f"sites that are not called like their modules: {wrong}")
     return frozenset(sites)

@@ -192,4 +192,4 @@ class UNet(nn.Module):
             x = level(x, skips, time, context, frames, taps=taps)
 
         x = self.conv_out(F.silu(self.norm_out(x)))
-        return rearrange(x, "(b f) h w c -> b c f h w", f=frames)
+        return rearrange(x, "(b f) h w c -> b c f h w", f=frames).contiguous()

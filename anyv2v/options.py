@@ -1,0 +1,168 @@
+"""The command line's commands and options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import NoReturn
+
+import anyv2v
+from anyv2v.editor import METHODS, NEGATIVE_PROMPT
+from anyv2v.errors import InputError
+from anyv2v.injection.plan import Injection
+from anyv2v.loading import DEMO
+from anyv2v.media.image import FITS
+
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+    def parse_args(self, args=None, namespace=None):
+        known, rest = self.parse_known_args(args, namespace)
+        if rest:
+            raise InputError(f"there is no option {rest[0]} (see {known.prog} --help)")
+        return known
+
+
+def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
+    """The parser of all commands; what runs one is found in the namespace as `run`."""
+    top = Parser(prog="anyv2v", description=anyv2v.__doc__)
+    top.add_argument("--version", action="version", version=f"anyv2v {anyv2v.__version__}")
+    subparsers = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, *groups: Callable) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=text,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(run=commands[name], prog=sub.prog)
+        for group in groups:
+            group(sub)
+        sub.add_argument("--force", action="store_true", help="overwrite existing output")
+        sub.add_argument("--quiet", action="store_true", help="no progress bars")
+        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        return sub
+
+    sub = command("demo", "edit a clip that is rendered here, and judge it", _model)
+    sub.add_argument("-o", "--output", default="demo-out", metavar="DIR", help="made if missing")
+    sub.add_argument("--seed", type=_from_0, default=0, help="of the clip and of the noise")
+
+    sub = command("convert", "turn published weights into a folder of ours")
+    sub.add_argument("src", metavar="SRC", help="a Hugging Face folder of I2VGen-XL")
+    sub.add_argument("dst", metavar="DST", help="the folder to write")
+    sub.add_argument("--dtype", choices=DTYPE_NAMES, help="of the weights written; else as in SRC")
+
+    sub = command("edit", "edit a video", _model, _clip, _inversion, _sampling)
+    sub.add_argument("--frame", required=True, metavar="IMAGE", help="the edited first frame")
+    sub.add_argument("--prompt", required=True, metavar="TEXT", help="what the edit shows")
+    sub.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="the edited video")
+    sub.add_argument("--guidance", type=_number, default=9.0, help="towards the prompt; 1: none")
+    sub.add_argument(
+        "--negative-prompt", default=NEGATIVE_PROMPT, metavar="TEXT", help="to be led away from"
+    )
+    for name in ("conv", "spatial", "temporal"):
+        sub.add_argument(
+            f"--{name}",
+            type=_number,
+            default=getattr(Injection(), name),
+            metavar="0..1",
+            help=f"part of the steps that inject {name} features of the source",
+        )
+    sub.add_argument(
+        "--random-ratio", type=_fraction, default=0.0, metavar="0..1", help="noise mixed in"
+    )
+    sub.add_argument("--seed", type=_from_0, default=0, help="of that noise")
+
+    sub = command("invert", "invert a video for later edits", _model, _clip, _inversion)
+    sub.add_argument(
+        "-o", "--output", required=True, metavar="SOURCE.safetensors", help="for edit VIDEO"
+    )
+
+    text = "a video there and back through the model"
+    sub = command("reconstruct", text, _model, _clip, _inversion, _sampling)
+    sub.add_argument("--prompt", default="", metavar="TEXT", help="what the video shows")
+    sub.add_argument("--negative-prompt", default="", metavar="TEXT", help="what it does not")
+    sub.add_argument("--guidance", type=_number, default=1.0, help="towards the prompt; 1: none")
+    sub.add_argument("-o", "--output", metavar="OUT.mp4", help="the video that came back")
+    return top
+
+
+def _model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--weights",
+        default=os.environ.get("ANYV2V_WEIGHTS", DEMO),
+        metavar="DIR",
+        help="folder written by `anyv2v convert`, or demo; $ANYV2V_WEIGHTS",
+    )
+    sub.add_argument("--device", metavar="cpu|cuda", help="cuda if there is one")
+    sub.add_argument("--dtype", choices=DTYPE_NAMES, help="float16 on cuda, else float32")
+
+
+def _clip(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("video", metavar="VIDEO", help="a video, or a source written by invert")
+    sub.add_argument("--size", type=_size, metavar="WxH", help="else the weights' own")
+    sub.add_argument("--frames", type=_from_1, help="else the weights' own")
+    sub.add_argument("--sample-fps", type=_above_0, help="frames taken per second of the video")
+    sub.add_argument("--start-time", type=_number, metavar="SECONDS", help="of the first frame")
+    sub.add_argument("--fit", choices=FITS, default="crop", help="how pictures get to the size")
+
+
+def _inversion(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--method", choices=METHODS, help="of inversion")
+    sub.add_argument("--inversion-steps", type=_from_1, metavar="N", help="else 500")
+    sub.add_argument("--inversion-prompt", metavar="TEXT", help="what the source shows")
+    sub.add_argument("--fps", type=_from_1, default=8, help="frame rate that the network is told")
+
+
+def _sampling(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--steps", type=_from_1, default=50, help="of sampling")
+    sub.add_argument("--start", type=_from_0, default=0, help="index of the first that is run")
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, x, height = text.lower().partition("x")
+    if not (x and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
+    return int(width), int(height)
+
+
+def _from_0(text: str, least: int = 0) -> int:
+    # what a seed and every count fit into
+    if not text.isdecimal() or not least <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+    return int(text)
+
+
+def _from_1(text: str) -> int:
+    return _from_0(text, least=1)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return number
+
+
+def _above_0(text: str) -> float:
+    if not (number := _number(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return number
+
+
+def _fraction(text: str) -> float:
+    if not 0 <= (number := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return number
