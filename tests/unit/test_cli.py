@@ -82,7 +82,7 @@ def no_inversion(monkeypatch):
     monkeypatch.setattr(anyv2v.Editor, "invert", invert)
 
 
-def refused(result, *words):
+def check_refused(result, *words):
     """Exit 2, nothing on stdout, one line on stderr that has all the words, nothing written."""
     status, out, err = result
     assert status == 2, err
@@ -130,11 +130,11 @@ def test_a_saved_source_gives_the_same_edit(edit, run, clip, weights):
     assert Path("out.mp4").read_bytes() == Path("again.mp4").read_bytes()
     os.remove("out.mp4")
     os.remove("again.mp4")
-    refused(edit("clip.safetensors"), "--size is fixed by clip.safetensors")
-    refused(
+    check_refused(edit("clip.safetensors"), "--size is fixed by clip.safetensors")
+    check_refused(
         edit("clip.safetensors", inversion_prompt="a man", **free), "--inversion-prompt is fixed"
     )
-    refused(edit("clip.safetensors", steps=3, **free), "serves runs of 1, 2, 4 steps")
+    check_refused(edit("clip.safetensors", steps=3, **free), "serves runs of 1, 2, 4 steps")
 
 
 def test_reconstruct_prints_what_was_lost(run, clip, weights):
@@ -178,7 +178,7 @@ BAD_VIDEOS = {
 @pytest.mark.parametrize("case", BAD_VIDEOS)
 def test_bad_videos(edit, clip, case):
     make, words = BAD_VIDEOS[case]
-    refused(edit(make(clip), frames=99 if case == "short" else 3), *words)
+    check_refused(edit(make(clip), frames=99 if case == "short" else 3), *words)
 
 
 def test_a_truncated_video_is_read_as_far_as_it_goes(edit, clip, tmp_path):
@@ -187,20 +187,20 @@ def test_a_truncated_video_is_read_as_far_as_it_goes(edit, clip, tmp_path):
     write_bytes("cut.mp4", data[: len(data) // 2])
     assert edit("cut.mp4", frames=2)[0] == 0
     os.remove("out.mp4")
-    refused(edit("cut.mp4", frames=16), "cut.mp4 has", "16 asked for")
+    check_refused(edit("cut.mp4", frames=16), "cut.mp4 has", "16 asked for")
 
 
 def test_a_video_of_one_frame(edit, video):
     anyv2v.write_video("one.mp4", video.frames[:1], fps=8)
-    refused(edit("one.mp4", frames=1), "1 frame", "at least 2")
-    refused(edit("one.mp4", frames=2), "1 frame")
+    check_refused(edit("one.mp4", frames=1), "1 frame", "at least 2")
+    check_refused(edit("one.mp4", frames=2), "1 frame")
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", None], ids=["empty", "text", "absent"])
 def test_bad_frames(edit, data):
     if data is not None:
         write_bytes("frame.png", data)
-    refused(edit(frame="frame.png"), "frame.png")
+    check_refused(edit(frame="frame.png"), "frame.png")
 
 
 @pytest.mark.parametrize(
@@ -235,26 +235,26 @@ def test_bad_frames(edit, data):
     ids=lambda x: "-".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else "",
 )
 def test_bad_options(edit, changed, words, no_inversion):
-    refused(edit(**changed), *words)
+    check_refused(edit(**changed), *words)
 
 
 def test_unknown_options_and_commands(run, edit):
-    refused(edit(extra=("--sharpen",)), "--sharpen", "anyv2v edit --help")
-    refused(run("improve"), "improve")
-    refused(run(), "COMMAND")
+    check_refused(edit(extra=("--sharpen",)), "--sharpen", "anyv2v edit --help")
+    check_refused(run("improve"), "improve")
+    check_refused(run(), "COMMAND")
 
 
 @pytest.mark.parametrize("size", ["80000x80000", "800000x800000"])
 def test_what_cannot_fit_is_refused_with_what_would(edit, size):
     status, out, err = edit(size=size, frames=16)
-    refused((status, out, err), "not enough memory", size, "16 frames", "would fit")
+    check_refused((status, out, err), "not enough memory", size, "16 frames", "would fit")
     width, height = map(int, err.split("; ")[1].split(" would")[0].split("x"))
     assert 64 <= width == height < int(size.split("x")[0])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none(edit):
-    refused(edit(device="cuda"), "cuda", "cpu")
+    check_refused(edit(device="cuda"), "cuda", "cpu")
 
 
 def test_outputs_that_cannot_be_written(edit, clip):
@@ -264,9 +264,9 @@ def test_outputs_that_cannot_be_written(edit, clip):
     assert Path("there.mp4").read_bytes() == b"precious"
     assert edit(output="there.mp4", extra=("--force",))[0] == 0
     assert anyv2v.read_video("there.mp4").frames.shape[0] == 3
-    refused(edit(output="no/folder/out.mp4"), "no/folder")
-    refused(edit(output="out.txt"), "out.txt", ".mp4")
-    refused(edit(output="/proc/out.mp4"), "/proc/out.mp4")
+    check_refused(edit(output="no/folder/out.mp4"), "no/folder")
+    check_refused(edit(output="out.txt"), "out.txt", ".mp4")
+    check_refused(edit(output="/proc/out.mp4"), "/proc/out.mp4")
 
 
 def test_an_input_is_never_overwritten(edit, clip):
@@ -311,10 +311,10 @@ def test_broken_weights(edit, weights):
         del config["vae"]["layers"]
         (folder / "config.json").write_text(json.dumps(config))
 
-    refused(broken(lambda f: (f / "vae.safetensors").unlink()), "vae.safetensors")
-    refused(broken(cut), "unet.safetensors")
-    refused(broken(narrower), "unet.safetensors", "down.3.")
-    refused(broken(field), "broken/config.json", "'vae'", "layers is missing")
+    check_refused(broken(lambda f: (f / "vae.safetensors").unlink()), "vae.safetensors")
+    check_refused(broken(cut), "unet.safetensors")
+    check_refused(broken(narrower), "unet.safetensors", "down.3.")
+    check_refused(broken(field), "broken/config.json", "'vae'", "layers is missing")
     for section, name, value in (
         ("defaults", "size", 512),
         ("unet", "widths", 5),
@@ -331,20 +331,20 @@ def test_broken_weights(edit, weights):
             config[section][name] = value
             (folder / "config.json").write_text(json.dumps(config))
 
-        refused(broken(changed), "broken/config.json")
-    refused(broken(lambda f: (f / "config.json").write_text("{")), "config.json")
-    refused(broken(lambda f: (f / "tokenizer" / "merges.txt").unlink()), "merges.txt")
-    refused(edit(weights=weights / "config.json"), "config.json")
+        check_refused(broken(changed), "broken/config.json")
+    check_refused(broken(lambda f: (f / "config.json").write_text("{")), "config.json")
+    check_refused(broken(lambda f: (f / "tokenizer" / "merges.txt").unlink()), "merges.txt")
+    check_refused(edit(weights=weights / "config.json"), "config.json")
 
 
 def test_a_hugging_face_folder_is_converted_and_otherwise_refused(edit, run, snapshot):
-    refused(edit(weights=snapshot), "anyv2v convert")
+    check_refused(edit(weights=snapshot), "anyv2v convert")
     status, out, err = run("convert", snapshot, "converted", "--dtype", "float16")
     assert (status, err) == (0, "")
     assert edit(weights="converted")[0] == 0
     os.remove("out.mp4")
-    refused(run("convert", snapshot, "converted"), "converted", "--force")
-    refused(run("convert", "nowhere", "other"), "nowhere")
+    check_refused(run("convert", snapshot, "converted"), "converted", "--force")
+    check_refused(run("convert", "nowhere", "other"), "nowhere")
     assert not os.path.exists("other")
 
 

@@ -83,7 +83,7 @@ def weights(src: Path, component: str) -> Path:
     return src / component / f"{STEMS[component]}.safetensors"
 
 
-def refused(src, message, **options):
+def check_refused(src, message, **options):
     """Converting is refused, in one line, and leaves nothing behind."""
     dst = src.parent / "out"
     with pytest.raises(InputError, match=message) as refusal:
@@ -416,7 +416,7 @@ def test_every_missing_extra_and_misshapen_key_is_named(src):
         tensors[swapped[component]] = tensors[swapped[component]][:, :-1].contiguous()
         tensors[extra] = torch.zeros(3)
         save_file(tensors, path)
-    message = refused(src, "missing: .*; extra: .*; misshapen: .*")
+    message = check_refused(src, "missing: .*; extra: .*; misshapen: .*")
     for component in gone:
         for name in gone[component]:
             assert f"{name} (" in message
@@ -431,7 +431,7 @@ def test_a_temporal_convolution_must_be_one(src):
     tensors = load_file(path)
     tensors[name] = tensors[name].squeeze(-1)
     save_file(tensors, path)
-    refused(src, rf"{name} is \(48, 48, 3, 1\), should be \(48, 48, 3, 1, 1\)")
+    check_refused(src, rf"{name} is \(48, 48, 3, 1\), should be \(48, 48, 3, 1, 1\)")
 
 
 def spoil(src, component, name, value):
@@ -444,12 +444,12 @@ def spoil(src, component, name, value):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite(src, value):
     spoil(src, "image_encoder", "visual_projection.weight", value)
-    refused(src, "visual_projection.weight holds values that are not finite")
+    check_refused(src, "visual_projection.weight holds values that are not finite")
 
 
 def test_a_value_too_large_for_half_precision(src, tmp_path):
     spoil(src, "vae", "decoder.conv_in.weight", -70000.0)
-    refused(
+    check_refused(
         src,
         "decoder.conv_in.weight: its largest value, 70000, becomes infinite in torch.float16",
         dtype=torch.float16,
@@ -462,11 +462,11 @@ def test_weights_of_a_dtype_that_is_none(src):
     tensors = load_file(path)
     tensors["text_model.final_layer_norm.bias"] = torch.zeros(32, dtype=torch.int64)
     save_file(tensors, path)
-    refused(src, "text_model.final_layer_norm.bias is torch.int64")
+    check_refused(src, "text_model.final_layer_norm.bias is torch.int64")
 
 
 def test_a_dtype_that_weights_are_not_kept_in(src):
-    refused(src, "dtype is torch.int8", dtype=torch.int8)
+    check_refused(src, "dtype is torch.int8", dtype=torch.int8)
 
 
 # files that are wrong
@@ -474,13 +474,13 @@ def test_a_dtype_that_weights_are_not_kept_in(src):
 
 def test_weights_that_are_not_there(src):
     weights(src, "vae").unlink()
-    refused(src, "vae: holds no weights: neither diffusion_pytorch_model.safetensors nor")
+    check_refused(src, "vae: holds no weights: neither diffusion_pytorch_model.safetensors nor")
 
 
 def test_a_missing_shard(src):
     rewrite(src, "unet", "sharded")
     (src / "unet" / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
-    refused(src, "missing shards: diffusion_pytorch_model-00002-of-00003.safetensors")
+    check_refused(src, "missing shards: diffusion_pytorch_model-00002-of-00003.safetensors")
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "x/y.bin", 7, "a.pkl"])
@@ -488,7 +488,7 @@ def test_an_index_leads_nowhere_else(src, name):
     rewrite(src, "unet", "sharded")
     index = src / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
-    refused(src, "names the shard")
+    check_refused(src, "names the shard")
 
 
 def test_an_index_that_is_wrong(src):
@@ -500,9 +500,9 @@ def test_an_index_that_is_wrong(src):
         shards["conv_in.weight"],
     )
     index.write_text(json.dumps({"weight_map": shards}))
-    refused(src, "conv_in.* is not in diffusion_pytorch_model-0000")
+    check_refused(src, "conv_in.* is not in diffusion_pytorch_model-0000")
     index.write_text("{}")
-    refused(src, "has no weight_map")
+    check_refused(src, "has no weight_map")
 
 
 def test_a_name_in_two_shards(src):
@@ -512,7 +512,7 @@ def test_a_name_in_two_shards(src):
     )
     name, tensor = next(iter(load_file(first).items()))
     save_file({**load_file(second), name: tensor}, second)
-    refused(src, f"{name} is in .*00001-of-00003.safetensors and in .*00002-of")
+    check_refused(src, f"{name} is in .*00001-of-00003.safetensors and in .*00002-of")
 
 
 class Evil:
@@ -539,7 +539,7 @@ def test_a_bin_file_that_is_none(src, tmp_path, monkeypatch, content, message):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    refused(src, message)
+    check_refused(src, message)
     assert not (tmp_path / "evil").exists()
 
 
@@ -547,14 +547,14 @@ def test_a_bin_file_of_the_old_kind(src):
     path = weights(src, "vae")
     torch.save(load_file(path), path.with_suffix(".bin"), _use_new_zipfile_serialization=False)
     path.unlink()
-    refused(src, "the zip format that torch writes since 1.6")
+    check_refused(src, "the zip format that torch writes since 1.6")
 
 
 @pytest.mark.parametrize("component", TABLES)
 def test_a_cut_off_file(src, component):
     path = weights(src, component)
     path.write_bytes(path.read_bytes()[:-100])
-    refused(src, f"{path}: cut off")
+    check_refused(src, f"{path}: cut off")
 
 
 # configs that mean something else
@@ -638,7 +638,7 @@ BLOCKS = ["CrossAttnUpBlock3D"] * 3
 )
 def test_a_config_that_means_another_computation(src, file, changes, message):
     edit(src, file, **changes)
-    assert str(src) in refused(src, message)
+    assert str(src) in check_refused(src, message)
 
 
 @pytest.mark.parametrize(
@@ -732,9 +732,9 @@ def test_nested_configs(src, converted, tmp_path, file, part):
 @pytest.mark.parametrize("file", [UNET, VAE, TEXT, VISION, SCHEDULER, IMAGES])
 def test_a_config_that_is_not_there_or_not_json(src, file):
     (src / file).write_text("{")
-    refused(src, f"{src / file}: is not JSON")
+    check_refused(src, f"{src / file}: is not JSON")
     (src / file).unlink()
-    refused(src, f"{src / file}: cannot be read")
+    check_refused(src, f"{src / file}: cannot be read")
 
 
 # the tokenizer
@@ -752,18 +752,18 @@ def test_special_tokens_of_the_map_count_until_there_is_a_list_of_added_ones(src
 @pytest.mark.parametrize("token", ["<|nothing|>", None, 5])
 def test_a_special_token_outside_the_vocabulary(src, token):
     edit(src, "tokenizer/special_tokens_map.json", pad_token=token)
-    refused(src, "pad_token is .*; a token of vocab.json is needed")
+    check_refused(src, "pad_token is .*; a token of vocab.json is needed")
 
 
 def test_a_tokenizer_that_is_not_there(src):
     (src / "tokenizer" / "merges.txt").unlink()
-    refused(src, "has neither vocab.json and merges.txt nor tokenizer.json")
+    check_refused(src, "has neither vocab.json and merges.txt nor tokenizer.json")
 
 
 @pytest.mark.parametrize("vocab", ["[]", '{"a": "b"}', "{}", "{"])
 def test_a_vocabulary_that_is_none(src, vocab):
     (src / "tokenizer" / "vocab.json").write_text(vocab)
-    refused(src, "vocab.json: (is|holds)")
+    check_refused(src, "vocab.json: (is|holds)")
 
 
 # folders that are wrong
@@ -785,7 +785,7 @@ def test_sources_that_are_none(src, converted, tmp_path):
             convert(source, tmp_path / "out", expected())
         assert str(source) in str(refusal.value)
     edit(src, "model_index.json", _class_name="StableDiffusionPipeline")
-    refused(src, "holds 'StableDiffusionPipeline'; I2VGenXLPipeline is needed")
+    check_refused(src, "holds 'StableDiffusionPipeline'; I2VGenXLPipeline is needed")
 
 
 def test_targets_that_are_none(src, tmp_path):
@@ -872,7 +872,7 @@ def test_bad_values_leave_the_old_folder(src, tmp_path):
 
 def test_a_full_disk_is_noticed_first(src, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 10**6))
-    refused(src, "GB are needed, 0.00 GB are free")
+    check_refused(src, "GB are needed, 0.00 GB are free")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

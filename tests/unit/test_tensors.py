@@ -38,7 +38,7 @@ def read_all(path):
         return {name: tensors.read_tensor(file, entry) for name, entry in entries.items()}
 
 
-def same(found, wanted):
+def check_same(found, wanted):
     assert found.keys() == wanted.keys()
     for name in wanted:
         assert found[name].dtype == wanted[name].dtype, name
@@ -54,7 +54,7 @@ def write_raw(path, header, data=b"", length=None):
 def test_the_safetensors_library_reads_what_we_write(tmp_path):
     path, values = tmp_path / "a.safetensors", samples()
     sha256 = write(path, layout_of(values), values.__getitem__)
-    same(load_file(path), values)
+    check_same(load_file(path), values)
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -63,13 +63,13 @@ def test_the_safetensors_library_reads_what_we_write(tmp_path):
 def test_we_read_what_the_safetensors_library_writes(tmp_path):
     path, values = tmp_path / "a.safetensors", samples()
     save_file(values, path, metadata={"format": "pt"})
-    same(read_all(path), values)
+    check_same(read_all(path), values)
 
 
 def test_we_read_what_we_write(tmp_path):
     values = samples()
     write(tmp_path / "a", layout_of(values), values.__getitem__)
-    same(read_all(tmp_path / "a"), values)
+    check_same(read_all(tmp_path / "a"), values)
 
 
 def test_a_strided_tensor_is_written_row_major(tmp_path):
