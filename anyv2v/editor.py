@@ -197,6 +197,7 @@ class Editor:
         (first,) = needed = self.needed_timesteps(steps, start)
         self.check_kept(source.trajectory, needed)
         guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
+        self.check_memory(_size(source.video.frames), len(source.video.frames), 2)
         branches = self.backbone.branches(
             prompt, negative_prompt, self._source_frame(source, fps), guidance
         )
