@@ -1,0 +1,176 @@
+"""Scenes to pictures, in batches, on any device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+
+import torch
+from torch import Tensor
+
+from anyv2v.weights.demo.scenes import (
+    COLOURS,
+    FORMS,
+    GROUNDS,
+    PATTERNS,
+    STYLES,
+    TEXTURES,
+    Motion,
+    Scene,
+    Sprite,
+)
+
+EDGE = 1.2
+"""Pixels over which an edge goes from outside to inside."""
+
+ABSENT = Sprite(FORMS[0], next(iter(COLOURS)), TEXTURES[0], 0.1, Motion("", 0.5, 0.5))
+NUMBERS = [f.name for f in fields(Motion) if f.name != "words"]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    frames: Tensor
+    """(b, f, h, w, 3) uint8."""
+    covers: Tensor
+    """(b, s, f, h, w) float32 0..1: how much of a pixel shows sprite s; s of the longest scene."""
+
+
+@torch.no_grad()
+def render(
+    scenes: Sequence[Scene], size: tuple[int, int], frames: int, device: str = "cpu"
+) -> Rendered:
+    """Clips of `size` (width, height)."""
+    width, height = size
+    u = torch.linspace(0, 1, frames, device=device)
+    # pixel centres; the shorter side is one long
+    unit = min(size)
+    y, x = torch.meshgrid(
+        (torch.arange(height, device=device) + 0.5 + (unit - height) / 2) / unit,
+        (torch.arange(width, device=device) + 0.5 + (unit - width) / 2) / unit,
+        indexing="ij",
+    )
+    picture = _grounds(scenes, x, y, u, unit)  # (b, f, h, w, 3)
+    covers = []
+    for s in range(max((len(scene.sprites) for scene in scenes), default=0)):
+        distance, paint = _sprites(scenes, s, x, y, u, unit)
+        cover = (0.5 - distance * unit / EDGE).clamp(0, 1)
+        outlined = _mark([scene.style == "outlined" for scene in scenes], device)
+        line = (1.5 - (distance * unit).abs()).clamp(0, 1) * outlined[:, None, None, None]
+        picture = torch.lerp(picture, paint, cover[..., None]) * (1 - line[..., None])
+        covers = [c * (1 - cover) for c in covers] + [cover]
+    picture = _styled(scenes, picture)
+    shown = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Rendered(shown, torch.stack(covers, 1) if covers else picture.new_zeros(0))
+
+
+def tracks(scenes: Sequence[Scene], sprite: int, frames: int) -> Tensor:
+    """Centres (b, f, 2) as (x, y), in parts of the shorter side, of one sprite of every scene."""
+    return _places(_motions(scenes, sprite, "cpu"), torch.linspace(0, 1, frames))
+
+
+def _motions(scenes: Sequence[Scene], s: int, device) -> dict[str, Tensor]:
+    """Field -> (b, 1)."""
+    motions = [_sprite(scene, s).motion for scene in scenes]
+    table = torch.tensor([astuple(m)[1:] for m in motions], device=device).float()
+    return {name: table[:, i, None] for i, name in enumerate(NUMBERS)}
+
+
+def _sprite(scene: Scene, s: int) -> Sprite:
+    """One that is not there has to be anything: it is not shown."""
+    return scene.sprites[s] if s < len(scene.sprites) else ABSENT
+
+
+def _places(m: dict[str, Tensor], u: Tensor) -> Tensor:
+    along = m["reach"] * (u - 0.5)
+    aside = m["bend"] * (4 * u * (1 - u) - 0.5)
+    orbit = m["phase"] + m["sweep"] * u
+    hop = m["hop"] * torch.sin(math.pi * m["beats"] * u + m["phase"]).abs()
+    x = m["x"] + along * m["angle"].cos() - aside * m["angle"].sin() + m["radius"] * orbit.cos()
+    y = m["y"] + along * m["angle"].sin() + aside * m["angle"].cos() + m["radius"] * orbit.sin()
+    return torch.stack([x, y - hop], dim=-1)
+
+
+def _sprites(scenes, s: int, x: Tensor, y: Tensor, u: Tensor, unit: int) -> tuple[Tensor, Tensor]:
+    """Signed distance (b, f, h, w), negative inside, and paint (b, f, h, w, 3) of sprites s."""
+    device = x.device
+    present = [len(scene.sprites) > s for scene in scenes]
+    sprites = [_sprite(scene, s) for scene in scenes]
+    m = _motions(scenes, s, device)
+    place = _places(m, u)[:, :, None, None]  # (b, f, 1, 1, 2)
+    tilt = (m["tilt"] + m["turn"] * u)[:, :, None, None]
+    # grows about the size it is said to have
+    size = torch.tensor([p.size for p in sprites], device=device)[:, None] * m["growth"] ** (
+        u - 0.5
+    )
+    size = size[:, :, None, None]
+    dx, dy = x - place[..., 0], y - place[..., 1]
+    a, b = tilt.cos() * dx + tilt.sin() * dy, tilt.cos() * dy - tilt.sin() * dx
+    form = _index([p.form for p in sprites], FORMS, device)
+    distance = torch.zeros_like(a)
+    for i, name in enumerate(FORMS):
+        rows = (form == i).nonzero()[:, 0]
+        if len(rows):
+            distance[rows] = _DISTANCES[name](a[rows], b[rows], size[rows])
+    distance[~torch.tensor(present, device=device)] = 1.0
+    texture = _index([p.texture for p in sprites], TEXTURES, device)[:, None, None, None]
+    stripes = _soft(torch.sin(a * 2 * math.pi / (1.1 * size)), unit * size / 4)
+    waves = torch.sin(a * 3.5 * math.pi / 2 / size) * torch.sin(b * 3.5 * math.pi / 2 / size)
+    dots = _soft(0.25 - waves.abs() * waves.sign(), unit * size / 4)
+    shade = torch.where(texture == 1, stripes, torch.where(texture == 2, dots, 1.0))
+    colour = torch.tensor([COLOURS[p.colour] for p in sprites], device=device)
+    return distance, (0.4 + 0.6 * shade)[..., None] * colour[:, None, None, None]
+
+
+_DISTANCES = {
+    "circle": lambda x, y, s: (x * x + y * y).sqrt() - s,
+    "square": lambda x, y, s: torch.maximum(x.abs(), y.abs()) - 0.86 * s,
+    "triangle": lambda x, y, s: torch.maximum(0.866 * x.abs() - 0.5 * y, y) - 0.55 * s,
+    "diamond": lambda x, y, s: 0.8 * (x.abs() + 0.75 * y.abs()) - 0.9 * s,
+    "ring": lambda x, y, s: ((x * x + y * y).sqrt() - 0.75 * s).abs() - 0.3 * s,
+}
+"""(x, y, size) -> signed distance."""
+
+
+def _grounds(scenes, x: Tensor, y: Tensor, u: Tensor, unit: int) -> Tensor:
+    """(b, f, h, w, 3)."""
+    grounds, device = [scene.ground for scene in scenes], x.device
+    table = torch.tensor([(g.angle, g.period, g.phase, g.pan) for g in grounds], device=device)
+    angle, period, phase, pan = table.float()[:, :, None, None, None].unbind(1)
+    wave = 2 * math.pi / period
+    along = (x * angle.cos() + y * angle.sin() + pan * u[:, None, None]) * wave + phase * 6.2832
+    across = (y * angle.cos() - x * angle.sin()) * wave
+    pattern = _index([g.pattern for g in grounds], PATTERNS, device)[:, None, None, None]
+    sharp = unit * period / 6
+    stripes = _soft(along.sin(), sharp)
+    checks = _soft(along.sin() * across.sin(), sharp)
+    waves = 0.5 + 0.5 * torch.sin(along * 0.3)
+    shade = torch.where(pattern == 1, stripes, torch.where(pattern == 2, checks, waves))
+    shade = torch.where(pattern == 0, torch.zeros_like(shade), shade)[..., None]
+    dark = torch.tensor([GROUNDS[g.colour] for g in grounds], device=device)[:, None, None, None]
+    return torch.lerp(dark.expand(*shade.shape[:-1], 3), 0.6 * dark + 0.3, shade)
+
+
+def _styled(scenes, picture: Tensor) -> Tensor:
+    style = _index([s.style for s in scenes], STYLES, picture.device)[:, None, None, None, None]
+    grey = picture @ picture.new_tensor((0.3, 0.59, 0.11))
+    for name, styled in (
+        ("night", picture * picture.new_tensor((0.35, 0.5, 0.85))),
+        ("sepia", grey[..., None] * picture.new_tensor((1.0, 0.82, 0.58))),
+        ("poster", (picture * 2).round() / 2),
+    ):
+        picture = torch.where(style == STYLES.index(name), styled, picture)
+    return picture
+
+
+def _soft(wave: Tensor, sharpness) -> Tensor:
+    """-1..1 to 0..1, steeper the more pixels a period has."""
+    return (0.5 + 0.5 * wave * sharpness).clamp(0, 1)
+
+
+def _index(names: Sequence[str], table: Sequence[str], device) -> Tensor:
+    return torch.tensor([table.index(name) for name in names], device=device)
+
+
+def _mark(flags: Sequence[bool], device) -> Tensor:
+    return torch.tensor(flags, device=device).float()

@@ -1,0 +1,129 @@
+"""A training run that is boxed in time and may be killed and resumed at any moment."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from anyv2v.files import atomic_path
+from anyv2v.weights.demo.scenes import Scene, draw_scene
+
+SAVE_EVERY = 120.0
+LOG_EVERY = 50
+"""Seconds; steps."""
+
+
+class Run:
+    """Clock, optimizer, moving average, log and checkpoint of the training of some networks.
+
+    The checkpoint is one file, replaced whole: networks, average, optimizer, steps, seconds.
+    """
+
+    def __init__(self, folder: Path, name: str, minutes: float, device: str, first_scene: int = 0):
+        """`minutes` counts those of the runs before that this one resumes."""
+        self.path, self.name, self.device = folder / f"{name}.pt", name, device
+        self.budget, self.first_scene = 60 * minutes, first_scene
+        self.steps, self.drawn, self.spent = 0, 0, 0.0
+        self.on_save = lambda: None
+        self._sums: dict[str, list[float]] = defaultdict(list)
+
+    def begin(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+        """Takes up the checkpoint, if there is one."""
+        self.networks, self.optimizer = networks, optimizer
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        if self.path.exists():
+            kept = torch.load(self.path, map_location=self.device, weights_only=True)
+            for name, network in networks.items():
+                network.load_state_dict(kept["networks"][name])
+            if "optimizer" in kept:
+                optimizer.load_state_dict(kept["optimizer"])
+            self.steps, self.drawn, self.spent = (kept[k] for k in ("steps", "drawn", "spent"))
+        self.average = {name: _copy(network) for name, network in networks.items()}
+        if self.path.exists():
+            self.average = kept["average"]
+        torch.manual_seed(self.steps)
+        self.saved = self.ticked = time.monotonic()
+
+    @property
+    def part(self) -> float:
+        """How much of the time is over."""
+        return self.spent / self.budget
+
+    def goes_on(self) -> bool:
+        """Keeps the clock and the checkpoint; False, once, when the time is over."""
+        now = time.monotonic()
+        self.spent += now - self.ticked
+        self.ticked = now
+        over = self.part >= 1
+        if over or now - self.saved > SAVE_EVERY:
+            self.save()
+            self.on_save()
+            # what saving took is not training
+            self.saved = self.ticked = time.monotonic()
+        return not over
+
+    def scenes(self, count: int) -> list[Scene]:
+        """The next scenes, none of them seen before."""
+        first = self.first_scene + self.drawn
+        self.drawn += count
+        return [draw_scene("train", i) for i in range(first, first + count)]
+
+    def step(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+        """One step of the optimizer; the rate warms up, stays, and falls in the second half."""
+        warm = min(1.0, (self.steps + 1) / 50)
+        fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, 2 * min(self.part, 1) - 1))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * warm * (0.02 + 0.98 * fall)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        if norm.isfinite():
+            self.optimizer.step()
+        self.steps += 1
+        self._follow()
+        self._sums["loss"].append(loss.item())
+
+    def log(self, **values: Tensor | float) -> None:
+        """Means of LOG_EVERY steps, as a line on the screen and in NAME.jsonl."""
+        for name, value in values.items():
+            self._sums[name].append(float(value))
+        if self.steps % LOG_EVERY:
+            return
+        means = {k: sum(v) / len(v) for k, v in self._sums.items() if v}
+        self._sums.clear()
+        line = {"steps": self.steps, "clips": self.drawn, "seconds": self.spent, **means}
+        line = {k: round(v, 4) for k, v in line.items()}
+        print(self.name, " ".join(f"{k} {v:g}" for k, v in line.items()), flush=True)
+        with open(self.path.with_suffix(".jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(self) -> None:
+        state = {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "drawn": self.drawn,
+            "spent": self.spent,
+        }
+        with atomic_path(self.path) as temporary:
+            torch.save(state, temporary)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        decay = min(0.998, (1 + self.steps) / (10 + self.steps))
+        for name, network in self.networks.items():
+            current = network.state_dict()
+            kept = self.average[name]
+            torch._foreach_lerp_([kept[k] for k in current], list(current.values()), 1 - decay)
+
+
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    return {name: x.detach().clone() for name, x in network.state_dict().items()}
