@@ -20,6 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["anyv2v", "anyv2v.*"]),
+    package_data={"anyv2v.weights.demo": ["files/*", "files/tokenizer/*", "*.md"]},
     install_requires=[
         "torch>=2.11",
         "triton; platform_system == 'Linux' and platform_machine == 'x86_64'",

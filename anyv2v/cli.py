@@ -28,8 +28,8 @@ from anyv2v.options import parser
 from anyv2v.source import SUFFIX, Source
 
 DEMO_NOTICE = (
-    "the demo weights are random so far, not trained: everything runs, but the result is noise. "
-    "Give --weights a folder written by `anyv2v convert` for real edits"
+    "the demo weights know rendered shapes of 32x32 pixels and nothing else. "
+    "Give --weights a folder written by `anyv2v convert` for videos"
 )
 INVERSION_STEPS = 500
 
@@ -74,11 +74,10 @@ def run_demo(args: argparse.Namespace) -> None:
         check_output(folder / name, args.force)
     editor = _load(args)
     with Progress(args.quiet) as progress:
-        scores = demo.run(editor, folder, args.seed, progress)
+        scores = demo.run(editor, folder, args.kind, args.seed, progress)
     for name, values in scores.items():
         print(f"{name:13} PSNR to the truth {values['psnr']:.2f} dB")
     print(f"{folder}: {', '.join(demo.FILES)}")
-    _notice(args)
 
 
 def run_convert(args: argparse.Namespace) -> None:

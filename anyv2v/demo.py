@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,10 @@ from anyv2v.editor import Editor
 from anyv2v.files import atomic_path
 from anyv2v.injection.plan import NO_INJECTION, Injection
 from anyv2v.media.clip import Video
-from anyv2v.media.psnr import psnr
 from anyv2v.media.video import write_video
-from anyv2v.weights.demo.scene import COLOURS, draw_scene, render
+from anyv2v.weights.demo.scenes import draw_edit
+from anyv2v.weights.demo.scores import Truth, scores
+from anyv2v.weights.demo.settings import BEST
 
 FILES = (
     "source.mp4",
@@ -26,59 +26,77 @@ FILES = (
     "sheet.png",
     "scores.json",
 )
-STEPS, INVERSION_STEPS = 10, 50
+SHOWN = 256
+"""Pixels at least, that a picture is enlarged to: the model's own are small."""
+
+FIRST = 10**6
+"""Among the scenes that were not trained on; the benchmark's begin at 0."""
 
 
 def run(
-    editor: Editor, folder: Path, seed: int = 0, progress: Callable[[str, int], Callable] = None
-) -> dict[str, dict[str, float]]:
+    editor: Editor,
+    folder: Path,
+    kind: str = "colour",
+    seed: int = 0,
+    progress: Callable[[str, int], Callable] | None = None,
+) -> dict[str, dict[str, float | None]]:
     """Renders, inverts and edits a clip, writes FILES into an existing folder; gives the scores.
 
-    progress(title, steps) gives what is called after every step.
+    kind: one of KINDS, what is edited. progress(title, steps) gives what is called after each step.
     """
     progress = progress or (lambda title, steps: None)
     size, frames, fps = editor.defaults.size, editor.defaults.frames, editor.defaults.fps
-    scene = draw_scene(seed)
-    colours = sorted(set(COLOURS) - {scene.colour})
-    wanted = replace(scene, colour=colours[seed % len(colours)])
-    source, truth = render(scene, size, frames), render(wanted, size, frames)
+    wanted = draw_edit(kind, "held-out", FIRST + seed)
+    truth = Truth.of(wanted, size, frames)
+    steps = BEST.steps
 
     inverted = editor.invert(
-        Video(source, fps),
-        steps=INVERSION_STEPS,
-        fps=fps,
-        on_step=progress("invert", INVERSION_STEPS),
+        Video(truth.source, fps),
+        steps=BEST.inversion_steps,
+        prompt=wanted.source.caption if BEST.prompted else "",
+        on_step=progress("invert", BEST.inversion_steps),
     )
 
     def edit(title: str, injection: Injection, random_ratio: float = 0.0):
         return editor.edit(
             inverted,
-            truth[0],
-            wanted.caption,
-            steps=STEPS,
+            truth.frames[0],
+            wanted.truth.caption,
+            negative_prompt="",
+            steps=steps,
+            guidance=BEST.guidance,
             injection=injection,
             random_ratio=random_ratio,
-            fps=fps,
             seed=seed,
-            on_step=progress(title, STEPS),
+            on_step=progress(title, steps),
         ).frames
 
     clips = {
-        "edit": edit("edit", Injection()),
-        "static": np.repeat(truth[:1], frames, axis=0),
+        "edit": edit("edit", BEST.injection),
+        "static": np.repeat(truth.frames[:1], frames, axis=0),
         "random": edit("from random noise", NO_INJECTION, random_ratio=1.0),
         "latents_only": edit("without injection", NO_INJECTION),
+        "unedited": truth.source,
     }
-    scores = {name: {"psnr": psnr(clip[1:], truth[1:])} for name, clip in clips.items()}
+    found = {name: scores(clip, truth) for name, clip in clips.items()}
+    # JSON has no NaN
+    found = {n: {k: None if v != v else v for k, v in s.items()} for n, s in found.items()}
 
     edited = clips["edit"]
-    beside = np.concatenate([source, truth, edited], axis=2)
-    named = zip(FILES[:4], (source, truth, edited, beside), strict=True)
+    beside = np.concatenate([truth.source, truth.frames, edited], axis=2)
+    named = zip(FILES[:4], (truth.source, truth.frames, edited, beside), strict=True)
     for name, clip in named:
-        write_video(folder / name, clip, fps)
+        write_video(folder / name, enlarged(clip, size), fps)
     with atomic_path(folder / "sheet.png") as temporary:
-        rows = [np.concatenate(list(clip), axis=1) for clip in (source, truth, edited)]
-        Image.fromarray(np.concatenate(rows)).save(temporary)
+        rows = (truth.source, truth.frames, *clips.values())
+        picture = np.concatenate([np.concatenate(list(clip), axis=1) for clip in rows])
+        Image.fromarray(enlarged(picture[None], size, SHOWN // 3)[0]).save(temporary)
     with atomic_path(folder / "scores.json") as temporary:
-        temporary.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    return scores
+        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def enlarged(pictures: np.ndarray, size: tuple[int, int], shown: int = SHOWN) -> np.ndarray:
+    """(n, h, w, 3), each pixel as a square, so that a frame of `size` has at least `shown`."""
+    times = max(1, -(-shown // min(size)))
+    return pictures.repeat(times, axis=1).repeat(times, axis=2)

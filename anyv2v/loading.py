@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,8 +20,7 @@ from anyv2v.editor import Defaults, Editor
 from anyv2v.errors import InputError
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.demo.random_model import CONFIG as DEMO_CONFIG
-from anyv2v.weights.demo.random_model import write_random
+from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
 
 DEMO = "demo"
 """The name under which the weights that come with the package are loaded."""
@@ -47,11 +45,7 @@ def load(
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is not one of {', '.join(map(str, DTYPES))}")
-    if weights == DEMO:
-        with tempfile.TemporaryDirectory() as folder:
-            write_random(Path(folder) / DEMO, expected_shapes)
-            return _assemble(Checkpoint.open(Path(folder) / DEMO), device, dtype)
-    return _assemble(Checkpoint.open(weights), device, dtype)
+    return _assemble(Checkpoint.open(folder_of(weights)), device, dtype)
 
 
 def _assemble(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Editor:
@@ -87,10 +81,16 @@ def _blaming(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder / 'config.json'}: {error}") from error
 
 
+def folder_of(weights: str | os.PathLike) -> Path:
+    """Where the weights are: "demo" is the folder that came with the package."""
+    return DEMO_FOLDER if weights == DEMO else Path(weights)
+
+
 def peek(weights: str | os.PathLike) -> tuple[Defaults, int]:
     """A folder's defaults, and pixels per latent, from its config alone."""
-    config = DEMO_CONFIG if weights == DEMO else Checkpoint.open(weights).config
-    with _blaming(Path(weights)):
+    folder = folder_of(weights)
+    config = Checkpoint.open(folder).config
+    with _blaming(folder):
         return _defaults(config), section(config, "vae", AutoencoderConfig).factor
 
 

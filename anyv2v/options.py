@@ -13,6 +13,7 @@ from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
 from anyv2v.loading import DEMO
 from anyv2v.media.image import FITS
+from anyv2v.weights.demo.scenes import KINDS
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
@@ -54,6 +55,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
 
     sub = command("demo", "edit a clip that is rendered here, and judge it", _model)
     sub.add_argument("-o", "--output", default="demo-out", metavar="DIR", help="made if missing")
+    sub.add_argument("--kind", choices=KINDS, default=KINDS[0], help="what is edited")
     sub.add_argument("--seed", type=_from_0, default=0, help="of the clip and of the noise")
 
     sub = command("convert", "turn published weights into a folder of ours")
