@@ -368,7 +368,7 @@ def test_tracebacks_are_for_those_who_ask(edit):
     assert status == 2 and "Traceback" in err
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_nothing(clip, frame, weights, tmp_path, sent):
     args = [clip, "--frame", frame, "--prompt", "x", "--weights", weights, "-o", "out.mp4"]
     args += ["--size", "128x128", "--frames", "8", "--steps", "50", "--inversion-steps", "500"]
