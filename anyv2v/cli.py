@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from anyv2v import checks, demo, loading
 from anyv2v.convert.huggingface import convert
-from anyv2v.editor import METHODS, Editor
+from anyv2v.editor import INVERSION_STEPS, METHODS, Editor
 from anyv2v.errors import InputError
 from anyv2v.files import check_output
 from anyv2v.injection.plan import NO_INJECTION, Injection
@@ -31,7 +31,6 @@ DEMO_NOTICE = (
     "the demo weights know rendered shapes of 32x32 pixels and nothing else. "
     "Give --weights a folder written by `anyv2v convert` for videos"
 )
-INVERSION_STEPS = 500
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,6 +51,8 @@ NEGATIVE_PROMPT = (
 """The original's."""
 
 METHODS = ("ddim",)
+INVERSION_STEPS = 500
+"""The original's number."""
 
 Frame = str | os.PathLike | np.ndarray | Image.Image
 
@@ -106,7 +108,7 @@ class Editor:
         self,
         video: Video,
         method: str = "ddim",
-        steps: int = 500,
+        steps: int = INVERSION_STEPS,
         prompt: str = "",
         negative_prompt: str = "",
         guidance: float = 1.0,

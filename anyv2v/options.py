@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import anyv2v
-from anyv2v.editor import METHODS, NEGATIVE_PROMPT
+from anyv2v.editor import INVERSION_STEPS, METHODS, NEGATIVE_PROMPT
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
 from anyv2v.loading import DEMO
@@ -120,7 +120,7 @@ def _clip(sub: argparse.ArgumentParser) -> None:
 
 def _inversion(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--method", choices=METHODS, help="of inversion")
-    sub.add_argument("--inversion-steps", type=_from_1, metavar="N", help="else 500")
+    sub.add_argument("--inversion-steps", type=_from_1, metavar="N", help=f"else {INVERSION_STEPS}")
     sub.add_argument("--inversion-prompt", metavar="TEXT", help="what the source shows")
     sub.add_argument("--fps", type=_from_1, default=8, help="frame rate that the network is told")
 

@@ -73,6 +73,19 @@ def edit(run, clip, frame, weights):
 
 
 @pytest.fixture
+def written(monkeypatch):
+    """The frames that went into each video file; the encoder's own bytes vary from run to run."""
+    frames = {}
+
+    def write_video(path, pictures, *rest):
+        frames[path] = pictures
+        anyv2v.write_video(path, pictures, *rest)
+
+    monkeypatch.setattr("anyv2v.cli.write_video", write_video)
+    return frames
+
+
+@pytest.fixture
 def no_inversion(monkeypatch):
     """What is wrong has to be found before the long work."""
 
@@ -103,7 +116,7 @@ def test_an_edit_is_written(edit):
     assert os.listdir() == ["out.mp4"]
 
 
-def test_the_command_line_does_what_python_does(edit, clip, frame, weights):
+def test_the_command_line_does_what_python_does(edit, clip, frame, weights, written):
     assert edit(guidance=3.0, conv=1, spatial=0.5, temporal=0, seed=4, random_ratio=0.2)[0] == 0
     editor = anyv2v.load(weights, device="cpu")
     video = anyv2v.read_video(clip, size=(64, 64), frames=3, fps=8)
@@ -117,17 +130,16 @@ def test_the_command_line_does_what_python_does(edit, clip, frame, weights):
         seed=4,
         random_ratio=0.2,
     )
-    anyv2v.write_video("again.mp4", result.frames, result.fps)
-    assert Path("out.mp4").read_bytes() == Path("again.mp4").read_bytes()
+    assert np.array_equal(written["out.mp4"], result.frames)
 
 
-def test_a_saved_source_gives_the_same_edit(edit, run, clip, weights):
+def test_a_saved_source_gives_the_same_edit(edit, run, clip, weights, written):
     assert edit()[0] == 0
     options = ("--weights", weights, "--size", "64x64", "--frames", 3, "--inversion-steps", 4)
     assert run("invert", clip, "-o", "clip.safetensors", *options)[0] == 0
     free = dict(size=None, frames=None, inversion_steps=None)
     assert edit("clip.safetensors", "again.mp4", **free)[0] == 0
-    assert Path("out.mp4").read_bytes() == Path("again.mp4").read_bytes()
+    assert np.array_equal(written["out.mp4"], written["again.mp4"])
     os.remove("out.mp4")
     os.remove("again.mp4")
     check_refused(edit("clip.safetensors"), "--size is fixed by clip.safetensors")
