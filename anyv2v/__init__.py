@@ -1,6 +1,6 @@
 """AnyV2V: training-free video editing on I2VGen-XL (arXiv 2403.14468, 2311.04145)."""
 
-from anyv2v.editor import NEGATIVE_PROMPT, Defaults, Edit, Editor
+from anyv2v.editor import NEGATIVE_PROMPT, Defaults, Edit, Editor, EditRequest
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
 from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource, Taps
@@ -25,6 +25,7 @@ __all__ = [
     "NO_TAPS",
     "Defaults",
     "Edit",
+    "EditRequest",
     "Editor",
     "InputError",
     "Injection",

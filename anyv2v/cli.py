@@ -7,25 +7,29 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from anyv2v import checks, demo, loading
 from anyv2v.convert.huggingface import convert
-from anyv2v.editor import INVERSION_STEPS, METHODS, Editor
+from anyv2v.diffusion.inversion import METHODS, TOLERANCE
+from anyv2v.editor import STEPS, Editor, EditRequest
 from anyv2v.errors import InputError
 from anyv2v.files import check_output
 from anyv2v.injection.plan import NO_INJECTION, Injection
+from anyv2v.media.clip import Video
 from anyv2v.media.image import read_image
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES, read_video, write_video
 from anyv2v.options import parser
-from anyv2v.source import SUFFIX, Source
+from anyv2v.source import SUFFIX, Source, Unfinished
 
 DEMO_NOTICE = (
     "the demo weights know rendered shapes of 32x32 pixels and nothing else. "
@@ -40,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": run_demo,
         "convert": run_convert,
         "edit": run_edit,
+        "plan": run_plan,
         "invert": run_invert,
         "reconstruct": run_reconstruct,
     }
@@ -91,43 +96,85 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def run_edit(args: argparse.Namespace) -> None:
-    _check_output(args, SUFFIXES, args.video, args.frame)
-    injection = Injection(args.conv, args.spatial, args.temporal)
-    frame = read_image(args.frame)
+    if not len(args.frame) == len(args.prompt) == len(args.output):
+        raise InputError(
+            f"--frame, --prompt and -o go together: there are {len(args.frame)}, "
+            f"{len(args.prompt)} and {len(args.output)}"
+        )
+    for i, output in enumerate(args.output):
+        if os.path.realpath(output) in map(os.path.realpath, args.output[:i]):
+            raise InputError(f"-o {output}: is given twice")
+        _check_output(args, output, SUFFIXES, args.video, *args.frame)
+    requests = [
+        EditRequest(
+            read_image(frame),
+            prompt,
+            args.negative_prompt,
+            args.guidance,
+            args.random_ratio,
+            args.seed,
+            args.fit,
+        )
+        for frame, prompt in zip(args.frame, args.prompt, strict=True)
+    ]
+    injection = _chosen(args)
     editor, source = _source(args, injection)
     with Progress(args.quiet) as progress:
-        edit = editor.edit(
+        edits = editor.edit_many(
             source,
-            frame,
-            args.prompt,
-            negative_prompt=args.negative_prompt,
+            requests,
             steps=args.steps,
             start=args.start,
-            guidance=args.guidance,
             injection=injection,
-            random_ratio=args.random_ratio,
             fps=args.fps,
-            seed=args.seed,
-            fit=args.fit,
             on_step=progress("edit", args.steps - args.start),
         )
-    write_video(args.output, edit.frames, edit.fps, args.force)
-    _report(args, edit.frames, edit.fps)
+    for output, edit in zip(args.output, edits, strict=True):
+        write_video(output, edit.frames, edit.fps, args.force)
+        _report(output, edit.frames, edit.fps)
+    _notice(args)
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    from anyv2v import plan  # imports what nothing else needs
+
+    if _is_source(args.video):
+        raise InputError(f"{args.video}: is inverted already; give the video")
+    editor, video = _load(args), _video(args)
+    method, steps = _method(args)
+    predicted = plan.predict(
+        editor,
+        video,
+        edits=args.edits,
+        steps=args.steps,
+        start=args.start,
+        guidance=args.guidance,
+        injection=_chosen(args),
+        method=method,
+        inversion_steps=steps,
+        feature_memory=args.feature_memory,
+    )
+    print(predicted)
 
 
 def run_invert(args: argparse.Namespace) -> None:
-    _check_output(args, (SUFFIX,), args.video)
+    _check_output(args, args.output, (SUFFIX,), args.video)
     if _is_source(args.video):
         raise InputError(f"{args.video}: is inverted already")
-    _, source = _source(args)
-    source.save(args.output, args.force)
-    _report(args, source.video.frames, source.video.fps)
+    unfinished = Unfinished(args.output + ".unfinished", args.resume)
+    editor, source = _source(args, _chosen(args) if args.features else None, unfinished)
+    source.save(args.output, args.force, features=args.features)
+    unfinished.remove()
+    _report(args.output, source.video.frames, source.video.fps)
+    _notice(args)
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
     if args.output:
-        _check_output(args, SUFFIXES, args.video)
+        _check_output(args, args.output, SUFFIXES, args.video)
+    began = time.monotonic()
     editor, source = _source(args, NO_INJECTION)
+    inverted = time.monotonic()
     with Progress(args.quiet) as progress:
         again = editor.reconstruct(
             source,
@@ -139,6 +186,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
             fps=args.fps,
             on_step=progress("reconstruct", args.steps - args.start),
         )
+    sampled = time.monotonic()
     clean = source.trajectory[0].to(again.latents.device)
     error = ((again.latents - clean).norm() / clean.norm()).item()
     if args.output:
@@ -146,27 +194,37 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     print(
         f"PSNR {psnr(again.frames, source.video.frames):.2f} dB · "
         f"relative error of the latents {error:.3g} · "
-        f"{source.evaluations} UNet evaluations to invert"
+        f"{source.evaluations} UNet evaluations to invert · "
+        f"{inverted - began:.1f} s to load and invert, {sampled - inverted:.1f} s to sample"
     )
-    _report(args, again.frames, again.fps)
+    if args.output:
+        _report(args.output, again.frames, again.fps)
+    _notice(args)
 
 
-def _source(args: argparse.Namespace, injection: Injection | None = None) -> tuple[Editor, Source]:
+def _source(
+    args: argparse.Namespace,
+    injection: Injection | None = None,
+    unfinished: Unfinished | None = None,
+) -> tuple[Editor, Source]:
     """The editor, and the source that VIDEO is or is inverted to.
 
-    Everything that can be wrong is found before the inversion; `injection`: the run that follows
-    it injects this.
+    Everything that can be wrong is found before the inversion; `injection`: what the run that
+    follows injects, None if no run follows.
     """
     loading.choose_device(args.device)
+    method, inversion_steps = _method(args)
+    # a run that follows says what it reads; else everything is kept
+    steps, start = getattr(args, "steps", inversion_steps), getattr(args, "start", 0)
 
     def needed(editor: Editor) -> list[int]:
         if injection is None:
             return []
-        return editor.needed_timesteps(args.steps, args.start, injection)
+        return editor.needed_timesteps(steps, start, injection)
 
     if _is_source(args.video):
         fixed = ("size", "frames", "sample_fps", "start_time")
-        fixed += ("inversion_steps", "inversion_prompt", "method")
+        fixed += ("inversion_steps", "inversion_prompt", "method", "tolerance")
         if given := [name for name in fixed if getattr(args, name) is not None]:
             option = given[0].replace("_", "-")
             raise InputError(f"--{option} is fixed by {args.video}; invert the video again")
@@ -177,8 +235,36 @@ def _source(args: argparse.Namespace, injection: Injection | None = None) -> tup
         editor.check_kept(source.trajectory, needed(editor))
         return editor, source
 
+    video = _video(args)
+    editor = _load(args)
+    visited = editor.schedule.timesteps(inversion_steps)
+    editor.check_kept([0, *visited], needed(editor))
+    wanted = needed(editor) if hasattr(args, "steps") else visited
+    recording, memory = None, getattr(args, "feature_memory", None)
+    if injection not in (None, NO_INJECTION) and memory != 0:
+        # they are passed on the way if the inversion solves the steps that sampling takes
+        if method == "fixed-point" and inversion_steps == steps:
+            recording = editor.recording(video, injection, steps, start, memory)
+            print(recording)
+    with Progress(args.quiet) as progress:
+        source = editor.invert(
+            video,
+            method=method,
+            steps=inversion_steps,
+            prompt=args.inversion_prompt or "",
+            fps=args.fps,
+            on_step=progress("invert", sum(t <= max(wanted) for t in visited)),
+            tolerance=args.tolerance or TOLERANCE,
+            timesteps=wanted,
+            recording=recording,
+            unfinished=unfinished,
+        )
+    return editor, source
+
+
+def _video(args: argparse.Namespace) -> Video:
     defaults, factor = loading.peek(args.weights)
-    video = read_video(
+    return read_video(
         args.video,
         size=checks.size(args.size or defaults.size, factor),
         frames=args.frames or defaults.frames,
@@ -186,18 +272,17 @@ def _source(args: argparse.Namespace, injection: Injection | None = None) -> tup
         start_time=args.start_time or 0.0,
         fit=args.fit,
     )
-    editor, steps = _load(args), args.inversion_steps or INVERSION_STEPS
-    editor.check_kept([0, *editor.schedule.timesteps(steps)], needed(editor))
-    with Progress(args.quiet) as progress:
-        source = editor.invert(
-            video,
-            method=args.method or METHODS[0],
-            steps=steps,
-            prompt=args.inversion_prompt or "",
-            fps=args.fps,
-            on_step=progress("invert", steps),
-        )
-    return editor, source
+
+
+def _method(args: argparse.Namespace) -> tuple[str, int]:
+    """Of inversion, and how many steps it takes."""
+    method = args.method or next(iter(METHODS))
+    steps = STEPS["ddim"] if method == "ddim" else getattr(args, "steps", STEPS[method])
+    return method, args.inversion_steps or steps
+
+
+def _chosen(args: argparse.Namespace) -> Injection:
+    return Injection(args.conv, args.spatial, args.temporal)
 
 
 class Progress:
@@ -233,21 +318,21 @@ def _is_source(path: str) -> bool:
     return Path(path).suffix.lower() == SUFFIX
 
 
-def _check_output(args: argparse.Namespace, suffixes: tuple[str, ...], *inputs: str) -> None:
-    output = Path(os.path.realpath(args.output))
-    if any(output == Path(os.path.realpath(path)) for path in inputs):
-        raise InputError(f"-o {args.output}: is an input, which is never overwritten")
+def _check_output(
+    args: argparse.Namespace, path: str, suffixes: tuple[str, ...], *inputs: str
+) -> None:
+    output = Path(os.path.realpath(path))
+    if any(output == Path(os.path.realpath(given)) for given in inputs):
+        raise InputError(f"-o {path}: is an input, which is never overwritten")
     weights = None if args.weights == loading.DEMO else Path(os.path.realpath(args.weights))
     if weights in output.parents:
-        raise InputError(f"-o {args.output}: is in the folder of the weights")
-    check_output(args.output, args.force, suffixes)
+        raise InputError(f"-o {path}: is in the folder of the weights")
+    check_output(path, args.force, suffixes)
 
 
-def _report(args: argparse.Namespace, frames, fps: float) -> None:
-    if args.output:
-        count, height, width, _ = frames.shape
-        print(f"{args.output}: {count} frames, {width}x{height}, {fps:g} fps")
-    _notice(args)
+def _report(output: str, frames: np.ndarray, fps: float) -> None:
+    count, height, width, _ = frames.shape
+    print(f"{output}: {count} frames, {width}x{height}, {fps:g} fps")
 
 
 def _notice(args: argparse.Namespace) -> None:

@@ -14,8 +14,9 @@ z_0            decode                    frames   (f, h, w, 3) uint8
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,12 +26,14 @@ from torch import Tensor
 
 from anyv2v import checks
 from anyv2v.backbones.base import Backbone, Branches, Conditions, FirstFrame
-from anyv2v.diffusion.ddim import OnStep, Predict, invert, sample
+from anyv2v.diffusion.ddim import OnStep, Predict, sample
+from anyv2v.diffusion.inversion import METHODS, TOLERANCE, Inverted, fixed_point
 from anyv2v.diffusion.schedule import Schedule
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
+from anyv2v.injection.features import Features, Kept, Playback, Recorder, Recording
 from anyv2v.injection.plan import NO_INJECTION, Injection, sites_per_step
-from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource, Taps
+from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource, Taps
 from anyv2v.media.clip import Video
 from anyv2v.media.image import (
     as_frames,
@@ -40,8 +43,8 @@ from anyv2v.media.image import (
     to_frames,
     to_pixels,
 )
-from anyv2v.memory import require
-from anyv2v.source import InversionSettings, Source
+from anyv2v.memory import free_bytes, require
+from anyv2v.source import InversionSettings, Source, Unfinished
 from anyv2v.vae.autoencoder import Autoencoder
 
 NEGATIVE_PROMPT = (
@@ -50,16 +53,16 @@ NEGATIVE_PROMPT = (
 )
 """The original's."""
 
-METHODS = ("ddim",)
-INVERSION_STEPS = 500
-"""The original's number."""
+STEPS = {"fixed-point": 50, "ddim": 500}
+"""Of an inversion; the original's numbers of sampling and of inversion steps."""
 
 Frame = str | os.PathLike | np.ndarray | Image.Image
 
 SourcePass = Literal["shared", "always", "separate"]
 """How the source's features come to a step that injects them.
 
-shared: its rows ride along in the batch of the steps that inject something.
+shared: what was recorded is replayed, else its rows ride along in the batch of the steps that
+inject something.
 always: they ride along in every step, as in the original.
 separate: it is run by itself first, recorded, and replayed.
 """
@@ -84,6 +87,20 @@ class Edit:
     """(1, c, f, h/s, w/s) float32, clean."""
 
 
+@dataclass(frozen=True)
+class EditRequest:
+    """One of several edits of a source: what `Editor.edit` takes for it."""
+
+    frame: Frame
+    prompt: str
+    negative_prompt: str = NEGATIVE_PROMPT
+    guidance: float = 9.0
+    random_ratio: float = 0.0
+    seed: int = 0
+    fit: str = "crop"
+    noise: Tensor | None = None
+
+
 class Editor:
     """A backbone and an autoencoder, and the stages of an edit as methods.
 
@@ -101,44 +118,141 @@ class Editor:
     @property
     def sites(self) -> frozenset[str]:
         """The names of all places whose features can be recorded, replayed and injected."""
-        return self.backbone.sites
+        return frozenset(self.backbone.sites)
 
     @torch.no_grad()
     def invert(
         self,
         video: Video,
-        method: str = "ddim",
-        steps: int = INVERSION_STEPS,
+        method: str = "fixed-point",
+        steps: int | None = None,
         prompt: str = "",
         negative_prompt: str = "",
         guidance: float = 1.0,
         fps: int = 8,
         on_step: OnStep | None = None,
+        tolerance: float = TOLERANCE,
+        timesteps: Collection[int] | None = None,
+        recording: Recording | None = None,
+        unfinished: Unfinished | None = None,
     ) -> Source:
         """The noise that a video came from, and all that lies between (section 4.1).
 
-        `fps` is what the network is told, not a sampling rate. `prompt` describes the source.
+        `method`: "fixed-point" solves the steps of a sampling run of as many `steps` (50) to
+        `tolerance`; "ddim" is the original's (500). `fps` is what the network is told, not a
+        sampling rate. `prompt` describes the source. `timesteps`: those that will be read; the
+        inversion ends at the noisiest, left out: all. `recording`: features to keep on the way, see
+        `recording()`. `unfinished`: the file from which an interrupted inversion
+        goes on.
         """
-        checks.one_of("method", method, METHODS)
+        checks.one_of("method", method, tuple(METHODS))
+        steps = STEPS[method] if steps is None else steps
         guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
+        tolerance = checks.positive("tolerance", tolerance)
         if len(video.frames) < 2:
             raise InputError("the video has 1 frame; at least 2 are needed")
-        self.check_size(_size(video.frames))
-        self.schedule.timesteps(steps)  # refuses a wrong number before any work
-        self.check_memory(_size(video.frames), len(video.frames), 2 if guidance > 1 else 1)
+        size, schedule = self.check_size(_size(video.frames)), self.schedule
+        visited = schedule.timesteps(steps)  # refuses a wrong number before any work
+        last = max(timesteps or visited)
+        self.check_kept([0, *visited], [last])
+        if recording is not None and (method != "fixed-point" or guidance > 1):
+            raise InputError(
+                "recording: only a fixed-point inversion without guidance passes the features that "
+                "sampling will need; record them afterwards, by `record`"
+            )
+        self.check_memory(size, len(video.frames), 2 if guidance > 1 else 1)
+
+        settings = InversionSettings(
+            method, steps, prompt, negative_prompt, guidance, fps, tolerance
+        )
         clean = self.encode_frames(video.frames)
         first = self._first_frame(video.frames[0], clean[:, :, :1], len(video.frames), fps)
         branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
-        latents = invert(self._guided(branches), clean, self.schedule, steps, on_step)
-        return Source(
+        recorder = Recorder(recording)
+        begin = state = Inverted.of(clean)
+        if unfinished is not None:
+            begin = state = unfinished.load(begin, video, settings, self.fingerprint)
+
+        inversion = METHODS[method]
+        options = {"tolerance": tolerance} if inversion is fixed_point else {}
+        predict = self._guided(branches, recorder.taps)
+        if begin.latest < last:
+            for state in inversion(predict, begin, schedule, steps, **options):
+                recorder.settle(state.latest)
+                if on_step is not None:
+                    on_step(state.steps - 1, state.latest, state.kept[state.latest])
+                if state.latest == last:
+                    break
+                if unfinished is not None:
+                    unfinished.save(state, video, settings, self.fingerprint)
+        wanted = {0, *(timesteps or visited)}
+        source = Source(
             video=video,
-            trajectory=Trajectory(latents),
-            evaluations=steps * len(branches.conditions),
-            settings=InversionSettings(method, steps, prompt, negative_prompt, guidance, fps),
+            trajectory=Trajectory({t: x for t, x in state.kept.items() if t in wanted}),
+            evaluations=state.evaluations * len(branches.conditions),
+            settings=settings,
             fingerprint=self.fingerprint,
+            residuals=state.residuals,
         )
+        # an inversion that was resumed did not pass its first steps again
+        return source if recording is None else self.record(source, recording, recorder.features)
+
+    def recording(
+        self,
+        video: Video,
+        injection: Injection = Injection(),  # noqa: B008 - frozen
+        steps: int = 50,
+        start: int = 0,
+        memory: int | None = None,
+        compact: bool = True,
+    ) -> Recording:
+        """What an edit of a video would read of its source, and where that fits.
+
+        `memory`: bytes for it, on the device and then in pinned host memory; never more than half
+        of what is free there. `compact`: the least that has to be kept, not queries and keys.
+        Nothing is computed but shapes.
+        """
+        timesteps = self.schedule.timesteps(steps)
+        plan = self.plan(steps, start, injection)
+        sites = {timesteps[i]: at for i, at in plan.items()}
+        device, meta = self.backbone.device, torch.device("meta")
+        every, s = frozenset().union(*sites.values()), self.vae.config.factor
+        blank, record = self.backbone.blank(meta), Record(every, compact, stop=True)
+        (width, height), frames = _size(video.frames), len(video.frames)
+        if every:
+            conditions = blank.blank_conditions(frames, height // s, width // s)
+            shape = (1, self.vae.config.latent_channels, frames, height // s, width // s)
+            latents = torch.empty(shape, dtype=self.backbone.dtype, device=meta)
+            with suppress(Recorded):
+                blank.predict(latents, timesteps[0], conditions, record)
+        site_bytes = {site: sum(x.nbytes for x in kept) for site, kept in record.kept.items()}
+        here = free_bytes(device) // 2
+        host = free_bytes(torch.device("cpu")) // 2 if device.type == "cuda" else 0
+        memory = here + host if memory is None else checks.whole("memory", memory, 0)
+        here = min(memory, here)
+        return Recording.fit(sites, site_bytes, here, min(memory - here, host), compact)
 
     @torch.no_grad()
+    def record(
+        self, source: Source, recording: Recording, features: Features | None = None
+    ) -> Source:
+        """The same source with features, for edits that then do without it in their batch.
+
+        One evaluation for each timestep of the recording that `features` lacks, of the source
+        alone and only as far as its last site.
+        """
+        features = features or Features(recording.places)
+        missing = [t for t in recording.places if t not in features.kept]
+        if missing:
+            self.check_source(source)
+            self.check_kept(source.trajectory, missing)
+            first = self._source_frame(source, source.settings.fps)
+            conditions = self.backbone.condition(source.settings.prompt, first)
+        for t in missing:
+            sites = recording.sites[t]
+            features.add(t, self._recorded(source, t, conditions, sites, recording.compact))
+        return replace(source, features=features)
+
     def edit(
         self,
         source: Source,
@@ -164,23 +278,68 @@ class Editor:
         `injection`: anything with `groups(backbone.groups)`, see `Injection`. `source_pass` changes
         the cost, not the result.
         """
+        wanted = EditRequest(
+            frame, prompt, negative_prompt, guidance, random_ratio, seed, fit, noise
+        )
+        (edit,) = self.edit_many(
+            source, [wanted], steps, start, injection, fps, on_step, source_pass
+        )
+        return edit
+
+    @torch.no_grad()
+    def edit_many(
+        self,
+        source: Source,
+        edits: Sequence[EditRequest],
+        steps: int = 50,
+        start: int = 0,
+        injection: Injection = Injection(),  # noqa: B008 - frozen
+        fps: int = 8,
+        on_step: OnStep | None = None,
+        source_pass: SourcePass = "shared",
+    ) -> list[Edit]:
+        """Several edits of one source, in batches as large as memory allows: see `edit`.
+
+        Those of a batch share one source: its rows, or what was recorded of it. `on_step` gets the
+        latents of a batch, (its edits, c, f, h/s, w/s).
+        """
+        if not edits:
+            raise InputError("edits: there is none")
         self.check_source(source)
         needed = self.needed_timesteps(steps, start, injection, source_pass)
         self.check_kept(source.trajectory, needed)
-        random_ratio = checks.fraction("random_ratio", random_ratio)
-        guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
+        fps = checks.whole("fps", fps)
         size, frames = _size(source.video.frames), len(source.video.frames)
         self.check_memory(size, frames)
-
-        first = self._encoded(fit_frame(read_image(frame), size, fit), frames, fps)
-        branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
-        plan = self._plan(steps, start, injection)
-        predict = self._injected(source, fps, branches, plan, source_pass)
-
+        plan = self.plan(steps, start, injection)
         inverted = source.trajectory[needed[0]].to(self.backbone.device)
-        noise = self._noise(inverted.shape, seed, noise)
-        latents = random_ratio * noise + (1 - random_ratio) * inverted
-        return self._sample(predict, latents, steps, start, on_step, source.video.fps)
+        timesteps, replayed = self.schedule.timesteps(steps), []
+        if source_pass == "shared" and fps == source.settings.fps:
+            replayed = [
+                timesteps[i]
+                for i, at in plan.items()
+                if at and source.features.serve(timesteps[i], at)
+            ]
+        # what can be wrong with one edit is found before the first is run
+        latents = [self._begin(edit, inverted) for edit in edits]
+        pictures = [fit_frame(read_image(edit.frame), size, edit.fit) for edit in edits]
+
+        done: list[Edit] = []
+        while len(done) < len(edits):
+            batch = slice(len(done), len(done) + self._batch(size, frames, len(edits) - len(done)))
+            branches = [
+                self.backbone.branches(
+                    edit.prompt,
+                    edit.negative_prompt,
+                    self._encoded(picture, frames, fps),
+                    checks.finite("guidance", edit.guidance),
+                )
+                for edit, picture in zip(edits[batch], pictures[batch], strict=True)
+            ]
+            predict = self._injected(source, fps, branches, plan, source_pass, replayed)
+            clean = sample(predict, torch.cat(latents[batch]), self.schedule, steps, start, on_step)
+            done += [Edit(self.decode(x), source.video.fps, x) for x in clean.split(1)]
+        return done
 
     @torch.no_grad()
     def reconstruct(
@@ -319,6 +478,10 @@ class Editor:
 
         require(needed, size, frames, s, self.backbone.device)
 
+    def plan(self, steps: int, start: int, injection: Injection) -> dict[int, frozenset[str]]:
+        """Index of each step that is run -> sites that are injected there."""
+        return sites_per_step(injection.groups(self.backbone.groups), steps, start, self.sites)
+
     def needed_timesteps(
         self,
         steps: int,
@@ -330,7 +493,7 @@ class Editor:
         timesteps = self.schedule.timesteps(steps)
         checks.whole("start", start, 0, steps - 1)
         checks.one_of("source_pass", source_pass, SourcePass.__args__)
-        plan = self._plan(steps, start, injection)
+        plan = self.plan(steps, start, injection)
         return [
             timesteps[i]
             for i, sites in plan.items()
@@ -364,19 +527,16 @@ class Editor:
             raise InputError(f"{path}: {error}") from error
         return source
 
-    def _plan(self, steps: int, start: int, injection: Injection) -> dict[int, frozenset[str]]:
-        """Step -> sites that are injected."""
-        groups = injection.groups(self.backbone.groups)
-        return sites_per_step(groups, steps, start, self.sites)
-
-    def _guided(self, branches: Branches) -> Predict:
-        """Predictions under guidance, nothing injected."""
+    def _guided(
+        self, branches: Branches, taps: Callable[[int], Taps] = lambda t: NO_TAPS
+    ) -> Predict:
+        """Predictions under guidance, nothing injected; `taps`: what looks on at a timestep."""
         rows = len(branches.conditions)
-        conditions = type(branches.conditions[0]).stack(branches.conditions)
+        conditions = type(branches.conditions[0]).stack(branches.conditions, [0] * rows)
 
         def predict(i: int, t: int, latents: Tensor) -> Tensor:
-            v = self.predict(torch.cat([latents] * rows), t, conditions)
-            return branches.combine(v.chunk(rows))
+            v = self.predict(latents, t, conditions, taps(t))
+            return branches.combine(v.split(1))
 
         return predict
 
@@ -384,33 +544,81 @@ class Editor:
         self,
         source: Source,
         fps: int,
-        branches: Branches,
+        branches: Sequence[Branches],
         plan: dict[int, frozenset[str]],
         source_pass: SourcePass,
+        replayed: Sequence[int],
     ) -> Predict:
-        """Predictions under guidance, with the source's features at plan[step]."""
-        plain = self._guided(branches)
-        if not any(plan.values()) and source_pass != "always":
-            return plain
-        first = self._source_frame(source, fps)
-        of_source = self.backbone.condition(source.settings.prompt, first)
-        rows, stack = len(branches.conditions), type(of_source).stack
-        edited, together = stack(branches.conditions), stack((of_source, *branches.conditions))
+        """Predictions of several edits under guidance, with the source's features at plan[step].
+
+        At the timesteps `replayed` they are those that were recorded.
+        """
+        of_source = self.backbone.condition(source.settings.prompt, self._source_frame(source, fps))
+        stack = type(of_source).stack
+        flat = [conditions for edit in branches for conditions in edit.conditions]
+        counts = [len(edit.conditions) for edit in branches]
+        rows = [row for row, count in enumerate(counts) for _ in range(count)]
+        edited = stack(flat, rows)
+        together = stack([of_source, *flat], [0, *(row + 1 for row in rows)])
+        playback = Playback(source.features, replayed, self.backbone.device)
+
+        def combine(v: Tensor) -> Tensor:
+            # the source's rows come first, if they are still there
+            each = v[v.shape[0] - len(rows) :].split(counts)
+            pairs = zip(branches, each, strict=True)
+            return torch.cat([edit.combine(v.split(1)) for edit, v in pairs])
 
         def predict(i: int, t: int, latents: Tensor) -> Tensor:
-            if not plan[i] and source_pass != "always":
-                return plain(i, t, latents)
+            sites = plan[i]
+            if not sites and source_pass != "always":
+                return combine(self.predict(latents, t, edited))
+            if t in replayed:
+                kept = {site: x for site, x in playback[t].items() if site in sites}
+                return combine(self.predict(latents, t, edited, Replay(kept)))
             source_latents = source.trajectory[t].to(latents.device)
             if source_pass == "separate":
-                record = Record(plan[i])
-                self.predict(source_latents, t, of_source, record)
-                v = self.predict(torch.cat([latents] * rows), t, edited, Replay(record.kept))
-                return branches.combine(v.chunk(rows))
-            taps = ShareSource(plan[i], rows + 1)
-            v = self.predict(torch.cat([source_latents] + [latents] * rows), t, together, taps)
-            return branches.combine(v.chunk(rows + 1)[1:])
+                kept = self._recorded(source, t, of_source, sites)
+                return combine(self.predict(latents, t, edited, Replay(kept)))
+            last = None if source_pass == "always" else self._last(sites)
+            taps = ShareSource(sites, 1 + len(rows), last)
+            return combine(self.predict(torch.cat([source_latents, latents]), t, together, taps))
 
         return predict
+
+    def _recorded(
+        self,
+        source: Source,
+        t: int,
+        of_source: Conditions,
+        sites: frozenset[str],
+        compact: bool = False,
+    ) -> Kept:
+        """The source's features at timestep t, of a prediction of the source alone."""
+        record = Record(sites, compact, stop=True)
+        with suppress(Recorded):
+            self.predict(source.trajectory[t], t, of_source, record)
+        return record.kept
+
+    def _last(self, sites: frozenset[str]) -> str:
+        """The one that a prediction comes to last."""
+        return max(sites, key=self.backbone.sites.index)
+
+    def _begin(self, edit: EditRequest, inverted: Tensor) -> Tensor:
+        """The latents that an edit starts from."""
+        ratio = checks.fraction("random_ratio", edit.random_ratio)
+        return ratio * self._noise(inverted.shape, edit.seed, edit.noise) + (1 - ratio) * inverted
+
+    def _batch(self, size: tuple[int, int], frames: int, edits: int) -> int:
+        """How many of these edits fit into memory together."""
+        s, free = self.vae.config.factor, free_bytes(self.backbone.device)
+
+        def fits(edits: int) -> bool:
+            # the source and two branches of each; the least that is needed, twice
+            rows = 1 + 2 * edits
+            need = self.backbone.activation_bytes(rows, frames, size[1] // s, size[0] // s)
+            return 2 * need <= free
+
+        return next((n for n in range(edits, 1, -1) if fits(n)), 1)
 
     def _sample(
         self, predict: Predict, latents: Tensor, steps: int, start: int, on_step, fps: float

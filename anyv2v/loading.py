@@ -65,7 +65,7 @@ def _assemble(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
     with _blaming(checkpoint.folder):
         backbone = _backbone(config).assemble(config, networks, checkpoint.folder)
         for group, sites in backbone.groups.items():
-            if unknown := sites - backbone.sites:
+            if unknown := sites.difference(backbone.sites):
                 raise InputError(f"injection {group} names no site {sorted(unknown)[0]}")
     return Editor(backbone, networks["vae"], defaults, checkpoint.fingerprint)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import anyv2v
-from anyv2v.editor import INVERSION_STEPS, METHODS, NEGATIVE_PROMPT
+from anyv2v.diffusion.inversion import METHODS, TOLERANCE
+from anyv2v.editor import NEGATIVE_PROMPT, STEPS
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
 from anyv2v.loading import DEMO
@@ -63,30 +64,36 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     sub.add_argument("dst", metavar="DST", help="the folder to write")
     sub.add_argument("--dtype", choices=DTYPE_NAMES, help="of the weights written; else as in SRC")
 
-    sub = command("edit", "edit a video", _model, _clip, _inversion, _sampling)
-    sub.add_argument("--frame", required=True, metavar="IMAGE", help="the edited first frame")
-    sub.add_argument("--prompt", required=True, metavar="TEXT", help="what the edit shows")
-    sub.add_argument("-o", "--output", required=True, metavar="OUT.mp4", help="the edited video")
+    text = "edit a video, once for each --frame, --prompt and -o"
+    sub = command("edit", text, _model, _clip, _inversion, _sampling, _injection)
+    several = {"action": "append", "required": True}
+    sub.add_argument("--frame", metavar="IMAGE", help="the edited first frame", **several)
+    sub.add_argument("--prompt", metavar="TEXT", help="what the edit shows", **several)
+    sub.add_argument("-o", "--output", metavar="OUT.mp4", help="the edited video", **several)
     sub.add_argument("--guidance", type=_number, default=9.0, help="towards the prompt; 1: none")
     sub.add_argument(
         "--negative-prompt", default=NEGATIVE_PROMPT, metavar="TEXT", help="to be led away from"
     )
-    for name in ("conv", "spatial", "temporal"):
-        sub.add_argument(
-            f"--{name}",
-            type=_number,
-            default=getattr(Injection(), name),
-            metavar="0..1",
-            help=f"part of the steps that inject {name} features of the source",
-        )
     sub.add_argument(
         "--random-ratio", type=_fraction, default=0.0, metavar="0..1", help="noise mixed in"
     )
     sub.add_argument("--seed", type=_from_0, default=0, help="of that noise")
 
-    sub = command("invert", "invert a video for later edits", _model, _clip, _inversion)
+    text = "what an edit would cost, before anything runs"
+    sub = command("plan", text, _model, _clip, _inversion, _sampling, _injection)
+    sub.add_argument("--guidance", type=_number, default=9.0, help="towards the prompt; 1: none")
+    sub.add_argument("--edits", type=_from_1, default=1, help="of the one source, together")
+
+    text = "invert a video for later edits"
+    sub = command("invert", text, _model, _clip, _inversion, _injection)
     sub.add_argument(
         "-o", "--output", required=True, metavar="SOURCE.safetensors", help="for edit VIDEO"
+    )
+    sub.add_argument(
+        "--features", action="store_true", help="save what edits with these settings inject, too"
+    )
+    sub.add_argument(
+        "--resume", action="store_true", help="go on where an interrupted inversion was"
     )
 
     text = "a video there and back through the model"
@@ -119,15 +126,48 @@ def _clip(sub: argparse.ArgumentParser) -> None:
 
 
 def _inversion(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--method", choices=METHODS, help="of inversion")
-    sub.add_argument("--inversion-steps", type=_from_1, metavar="N", help=f"else {INVERSION_STEPS}")
+    default = next(iter(METHODS))
+    sub.add_argument("--method", choices=METHODS, help=f"of inversion; else {default}")
+    steps = f"else {STEPS['ddim']} for ddim, --steps for fixed-point"
+    sub.add_argument("--inversion-steps", type=_from_1, metavar="N", help=steps)
+    tolerance = f"of the fixed point; else {TOLERANCE}"
+    sub.add_argument("--tolerance", type=_above_0, help=tolerance)
     sub.add_argument("--inversion-prompt", metavar="TEXT", help="what the source shows")
     sub.add_argument("--fps", type=_from_1, default=8, help="frame rate that the network is told")
+
+
+def _injection(sub: argparse.ArgumentParser) -> None:
+    for name in ("conv", "spatial", "temporal"):
+        sub.add_argument(
+            f"--{name}",
+            type=_number,
+            default=getattr(Injection(), name),
+            metavar="0..1",
+            help=f"part of the steps that inject {name} features of the source",
+        )
+    sub.add_argument(
+        "--feature-memory",
+        type=_bytes,
+        metavar="BYTES",
+        help="for features of the source, such as 12GB; 0: none; else half of what is free",
+    )
 
 
 def _sampling(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--steps", type=_from_1, default=50, help="of sampling")
     sub.add_argument("--start", type=_from_0, default=0, help="index of the first that is run")
+
+
+def _bytes(text: str) -> int:
+    number = text.upper().removesuffix("B")
+    scale = {"K": 10**3, "M": 10**6, "G": 10**9}.get(number[-1:], 1)
+    try:
+        size = float(number.rstrip("KMG")) * scale
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 12GB or 500MB")
+    return int(size)
 
 
 def _size(text: str) -> tuple[int, int]:

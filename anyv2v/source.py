@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from anyv2v.config import section
+from anyv2v.diffusion.inversion import Inverted
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.files import atomic_path, check_output
+from anyv2v.injection.features import NO_FEATURES, Features
 from anyv2v.media.clip import Video
 
-FORMAT = "anyv2v source 1"
+FORMAT = "anyv2v source 2"
+UNFINISHED = "anyv2v unfinished inversion 1"
 SUFFIX = ".safetensors"
+SAVE_EVERY = 30.0
+"""Seconds between two states of an inversion on disk."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,8 @@ class InversionSettings:
     negative_prompt: str
     guidance: float
     fps: int
+    tolerance: float
+    """Of the fixed point; plain DDIM has none."""
 
 
 @dataclass(frozen=True)
@@ -42,47 +55,55 @@ class Source:
     settings: InversionSettings
     fingerprint: str
     """Of the weights that the video was inverted with."""
+    residuals: Mapping[int, float] = field(default_factory=dict)
+    """timestep -> by how much of themselves the latents miss their fixed point."""
+    features: Features = NO_FEATURES
+    """What was recorded on the way."""
 
-    def save(self, path: str | os.PathLike, force: bool = True) -> None:
-        """Writes one safetensors file with everything; whole or not at all."""
+    def save(self, path: str | os.PathLike, force: bool = True, features: bool = False) -> None:
+        """Writes one safetensors file; whole or not at all. With `features`, those too."""
         check_output(path, force, (SUFFIX,))
         facts = {
             "format": FORMAT,
             "fps": self.video.fps,
             "evaluations": self.evaluations,
+            "residuals": self.residuals,
             "settings": asdict(self.settings),
             "fingerprint": self.fingerprint,
         }
-        tensors = {f"latents.{t}": x.contiguous().cpu() for t, x in self.trajectory.items()}
+        tensors = {f"latents.{t}": x for t, x in self.trajectory.items()}
         tensors["frames"] = torch.from_numpy(self.video.frames.copy())
-        with atomic_path(path) as temporary:
-            # one key: safetensors writes several in no fixed order
-            save_file(tensors, temporary, metadata={"source": json.dumps(facts)})
+        if features:
+            self.features.settle()
+            for t, kept in self.features.kept.items():
+                for site, parts in kept.items():
+                    for i, x in enumerate(parts):
+                        tensors[f"features.{t}.{site}.{i}"] = x
+        _write(path, facts, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Source:
         """InputError if the file is not a whole source that `save` wrote."""
-        if not os.path.exists(path):
-            raise InputError(f"{path}: no such file")
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {}).get("source", "{}"))
-                if facts.get("format") != FORMAT:
-                    raise InputError("is not a source written by `anyv2v invert`")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            frames = tensors.pop("frames").numpy()
-            latents = {int(name.removeprefix("latents.")): x for name, x in tensors.items()}
+        with _reading(path, FORMAT, "a source written by `anyv2v invert`") as (facts, tensors):
+            features: dict[int, dict[str, dict[int, Tensor]]] = {}
+            for name in [name for name in tensors if name.startswith("features.")]:
+                _, t, rest = name.split(".", 2)
+                site, i = rest.rsplit(".", 1)
+                features.setdefault(int(t), {}).setdefault(site, {})[int(i)] = tensors.pop(name)
+            kept = {
+                t: {site: tuple(parts[i] for i in range(len(parts))) for site, parts in at.items()}
+                for t, at in features.items()
+            }
             source = cls(
-                video=Video(frames, facts["fps"]),
-                trajectory=Trajectory(latents),
+                video=Video(tensors.pop("frames").numpy(), facts["fps"]),
+                trajectory=Trajectory(_latents(tensors)),
                 evaluations=int(facts["evaluations"]),
                 settings=section(facts, "settings", InversionSettings),
                 fingerprint=str(facts["fingerprint"]),
+                residuals={int(t): float(r) for t, r in facts["residuals"].items()},
+                features=Features(dict.fromkeys(kept, "host"), kept),
             )
             source._check()
-        # InputError and what a bad number or bad JSON raises are ValueErrors
-        except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as a source: {error}") from error
         return source
 
     def _check(self) -> None:
@@ -92,3 +113,91 @@ class Source:
                 raise InputError(f"latents of {t} are {tuple(x.shape)} for {frames} frames")
             if not x.isfinite().all():
                 raise InputError(f"latents of timestep {t} are not finite")
+
+
+class Unfinished:
+    """The file in which an inversion keeps how far it is, replaced whole every `SAVE_EVERY`."""
+
+    def __init__(self, path: str | os.PathLike, resume: bool = True):
+        """`resume`: go on from what is there, else begin again."""
+        self.path, self._resume = Path(path), resume
+        self._saved = time.monotonic()
+
+    def load(
+        self, begin: Inverted, video: Video, settings: InversionSettings, fingerprint: str
+    ) -> Inverted:
+        """What was kept of this very inversion, else `begin`; InputError if it is of another."""
+        if not (self._resume and self.path.exists()):
+            return begin
+        with _reading(self.path, UNFINISHED, "an unfinished inversion") as (facts, tensors):
+            same = facts["settings"] == asdict(settings) and facts["fingerprint"] == fingerprint
+            if not (same and np.array_equal(tensors.pop("frames").numpy(), video.frames)):
+                raise InputError("is of another video, other settings or weights; remove it")
+            device = begin.latents.device
+            tensors = {name: x.to(device) for name, x in tensors.items()}
+            slopes = [tensors[name] for name in ("slopes.0", "slopes.1") if name in tensors]
+            return Inverted(
+                kept=_latents(tensors),
+                latents=tensors["next"],
+                evaluations=int(facts["evaluations"]),
+                residuals={int(t): float(r) for t, r in facts["residuals"].items()},
+                slopes=tuple(slopes),
+            )
+
+    def save(
+        self, state: Inverted, video: Video, settings: InversionSettings, fingerprint: str
+    ) -> None:
+        """Now and then: called after each step."""
+        if time.monotonic() - self._saved < SAVE_EVERY:
+            return
+        facts = {
+            "format": UNFINISHED,
+            "evaluations": state.evaluations,
+            "residuals": state.residuals,
+            "settings": asdict(settings),
+            "fingerprint": fingerprint,
+        }
+        tensors = {f"latents.{t}": x for t, x in state.kept.items()}
+        tensors |= {f"slopes.{i}": x for i, x in enumerate(state.slopes)}
+        # safetensors refuses two names for one tensor
+        tensors |= {"next": state.latents.clone(), "frames": torch.from_numpy(video.frames.copy())}
+        _write(self.path, facts, tensors)
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _latents(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """By timestep, the least noisy first."""
+    named = {name.removeprefix("latents."): x for name, x in tensors.items() if "latents." in name}
+    return {t: named[str(t)] for t in sorted(map(int, named))}
+
+
+def _write(path: str | os.PathLike, facts: dict, tensors: Mapping[str, Tensor]) -> None:
+    with atomic_path(path) as temporary:
+        # one key: safetensors writes several in no fixed order
+        save_file(
+            {name: x.contiguous().cpu() for name, x in tensors.items()},
+            temporary,
+            metadata={"source": json.dumps(facts)},
+        )
+
+
+@contextmanager
+def _reading(
+    path: str | os.PathLike, wanted: str, what: str
+) -> Iterator[tuple[dict, dict[str, Tensor]]]:
+    """Facts and tensors of a file; whatever goes wrong with them is an InputError that names it."""
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("source", "{}"))
+            if facts.get("format") != wanted:
+                raise InputError(f"is not {what}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        yield facts, tensors
+    # InputError and what a bad number or bad JSON raises are ValueErrors
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a source: {error}") from error

@@ -86,7 +86,7 @@ def main() -> None:
 
     def run_ours() -> torch.Tensor:
         # a run computes the conditions once, but the comparison is of the same work
-        return ours(latents, t, ours.conditioning(text, embedding, image, fps))
+        return ours(latents, t, ours.condition(text, embedding, image, fps))
 
     def run_theirs() -> torch.Tensor:
         return theirs(latents, t, fps, image, embedding[:, None], encoder_hidden_states=text).sample

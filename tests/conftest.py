@@ -64,4 +64,4 @@ def edited_frame():
 @pytest.fixture(scope="session")
 def sources(editor, video):
     """Inversions of the clip, by number of steps."""
-    return {steps: editor.invert(video, steps=steps) for steps in (10, 20)}
+    return {steps: editor.invert(video, "ddim", steps) for steps in (10, 20)}

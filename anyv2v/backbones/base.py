@@ -33,8 +33,12 @@ class Conditions(Protocol):
     """What steers the rows of one branch; opaque to everyone but its own backbone."""
 
     @staticmethod
-    def stack(branches: Sequence[Conditions]) -> Conditions:
-        """Conditions of the rows of all branches, in order."""
+    def stack(branches: Sequence[Conditions], rows: Sequence[int] | None = None) -> Conditions:
+        """Of all branches, in order; `rows`: which row of the latents each of them starts from.
+
+        Left out, every branch has latents of its own. Branches that share a row have the same first
+        frame, so a network may compute once what is equal for them.
+        """
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ class Backbone(Protocol):
     """
 
     name: str
-    sites: frozenset[str]
-    """All places that taps are shown."""
+    sites: tuple[str, ...]
+    """All places that taps are shown, in the order in which a prediction comes to them."""
     groups: Mapping[str, frozenset[str]]
     """The sites that are injected unless others are asked for: group name -> sites."""
     device: torch.device
@@ -73,7 +77,17 @@ class Backbone(Protocol):
         """What a prediction of latents of that shape needs at least, besides the weights."""
 
     def predict(self, latents: Tensor, t: int, conditions: Conditions, taps: Taps) -> Tensor:
-        """v of latents (b, c, f, h, w) in `dtype`, at timestep t, in the same shape."""
+        """v (g, c, f, h, w) of latents (n, c, f, h, w) in `dtype`, at timestep t.
+
+        g branches of n rows, as the conditions were stacked. Rows that taps let leave come first
+        and may be missing.
+        """
+
+    def blank(self, device: torch.device) -> Backbone:
+        """The same without data, see `anyv2v.nn.blank`."""
+
+    def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:
+        """Of one branch, for latents of that size, computed from nothing."""
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:

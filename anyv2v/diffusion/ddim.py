@@ -1,4 +1,4 @@
-"""DDIM (arXiv 2010.02502): sampling, and the inversion that runs it backwards.
+"""DDIM sampling (arXiv 2010.02502).
 
 The latents between the steps are float32, whatever the network computes in.
 """
@@ -32,20 +32,3 @@ def sample(
         if on_step is not None:
             on_step(i, t, latents)
     return latents
-
-
-def invert(
-    predict: Predict,
-    latents: Tensor,
-    schedule: Schedule,
-    steps: int,
-    on_step: OnStep | None = None,
-) -> dict[int, Tensor]:
-    """Latents at every timestep of a run of `steps` from the clean ones, which are kept under 0."""
-    kept = {0: latents.float()}
-    for i, t in enumerate(reversed(schedule.timesteps(steps))):
-        latents = schedule.inverse_step(predict(i, t, latents), t, latents, steps)
-        kept[t] = latents
-        if on_step is not None:
-            on_step(i, t, latents)
-    return kept

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Projections(Protocol):
+    """What an attention layer lets taps do with it."""
+
+    def project(self, x: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Query and key of x; the key of a context is known already."""
+
+    def compact(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        """The least from which the layer can do without projecting x again."""
+
+    def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What the layer attends by, from query and key or from what `compact` gave."""
 
 
 class Taps:
@@ -13,7 +27,11 @@ class Taps:
 
     Dim 0 of every feature starts with the branch: rows lie as (branch, rest). This class changes
     nothing; subclass it to read or to change features, and pass the object to `predict`.
+    `hidden` and `qk` see what was computed; the methods after them decide what is.
     """
+
+    sites: frozenset[str] | None = None
+    """Where it does anything; None: perhaps everywhere."""
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
         """A residual feature h (g b f, h, w, c); gives back the same shape."""
@@ -28,25 +46,62 @@ class Taps:
         """
         return q, k
 
+    def residual(
+        self,
+        site: str | None,
+        branch: Callable[[Tensor, Tensor | None], Tensor],
+        x: Tensor,
+        time: Tensor | None,
+    ) -> Tensor:
+        """The residual feature of x (g b f, h, w, c), time (g b, t): branch(x, time), tapped."""
+        return self.hidden(site, branch(x, time))
+
+    def project(
+        self, site: str | None, layer: Projections, x: Tensor, key: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """What the layer attends by: query and key of x, tapped, or its probabilities."""
+        return self.qk(site, *layer.project(x, key))
+
+    def leaving(self, site: str | None, x: Tensor) -> Tensor:
+        """The rows of x that are still needed after a site: the last ones."""
+        return x
+
 
 NO_TAPS = Taps()
+NO_TAPS.sites = frozenset()
 
 
 class ShareSource(Taps):
     """Rows are [source, branch, branch, ...]: at `sites` every branch uses the source's features.
 
-    The paper's injection (arXiv 2403.14468, section 4.2), with the source in the batch.
+    The paper's injection (arXiv 2403.14468, section 4.2), with the source in the batch. Only the
+    source's features are computed there.
     """
 
-    def __init__(self, sites: Iterable[str], branches: int):
-        """`branches` counts the source too."""
-        self.sites, self.branches = frozenset(sites), branches
+    def __init__(self, sites: Iterable[str], branches: int, last: str | None = None):
+        """`branches` counts the source too. After the site `last` the source's rows leave."""
+        self.sites: frozenset[str] = frozenset(sites)
+        self.branches, self.last = branches, last
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
-        return _spread(self._source(h), h) if site in self.sites else h
+        return torch.cat([self._source(h)] * self.branches) if site in self.sites else h
 
     def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         return (self._source(q), self._source(k)) if site in self.sites else (q, k)
+
+    def residual(self, site, branch, x, time):
+        if site not in self.sites:
+            return super().residual(site, branch, x, time)
+        source = branch(self._source(x), None if time is None else self._source(time))
+        return torch.cat([source] * (self.branches - (site == self.last)))
+
+    def project(self, site, layer, x, key):
+        if site not in self.sites:
+            return super().project(site, layer, x, key)
+        return layer.project(self._source(x), None if key is None else self._source(key))
+
+    def leaving(self, site, x):
+        return x[len(self._source(x)) :] if site is not None and site == self.last else x
 
     def _source(self, x: Tensor) -> Tensor:
         if x.shape[0] % self.branches:
@@ -54,43 +109,71 @@ class ShareSource(Taps):
         return x[: x.shape[0] // self.branches]
 
 
-class Record(Taps):
-    """Rows are the source alone: keeps what passes at `sites`, in `kept`."""
+class Recorded(Exception):
+    """Everything that was to be recorded is; the rest of the forward pass is not needed."""
 
-    def __init__(self, sites: Iterable[str]):
+
+class Record(Taps):
+    """Rows are the source alone: keeps what passes at `sites`, in `kept`.
+
+    `compact` keeps less, from which the same is made again: the input of a spatial attention, the
+    probabilities of a temporal one. `stop` raises `Recorded` at the last of the sites.
+    """
+
+    def __init__(self, sites: Iterable[str], compact: bool = False, stop: bool = False):
         self.sites: frozenset[str] = frozenset(sites)
+        self.compact, self.stop = compact, stop
         self.kept: dict[str, tuple[Tensor, ...]] = {}
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
-        if site in self.sites:
-            self.kept[site] = (h,)
+        self._keep(site, lambda: (h,))
         return h
 
     def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        if site in self.sites:
-            self.kept[site] = (q, k)
+        self._keep(site, lambda: (q, k))
         return q, k
+
+    def project(self, site, layer, x, key):
+        q, k = layer.project(x, key)
+        self._keep(site, lambda: layer.compact(x, q, k) if self.compact else (q, k))
+        return q, k
+
+    def _keep(self, site: str | None, make: Callable[[], tuple[Tensor, ...]]) -> None:
+        if site in self.sites:
+            self.kept[site] = make()
+            if self.stop and len(self.kept) == len(self.sites):
+                raise Recorded
 
 
 class Replay(Taps):
-    """Rows are branches without the source: puts back what a `Record` kept."""
+    """Rows are branches without the source: puts back what a `Record` kept.
+
+    Features that were kept are not computed.
+    """
 
     def __init__(self, kept: Mapping[str, tuple[Tensor, ...]]):
-        self.kept = kept
+        self.kept, self.sites = kept, frozenset(kept)
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
         return _spread(self.kept[site][0], h) if site in self.kept else h
 
     def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return self.kept[site] if site in self.kept else (q, k)
+
+    def residual(self, site, branch, x, time):
         if site not in self.kept:
-            return q, k
-        query, key = self.kept[site]
-        return query, key
+            return super().residual(site, branch, x, time)
+        return _spread(self.kept[site][0], x)
+
+    def project(self, site, layer, x, key):
+        if site not in self.kept:
+            return super().project(site, layer, x, key)
+        return layer.restore(self.kept[site])
 
 
-def _spread(source: Tensor, h: Tensor) -> Tensor:
-    """The source's rows, once for every branch in h."""
-    branches, rest = divmod(h.shape[0], source.shape[0])
-    if rest or source.shape[1:] != h.shape[1:]:
-        raise ValueError(f"features {tuple(source.shape)} do not fit {tuple(h.shape)}")
+def _spread(source: Tensor, like: Tensor) -> Tensor:
+    """The source's rows, once for every branch in (g b f, h, w, any c)."""
+    branches, rest = divmod(like.shape[0], source.shape[0])
+    if rest or source.shape[1:-1] != like.shape[1:-1]:
+        raise ValueError(f"features {tuple(source.shape)} do not fit {tuple(like.shape)}")
     return torch.cat([source] * branches)

@@ -51,16 +51,21 @@ class ResnetBlock(nn.Module):
         self.shortcut = Conv2d(width_in, width, 1) if width_in != width else None
 
     def forward(self, x: Tensor, time: Tensor | None = None, *, taps: Taps) -> Tensor:
-        """x (g b f, h, w, c), time (g b, t) or None -> (g b f, h, w, c')."""
+        """x (g b f, h, w, c), time (g b, t) or None -> (g b f, h, w, c').
+
+        Fewer rows where taps let the first of them leave.
+        """
+        h = taps.residual(self.site, self.residual, x, time)
+        x = taps.leaving(self.site, x)
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+    def residual(self, x: Tensor, time: Tensor | None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         if time is not None:
             shift = self.time(F.silu(time))
             # every frame of a branch gets the same shift
             h = (h.unflatten(0, (shift.shape[0], -1)) + shift[:, None, None, None]).flatten(0, 1)
-        h = self.conv2(F.silu(self.norm2(h)))
-        if self.site is not None:
-            h = taps.hidden(self.site, h)
-        return h + (x if self.shortcut is None else self.shortcut(x))
+        return self.conv2(F.silu(self.norm2(h)))
 
 
 class TemporalConv(nn.Module):

@@ -10,6 +10,12 @@ from anyv2v.kernels.geglu import geglu
 from anyv2v.nn.attention import Attention, TemporalAttention
 from anyv2v.nn.linear import Linear
 from anyv2v.nn.resnet import GroupNorm
+from anyv2v.nn.steering import Steering, rest
+
+
+def add(x: Tensor, h: Tensor) -> Tensor:
+    """x + h, for the rows that h still has."""
+    return rest(x, h) + h
 
 
 class GegluFeedForward(nn.Module):
@@ -37,13 +43,13 @@ class SpatialBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = GegluFeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor, *, taps: Taps) -> Tensor:
-        """x (g b f, h w, c), context (g b, m, c') -> the shape of x."""
-        x = x + self.self(self.norm1(x), taps=taps)
+    def forward(self, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
+        """x (g b f, h w, c) -> the same shape, in other rows if they are spread or leave."""
+        x = steering.spread(add(x, self.self(self.norm1(x), taps=taps)))
         # the context is the same for all frames of a branch, so they are one long row of queries
-        frames = x.shape[0] // context.shape[0]
-        queries = rearrange(self.norm2(x), "(b f) n c -> b (f n) c", f=frames)
-        x = x + self.cross(queries, context, taps=taps).reshape(x.shape)
+        queries = rearrange(self.norm2(x), "(b f) n c -> b (f n) c", f=steering.frames)
+        context = steering.context_of(self.cross.site, x)
+        x = add(x, self.cross(queries, context, taps=taps).reshape(-1, *x.shape[1:]))
         return x + self.ff(self.norm3(x))
 
 
@@ -60,9 +66,9 @@ class TemporalBlock(nn.Module):
         self.ff = GegluFeedForward(width)
 
     def forward(self, x: Tensor, *, taps: Taps) -> Tensor:
-        """x (g b, f, h w, c) -> the same shape."""
-        x = x + self.self(self.norm1(x), taps=taps)
-        x = x + self.self2(self.norm2(x), taps=taps)
+        """x (g b, f, h w, c) -> the same shape, with fewer rows if some leave."""
+        x = add(x, self.self(self.norm1(x), taps=taps))
+        x = add(x, self.self2(self.norm2(x), taps=taps))
         return x + self.ff(self.norm3(x))
 
 
@@ -79,11 +85,11 @@ class SpatialTransformer(nn.Module):
         self.block = SpatialBlock(f"{site}.block", inner, heads, head_dim, context_width)
         self.proj_out = Linear(inner, width)
 
-    def forward(self, x: Tensor, context: Tensor, *, taps: Taps) -> Tensor:
-        """x (g b f, h, w, c) -> the same shape."""
+    def forward(self, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
+        """x (g b f, h, w, c) -> the same shape, in other rows if they are spread or leave."""
         tokens = self.proj_in(self.norm(x).flatten(1, 2))
-        tokens = self.block(tokens, context, taps=taps)
-        return x + self.proj_out(tokens).reshape(x.shape)
+        tokens = self.block(tokens, steering, taps=taps)
+        return add(steering.spread(x), self.proj_out(tokens).reshape(-1, *x.shape[1:]))
 
 
 class TemporalTransformer(nn.Module):
@@ -101,7 +107,7 @@ class TemporalTransformer(nn.Module):
         self.proj_out = Linear(inner, width)
 
     def forward(self, x: Tensor, frames: int, *, taps: Taps) -> Tensor:
-        """x (g b f, h, w, c) -> the same shape."""
+        """x (g b f, h, w, c) -> the same shape, with fewer rows if some leave."""
         tokens = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames)
         tokens = self.block(self.proj_in(self.norm(tokens)), taps=taps)
-        return x + self.proj_out(tokens).reshape(x.shape)
+        return add(x, self.proj_out(tokens).reshape(-1, *x.shape[1:]))

@@ -48,7 +48,7 @@ def test_unet(reference):
     truth = theirs(x, t, fps, image, embedding[:, None], encoder_hidden_states=text).sample
     del theirs
     unet = reference.ours("unet")
-    ours = unet(x, t, unet.conditioning(text, embedding, image, fps))
+    ours = unet(x, t, unet.condition(text, embedding, image, fps))
     assert golden.relative_error(ours, truth) <= 1e-5
 
 

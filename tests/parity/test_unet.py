@@ -58,7 +58,7 @@ def test_forward_equals_diffusers(widths, head_dim, context, groups, shape):
     x, image, text, embedding, fps = inputs(2, context, *shape)
     t = torch.tensor([321, 321])
     truth = theirs(x, t, fps, image, embedding[:, None], encoder_hidden_states=text).sample
-    out = ours(x, t, ours.conditioning(text, embedding, image, fps))
+    out = ours(x, t, ours.condition(text, embedding, image, fps))
     assert golden.relative_error(out, truth) <= 1e-5
 
 
@@ -105,7 +105,7 @@ def test_injection_equals_hooks_on_diffusers(widths, head_dim, context, groups, 
     places = [(1, 1), (1, 2), *((level, layer) for level in (2, 3) for layer in range(3))]
     sites = {f"up.{i}.{kind}.{j}.block.self" for i, j in places for kind in kinds}
     taps = ShareSource(sites | {"up.1.res.1"}, branches)
-    conditions = ours.conditioning(text, embedding, image, fps)
+    conditions = ours.condition(text, embedding, image, fps)
     out = ours(x, t, conditions, taps)
     assert golden.relative_error(out, truth) <= 1e-5
     assert golden.relative_error(ours(x, t, conditions), truth) > 1e-4

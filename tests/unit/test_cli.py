@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -153,7 +154,8 @@ def test_reconstruct_prints_what_was_lost(run, clip, weights):
     options = ("--weights", weights, "--size", "64x64", "--frames", 3, "--inversion-steps", 4)
     status, out, _ = run("reconstruct", clip, "-o", "again.mp4", "--steps", 4, *options)
     assert status == 0
-    assert "4 UNet evaluations" in out and "PSNR" in out
+    evaluations = int(re.search(r"(\d+) UNet evaluations", out)[1])
+    assert 4 <= evaluations <= 8 and "PSNR" in out and "s to sample" in out
     assert anyv2v.read_video("again.mp4").frames.shape == (3, 64, 64, 3)
 
 
@@ -364,7 +366,7 @@ def test_somebody_who_watches_sees_the_progress(edit, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     status, _, err = edit()
     assert status == 0
-    assert "invert: 100%" in err and "4/4" in err and "2/2" in err
+    assert "invert: 100%" in err and "3/3" in err and "2/2" in err
     assert edit(output="quiet.mp4", extra=("--quiet",))[2] == ""
 
 

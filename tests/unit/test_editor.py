@@ -44,6 +44,7 @@ def test_inversion_under_guidance_equals_the_original(editor, video):
     case = ABOUT["inversion"]["5_cfg3"]
     source = editor.invert(
         video,
+        "ddim",
         steps=5,
         prompt=case["prompt"],
         negative_prompt=case["negative_prompt"],
@@ -303,7 +304,7 @@ def test_dtypes_that_no_network_runs_in_are_refused(weights):
 
 def test_advice_on_steps_is_right(editor, video):
     """30 steps do not serve 10: 1000 // 10 is no multiple of 1000 // 30."""
-    source = editor.invert(video, steps=30)
+    source = editor.invert(video, "ddim", steps=30)
     with pytest.raises(InputError, match="serves runs of (.*) steps") as refusal:
         editor.reconstruct(source, steps=10)
     served = re.search("runs of (.*) steps", str(refusal.value))[1].split(", ")

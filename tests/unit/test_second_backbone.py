@@ -16,18 +16,20 @@ from tests import golden
 @dataclass(frozen=True)
 class Conditions:
     shift: Tensor
+    rows: tuple[int, ...] = (0,)
 
     @staticmethod
-    def stack(branches):
-        return Conditions(torch.cat([b.shift for b in branches]))
+    def stack(branches, rows=None):
+        rows = range(len(branches)) if rows is None else rows
+        return Conditions(torch.cat([b.shift for b in branches]), tuple(rows))
 
 
 class Toy(nn.Module):
     """Two guidance scales, a kind of site that I2VGen-XL has not, no CLIP at all."""
 
     name = "toy"
-    sites = frozenset({"mix.cross"})
-    groups = {"cross": sites}
+    sites = ("mix.cross",)
+    groups = {"cross": frozenset(sites)}
     device, dtype = torch.device("cpu"), torch.float32
 
     def condition(self, prompt, first, negative=False):
@@ -46,6 +48,7 @@ class Toy(nn.Module):
         return 0
 
     def predict(self, latents, t, conditions, taps=NO_TAPS):
+        latents = latents[list(conditions.rows)]
         q = latents.flatten(2).transpose(1, 2)[:, :, None]
         q, k = taps.qk("mix.cross", q, q)
         mixed = q.tanh().repeat(latents.shape[0] // q.shape[0], 1, 1, 1)
@@ -67,7 +70,7 @@ def toy(editor):
 
 
 def test_it_runs_through_the_same_editor(toy, video, edited_frame):
-    source = toy.invert(video, steps=10)
+    source = toy.invert(video, "ddim", steps=10)
     assert source.evaluations == 30
     results = {
         source_pass: toy.edit(

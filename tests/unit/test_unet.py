@@ -9,6 +9,7 @@ from anyv2v.backbones.i2vgen.conditioning import Conditions
 from anyv2v.convert.i2vgen import UNET
 from anyv2v.convert.rename import rename
 from anyv2v.injection.taps import NO_TAPS
+from anyv2v.nn.steering import Steering
 from tests import golden
 
 G = golden.tensors("unet")
@@ -20,7 +21,7 @@ NOT_MODULES = re.compile(r"in\.|out$|extra\.|time_proj|emb$|context$|.*\.in$|.*f
 
 
 def conditions(editor, rows=slice(1, None)) -> Conditions:
-    return editor.backbone.unet.conditioning(
+    return editor.backbone.unet.condition(
         G["in.encoder_hidden_states"][rows],
         G["in.image_embeddings"][rows, 0],
         G["in.image_latents"][rows],
@@ -107,9 +108,9 @@ def test_the_goldens_name_enough_blocks():
 
 
 def test_context_and_time_equal_the_original(editor, outputs):
-    c = conditions(editor)
-    assert golden.relative_error(c.context, G["context"]) < 1e-5
-    emb = outputs["time_embedding"][0] + c.fps
+    (context, _, fps) = outputs["conditioning"][0]
+    assert golden.relative_error(context, G["context"]) < 1e-5
+    emb = outputs["time_embedding"][0] + fps
     assert golden.relative_error(emb.expand(F, -1), G["emb"]) < 1e-5
 
 
@@ -123,7 +124,7 @@ def run(editor, rows, t=None, **changed):
     sample = changed.pop("sample", G["in.sample"][rows])
     fields.pop("sample", None)
     with torch.no_grad():
-        c = editor.backbone.unet.conditioning(**fields)
+        c = editor.backbone.unet.condition(**fields)
         t = G["in.timestep"] if t is None else torch.tensor([t])
         return editor.backbone.unet(sample, t.expand(len(sample)), c)
 
@@ -172,7 +173,9 @@ def quiet(editor, name):
         elif "temp_attentions" in name or name == "transformer_in":
             out = module(tokens, F, taps=NO_TAPS)
         else:
-            out = module(tokens, QUIET["context"], taps=NO_TAPS)
+            cross = module.block.cross
+            context = {cross.site: cross.read(QUIET["context"])}
+            out = module(tokens, Steering(QUIET["emb"], context, frames=1), taps=NO_TAPS)
     return out.permute(0, 3, 1, 2), truth
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.config import section
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
+from anyv2v.nn.blank import blank
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class I2VGen:
         )
 
     @property
-    def sites(self) -> frozenset[str]:
+    def sites(self) -> tuple[str, ...]:
         return self.unet.sites
 
     @property
@@ -92,7 +93,7 @@ class I2VGen:
         embedding = self.encode_image(first.image, first.width)
         if negative:
             embedding = torch.zeros_like(embedding)
-        return self.unet.conditioning(
+        return self.unet.condition(
             self.encode_text(prompt),
             embedding,
             image_latents(first.latents, first.frames).to(self.device, self.dtype),
@@ -114,6 +115,20 @@ class I2VGen:
         # times its width at full resolution. what else there is at that moment is left out
         values = rows * frames * height * width * 10 * 8 * self.unet.config.head_dim
         return values * self.dtype.itemsize
+
+    def blank(self, device: torch.device) -> I2VGen:
+        networks = {name: blank(getattr(self, name), device) for name in ("unet", "text", "vision")}
+        return replace(self, **networks)
+
+    def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:
+        device, dtype, size = self.device, self.dtype, self.preprocess.size
+        ids = torch.zeros(self.tokenize("").shape, dtype=torch.int64, device=device)
+        pixels = torch.empty(1, 3, size, size, dtype=dtype, device=device)
+        latents = torch.empty(
+            1, self.unet.config.channels, frames, height, width, dtype=dtype, device=device
+        )
+        fps = torch.zeros(1, dtype=torch.int64, device=device)
+        return self.unet.condition(self.text(ids, 1), self.vision(pixels), latents, fps)
 
     def predict(
         self, latents: Tensor, t: int, conditions: Conditions, taps: Taps = NO_TAPS

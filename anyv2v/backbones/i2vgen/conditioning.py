@@ -1,12 +1,13 @@
 """Everything that steers the I2VGen-XL UNet but the timestep (arXiv 2311.04145, section 3).
 
-None of it depends on the timestep, so it is computed once and kept as `Conditions`.
+None of it depends on the timestep, so it is computed once and kept as `Conditions`, with the keys
+and values that every cross-attention makes of the context.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,21 +22,47 @@ from anyv2v.nn.embeddings import mlp, sinusoids
 
 @dataclass(frozen=True)
 class Conditions:
-    """What one or several branches are steered by, stacked along dim 0."""
+    """What g branches are steered by.
 
-    context: Tensor
-    """(b, 77 + 64 + 4, c): tokens of the text, of the first frame's latents, of its CLIP image."""
+    Branches that start from the same latents and the same first frame share one of n rows: they
+    differ only in their context, and what is equal is computed once.
+    """
+
+    context: Mapping[str, tuple[Tensor, Tensor]]
+    """Site of each cross-attention -> key and value, (g, m, heads, d) each."""
     latents: Tensor
-    """(b, 4, f, h, w): channels that stand beside the sample's."""
+    """(n, c, f, h, w): channels that stand beside the sample's."""
     fps: Tensor
-    """(b, t): embedding of the frame rate, added to that of the timestep."""
+    """(n, t): embedding of the frame rate, added to that of the timestep."""
+    rows: tuple[int, ...]
+    """Of each branch: which of the n rows it shares."""
 
     @staticmethod
-    def stack(branches: Sequence[Conditions]) -> Conditions:
-        """Rows of all branches, in order."""
+    def stack(branches: Sequence[Conditions], rows: Sequence[int] | None = None) -> Conditions:
+        """Of single branches, in order; those with the same number in `rows` share a row.
+
+        They must have been made of the same first frame. The numbers count from 0 in order of
+        appearance; left out, every branch has a row of its own.
+        """
+        rows = tuple(range(len(branches)) if rows is None else rows)
+        firsts = [branches[rows.index(row)] for row in range(len(set(rows)))]
         return Conditions(
-            *(torch.cat([getattr(b, f.name) for b in branches]) for f in fields(Conditions))
+            {
+                site: tuple(
+                    torch.cat(pieces)
+                    for pieces in zip(*(b.context[site] for b in branches), strict=True)
+                )
+                for site in branches[0].context
+            },
+            torch.cat([b.latents for b in firsts]),
+            torch.cat([b.fps for b in firsts]),
+            rows,
         )
+
+    def apart(self) -> Conditions:
+        """The same with a row for every branch."""
+        rows = list(self.rows)
+        return Conditions(self.context, self.latents[rows], self.fps[rows], tuple(range(len(rows))))
 
 
 class LatentsFeedForward(nn.Module):
@@ -69,7 +96,7 @@ class LatentsTemporal(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Text, image latents, CLIP image embedding and frame rate -> `Conditions`."""
+    """Encodes image latents, CLIP image embedding and frame rate."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -96,19 +123,20 @@ class Conditioning(nn.Module):
 
     def forward(
         self, text: Tensor, image_embedding: Tensor, image_latents: Tensor, fps: Tensor
-    ) -> Conditions:
-        """text (b, n, c'), image_embedding (b, c'), image_latents (b, c, f, h, w), fps (b,)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """text (b, n, c'), image_embedding (b, c'), image_latents (b, c, f, h, w), fps (b,).
+
+        Gives the context (b, n + 64 + 4, c'), tokens of the text, of the first frame's latents
+        and of its CLIP image; `Conditions.latents`; and `Conditions.fps`.
+        """
         image_latents = image_latents.contiguous()
         first = self.latent_tokens(image_latents[:, :, 0].contiguous())
         latent_tokens = rearrange(first, "b c h w -> b (h w) c")
         image_tokens = self.image_tokens(image_embedding)
         image_tokens = rearrange(image_tokens, "b (m c) -> b m c", m=self.config.channels)
         rate = sinusoids(fps, self.config.widths[0]).to(text.dtype)
-        return Conditions(
-            context=torch.cat([text, latent_tokens, image_tokens], dim=1),
-            latents=self._beside(image_latents),
-            fps=self.fps(rate),
-        )
+        context = torch.cat([text, latent_tokens, image_tokens], dim=1)
+        return context, self._beside(image_latents), self.fps(rate)
 
     def _beside(self, image_latents: Tensor) -> Tensor:
         f, h = image_latents.shape[2:4]

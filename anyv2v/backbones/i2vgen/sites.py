@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
+STAGES = ("transformer_in", "down", "mid", "up")
+LAYER = ("res", "spatial", "temporal")
+ATTENTIONS = ("self", "cross", "self2")
 
-def find_sites(network: nn.Module) -> frozenset[str]:
-    """The sites of all blocks of a network, each the block's own path in it.
+
+def find_sites(network: nn.Module) -> tuple[str, ...]:
+    """The sites of all blocks of a network, in the order of the forward pass.
+
+    Each is the block's own path in the network.
 
     I2VGen-XL has three kinds:
 
@@ -18,4 +24,15 @@ def find_sites(network: nn.Module) -> frozenset[str]:
     sites = {path: site for path, block in blocks if (site := getattr(block, "site", None))}
     if wrong := {path: site for path, site in sites.items() if path != site}:
         raise AssertionError(f"sites that are not called like their modules: {wrong}")
-    return frozenset(sites)
+    return tuple(sorted(sites, key=_place))
+
+
+def _place(site: str) -> tuple[int, ...]:
+    """Sorts as the forward pass runs: stage, level, layer, kind of block, kind of attention."""
+    stage, *path = site.split(".")
+    level = int(path.pop(0)) if path[0].isdecimal() else 0
+    if stage == STAGES[0]:
+        return (0, ATTENTIONS.index(path[-1]))
+    kind, layer = path[0], int(path[1])
+    which = ATTENTIONS.index(path[-1]) if kind != "res" else 0
+    return (STAGES.index(stage), level, layer, LAYER.index(kind), which)

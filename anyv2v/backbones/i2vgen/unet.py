@@ -15,10 +15,15 @@ from anyv2v.backbones.i2vgen.conditioning import Conditioning, Conditions
 from anyv2v.backbones.i2vgen.config import UNetConfig
 from anyv2v.backbones.i2vgen.sites import find_sites
 from anyv2v.injection.taps import NO_TAPS, Taps
+from anyv2v.nn.attention import Attention
 from anyv2v.nn.embeddings import mlp, sinusoids
 from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock, TemporalConv
 from anyv2v.nn.sampling import Downsample, Upsample
+from anyv2v.nn.steering import Steering, rest
 from anyv2v.nn.transformer import SpatialTransformer, TemporalTransformer
+
+FIRST_CROSS = "down.0.spatial.0.block.cross"
+"""Where branches that differ only in their context begin to differ."""
 
 
 class Level(nn.Module):
@@ -58,14 +63,15 @@ class Level(nn.Module):
             for i in range(len(widths_in) if attends else 0)
         )
 
-    def convolve(self, i: int, x: Tensor, time: Tensor, frames: int, *, taps: Taps) -> Tensor:
-        return self.temporal_conv[i](self.res[i](x, time, taps=taps), frames)
+    def convolve(self, i: int, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
+        x = self.res[i](x, steering.time_of(x), taps=taps)
+        return self.temporal_conv[i](x, steering.frames)
 
-    def attend(self, i: int, x: Tensor, context: Tensor, frames: int, *, taps: Taps) -> Tensor:
+    def attend(self, i: int, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
         if not self.spatial:
             return x
-        x = self.spatial[i](x, context, taps=taps)
-        return self.temporal[i](x, frames, taps=taps)
+        x = self.spatial[i](x, steering, taps=taps)
+        return self.temporal[i](x, steering.frames, taps=taps)
 
 
 class DownLevel(Level):
@@ -74,13 +80,17 @@ class DownLevel(Level):
         self.downsample = None if last else Downsample(width)
 
     def forward(
-        self, x: Tensor, time: Tensor, context: Tensor, frames: int, *, taps: Taps
+        self, x: Tensor, shared: Steering, steering: Steering, *, taps: Taps
     ) -> list[Tensor]:
-        """The outputs of all layers and of the downsampler, which the way up takes as skips."""
+        """The outputs of all layers and of the downsampler, which the way up takes as skips.
+
+        `shared`: what the first layer is told, where rows may still be shared.
+        """
         outs = []
         for i in range(len(self.res)):
-            x = self.convolve(i, x, time, frames, taps=taps)
-            x = self.attend(i, x, context, frames, taps=taps)
+            told = steering if i else shared
+            x = self.convolve(i, x, told, taps=taps)
+            x = self.attend(i, x, told, taps=taps)
             outs.append(x)
         if self.downsample is not None:
             outs.append(self.downsample(x))
@@ -94,12 +104,10 @@ class MidLevel(Level):
         super().__init__(name, [width, width], width, True, config)
         del self.spatial[1:], self.temporal[1:]
 
-    def forward(
-        self, x: Tensor, time: Tensor, context: Tensor, frames: int, *, taps: Taps
-    ) -> Tensor:
-        x = self.convolve(0, x, time, frames, taps=taps)
-        x = self.attend(0, x, context, frames, taps=taps)
-        return self.convolve(1, x, time, frames, taps=taps)
+    def forward(self, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
+        x = self.convolve(0, x, steering, taps=taps)
+        x = self.attend(0, x, steering, taps=taps)
+        return self.convolve(1, x, steering, taps=taps)
 
 
 class UpLevel(Level):
@@ -107,21 +115,12 @@ class UpLevel(Level):
         super().__init__(name, widths_in, width, attends, config)
         self.upsample = None if last else Upsample(width)
 
-    def forward(
-        self,
-        x: Tensor,
-        skips: list[Tensor],
-        time: Tensor,
-        context: Tensor,
-        frames: int,
-        *,
-        taps: Taps,
-    ) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], steering: Steering, *, taps: Taps) -> Tensor:
         """Takes its skips from the end of the list."""
         for i in range(len(self.res)):
-            x = torch.cat([x, skips.pop()], dim=-1)
-            x = self.convolve(i, x, time, frames, taps=taps)
-            x = self.attend(i, x, context, frames, taps=taps)
+            x = torch.cat([x, rest(skips.pop(), x)], dim=-1)
+            x = self.convolve(i, x, steering, taps=taps)
+            x = self.attend(i, x, steering, taps=taps)
         if self.upsample is None:
             return x
         # the size of the next skip: not always double, since odd sizes were rounded up going down
@@ -167,29 +166,56 @@ class UNet(nn.Module):
         self.conv_out = Conv2d(width, config.channels, 3, padding=1)
         self.sites = find_sites(self)
 
+    def condition(
+        self, text: Tensor, image_embedding: Tensor, image_latents: Tensor, fps: Tensor
+    ) -> Conditions:
+        """What b branches are told: text (b, n, c'), the first frame's CLIP embedding (b, c'), its
+        latents (b, c, f, h, w) as `image_latents` lays them out, the frame rate (b,).
+        """
+        context, latents, rate = self.conditioning(text, image_embedding, image_latents, fps)
+        crosses = [m for m in self.modules() if isinstance(m, Attention) and m.is_cross]
+        read = {cross.site: cross.read(context) for cross in crosses}
+        return Conditions(read, latents, rate, tuple(range(len(fps))))
+
     def forward(
         self, latents: Tensor, t: Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        """latents (b, c, f, h, w), t (b,) -> v, in the latents' shape.
+        """latents (n, c, f, h, w), t (n,) -> v (g, c, f, h, w).
 
-        b counts branches and videos; everything is in the network's dtype but t.
+        The n rows are those of `conditions`, g its branches: as many, unless some share a row.
+        Everything is in the network's dtype but t.
         """
+        shares = len(latents) < len(conditions.rows)
+        if shares and not self._may_share(taps):
+            latents, t = (x[list(conditions.rows)] for x in (latents, t))
+            conditions, shares = conditions.apart(), False
         frames = latents.shape[2]
-        context = conditions.context
         time = self.time_embedding(sinusoids(t, self.config.widths[0]).to(latents.dtype))
         time = time + conditions.fps
+        steering = shared = Steering(time, conditions.context, frames)
+        if shares:
+            by = torch.tensor(conditions.rows, device=latents.device)
+            steering = Steering(time[by], conditions.context, frames)
+            shared = Steering(time, conditions.context, frames, spread_by=by)
 
         x = torch.cat([latents, conditions.latents], dim=1)
         # whatever strides the caller's latents have, the result is the same to the bit
         x = self.conv_in(rearrange(x, "b c f h w -> (b f) h w c").contiguous())
         x = self.transformer_in(x, frames, taps=taps)
 
-        skips = [x]
+        skips = [shared.spread(x)]
         for level in self.down:
-            skips += level(skips[-1], time, context, frames, taps=taps)
-        x = self.mid(skips[-1], time, context, frames, taps=taps)
+            skips += level(x, shared, steering, taps=taps)
+            x, shared = skips[-1], steering
+        x = self.mid(x, steering, taps=taps)
         for level in self.up:
-            x = level(x, skips, time, context, frames, taps=taps)
+            x = level(x, skips, steering, taps=taps)
 
         x = self.conv_out(F.silu(self.norm_out(x)))
         return rearrange(x, "(b f) h w c -> b c f h w", f=frames).contiguous()
+
+    def _may_share(self, taps: Taps) -> bool:
+        """Whether rows may stand for several branches until the first cross-attention."""
+        if not self.down[0].spatial or taps.sites is None:
+            return False
+        return not taps.sites.intersection(self.sites[: self.sites.index(FIRST_CROSS)])

@@ -49,7 +49,7 @@ class Networks:
         """
         ids = torch.cat([self.tokenizer(caption) for caption in captions]).to(self.device)
         images = [preprocess(np.asarray(x), x.shape[1], self.preprocess) for x in first.cpu()]
-        return self.tower["unet"].conditioning(
+        return self.tower["unet"].condition(
             self.tower["text"](ids, clip_skip=1),
             self.tower["vision"](torch.cat(images).to(self.device)) * keep,
             image_latents(latents, self.preset.frames),

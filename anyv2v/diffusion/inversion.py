@@ -1,0 +1,156 @@
+"""Inversion: the latents at every timestep that sampling would have come from.
+
+Both methods are generators: they give where they stand after each step, and go on from there.
+The latents between the steps are float32, whatever the network computes in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from anyv2v.diffusion.ddim import Predict
+from anyv2v.diffusion.schedule import TRAIN_STEPS, Schedule
+
+TOLERANCE = 3e-4
+"""Of the fixed point, by default: relative to the latents. What it buys is in README."""
+STEP_CAP = 12
+"""Evaluations that one step may take."""
+MEMORY = 4
+"""Earlier iterates that an accelerated one looks back on."""
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """An inversion after some of its steps."""
+
+    kept: Mapping[int, Tensor]
+    """timestep -> latents (1, c, f, h, w) float32, the clean ones under 0."""
+    latents: Tensor
+    """What the next step starts from."""
+    evaluations: int = 0
+    residuals: Mapping[int, float] = field(default_factory=dict)
+    """timestep -> how far the latents kept are from solving their step, relative to them."""
+    slopes: tuple[Tensor, ...] = ()
+    """v of the last two steps: where the next one is expected."""
+
+    @classmethod
+    def of(cls, clean: Tensor) -> Inverted:
+        clean = clean.float()
+        return cls({0: clean}, clean)
+
+    @property
+    def steps(self) -> int:
+        """How many are done."""
+        return len(self.kept) - 1
+
+    @property
+    def latest(self) -> int:
+        """The timestep that it has come to; 0 before the first step."""
+        return max(self.kept)
+
+
+Inversion = Callable[..., Iterator[Inverted]]
+
+
+def ddim(predict: Predict, state: Inverted, schedule: Schedule, steps: int) -> Iterator[Inverted]:
+    """Plain DDIM inversion (arXiv 2105.05233, appendix F), as the original runs it.
+
+    The network is asked about the timestep that is stepped to, but at the latents that are
+    stepped from: one evaluation a step, and inexact.
+    """
+    for i, t in _todo(state, schedule, steps):
+        v = predict(i, t, state.latents)
+        latents = schedule.inverse_step(v, t, state.latents, steps)
+        state = replace(
+            state,
+            kept={**state.kept, t: latents},
+            latents=latents,
+            evaluations=state.evaluations + 1,
+        )
+        yield state
+
+
+def fixed_point(
+    predict: Predict,
+    state: Inverted,
+    schedule: Schedule,
+    steps: int,
+    tolerance: float = TOLERANCE,
+    budget: int | None = None,
+) -> Iterator[Inverted]:
+    """Solves each step of sampling for the latents it would have come from.
+
+    Sampling turns x_t and v(x_t, t) by the angle d between two noise levels (the rotation of
+    `ddim_step`): x_s = cos(d) x_t - sin(d) v(x_t, t). So x_t is the fixed point of
+    x -> (x_s + sin(d) v(x, t)) / cos(d), which contracts because d is small; nothing is singular
+    at any level. It starts where the last two v, extrapolated linearly, lead (arXiv 2311.13831),
+    and goes on by Anderson's acceleration (doi 10.1145/321296.321305) until the residual is within
+    `tolerance` or the evaluations are spent: STEP_CAP in one step, `budget` (2 * steps) in all.
+
+    What is kept is the iterate that was evaluated last: what the network computed there is what
+    it will compute of the source in sampling. The next step starts from the iterate after it, which
+    is nearer by one contraction and costs nothing.
+    """
+    budget = 2 * steps if budget is None else budget
+    for i, t in _todo(state, schedule, steps):
+        turn = _angle(schedule, t) - _angle(schedule, t - TRAIN_STEPS // steps)
+
+        def solve(v: Tensor, start=state.latents, turn=turn) -> Tensor:
+            return (start + math.sin(turn) * v.float()) / math.cos(turn)
+
+        x = solve(_extrapolated(state.slopes)) if state.slopes else state.latents
+        spare = budget - state.evaluations - (steps - i)
+        tried, solved = [], []
+        for _ in range(1 + max(0, min(STEP_CAP - 1, spare))):
+            v = predict(i, t, x)
+            tried.append(x)
+            solved.append(solve(v))
+            residual = ((solved[-1] - x).norm() / x.norm()).item()
+            if residual <= tolerance:
+                break
+            x = _accelerated(tried[-MEMORY:], solved[-MEMORY:])
+        state = Inverted(
+            kept={**state.kept, t: tried[-1]},
+            latents=solved[-1],
+            evaluations=state.evaluations + len(tried),
+            residuals={**state.residuals, t: residual},
+            slopes=(*state.slopes, v.float())[-2:],
+        )
+        yield state
+
+
+METHODS: dict[str, Inversion] = {"fixed-point": fixed_point, "ddim": ddim}
+
+
+def _todo(state: Inverted, schedule: Schedule, steps: int) -> list[tuple[int, int]]:
+    """Index and timestep of the steps that are left."""
+    upwards = list(enumerate(reversed(schedule.timesteps(steps))))
+    return upwards[state.steps :]
+
+
+def _angle(schedule: Schedule, t: int) -> float:
+    """Of the rotation from clean latents to timestep t."""
+    level = schedule.alpha_bar(t)
+    return math.atan2(math.sqrt(1 - level), math.sqrt(level))
+
+
+def _extrapolated(slopes: tuple[Tensor, ...]) -> Tensor:
+    return slopes[-1] if len(slopes) == 1 else 2 * slopes[-1] - slopes[-2]
+
+
+def _accelerated(tried: list[Tensor], solved: list[Tensor]) -> Tensor:
+    """The next iterate: the mixture of the last ones whose residuals best cancel."""
+    if len(tried) == 1:
+        return solved[-1]
+    residuals = [b - a for a, b in zip(tried, solved, strict=True)]
+    changes = torch.stack([(residuals[-1] - r).flatten() for r in residuals[:-1]], dim=1)
+    steps = torch.stack([(solved[-1] - s).flatten() for s in solved[:-1]], dim=1)
+    # a few by a few, so its conditioning matters little in float64
+    wide = changes.double()
+    weights = torch.linalg.lstsq(wide.T @ wide, wide.T @ residuals[-1].flatten().double()).solution
+    return solved[-1] - (steps @ weights.to(steps.dtype)).view_as(solved[-1])
