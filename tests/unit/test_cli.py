@@ -150,6 +150,93 @@ def test_a_saved_source_gives_the_same_edit(edit, run, clip, weights, written):
     check_refused(edit("clip.safetensors", steps=3, **free), "serves runs of 1, 2, 4 steps")
 
 
+def test_several_edits_are_written_in_one_run(edit, run, frame, clip, weights, written):
+    assert edit(prompt=None, extra=("--prompt", "a robot"))[0] == 0
+    extra = ("--prompt", "a robot", "--frame", frame, "--prompt", "a bear", "-o", "bear.mp4")
+    status, out, err = edit(output="both.mp4", prompt=None, extra=extra)
+    assert (status, err) == (0, "")
+    assert "both.mp4: 3 frames" in out and "bear.mp4: 3 frames" in out
+    difference = np.abs(written["both.mp4"].astype(int) - written["out.mp4"])
+    assert difference.max() <= 1
+    assert not np.array_equal(written["bear.mp4"], written["both.mp4"])
+    os.remove("out.mp4")
+    check_refused(edit(extra=("--prompt", "a bear")), "go together: there are 1, 2 and 1")
+    extra = ("--frame", frame, "--prompt", "a bear", "-o", "./new.mp4")
+    check_refused(edit(output="new.mp4", extra=extra), "-o ./new.mp4: is given twice")
+    assert not Path("new.mp4").exists()
+
+
+def test_features_are_recorded_on_the_way_and_announced(edit, run, clip, weights, written):
+    status, out, err = edit(inversion_steps=None)
+    assert (status, err) == (0, "")
+    assert re.match(r"features: 1 of 1 steps kept \(compact\): 0.00 GB on the device\nout.mp4", out)
+    status, out, _ = edit(output="none.mp4", inversion_steps=None, feature_memory=0)
+    assert status == 0 and "features" not in out
+    assert np.abs(written["out.mp4"].astype(int) - written["none.mp4"]).max() <= 1
+    status, out, _ = edit(output="little.mp4", inversion_steps=None, feature_memory="1kB")
+    assert status == 0 and "0 of 1 steps kept; 0.00 GB do not fit" in out
+    os.remove("out.mp4")
+    check_refused(edit(feature_memory="much"), "'much' is not a size, such as 12GB")
+
+    options = ("--weights", weights, "--size", "64x64", "--frames", 3, "--inversion-steps", 2)
+    assert run("invert", clip, "-o", "clip.safetensors", "--features", *options)[0] == 0
+    source = anyv2v.load(weights, device="cpu").load_source("clip.safetensors")
+    assert set(source.features.kept) == {501}
+
+
+def test_a_plan_is_printed_before_anything_runs(run, clip, weights, no_inversion):
+    options = ("--weights", weights, "--size", "64x64", "--frames", 3, "--steps", 10)
+    status, out, err = run("plan", clip, *options)
+    assert (status, err) == (0, "")
+    for line in (
+        "evaluations: at most 20 to invert, 20 branches to sample",
+        "operations: ",
+        "features: 5 of 5 steps kept",
+        "memory: ",
+    ):
+        assert line in out
+    status, out, _ = run("plan", clip, "--feature-memory", 0, "--method", "ddim", *options)
+    assert status == 0 and "at most 451 to invert, 25 branches" in out
+    assert os.listdir() == []
+
+
+def test_an_inversion_goes_on_where_it_was_killed(run, clip, weights, tmp_path, monkeypatch):
+    options = ["--weights", weights, "--size", "64x64", "--frames", "3", "--device", "cpu"]
+    args = ["invert", clip, "-o", "clip.safetensors", *options]
+    assert run(*args, "--inversion-steps", 40)[0] == 0
+    whole = anyv2v.load(weights, device="cpu").load_source("clip.safetensors")
+    os.remove("clip.safetensors")
+    code = (
+        "import os, signal, sys; import anyv2v.source as s; s.SAVE_EVERY = 0.0\n"
+        "from anyv2v.cli import main; save = s.Unfinished.save\n"
+        "def die(self, state, *rest):\n"
+        "    save(self, state, *rest)\n"
+        "    if state.steps == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "s.Unfinished.save = die; main(sys.argv[1:])\n"
+    )
+    args += ["--inversion-steps", "40"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert os.listdir() == ["clip.safetensors.unfinished"]
+    calls, predict = [], anyv2v.Editor.predict
+
+    def counted(self, latents, t, *rest):
+        calls.append(t)
+        return predict(self, latents, t, *rest)
+
+    monkeypatch.setattr(anyv2v.Editor, "predict", counted)
+    assert run(*args, "--resume")[0] == 0
+    assert os.listdir() == ["clip.safetensors"]
+    source = anyv2v.load(weights, device="cpu").load_source("clip.safetensors")
+    assert source.evaluations == whole.evaluations
+    assert min(calls) == 7 * 25 + 1
+    for t, x in whole.trajectory.items():
+        assert (source.trajectory[t] - x).norm() <= 1e-6 * x.norm()
+
+
 def test_reconstruct_prints_what_was_lost(run, clip, weights):
     options = ("--weights", weights, "--size", "64x64", "--frames", 3, "--inversion-steps", 4)
     status, out, _ = run("reconstruct", clip, "-o", "again.mp4", "--steps", 4, *options)

@@ -9,6 +9,7 @@ import torch
 
 import anyv2v
 from anyv2v import Injection, InputError, Taps
+from anyv2v.source import Unfinished
 from tests import golden
 
 ABOUT = golden.facts("about")
@@ -72,13 +73,23 @@ def test_reconstruction_equals_the_original(editor, sources, name):
     check_frames(again.frames, RECONSTRUCTION[f"{name}.frames"])
 
 
-@pytest.mark.parametrize("source_pass", ["shared", "always", "separate"])
+WAYS = ["shared", "always", "separate", "replayed", "replayed compact"]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ABOUT["pnp"])
-def test_editing_equals_the_original(editor, sources, edited_frame, name, source_pass):
+def test_editing_equals_the_original(editor, sources, edited_frame, name, way):
     case, latents = ABOUT["pnp"][name], []
     mixed = "random_ratio" in name
+    source, source_pass = sources[10 if "folder" in case else 20], way
+    if way.startswith("replayed"):
+        injection, compact = Injection(*case["fractions"]), "compact" in way
+        recording = editor.recording(
+            source.video, injection, case["n_steps"], case["index"], compact=compact
+        )
+        source, source_pass = editor.record(source, recording), "shared"
     edit = editor.edit(
-        sources[10 if "folder" in case else 20],
+        source,
         edited_frame,
         ABOUT["edit_prompt"],
         steps=case["n_steps"],
@@ -120,6 +131,258 @@ def test_injection_works_without_guidance(editor, sources, edited_frame, fractio
     assert golden.relative_error(*results) < 1e-5
     plain = edit(editor, sources[10], edited_frame, guidance=1.0, injection=Injection(0, 0, 0))
     assert golden.relative_error(results[0], plain.latents) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def solved(editor, video):
+    """Inverted on the way that sampling will take, without and with what it passed."""
+    plain = editor.invert(video, steps=10)
+    every = Injection(1, 1, 1)
+    return plain, {
+        compact: editor.invert(
+            video, steps=10, recording=editor.recording(video, every, 10, compact=compact)
+        )
+        for compact in (False, True)
+    }
+
+
+CASES = [(0.2, 0.2, 0.5), (1, 1, 1), (0.5, 0, 0), (0, 0.5, 0), (0, 0, 0.5), (0, 0, 0)]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 9.0])
+@pytest.mark.parametrize("fractions", CASES, ids=str)
+def test_every_way_to_inject_gives_the_same(editor, solved, edited_frame, fractions, guidance):
+    plain, recorded = solved
+    options = dict(steps=10, guidance=guidance, injection=Injection(*fractions))
+    truth = edit(editor, plain, edited_frame, source_pass="always", **options).latents
+    ways = {
+        "shared": edit(editor, plain, edited_frame, **options),
+        "separate": edit(editor, plain, edited_frame, source_pass="separate", **options),
+        "replay": edit(editor, recorded[False], edited_frame, **options),
+        "compact": edit(editor, recorded[True], edited_frame, **options),
+    }
+    for way, found in ways.items():
+        assert golden.relative_error(found.latents, truth) < 1e-5, way
+
+
+def test_recording_changes_no_inversion_and_costs_no_evaluation(editor, solved):
+    plain, recorded = solved
+    for source in recorded.values():
+        assert source.evaluations == plain.evaluations
+        assert all(torch.equal(x, plain.trajectory[t]) for t, x in source.trajectory.items())
+        assert set(source.features.kept) == set(plain.trajectory) - {0}
+    # what was passed on the way is what a pass of its own would find
+    again = editor.record(plain, editor.recording(plain.video, Injection(1, 1, 1), 10))
+    for t, kept in again.features.kept.items():
+        for site, tensors in kept.items():
+            for x, y in zip(tensors, recorded[True].features.kept[t][site], strict=True):
+                assert golden.relative_error(x, y) < 1e-5
+
+
+def asked(editor, monkeypatch):
+    """Rows of conditions and sites of each prediction that an editor asks for from now on."""
+    calls, predict = [], editor.predict
+
+    def look(latents, t, conditions, taps=anyv2v.NO_TAPS):
+        calls.append((len(conditions.rows), type(taps), taps.sites))
+        return predict(latents, t, conditions, taps)
+
+    monkeypatch.setattr(editor, "predict", look)
+    return calls
+
+
+def test_an_edit_of_a_recorded_source_runs_without_the_source(
+    editor, solved, edited_frame, monkeypatch
+):
+    plain, recorded = solved
+    calls = asked(editor, monkeypatch)
+    edit(editor, recorded[True], edited_frame, steps=10)
+    assert [rows for rows, *_ in calls] == [2] * 10
+    assert [taps is anyv2v.Replay for _, taps, _ in calls] == [True] * 8 + [False] * 2
+    calls.clear()
+    # another frame rate is another source branch
+    edit(editor, recorded[True], edited_frame, steps=10, fps=16)
+    assert [rows for rows, *_ in calls] == [3] * 8 + [2] * 2
+    calls.clear()
+    # and so are sites that were not recorded
+    sites = {"conv": ["up.0.res.0"]}
+    edit(editor, recorded[True], edited_frame, steps=10, injection=Injection(1, 0, 0, sites=sites))
+    assert [rows for rows, *_ in calls] == [3] * 10
+
+
+def test_what_does_not_fit_rides_along(editor, solved, edited_frame, monkeypatch):
+    plain, _ = solved
+    injection = Injection(0.4, 0.4, 0.8)
+    whole = editor.recording(plain.video, injection, 10)
+    assert len(whole.places) == 8 and whole.bytes() == sum(whole.sizes.values())
+    part = editor.recording(plain.video, injection, 10, memory=whole.bytes() // 2)
+    assert 0 < part.bytes() <= whole.bytes() // 2
+    # the steps that inject least are the smallest: more of them fit
+    left = [size for t, size in part.sizes.items() if t not in part.places]
+    assert max(part.sizes[t] for t in part.places) <= min(left)
+    assert "do not fit, there the source rides along" in str(part)
+    truth = edit(editor, plain, edited_frame, steps=10, injection=injection).latents
+    source = editor.record(plain, part)
+    calls = asked(editor, monkeypatch)
+    found = edit(editor, source, edited_frame, steps=10, injection=injection).latents
+    assert golden.relative_error(found, truth) < 1e-5
+    rows = [
+        2 if t in part.places or t not in part.sizes else 3 for t in editor.schedule.timesteps(10)
+    ]
+    assert [r for r, *_ in calls] == rows
+    assert editor.record(plain, editor.recording(plain.video, memory=0)).features.kept == {}
+
+
+def test_predicted_bytes_are_those_that_are_kept(solved, editor):
+    for compact, source in solved[1].items():
+        recording = editor.recording(source.video, Injection(1, 1, 1), 10, compact=compact)
+        for t, kept in source.features.kept.items():
+            assert recording.sizes[t] == sum(x.nbytes for xs in kept.values() for x in xs)
+    sizes = [editor.recording(source.video, compact=compact).bytes() for compact in (True, False)]
+    assert sizes[0] < sizes[1]
+
+
+def test_only_a_fixed_point_without_guidance_can_record_on_the_way(editor, video):
+    recording = editor.recording(video, steps=5)
+    for options in (dict(method="ddim"), dict(guidance=3.0)):
+        with pytest.raises(InputError, match="only a fixed-point inversion without guidance"):
+            editor.invert(video, steps=5, recording=recording, **options)
+
+
+def test_features_are_saved_if_asked(editor, solved, edited_frame, tmp_path, monkeypatch):
+    _, recorded = solved
+    recorded[True].save(tmp_path / "small.safetensors")
+    recorded[True].save(tmp_path / "large.safetensors", features=True)
+    small, large = (editor.load_source(tmp_path / f"{n}.safetensors") for n in ("small", "large"))
+    assert not small.features.kept
+    assert small.residuals == recorded[True].residuals
+    calls = asked(editor, monkeypatch)
+    results = [edit(editor, s, edited_frame, steps=10).latents for s in (small, large)]
+    assert golden.relative_error(*results) < 1e-5
+    assert [rows for rows, *_ in calls] == [3] * 8 + [2] * 12
+
+
+def test_many_edits_share_one_source(editor, solved, edited_frame, video, monkeypatch):
+    plain, recorded = solved
+    requests = [
+        anyv2v.EditRequest(edited_frame, "a robot"),
+        anyv2v.EditRequest(video.frames[0], "a man", guidance=1.0, seed=3, random_ratio=0.3),
+        anyv2v.EditRequest(edited_frame, "a bear", "blurry", guidance=4.0, seed=1),
+    ]
+    options = dict(steps=10, injection=Injection(0.4, 0.4, 0.8))
+    alone = [editor.edit_many(plain, [r], **options)[0] for r in requests]
+    calls = asked(editor, monkeypatch)
+    for source, rows in ((plain, [6] * 8 + [5] * 2), (recorded[True], [5] * 10)):
+        calls.clear()
+        together = editor.edit_many(source, requests, **options)
+        assert [r for r, *_ in calls] == rows
+        for one, same in zip(together, alone, strict=True):
+            assert golden.relative_error(one.latents, same.latents) < 1e-5
+            assert (one.frames != same.frames).mean() < 1e-3
+    # where memory allows two, the third comes after them
+    monkeypatch.setattr(editor, "_batch", lambda size, frames, edits: min(2, edits))
+    calls.clear()
+    split = editor.edit_many(plain, requests, **options)
+    assert [r for r, *_ in calls] == [4] * 8 + [3] * 2 + [3] * 8 + [2] * 2
+    for one, same in zip(split, alone, strict=True):
+        assert golden.relative_error(one.latents, same.latents) < 1e-5
+
+
+def test_batches_are_as_large_as_memory_allows(editor, monkeypatch):
+    one_row = 2 * editor.backbone.activation_bytes(1, 4, 8, 16)
+    for rows, edits in ((2, 1), (4, 1), (5, 2), (7, 3), (100, 8)):
+        monkeypatch.setattr("anyv2v.editor.free_bytes", lambda device, n=rows: n * one_row)
+        assert editor._batch((128, 64), 4, 8) == edits
+
+
+def test_what_is_wrong_with_one_of_many_is_found_before_the_first(editor, solved, edited_frame):
+    good = anyv2v.EditRequest(edited_frame, "a robot")
+    for wrong in (dict(frame="no.png"), dict(seed=-1), dict(random_ratio=2), dict(fit="x")):
+        bad = anyv2v.EditRequest(**{"frame": edited_frame, "prompt": "x", **wrong})
+
+        def never(*_):
+            raise AssertionError("an edit has begun")
+
+        with pytest.raises(InputError):
+            editor.edit_many(solved[0], [good, bad], steps=10, on_step=never)
+    with pytest.raises(InputError, match="edits: there is none"):
+        editor.edit_many(solved[0], [])
+
+
+def test_an_inversion_ends_where_sampling_begins(editor, video, sources):
+    needed = editor.needed_timesteps(10, 3, Injection(0.4, 0.4, 0.8))
+    part = editor.invert(video, "ddim", 20, timesteps=needed)
+    assert set(part.trajectory) == {0, *needed}
+    assert all(torch.equal(part.trajectory[t], sources[20].trajectory[t]) for t in needed)
+    assert part.evaluations == sum(t <= max(needed) for t in editor.schedule.timesteps(20))
+    with pytest.raises(InputError, match="holds no latents of timestep 2"):
+        editor.invert(video, steps=10, timesteps=[2])
+
+
+def test_concurrent_edits_of_recorded_sources_equal_the_same_in_sequence(
+    editor, solved, edited_frame
+):
+    source, results = solved[1][True], [None, None]
+    fractions = (Injection(1, 1, 1), Injection(0.4, 0.2, 0.8))
+
+    def work(i):
+        results[i] = edit(editor, source, edited_frame, steps=10, injection=fractions[i]).latents
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = [x.clone() for x in results]
+    for i in range(2):
+        work(i)
+        assert torch.equal(results[i], found[i])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["fixed-point", "ddim"])
+def test_an_interrupted_inversion_goes_on(editor, video, tmp_path, monkeypatch, method):
+    monkeypatch.setattr("anyv2v.source.SAVE_EVERY", 0.0)
+    path = tmp_path / "unfinished"
+    whole = editor.invert(video, method, 10)
+
+    def stop(i, t, x):
+        if i == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        editor.invert(video, method, 10, on_step=stop, unfinished=Unfinished(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["unfinished"]
+    steps = []
+    recording = None
+    if method == "fixed-point":
+        recording = editor.recording(video, Injection(1, 1, 1), 10)
+    resumed = editor.invert(
+        video,
+        method,
+        10,
+        on_step=lambda i, t, x: steps.append(i),
+        unfinished=Unfinished(path),
+        recording=recording,
+    )
+    assert steps == list(range(4, 10))
+    assert resumed.evaluations == whole.evaluations
+    assert resumed.residuals == whole.residuals
+    assert list(resumed.trajectory) == list(whole.trajectory)
+    assert all(torch.equal(x, whole.trajectory[t]) for t, x in resumed.trajectory.items())
+    if recording is not None:
+        assert set(resumed.features.kept) == set(whole.trajectory) - {0}
+    # of another run it is no use
+    with pytest.raises(InputError, match="of another video, other settings or weights"):
+        editor.invert(video, method, 10, prompt="x", unfinished=Unfinished(path))
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match="cannot be read"):
+        editor.invert(video, method, 10, unfinished=Unfinished(path))
+    begun = editor.invert(video, method, 10, unfinished=Unfinished(path, resume=False))
+    assert begun.evaluations == whole.evaluations
 
 
 def test_other_sites_may_be_chosen(editor, sources, edited_frame):

@@ -1,14 +1,18 @@
 """Injection: which steps, which sites, and that sharing, recording and replaying agree."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from anyv2v import NO_TAPS, Injection, InputError, Record, Replay, ShareSource, Taps
+from anyv2v.accounting import count
 from anyv2v.backbones.i2vgen.conditioning import Conditions
 from anyv2v.injection.plan import Group, sites_per_step
+from anyv2v.injection.taps import Recorded
 from tests import golden
 
 FROZEN = Path(__file__).parent.parent / "goldens" / "i2vgen_sites.json"
@@ -156,6 +160,154 @@ def test_sharing_equals_recording_and_replaying(editor, stacked, groups, branche
     edit = slice(1, None)
     replayed = editor.predict(x[edit], 901, rows(c, edit), Replay(record.kept))
     assert golden.relative_error(replayed, shared) < 1e-5
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids="+".join)
+@pytest.mark.parametrize("branches", [1, 2], ids=["no guidance", "guidance"])
+@pytest.mark.parametrize("compact", [False, True], ids=["qk", "compact"])
+def test_every_saving_equals_the_plain_way(editor, stacked, groups, branches, compact):
+    """The plain way computes everything for every row, and then throws away."""
+    sites = frozenset().union(*(editor.backbone.groups[g] for g in groups))
+    part = slice(0, 1 + branches)
+    x, c = SITES["unet_in"][part], rows(stacked, part)
+    truth = editor.predict(x, 901, c, Plainly(sites, 1 + branches))[1:]
+
+    together = ShareSource(sites, 1 + branches)
+    assert golden.relative_error(editor.predict(x, 901, c, together)[1:], truth) < 1e-5
+    if sites:
+        last = max(sites, key=editor.backbone.sites.index)
+        left = editor.predict(x, 901, c, ShareSource(sites, 1 + branches, last))
+        assert len(left) == branches
+        assert golden.relative_error(left, truth) < 1e-5
+
+    record = Record(sites, compact, stop=bool(sites))
+    with suppress(Recorded):
+        editor.predict(x[:1], 901, rows(c, slice(0, 1)), record)
+    assert set(record.kept) == sites
+    edit = slice(1, None)
+    replayed = editor.predict(x[edit], 901, rows(c, edit), Replay(record.kept))
+    assert golden.relative_error(replayed, truth) < 1e-5
+
+
+class Plainly(Taps):
+    """Sharing as the original does it, on features that were computed for all rows."""
+
+    def __init__(self, sites, branches):
+        self.share = ShareSource(sites, branches)
+
+    def hidden(self, site, h):
+        return self.share.hidden(site, h)
+
+    def qk(self, site, q, k):
+        return self.share.qk(site, q, k)
+
+
+def cost(editor, x, c, taps=NO_TAPS) -> int:
+    def run():
+        with suppress(Recorded):
+            editor.predict(x, 901, c, taps)
+
+    return count(run).flops
+
+
+def product(layer, tokens) -> int:
+    return 2 * tokens * layer.in_features * layer.out_features
+
+
+def test_what_rows_take_over_is_not_projected_for_them(editor, stacked):
+    site = "up.2.spatial.0.block.self"
+    x = SITES["unet_in"]
+    plain = cost(editor, x, stacked, Plainly({site}, 3))
+    shared = cost(editor, x, stacked, ShareSource({site}, 3))
+    layer = editor.backbone.unet.get_submodule(site)
+    frames, height, width = x.shape[2:]
+    # half of the full resolution, query and key, two branches
+    tokens = 2 * frames * (height // 2) * (width // 2)
+    assert plain - shared == product(layer.q, tokens) + product(layer.k, tokens)
+
+
+def test_convolutions_are_not_computed_for_rows_that_discard_them(editor, stacked):
+    site, x = "up.1.res.1", SITES["unet_in"]
+    plain = cost(editor, x, stacked, Plainly({site}, 3))
+    shared = cost(editor, x, stacked, ShareSource({site}, 3))
+    block = editor.backbone.unet.get_submodule(site)
+    frames, height, width = x.shape[2:]
+    places = 2 * frames * (height // 4) * (width // 4)
+    convolved = sum(2 * places * conv.weight.numel() for conv in (block.conv1, block.conv2))
+    assert plain - shared == convolved + product(block.time, 2)
+    record = Record({site})
+    editor.predict(x[:1], 901, rows(stacked, slice(0, 1)), record)
+    edit = slice(1, None)
+    replayed = cost(editor, x[edit], rows(stacked, edit), Replay(record.kept))
+    without = cost(editor, x[edit], rows(stacked, edit))
+    assert without - replayed == convolved + product(block.time, 2)
+
+
+def test_keys_and_values_of_the_context_are_computed_once(editor, stacked):
+    called = []
+    crosses = [m for m in editor.backbone.unet.modules() if getattr(m, "is_cross", False)]
+    assert len(crosses) == 16
+    hooks = [
+        layer.register_forward_hook(lambda *_: called.append(1))
+        for cross in crosses
+        for layer in (cross.k, cross.v)
+    ]
+    try:
+        editor.predict(SITES["unet_in"], 901, stacked)
+        editor.predict(SITES["unet_in"], 881, stacked)
+        assert called == []
+        editor.condition("x", np.zeros((64, 64, 3), np.uint8), frames=3, size=(64, 64))
+        assert len(called) == 32
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("last", ["up.1.res.1", "up.2.spatial.1.block.self", "mid.res.0"])
+def test_the_source_leaves_at_the_last_site(editor, stacked, last):
+    """What is saved is what a pass of the source alone has left to do there."""
+    x, one = SITES["unet_in"], slice(0, 1)
+    alone = cost(editor, x[one], rows(stacked, one))
+    until = cost(editor, x[one], rows(stacked, one), Record({last}, stop=True))
+    stays = cost(editor, x, stacked, ShareSource({last}, 3))
+    leaves = cost(editor, x, stacked, ShareSource({last}, 3, last))
+    assert stays - leaves == alone - until > 0
+
+
+def test_branches_are_one_until_they_read_their_contexts(editor, stacked):
+    x = SITES["unet_in"][1:2]
+    both = rows(stacked, slice(1, 3))
+    apart = Conditions(both.context, both.latents[:1].repeat(2, 1, 1, 1, 1), both.fps, (0, 1))
+    shared = Conditions(both.context, both.latents[:1], both.fps[:1], (0, 0))
+    truth = editor.predict(x.repeat(2, 1, 1, 1, 1), 901, apart)
+    assert golden.relative_error(editor.predict(x, 901, shared), truth) < 1e-5
+    site = "down.0.spatial.0.block.cross"
+    until = cost(editor, x, rows(stacked, slice(1, 2)), Record({site}, stop=True))
+    projected = product(editor.backbone.unet.get_submodule(site).q, x[0, 0].numel())
+    saved = cost(editor, x.repeat(2, 1, 1, 1, 1), apart) - cost(editor, x, shared)
+    # the embedding of the timestep is computed once too
+    assert saved == until - projected > 0
+    # where something is done before that, every branch has its own row from the start
+    for early in ("transformer_in.block.self", "down.0.spatial.0.block.self"):
+        twice = editor.predict(x, 901, shared, ShareSource({early}, 2))
+        plain = editor.predict(x.repeat(2, 1, 1, 1, 1), 901, apart, ShareSource({early}, 2))
+        assert torch.equal(twice, plain)
+
+
+def test_sites_are_in_the_order_of_the_forward_pass(editor, stacked):
+    seen = []
+
+    class Watch(Taps):
+        def hidden(self, site, h):
+            seen.append(site)
+            return h
+
+        def qk(self, site, q, k):
+            seen.append(site)
+            return q, k
+
+    editor.predict(SITES["unet_in"][:1], 901, rows(stacked, slice(0, 1)), Watch())
+    assert tuple(seen) == editor.backbone.sites
 
 
 def test_every_site_alone_changes_the_output(editor, stacked):

@@ -1,0 +1,140 @@
+"""The fixed-point inversion against closed forms, and against the sampling that it inverts."""
+
+import math
+from itertools import islice
+
+import pytest
+import torch
+
+from anyv2v.diffusion.ddim import sample
+from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
+from anyv2v.diffusion.schedule import Schedule
+from tests import golden
+
+SCHEDULE = Schedule()
+STEPS = 50
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def counted(predict):
+    """The same, and the list of the timesteps it was asked about."""
+    asked = []
+
+    def ask(i, t, x):
+        asked.append(t)
+        return predict(i, t, x)
+
+    return ask, asked
+
+
+def run(predict, clean, steps=STEPS, **options):
+    *_, last = fixed_point(predict, Inverted.of(clean), SCHEDULE, steps, **options)
+    return last
+
+
+def angle(t):
+    level = SCHEDULE.alpha_bar(t)
+    return math.acos(math.sqrt(level))
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5, -0.8])
+@pytest.mark.parametrize("steps", [2, 7, STEPS, 999])
+def test_a_linear_network_is_inverted_in_closed_form(slope, steps):
+    """For v = c x each step of sampling multiplies by cos d - c sin d; inverting divides by it.
+
+    999 steps begin where no signal is left.
+    """
+    clean = draw(1, 4, 3, 5, 6)
+    inverted = run(lambda i, t, x: slope * x, clean, steps, tolerance=1e-7, budget=20 * steps)
+    factor, stride = 1.0, 1000 // steps
+    for t in reversed(SCHEDULE.timesteps(steps)):
+        turn = angle(t) - (angle(t - stride) if t >= stride else 0.0)
+        factor /= math.cos(turn) - slope * math.sin(turn)
+        assert golden.relative_error(inverted.kept[t], factor * clean) < 1e-4
+    assert all(x.isfinite().all() for x in inverted.kept.values())
+
+
+def bent(i, t, x):
+    """Something that no straight line fits, steepest where the noise is least, as a UNet is."""
+    return torch.tanh(2 * x.roll(1, -1) - x) * (0.3 + 3.0 * math.exp(-t / 20))
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-5])
+def test_sampling_comes_back_within_the_tolerance(tolerance):
+    clean = draw(1, 4, 3, 5, 6)
+    inverted = run(bent, clean, tolerance=tolerance, budget=1000)
+    back = sample(bent, inverted.kept[inverted.latest], SCHEDULE, STEPS)
+    error = golden.relative_error(back, clean)
+    assert error < 5 * tolerance
+    # plain inversion with ten times as many steps does not come near the last of these
+    *_, plain = ddim(bent, Inverted.of(clean), SCHEDULE, 500)
+    missed = golden.relative_error(sample(bent, plain.kept[981], SCHEDULE, STEPS), clean)
+    assert missed > 0.02 and (tolerance > 1e-4 or error < missed / 100)
+
+
+def test_what_is_kept_was_evaluated_and_misses_its_step_by_what_is_reported():
+    clean, asked = draw(1, 4, 3, 5, 6), {}
+
+    def predict(i, t, x):
+        asked[t] = (x, bent(i, t, x))
+        return asked[t][1]
+
+    states = list(fixed_point(predict, Inverted.of(clean), SCHEDULE, STEPS))
+    assert [state.latest for state in states] == SCHEDULE.timesteps(STEPS)[::-1]
+    for before, after in zip([Inverted.of(clean), *states], states, strict=False):
+        t = after.latest
+        x, v = asked[t]
+        assert torch.equal(after.kept[t], x)
+        # a step of sampling from what is kept, against where the step began
+        landed = SCHEDULE.step(v, t, x, STEPS)
+        turn = angle(t) - (angle(t - 20) if t >= 20 else 0.0)
+        missed = (landed - before.latents).norm() / x.norm() / math.cos(turn)
+        assert missed.item() == pytest.approx(after.residuals[t], rel=1e-2, abs=1e-6)
+
+
+@pytest.mark.parametrize("budget", [STEPS, STEPS + 7, 2 * STEPS, 1000])
+def test_the_budget_is_kept_and_counted(budget):
+    predict, asked = counted(bent)
+    inverted = run(predict, draw(1, 4, 3, 5, 6), tolerance=1e-12, budget=budget)
+    assert inverted.evaluations == len(asked) <= budget
+    assert set(asked) == set(SCHEDULE.timesteps(STEPS))
+    # all of a small budget; of a large one what it takes until nothing changes any more
+    assert len(asked) == budget or budget == 1000
+
+
+def test_by_default_two_evaluations_a_step_are_never_exceeded():
+    predict, asked = counted(lambda i, t, x: 40 * x.roll(1, -1).sin())
+    run(predict, draw(1, 4, 3, 5, 6))
+    assert len(asked) <= 2 * STEPS
+
+
+def test_acceleration_solves_in_few_steps_what_plain_iteration_does_not():
+    """In two dimensions two earlier residuals span everything."""
+    clean = draw(1, 1, 1, 1, 2, seed=3)
+    matrix = torch.tensor([[0.0, 20.0], [-20.0, 0.0]])  # contracts by 0.7 a step at the start
+    predict, asked = counted(lambda i, t, x: x @ matrix)
+    (first, second) = islice(
+        fixed_point(predict, Inverted.of(clean), SCHEDULE, STEPS, 1e-5, 10**4), 2
+    )
+    turn = angle(21) - angle(1)
+    assert 0.5 < 20 * math.tan(turn) < 1
+    exact = torch.linalg.solve(
+        math.cos(turn) * torch.eye(2) - math.sin(turn) * matrix.T, first.latents.view(2)
+    )
+    assert golden.relative_error(second.kept[21].view(2), exact) < 1e-4
+    # plain iteration needs log(1e-5) / log(0.7) = 32
+    assert asked.count(21) <= 6
+
+
+@pytest.mark.parametrize("method", [fixed_point, ddim])
+@pytest.mark.parametrize("done", [1, 2, 17, 49])
+def test_an_inversion_goes_on_where_it_was(method, done):
+    clean = draw(1, 4, 3, 5, 6)
+    states = list(method(bent, Inverted.of(clean), SCHEDULE, STEPS))
+    *_, resumed = method(bent, states[done - 1], SCHEDULE, STEPS)
+    assert resumed.evaluations == states[-1].evaluations
+    assert list(resumed.kept) == list(states[-1].kept)
+    assert all(torch.equal(x, states[-1].kept[t]) for t, x in resumed.kept.items())
