@@ -19,14 +19,20 @@ class Implementation:
     run: Callable[..., Tensor]
     refuses: Callable[..., str | None]
     """Takes what `run` takes; gives the reason why it cannot, or None."""
+    yields: Callable[..., str | None] = lambda *_, **__: None
+    """Likewise: why it could but had better not, so that only a caller who names it gets it."""
+
+    def declines(self, *args: Any, **options: Any) -> str | None:
+        """Why automatic choice passes this implementation over, or None."""
+        return self.refuses(*args, **options) or self.yields(*args, **options)
 
 
 def choose(
     op: str, table: tuple[Implementation, ...], wanted: str | None, *args: Any, **options: Any
 ) -> Implementation:
-    """The first of `table` that does not refuse the call; one asked for by name must not refuse."""
+    """The first of `table` not to decline the call; one asked for by name must not refuse."""
     if wanted is None:
-        return next(i for i in table if i.refuses(*args, **options) is None)
+        return next(i for i in table if i.declines(*args, **options) is None)
     for implementation in table:
         if implementation.name == wanted:
             if (reason := implementation.refuses(*args, **options)) is not None:

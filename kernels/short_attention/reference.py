@@ -5,9 +5,25 @@ from torch import Tensor
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _applied(_softmax(q, k), v)
+
+
+def probabilities(q: Tensor, k: Tensor) -> Tensor:
+    return _softmax(q, k).to(q.dtype).contiguous()
+
+
+def apply(weights: Tensor, v: Tensor) -> Tensor:
+    return _applied(weights, v)
+
+
+def _softmax(q: Tensor, k: Tensor) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
-    groups = v.shape[0] // q.shape[0]
     scores = torch.einsum("rnphd,rmphd->rphnm", q.to(wide), k.to(wide)) * q.shape[-1] ** -0.5
-    values = v.to(wide).unflatten(0, (groups, q.shape[0]))
-    out = torch.einsum("rphnm,grmphe->grnphe", scores.softmax(dim=-1), values)
+    return scores.softmax(dim=-1)
+
+
+def _applied(weights: Tensor, v: Tensor) -> Tensor:
+    wide = torch.promote_types(v.dtype, torch.float32)
+    values = v.to(wide).unflatten(0, (-1, weights.shape[0]))
+    out = torch.einsum("rphnm,grmphe->grnphe", weights.to(wide), values)
     return out.flatten(0, 1).to(v.dtype).contiguous()

@@ -1,0 +1,27 @@
+"""What the tests of attention share: numbers drawn, how far a dtype may be off, the closed form."""
+
+import torch
+
+
+def draw(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def bound(dtype):
+    """Half types lose what rounding the answer and the weights once does; float32 adds a sum."""
+    return 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
+
+
+def softmax(q, k):
+    """The weights of one head, q (n, d) · k (m, d) -> (n, m), by hand."""
+    scores = q @ k.T / q.shape[-1] ** 0.5
+    return scores.exp() / scores.exp().sum(-1, keepdim=True)
+
+
+def softmax_attention(q, k, v):
+    """One row and head at a time."""
+    rows, out = q.shape[0], torch.empty(v.shape[0], *q.shape[1:3], v.shape[-1], dtype=q.dtype)
+    for i in range(v.shape[0]):
+        for h in range(q.shape[2]):
+            out[i, :, h] = softmax(q[i % rows, :, h], k[i % rows, :, h]) @ v[i, :, h]
+    return out
