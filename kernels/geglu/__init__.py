@@ -4,12 +4,22 @@ import os
 
 from torch import Tensor
 
+from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Implementation, choose
 from anyv2v.kernels.geglu.eager import eager
 from anyv2v.kernels.geglu.onednn import fused, refuses
 from anyv2v.kernels.geglu.reference import reference
 
+
+def _fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # triton is imported when it is first needed
+    from anyv2v.kernels.geglu.fused import fused
+
+    return fused(x, weight, bias)
+
+
 TABLE = (
+    Implementation("fused", _fused, gpu.refuses, yields=gpu.for_tests),
     Implementation("onednn", fused, refuses),
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
