@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from anyv2v.injection.taps import Taps
 from anyv2v.kernels.geglu import geglu
+from anyv2v.kernels.layer_norm import add_layer_norm
 from anyv2v.nn.attention import Attention, TemporalAttention
 from anyv2v.nn.linear import Linear
 from anyv2v.nn.resnet import GroupNorm
@@ -25,6 +26,13 @@ class GegluFeedForward(nn.Module):
         return self.down(geglu(x, self.up.weight, self.up.bias))
 
 
+class AddNorm(nn.LayerNorm):
+    """The sum of a block so far and a branch of it, and that sum normalised for the next one."""
+
+    def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        return add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+
+
 class SpatialBlock(nn.Module):
     """Self-attention within a frame, cross-attention to the context, feed-forward."""
 
@@ -32,19 +40,19 @@ class SpatialBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.self = Attention(f"{site}.self", width, heads, head_dim)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = AddNorm(width)
         self.cross = Attention(f"{site}.cross", width, heads, head_dim, context_width)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = AddNorm(width)
         self.ff = GegluFeedForward(width)
 
     def forward(self, x: Tensor, context: Tensor, *, taps: Taps) -> Tensor:
         """x (g b f, h w, c), context (g b, m, c') -> the shape of x."""
-        x = x + self.self(self.norm1(x), taps=taps)
+        x, y = self.norm2(x, self.self(self.norm1(x), taps=taps))
         # the context is the same for all frames of a branch, so they are one long row of queries
         frames = x.shape[0] // context.shape[0]
-        queries = rearrange(self.norm2(x), "(b f) n c -> b (f n) c", f=frames)
-        x = x + self.cross(queries, context, taps=taps).reshape(x.shape)
-        return x + self.ff(self.norm3(x))
+        queries = rearrange(y, "(b f) n c -> b (f n) c", f=frames)
+        x, y = self.norm3(x, self.cross(queries, context, taps=taps).reshape(x.shape))
+        return x + self.ff(y)
 
 
 class TemporalBlock(nn.Module):
@@ -54,16 +62,16 @@ class TemporalBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.self = TemporalAttention(f"{site}.self", width, heads, head_dim)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = AddNorm(width)
         self.self2 = TemporalAttention(f"{site}.self2", width, heads, head_dim)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = AddNorm(width)
         self.ff = GegluFeedForward(width)
 
     def forward(self, x: Tensor, *, taps: Taps) -> Tensor:
         """x (g b, f, h w, c) -> the same shape."""
-        x = x + self.self(self.norm1(x), taps=taps)
-        x = x + self.self2(self.norm2(x), taps=taps)
-        return x + self.ff(self.norm3(x))
+        x, y = self.norm2(x, self.self(self.norm1(x), taps=taps))
+        x, y = self.norm3(x, self.self2(y, taps=taps))
+        return x + self.ff(y)
 
 
 class SpatialTransformer(nn.Module):
