@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -58,7 +59,6 @@ def yields(*tensors: Tensor) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def family(device: torch.device) -> str | None:
     """The target whose tiles suit a device, one of those in aot.py; None: too old."""
     if device.type == "cpu" or not torch.cuda.is_available():
@@ -66,7 +66,8 @@ def family(device: torch.device) -> str | None:
         return "sm_90"
     if torch.version.hip:
         return "gfx942"
-    major, _ = torch.cuda.get_device_capability(device)
+    # unlike get_device_capability, a constant to torch.compile
+    major = torch.cuda.get_device_properties(device).major
     if major < 8:
         return None
     # 12 has the instructions and the shared memory of 8
@@ -78,3 +79,8 @@ def _span_of_a_row(x: Tensor) -> int:
     return sum(
         (size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
     )
+
+
+def on(x: Tensor) -> AbstractContextManager:
+    """Kernels launched within go to the device of x."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -13,12 +13,15 @@ def _never(*_) -> None:
     """Takes everything."""
 
 
-def _nothing_is_shared(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    return None if v.shape[0] > q.shape[0] else "no softmax is shared: sdpa stores none"
+def _eager_yields(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    # as fast as sdpa on a CPU, and so the numbers there are the same with and without sharing
+    if q.device.type == "cpu" or v.shape[0] > q.shape[0]:
+        return None
+    return "nothing is shared, and sdpa stores no probabilities"
 
 
 TABLE = (
-    Implementation("eager", eager.attention, _never, yields=_nothing_is_shared),
+    Implementation("eager", eager.attention, _never, _eager_yields),
     Implementation("sdpa", sdpa, _never),
     Implementation("reference", reference.reference, _never),
 )

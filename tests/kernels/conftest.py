@@ -1,0 +1,31 @@
+"""Memory that a kernel is handed holds NaN, and so does what lies around it."""
+
+import math
+
+import pytest
+import torch
+from torch._guards import detect_fake_mode
+
+GUARD = 2**16
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """What `torch.empty` gives is NaN until written, and writing beside it fails the test."""
+    empty, allocated = torch.empty, []
+
+    def poisoned_empty(*size, dtype=None, device=None, **options):
+        dtype = dtype or torch.get_default_dtype()
+        real = torch.device(device or "cpu").type in ("cpu", "cuda") and not detect_fake_mode()
+        if options or not dtype.is_floating_point or not real:
+            return empty(*size, dtype=dtype, device=device, **options)
+        shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        count = math.prod(shape)
+        memory = torch.full((count + 2 * GUARD,), float("nan"), dtype=dtype, device=device)
+        allocated.append(memory)
+        return memory[GUARD : GUARD + count].view(shape)
+
+    monkeypatch.setattr(torch, "empty", poisoned_empty)
+    yield
+    for memory in allocated:
+        assert memory[:GUARD].isnan().all() and memory[-GUARD:].isnan().all(), "written beside"
