@@ -11,15 +11,15 @@ from anyv2v.kernels.geglu.onednn import fused, refuses
 from anyv2v.kernels.geglu.reference import reference
 
 
-def _fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # triton is imported when it is first needed
+def _triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # imported late: a machine may have no triton
     from anyv2v.kernels.geglu.fused import fused
 
     return fused(x, weight, bias)
 
 
 TABLE = (
-    Implementation("fused", _fused, gpu.refuses, yields=gpu.for_tests),
+    Implementation("triton", _triton, gpu.refuses, yields=gpu.for_tests),
     Implementation("onednn", fused, refuses),
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),

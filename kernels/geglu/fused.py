@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from anyv2v.kernels import gpu
 from anyv2v.kernels.aot import Configuration
 
 ROWS, COLUMNS, WARPS = 16, 256, 4
@@ -39,7 +40,8 @@ def gate(h: Tensor) -> Tensor:
     rows = h.numel() // h.shape[-1]
     y = torch.empty(*h.shape[:-1], width, device=h.device, dtype=h.dtype)
     grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, COLUMNS))
-    gate_kernel[grid](h, y, rows, width, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS)
+    with gpu.on(h):
+        gate_kernel[grid](h, y, rows, width, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS)
     return y
 
 

@@ -9,9 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from anyv2v.kernels import gpu
 from anyv2v.kernels.aot import Configuration
 
-POSITIONS, CHANNELS = 128, 64
+POSITIONS, CHANNELS, WARPS = 128, 64, 4
 """The tile of which one program takes moments, or which it normalises."""
 WHOLE = 16384
 """A group of a row with no more elements than this, padded, is one program's."""
@@ -185,70 +186,49 @@ def fused(
 ) -> Tensor:
     rows, c = x.shape[0], x.shape[-1]
     n, width = x[0, ..., 0].numel(), c // groups
-    y = torch.empty_like(x)
-    rows_per_shift = 1 if shift is None else rows // shift.shape[0]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    has_shift = shift is not None
+    rows_per_shift = rows // shift.shape[0] if has_shift else 1
     # never read where there is no shift
-    shift, has_shift = (x, False) if shift is None else (shift.contiguous(), True)
-    channels, positions = triton.next_power_of_2(width), triton.next_power_of_2(n)
-    if positions * channels <= WHOLE:
-        whole_kernel[(rows * groups,)](
-            x,
-            shift,
-            weight,
-            bias,
-            y,
-            n,
-            c,
-            groups,
-            rows_per_shift,
-            eps,
-            WIDTH=width,
-            N=positions,
-            C=channels,
-            SILU=silu,
-            SHIFT=has_shift,
-            num_warps=_whole_warps(positions * channels),
-        )
+    shift = shift.contiguous() if has_shift else x
+    members, positions = triton.next_power_of_2(width), triton.next_power_of_2(n)
+    if positions * members <= WHOLE:
+        with gpu.on(x):
+            whole_kernel[(rows * groups,)](
+                *(x, shift, weight, bias, y),
+                *(n, c, groups, rows_per_shift, eps),
+                WIDTH=width,
+                N=positions,
+                C=members,
+                SILU=silu,
+                SHIFT=has_shift,
+                num_warps=_whole_warps(positions * members),
+            )
         return y
 
     parts = triton.cdiv(n, POSITIONS)
-    means, squares = torch.empty(2, rows, parts, c, device=x.device, dtype=torch.float32)
-    mean, rstd = torch.empty(2, rows, groups, device=x.device, dtype=torch.float32)
+    means, squares = torch.empty(2, rows, parts, c, dtype=torch.float32, device=x.device)
+    mean, rstd = torch.empty(2, rows, groups, dtype=torch.float32, device=x.device)
     grid = (parts, triton.cdiv(c, CHANNELS), rows)
-    tile = {"N": POSITIONS, "C": CHANNELS, "SHIFT": has_shift, "num_warps": 4}
-    moments_kernel[grid](x, shift, means, squares, n, c, rows_per_shift, **tile)
-    combine_kernel[(rows * groups,)](
-        means,
-        squares,
-        mean,
-        rstd,
-        n,
-        c,
-        parts,
-        groups,
-        eps,
-        WIDTH=width,
-        N=POSITIONS,
-        PARTS=_parts_at_once(channels),
-        C=channels,
-        num_warps=4,
-    )
-    normalise_kernel[grid](
-        x,
-        shift,
-        mean,
-        rstd,
-        weight,
-        bias,
-        y,
-        n,
-        c,
-        groups,
-        rows_per_shift,
-        WIDTH=width,
-        SILU=silu,
-        **tile,
-    )
+    tile = {"N": POSITIONS, "C": CHANNELS, "SHIFT": has_shift, "num_warps": WARPS}
+    with gpu.on(x):
+        moments_kernel[grid](x, shift, means, squares, n, c, rows_per_shift, **tile)
+        combine_kernel[(rows * groups,)](
+            *(means, squares, mean, rstd),
+            *(n, c, parts, groups, eps),
+            WIDTH=width,
+            N=POSITIONS,
+            PARTS=_parts_at_once(members),
+            C=members,
+            num_warps=WARPS,
+        )
+        normalise_kernel[grid](
+            *(x, shift, mean, rstd, weight, bias, y),
+            *(n, c, groups, rows_per_shift),
+            WIDTH=width,
+            SILU=silu,
+            **tile,
+        )
     return y
 
 
@@ -285,7 +265,7 @@ def configurations() -> Iterator[Configuration]:
         moments_kernel,
         named(x, "X", "Shift") | moments | named(sizes, "n", "c", "rows_per_shift"),
         tile,
-        {"num_warps": 4},
+        {"num_warps": WARPS},
         divisible=("c",),
     )
     for width in (10, 80):
@@ -298,7 +278,7 @@ def configurations() -> Iterator[Configuration]:
             | named(sizes, "n", "c", "groups")
             | {"parts": "i32", "eps": "fp32"},
             dict(WIDTH=width, N=POSITIONS, PARTS=_parts_at_once(channels), C=channels),
-            {"num_warps": 4},
+            {"num_warps": WARPS},
             divisible=("c",),
         )
     yield Configuration(
@@ -306,6 +286,6 @@ def configurations() -> Iterator[Configuration]:
         normalise_kernel,
         x | statistics | sizes,
         tile | dict(WIDTH=10, SILU=True),
-        {"num_warps": 4},
+        {"num_warps": WARPS},
         divisible=("c",),
     )

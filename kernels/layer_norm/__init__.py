@@ -10,14 +10,14 @@ from anyv2v.kernels.layer_norm.eager import add_eager, eager
 from anyv2v.kernels.layer_norm.reference import add_reference, reference
 
 
-def _fused(*args) -> Tensor:
-    # triton is imported when it is first needed
+def _triton(*args) -> Tensor:
+    # imported late: a machine may have no triton
     from anyv2v.kernels.layer_norm.fused import fused
 
     return fused(*args)
 
 
-def _add_fused(*args) -> tuple[Tensor, Tensor]:
+def _add_triton(*args) -> tuple[Tensor, Tensor]:
     from anyv2v.kernels.layer_norm.fused import add_fused
 
     return add_fused(*args)
@@ -40,11 +40,11 @@ def _add_refuses(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: f
 TABLE = (
     # PyTorch's own reads and writes once: there is nothing to gain on it
     Implementation("eager", eager, lambda *_: None),
-    Implementation("fused", _fused, _refuses, yields=gpu.for_tests),
+    Implementation("triton", _triton, _refuses, yields=gpu.for_tests),
     Implementation("reference", reference, lambda *_: None),
 )
 ADD_TABLE = (
-    Implementation("fused", _add_fused, _add_refuses, yields=gpu.for_tests),
+    Implementation("triton", _add_triton, _add_refuses, yields=gpu.for_tests),
     Implementation("eager", add_eager, lambda *_: None),
     Implementation("reference", add_reference, lambda *_: None),
 )

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from anyv2v.kernels import gpu
 from anyv2v.kernels.aot import Configuration
 
 TILE, WARPS = 4096, 4
@@ -69,25 +70,26 @@ def _launch(
     rows = x.numel() // width
     padded = triton.next_power_of_2(width)
     adds = branch is not None
-    y = torch.empty_like(x)
-    total = torch.empty_like(x) if adds else x
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if adds else x
     tile = _rows(padded)
-    layer_norm_kernel[(triton.cdiv(rows, tile),)](
-        x,
-        branch if adds else x,
-        weight,
-        bias,
-        total,
-        y,
-        rows,
-        width,
-        1 / width,
-        eps,
-        ADD=adds,
-        ROWS=tile,
-        WIDTH=padded,
-        num_warps=WARPS,
-    )
+    with gpu.on(x):
+        layer_norm_kernel[(triton.cdiv(rows, tile),)](
+            x,
+            branch if adds else x,
+            weight,
+            bias,
+            total,
+            y,
+            rows,
+            width,
+            1 / width,
+            eps,
+            ADD=adds,
+            ROWS=tile,
+            WIDTH=padded,
+            num_warps=WARPS,
+        )
     return total, y
 
 
