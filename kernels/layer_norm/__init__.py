@@ -48,7 +48,7 @@ ADD_TABLE = (
     Implementation("eager", add_eager, lambda *_: None),
     Implementation("reference", add_reference, lambda *_: None),
 )
-_WANTED = os.environ.get("ANYV2V_LAYER_NORM")
+_WANTED, _WANTED_ADD = (os.environ.get(f"ANYV2V_{n}") for n in ("LAYER_NORM", "ADD_LAYER_NORM"))
 
 
 def layer_norm(
@@ -72,8 +72,11 @@ def add_layer_norm(
     *,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x + branch, and that normalised as by `layer_norm`; both of one shape."""
+    """x + branch, and that normalised as by `layer_norm`; all of one shape.
+
+    `impl` or the environment variable ANYV2V_ADD_LAYER_NORM names an implementation.
+    """
     if x.shape != branch.shape:
         raise ValueError(f"{tuple(x.shape)} and {tuple(branch.shape)} are not of one shape")
-    chosen = choose("layer_norm", ADD_TABLE, impl or _WANTED, x, branch, weight, bias, eps)
+    chosen = choose("add_layer_norm", ADD_TABLE, impl or _WANTED_ADD, x, branch, weight, bias, eps)
     return chosen.run(x, branch, weight, bias, eps)
