@@ -85,28 +85,30 @@ def test_no_instruction_is_wanted_of_a_kernel_without_products():
 
 def test_names_differ_and_begin_with_the_operation():
     every = list(configurations())
-    assert len({c.name for c in every}) == len(every)
+    compiled = [(c.name, target) for c in every for target in c.targets]
+    assert len(set(compiled)) == len(compiled) <= 100, "each takes a second or more of CI"
     operations = {path.parent.name for path in (ROOT / "kernels").glob("*/fused.py")}
     assert {c.name.split()[0] for c in every} == operations
-    assert sum(len(c.targets) for c in every) <= 100, "each takes a second or more of CI"
 
 
 def test_the_table_has_every_configuration_and_nothing_else():
     """Written anew by `python -m anyv2v.kernels.aot --write`."""
     rows = [line.split(" | ") for line in TABLE.read_text().splitlines() if " / " in line]
     named = {row[0].removeprefix("| "): row[1:] for row in rows if len(row) == 1 + len(TARGETS)}
-    every = {c.name: c.targets for c in configurations()}
-    assert set(named) == set(every)
-    for name, cells in named.items():
-        compiled = {t for t, cell in zip(TARGETS, cells, strict=True) if not cell.startswith("-")}
-        assert compiled == set(every[name]), name
+    compiled = {
+        (name, target)
+        for name, cells in named.items()
+        for target, cell in zip(TARGETS, cells, strict=True)
+        if " / " in cell
+    }
+    assert compiled == {(c.name, target) for c in configurations() for target in c.targets}
     assert "**" not in "".join("".join(cells) for cells in named.values()), "a gate is shut"
 
 
 def test_a_slice_compiles():
-    done = compile_in_a_process("-m", "anyv2v.kernels.aot", "geglu gate bf16")
+    done = compile_in_a_process("-m", "anyv2v.kernels.aot", "geglu gate bf16", "--target", "sm_90")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(TARGETS)} compiled, 0 bad" in done.stdout
+    assert "1 compiled, 0 bad" in done.stdout
 
 
 def test_a_kernel_that_spills_is_caught(tmp_path):
