@@ -14,19 +14,20 @@ from anyv2v.kernels.aot import Configuration
 
 POSITIONS, CHANNELS, WARPS = 128, 64, 4
 """The tile of which one program takes moments, or which it normalises."""
+COMBINE_WARPS = 16
 WHOLE = 16384
 """A group of a row with no more elements than this, padded, is one program's."""
 
 
 @triton.jit
-def _load(X, Shift, row, position, channel, n, c, rows_per_shift, SHIFT: tl.constexpr):
+def _load(X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT: tl.constexpr):
     """x + shift of a tile in float32, and which of its elements exist."""
-    inside = (position < n)[:, None] & (channel < c)[None, :]
+    inside = (position < n)[:, None] & exists[None, :]
     offsets = position[:, None] * c + channel[None, :]
     x = tl.load(X + row.to(tl.int64) * n * c + offsets, mask=inside, other=0.0).to(tl.float32)
     if SHIFT:
         at = (row // rows_per_shift) * c + channel
-        x += tl.load(Shift + at, mask=channel < c, other=0.0).to(tl.float32)[None, :]
+        x += tl.load(Shift + at, mask=exists, other=0.0).to(tl.float32)[None, :]
     return x, inside, offsets
 
 
@@ -59,15 +60,16 @@ def whole_kernel(
     """One group of one row from end to end: WIDTH channels, padded to C, of n <= N positions."""
     row, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     position, member = tl.arange(0, N), tl.arange(0, C)
-    # channels of the next group do not exist here
-    channel = tl.where(member < WIDTH, group * WIDTH + member, c)
-    x, inside, offsets = _load(X, Shift, row, position, channel, n, c, rows_per_shift, SHIFT)
+    channel, exists = group * WIDTH + member, member < WIDTH
+    x, inside, offsets = _load(
+        X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT
+    )
     count = n * WIDTH
     mean = tl.sum(tl.where(inside, x, 0.0)) / count
     off = tl.where(inside, x - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(off * off) / count + eps)
-    weight = tl.load(Weight + channel, mask=channel < c, other=0.0).to(tl.float32)[None, :]
-    bias = tl.load(Bias + channel, mask=channel < c, other=0.0).to(tl.float32)[None, :]
+    weight = tl.load(Weight + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
+    bias = tl.load(Bias + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
     y = _finish(x, mean, rstd, weight, bias, SILU)
     tl.store(Y + row.to(tl.int64) * n * c + offsets, y.to(Y.dtype.element_ty), mask=inside)
 
@@ -89,13 +91,14 @@ def moments_kernel(
     part, row = tl.program_id(0), tl.program_id(2)
     position = part * N + tl.arange(0, N)
     channel = tl.program_id(1) * C + tl.arange(0, C)
-    x, inside, _ = _load(X, Shift, row, position, channel, n, c, rows_per_shift, SHIFT)
+    exists = channel < c
+    x, inside, _ = _load(X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT)
     count = tl.minimum(n - part * N, N)
     mean = tl.sum(tl.where(inside, x, 0.0), axis=0) / count
     off = tl.where(inside, x - mean[None, :], 0.0)
     at = (row * tl.num_programs(0) + part) * c + channel
-    tl.store(Means + at, mean, mask=channel < c)
-    tl.store(Squares + at, tl.sum(off * off, axis=0), mask=channel < c)
+    tl.store(Means + at, mean, mask=exists)
+    tl.store(Squares + at, tl.sum(off * off, axis=0), mask=exists)
 
 
 @triton.jit
@@ -163,8 +166,10 @@ def normalise_kernel(
     row = tl.program_id(2)
     position = tl.program_id(0) * N + tl.arange(0, N)
     channel = tl.program_id(1) * C + tl.arange(0, C)
-    x, inside, offsets = _load(X, Shift, row, position, channel, n, c, rows_per_shift, SHIFT)
     exists = channel < c
+    x, inside, offsets = _load(
+        X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT
+    )
     at = row * groups + channel // WIDTH
     mean = tl.load(Mean + at, mask=exists, other=0.0)[None, :]
     rstd = tl.load(Rstd + at, mask=exists, other=0.0)[None, :]
@@ -220,7 +225,7 @@ def fused(
             N=POSITIONS,
             PARTS=_parts_at_once(members),
             C=members,
-            num_warps=WARPS,
+            num_warps=COMBINE_WARPS,
         )
         normalise_kernel[grid](
             *(x, shift, mean, rstd, weight, bias, y),
@@ -237,7 +242,7 @@ def _whole_warps(elements: int) -> int:
 
 
 def _parts_at_once(channels: int) -> int:
-    return max(1, 1024 // channels)
+    return max(1, 4096 // channels)
 
 
 def configurations() -> Iterator[Configuration]:
@@ -278,7 +283,7 @@ def configurations() -> Iterator[Configuration]:
             | named(sizes, "n", "c", "groups")
             | {"parts": "i32", "eps": "fp32"},
             dict(WIDTH=width, N=POSITIONS, PARTS=_parts_at_once(channels), C=channels),
-            {"num_warps": WARPS},
+            {"num_warps": COMBINE_WARPS},
             divisible=("c",),
         )
     yield Configuration(

@@ -51,6 +51,17 @@ def test_the_sum_is_kept_and_normalised(shape, name, dtype):
     assert relative_error(ours, truth(total, weight, bias)) < bound(dtype)
 
 
+@pytest.mark.parametrize("name", names(ADD_TABLE))
+@torch.no_grad()
+def test_the_norm_is_of_the_sum_as_it_was_rounded(name):
+    """Among numbers of 2048 and more float16 has only every second one."""
+    x = torch.full((5, 40), 2048.0, dtype=torch.float16, device=DEVICE)
+    branch, ones = draw(5, 40, seed=0).to(x), torch.ones_like(x[0])
+    total, ours = add_layer_norm(x, 3 * branch, ones, ones, EPS, impl=name)
+    assert relative_error(ours, truth(total, ones, ones)) < bound(torch.float16)
+    assert relative_error(ours, truth(x + 3 * branch.double(), ones, ones)) > 0.1
+
+
 def test_fused_is_chosen_for_the_sum_alone_and_never_on_a_cpu(monkeypatch):
     x, branch, weight, bias = drawn((7, 24), torch.float32, "cpu")
     assert choose("", TABLE, None, x, weight, bias, EPS).name == "eager"
