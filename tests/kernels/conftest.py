@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch._guards import detect_fake_mode
 
+from anyv2v.kernels import gpu
+
 GUARD = 2**16
 
 
@@ -29,3 +31,24 @@ def poisoned(monkeypatch):
     yield
     for memory in allocated:
         assert memory[:GUARD].isnan().all() and memory[-GUARD:].isnan().all(), "written beside"
+
+
+@pytest.fixture(autouse=True)
+def watched(monkeypatch):
+    """In Triton's interpreter, a kernel that reads NaN has read beside its inputs."""
+    if not (gpu.INSTALLED and gpu.interpreted()):
+        return
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    load = InterpreterBuilder.create_masked_load
+
+    def watched_load(self, pointers, mask, *rest):
+        loaded = load(self, pointers, mask, *rest)
+        data, dtype = loaded.data, loaded.dtype.scalar
+        if dtype == tl.bfloat16:
+            data = (data.astype("uint32") << 16).view("float32")
+        assert not (dtype.is_floating() and (data != data).any()), "read beside"
+        return loaded
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", watched_load)

@@ -139,6 +139,15 @@ def test_a_replay_of_what_was_kept_is_the_same_to_the_last_bit():
     assert torch.equal(apply_probabilities(kept, v, impl="triton"), once)
 
 
+@pytest.mark.parametrize("name", names(TABLE))
+def test_scores_beyond_what_an_exponential_holds(name):
+    q, k, v = drawn(1, 2, 7, 3, 2, 16, torch.float32)
+    q = 100 * q
+    truth = reference.reference(*(x.double() for x in (q, k, v)))
+    # of scores of hundreds, float32 keeps less
+    assert relative_error(short_attention(*placed(q, k, v), impl=name).cpu(), truth) < 1e-4
+
+
 @needs_triton
 def test_triton_reads_permuted_layouts():
     """Positions outermost, or heads, or tokens innermost of the outer dims."""
