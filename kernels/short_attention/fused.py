@@ -374,31 +374,29 @@ def _constants(n: int, m: int, width: int) -> tuple[dict[str, int], dict[str, in
 def configurations() -> Iterator[Configuration]:
     """Every padded number of tokens, for heads of 64, and what bounds the rest."""
     everywhere = tuple(TARGETS)
-    plain, kept, replay = (
-        short_attention_kernel,
-        short_probabilities_kernel,
-        apply_probabilities_kernel,
-    )
-    for kernel, tokens, width, dtype, targets in (
+    plain = "short_attention", short_attention_kernel
+    kept = "short_attention probabilities", short_probabilities_kernel
+    applied = "short_attention applied", apply_probabilities_kernel
+    for (name, kernel), tokens, width, dtype, targets in (
         (plain, 16, 64, "bf16", everywhere),
         (plain, 16, 64, "fp16", ("sm_90",)),
         (plain, 32, 64, "bf16", ("sm_80", "sm_90")),
-        (plain, 32, 64, "fp32", ("sm_80",)),
+        (plain, 32, 64, "fp32", ("sm_80", "sm_90")),
         (plain, 64, 64, "bf16", ("sm_80", "sm_90", "sm_100")),
         (plain, 128, 64, "bf16", ("sm_90", "sm_100", "gfx942")),
         (plain, 128, 128, "bf16", ("sm_80",)),
         (kept, 16, 64, "bf16", ("sm_90", "gfx942")),
-        (replay, 16, 64, "bf16", ("sm_90", "gfx942")),
+        (applied, 16, 64, "bf16", ("sm_90", "gfx942")),
     ):
         constants, options = _constants(tokens, tokens, width)
         constants["UPCAST"] = False
-        others = [name for name in kernel.arg_names if name not in constants]
-        types = {name: f"*{dtype}" if name.endswith("_ptr") else "i32" for name in others}
+        others = [x for x in kernel.arg_names if x not in constants]
+        types = {x: f"*{dtype}" if x.endswith("_ptr") else "i32" for x in others}
         if "scale" in types:
             types["scale"] = "fp32"
         tensor_core = "HMMA" if constants["TOGETHER"] > 1 else "HGMMA"
         yield Configuration(
-            f"{kernel.__name__.removesuffix('_kernel')} n={tokens} d={width} {dtype}",
+            f"{name} n={tokens} d={width} {dtype}",
             kernel,
             types,
             constants,
