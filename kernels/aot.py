@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import math
 import re
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def faults(report: Report, configuration: Configuration, target_name: str) -> li
 
 
 def _cell(report: Report, found: list[str]) -> str:
-    figures = f"{report.registers} / {report.spilled} / {report.shared / 1024:.4g}"
+    figures = f"{report.registers} / {report.spilled} / {math.ceil(report.shared / 1024)}"
     return figures if not found else f"{figures} **{', '.join(found)}**"
 
 
