@@ -22,9 +22,18 @@ def _wide(x, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def _mixed(mix, keep, weights, v_ptrs, mask, UPCAST: tl.constexpr):
+def _load(ptrs, mask, MASKED: tl.constexpr, UPCAST: tl.constexpr):
+    if MASKED:
+        x = tl.load(ptrs, mask=mask, other=0.0)
+    else:
+        x = tl.load(ptrs)
+    return _wide(x, UPCAST)
+
+
+@triton.jit
+def _mixed(mix, keep, weights, v_ptrs, mask, MASKED: tl.constexpr, UPCAST: tl.constexpr):
     """What one group has so far, and one tile of its values."""
-    values = _wide(tl.load(v_ptrs, mask=mask, other=0.0), UPCAST)
+    values = _load(v_ptrs, mask, MASKED, UPCAST)
     return tl.dot(weights, values, mix * keep[:, None], input_precision="ieee")
 
 
@@ -53,10 +62,15 @@ def attention_kernel(
     PADDED: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
+    WHOLE: tl.constexpr,
     CAUSAL: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One tile of queries of one head of one row; `scale` includes log2(e)."""
+    """One tile of queries of one head of one row; `scale` includes log2(e).
+
+    WHOLE: m is a multiple of KEYS, so no tile has keys to hide.
+    """
+    MASKED: tl.constexpr = not WHOLE or PADDED > WIDTH
     dtype = out_ptr.dtype.element_ty
     tiles = tl.cdiv(n, QUERIES)
     tile = tl.program_id(0) % tiles
@@ -85,12 +99,12 @@ def attention_kernel(
     for start in range(0, end, KEYS):
         at = start + key
         k_ptrs = k_base + at[None, :] * k_token + across[:, None]
-        k = _wide(tl.load(k_ptrs, mask=(at < m)[None, :] & inside[:, None], other=0.0), UPCAST)
+        k = _load(k_ptrs, (at < m)[None, :] & inside[:, None], MASKED, UPCAST)
         scores = tl.dot(q, k, input_precision="ieee")
-        seen = (at < m)[None, :]
+        if not WHOLE:
+            scores = tl.where((at < m)[None, :], scores, float("-inf"))
         if CAUSAL:
-            seen = seen & (at[None, :] <= query[:, None])
-        scores = tl.where(seen, scores, float("-inf"))
+            scores = tl.where(at[None, :] <= query[:, None], scores, float("-inf"))
 
         higher = tl.maximum(best, tl.max(scores, 1) * scale)
         keep = tl.exp2(best - higher)
@@ -101,16 +115,16 @@ def attention_kernel(
         weights = _wide(weights.to(dtype), UPCAST)
         within = at[:, None] * v_token + across[None, :]
         mask = (at < m)[:, None] & inside[None, :]
-        mix0 = _mixed(mix0, keep, weights, v_base + row * v_row + within, mask, UPCAST)
+        mix0 = _mixed(mix0, keep, weights, v_base + row * v_row + within, mask, MASKED, UPCAST)
         if GROUPS > 1:
             ptrs = v_base + (row + rows) * v_row + within
-            mix1 = _mixed(mix1, keep, weights, ptrs, mask, UPCAST)
+            mix1 = _mixed(mix1, keep, weights, ptrs, mask, MASKED, UPCAST)
         if GROUPS > 2:
             ptrs = v_base + (row + 2 * rows) * v_row + within
-            mix2 = _mixed(mix2, keep, weights, ptrs, mask, UPCAST)
+            mix2 = _mixed(mix2, keep, weights, ptrs, mask, MASKED, UPCAST)
         if GROUPS > 3:
             ptrs = v_base + (row + 3 * rows) * v_row + within
-            mix3 = _mixed(mix3, keep, weights, ptrs, mask, UPCAST)
+            mix3 = _mixed(mix3, keep, weights, ptrs, mask, MASKED, UPCAST)
 
     share = (1 / total)[:, None]
     # the answer is contiguous (groups rows, n, heads, width)
@@ -195,14 +209,14 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, tiles: Tiles, causal: 
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
-        **_constants(v.shape[0] // rows, width, tiles, causal),
+        **_constants(v.shape[0] // rows, width, tiles, k.shape[1] % tiles.keys == 0, causal),
         UPCAST=gpu.interpreted() and q.dtype == torch.bfloat16,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
 
 
-def _constants(groups: int, width: int, tiles: Tiles, causal: bool) -> dict[str, int]:
+def _constants(groups: int, width: int, tiles: Tiles, whole: bool, causal: bool) -> dict[str, int]:
     return dict(
         GROUPS=groups,
         WIDTH=width,
@@ -210,35 +224,38 @@ def _constants(groups: int, width: int, tiles: Tiles, causal: bool) -> dict[str,
         PADDED=max(16, triton.next_power_of_2(width)),
         QUERIES=tiles.queries,
         KEYS=tiles.keys,
+        WHOLE=whole,
         CAUSAL=causal,
     )
 
 
 def configurations() -> Iterator[Configuration]:
     """What the launcher can choose for heads of 64, and what bounds the rest."""
-    cases = [("sm_90", 64, "bf16", 1), ("sm_80", 64, "bf16", 1)]
-    cases += [(family, 64, "bf16", g) for family in TARGETS for g in _NARROW[family] if g > 1]
-    cases += [(family, 64, "fp16", 3) for family in ("sm_80", "sm_90")]
-    cases += [(family, 128, "bf16", 2) for family in ("sm_80", "sm_90")]
-    cases += [("sm_80", 128, "fp32", 1)]
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    # target, groups, width, dtype, whole
+    cases = [(name, g, 64, "bf16", True) for name in TARGETS for g in _NARROW[name] if g > 1]
+    cases += [(name, 3, 64, "bf16", False) for name in TARGETS]
+    cases += [(name, 3, 64, "fp16", True) for name in ("sm_80", "sm_90")]
+    cases += [(name, 2, 128, "bf16", False) for name in ("sm_80", "sm_90")]
+    cases += [("sm_90", 1, 64, "bf16", False), ("sm_80", 1, 128, "fp32", False)]
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     targets: dict[tuple, list[str]] = {}
-    for family, width, dtype, groups in cases:
-        tiles = tiles_by_groups(family, width, names[dtype])[groups]
-        targets.setdefault((groups, width, dtype, tiles), []).append(family)
+    for name, groups, width, dtype, whole in cases:
+        tiles = tiles_by_groups(name, width, dtypes[dtype])[groups]
+        targets.setdefault((groups, width, dtype, whole, tiles), []).append(name)
     pointers = ("q_ptr", "k_ptr", "v_ptr", "out_ptr")
     sizes = ("rows", "heads", "n", "m")
     strides = tuple(f"{x}_{dim}" for x in "qkv" for dim in ("row", "token", "head"))
-    for (groups, width, dtype, tiles), families in targets.items():
+    for (groups, width, dtype, whole, tiles), names in targets.items():
+        tile = f"{tiles.queries}x{tiles.keys}{'' if whole else ' masked'}"
         yield Configuration(
-            f"attention g={groups} d={width} {dtype} {tiles.queries}x{tiles.keys}",
+            f"attention g={groups} d={width} {dtype} {tile}",
             attention_kernel,
             dict.fromkeys(pointers, f"*{dtype}")
             | {"scale": "fp32"}
             | dict.fromkeys((*sizes, *strides), "i32"),
-            {**_constants(groups, width, tiles, False), "UPCAST": False},
+            {**_constants(groups, width, tiles, whole, False), "UPCAST": False},
             {"num_warps": tiles.warps, "num_stages": tiles.stages},
             divisible=strides,
             instruction=None if dtype == "fp32" else "HGMMA",
-            targets=tuple(families),
+            targets=tuple(names),
         )
