@@ -7,7 +7,7 @@ from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Unsupported, choose
 from anyv2v.kernels.geglu import TABLE, geglu
 from tests.golden import relative_error
-from tests.kernels.truth import DEVICE, DTYPES, draw, names
+from tests.kernels.truth import DEVICE, DTYPES, draw, guarded, names
 
 NAMES = names(TABLE)
 SHAPES = [  # x, e
@@ -48,6 +48,18 @@ def test_geglu(shape, width, name, dtype):
     assert relative_error(ours, wide) < (
         1e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
     )
+
+
+@pytest.mark.parametrize("rows, width", [(1, 1), (7, 40), (16, 256), (63, 320)])
+@torch.no_grad()
+def test_the_gate_reads_and_writes_nothing_beside(rows, width):
+    pytest.importorskip("triton")
+    from anyv2v.kernels.geglu import fused
+
+    h = draw(rows, 2 * width, seed=0).float().to(DEVICE)
+    value, gate = h.double().chunk(2, dim=-1)
+    wide = value * torch.nn.functional.gelu(gate)
+    assert relative_error(fused.gate(guarded(h)), wide) < 1e-6
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Unsupported, choose
 from anyv2v.kernels.layer_norm import ADD_TABLE, TABLE, add_layer_norm, layer_norm
 from tests.golden import relative_error
-from tests.kernels.truth import DEVICE, DTYPES, bound, draw, names
+from tests.kernels.truth import DEVICE, DTYPES, bound, draw, guarded, names
 
 NAMES = names(TABLE)
 SHAPES = [(1, 24), (7, 320), (3, 21, 640), (77, 40), (145, 24), (200, 1280)]
@@ -18,7 +18,7 @@ EPS = 0.1
 def drawn(shape, dtype, device=DEVICE):
     c = shape[-1]
     return [
-        t.to(device, dtype)
+        guarded(t.to(device, dtype))
         for t in (2 + draw(*shape, seed=0), draw(*shape, seed=1), draw(c, seed=2), draw(c, seed=3))
     ]
 
