@@ -33,6 +33,7 @@ AWKWARD = [  # r, g, n, m, heads, d
     pytest.param(1, 4, 77, 145, 1, 16),
     pytest.param(2, 2, 145, 63, 1, 64),
     pytest.param(1, 3, 200, 1, 2, 24),
+    pytest.param(1, 2, 16, 128, 2, 40, id="whole-tiles-padded-heads"),
 ]
 REAL = [  # r, g, n, m, heads, d
     pytest.param(2, 3, 4096, 4096, 5, 64, id="self"),
