@@ -6,8 +6,8 @@ from torch import Tensor
 
 from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Implementation, choose
+from anyv2v.kernels.geglu import onednn
 from anyv2v.kernels.geglu.eager import eager
-from anyv2v.kernels.geglu.onednn import fused, refuses
 from anyv2v.kernels.geglu.reference import reference
 
 
@@ -20,7 +20,7 @@ def _triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 TABLE = (
     Implementation("triton", _triton, gpu.refuses, yields=gpu.for_tests),
-    Implementation("onednn", fused, refuses),
+    Implementation("onednn", onednn.fused, onednn.refuses),
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )
