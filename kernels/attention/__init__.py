@@ -31,7 +31,7 @@ def _triton_refuses(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) ->
 
 def _triton_yields(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> str | None:
     if v.shape[0] == q.shape[0]:
-        return "nothing is shared, and sdpa has the faster kernels for that"
+        return "nothing is shared, where sdpa is expected to be as fast"
     return gpu.yields(q, k, v)
 
 
