@@ -143,6 +143,8 @@ def test_every_tile_of_triton(family, width, dtype, monkeypatch):
     monkeypatch.setattr(fused, "tiles_by_groups", lambda *_: table)
     q, k, v = drawn(1, 5, 130, 70, 1, width, torch.float32)
     assert relative_error(by_triton(q, k, v), exact(q, k, v)) < 1e-6
+    truth = exact(q, k, v[:1], causal=True)
+    assert relative_error(by_triton(q, k, v[:1], causal=True), truth) < 1e-6
 
 
 @pytest.mark.gpu
