@@ -7,15 +7,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from anyv2v.injection.taps import Taps
+from anyv2v.kernels.group_norm_silu import group_norm_silu
 
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation of x (r, ..., c) over everything between the first and the last axis."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        # a channels-last image (r, c, 1, n), which torch normalises where it lies
-        image = x.flatten(1, -2).unsqueeze(1).permute(0, 3, 1, 2)
-        return super().forward(image).permute(0, 2, 3, 1).reshape(x.shape)
+    def forward(self, x: Tensor, *, silu: bool = False, shift: Tensor | None = None) -> Tensor:
+        """Of x + shift, (s, c) repeated to r rows, if there is one; then SiLU if asked for."""
+        return group_norm_silu(
+            x, self.weight, self.bias, self.num_groups, self.eps, silu=silu, shift=shift
+        )
 
 
 class Conv2d(nn.Conv2d):
@@ -60,12 +62,10 @@ class ResnetBlock(nn.Module):
         return h + (x if self.shortcut is None else self.shortcut(x))
 
     def residual(self, x: Tensor, time: Tensor | None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        if time is not None:
-            shift = self.time(F.silu(time))
-            # every frame of a branch gets the same shift
-            h = (h.unflatten(0, (shift.shape[0], -1)) + shift[:, None, None, None]).flatten(0, 1)
-        return self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x, silu=True))
+        # every frame of a branch gets the same shift
+        shift = None if time is None else self.time(F.silu(time))
+        return self.conv2(self.norm2(h, silu=True, shift=shift))
 
 
 class TemporalConv(nn.Module):
@@ -85,5 +85,5 @@ class TemporalConv(nn.Module):
         """x (g b f, h, w, c) -> the same shape."""
         h = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames)
         for i in range(1, 5):
-            h = self.get_submodule(f"conv{i}")(F.silu(self.get_submodule(f"norm{i}")(h)))
+            h = self.get_submodule(f"conv{i}")(self.get_submodule(f"norm{i}")(h, silu=True))
         return x + h.reshape(x.shape)

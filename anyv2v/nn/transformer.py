@@ -7,15 +7,11 @@ from torch import Tensor, nn
 
 from anyv2v.injection.taps import Taps
 from anyv2v.kernels.geglu import geglu
+from anyv2v.kernels.layer_norm import add_layer_norm
 from anyv2v.nn.attention import Attention, TemporalAttention
 from anyv2v.nn.linear import Linear
 from anyv2v.nn.resnet import GroupNorm
 from anyv2v.nn.steering import Steering, rest
-
-
-def add(x: Tensor, h: Tensor) -> Tensor:
-    """x + h, for the rows that h still has."""
-    return rest(x, h) + h
 
 
 class GegluFeedForward(nn.Module):
@@ -31,6 +27,16 @@ class GegluFeedForward(nn.Module):
         return self.down(geglu(x, self.up.weight, self.up.bias))
 
 
+class AddNorm(nn.LayerNorm):
+    """The sum of a block so far and a branch of it, and that sum normalised for the next one.
+
+    Of the rows that the branch still has.
+    """
+
+    def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        return add_layer_norm(rest(x, branch), branch, self.weight, self.bias, self.eps)
+
+
 class SpatialBlock(nn.Module):
     """Self-attention within a frame, cross-attention to the context, feed-forward."""
 
@@ -38,19 +44,21 @@ class SpatialBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.self = Attention(f"{site}.self", width, heads, head_dim)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = AddNorm(width)
         self.cross = Attention(f"{site}.cross", width, heads, head_dim, context_width)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = AddNorm(width)
         self.ff = GegluFeedForward(width)
 
     def forward(self, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
         """x (g b f, h w, c) -> the same shape, in other rows if they are spread or leave."""
-        x = steering.spread(add(x, self.self(self.norm1(x), taps=taps)))
+        x, y = self.norm2(x, self.self(self.norm1(x), taps=taps))
+        x, y = steering.spread(x), steering.spread(y)
         # the context is the same for all frames of a branch, so they are one long row of queries
-        queries = rearrange(self.norm2(x), "(b f) n c -> b (f n) c", f=steering.frames)
+        queries = rearrange(y, "(b f) n c -> b (f n) c", f=steering.frames)
         context = steering.context_of(self.cross.site, x)
-        x = add(x, self.cross(queries, context, taps=taps).reshape(-1, *x.shape[1:]))
-        return x + self.ff(self.norm3(x))
+        branch = self.cross(queries, context, taps=taps)
+        x, y = self.norm3(x, branch.reshape(-1, *x.shape[1:]))
+        return x + self.ff(y)
 
 
 class TemporalBlock(nn.Module):
@@ -60,16 +68,16 @@ class TemporalBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
         self.self = TemporalAttention(f"{site}.self", width, heads, head_dim)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = AddNorm(width)
         self.self2 = TemporalAttention(f"{site}.self2", width, heads, head_dim)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = AddNorm(width)
         self.ff = GegluFeedForward(width)
 
     def forward(self, x: Tensor, *, taps: Taps) -> Tensor:
         """x (g b, f, h w, c) -> the same shape, with fewer rows if some leave."""
-        x = add(x, self.self(self.norm1(x), taps=taps))
-        x = add(x, self.self2(self.norm2(x), taps=taps))
-        return x + self.ff(self.norm3(x))
+        x, y = self.norm2(x, self.self(self.norm1(x), taps=taps))
+        x, y = self.norm3(x, self.self2(y, taps=taps))
+        return x + self.ff(y)
 
 
 class SpatialTransformer(nn.Module):
@@ -89,7 +97,8 @@ class SpatialTransformer(nn.Module):
         """x (g b f, h, w, c) -> the same shape, in other rows if they are spread or leave."""
         tokens = self.proj_in(self.norm(x).flatten(1, 2))
         tokens = self.block(tokens, steering, taps=taps)
-        return add(steering.spread(x), self.proj_out(tokens).reshape(-1, *x.shape[1:]))
+        out = self.proj_out(tokens).reshape(-1, *x.shape[1:])
+        return rest(steering.spread(x), out) + out
 
 
 class TemporalTransformer(nn.Module):
@@ -110,4 +119,5 @@ class TemporalTransformer(nn.Module):
         """x (g b f, h, w, c) -> the same shape, with fewer rows if some leave."""
         tokens = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames)
         tokens = self.block(self.proj_in(self.norm(tokens)), taps=taps)
-        return add(x, self.proj_out(tokens).reshape(-1, *x.shape[1:]))
+        out = self.proj_out(tokens).reshape(-1, *x.shape[1:])
+        return rest(x, out) + out

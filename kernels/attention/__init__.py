@@ -1,15 +1,43 @@
 """The door to attention: every attention over many tokens in the project goes through here."""
 
+import math
 import os
 
 from torch import Tensor
 
+from anyv2v.kernels import gpu
+from anyv2v.kernels.attention import torch_sdpa
 from anyv2v.kernels.attention.reference import reference
-from anyv2v.kernels.attention.torch_sdpa import refuses, sdpa
 from anyv2v.kernels.choose import Implementation, choose
 
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    # imported late: a machine may have no triton
+    from anyv2v.kernels.attention import fused
+
+    return fused.attention(q, k, v, causal=causal)
+
+
+def _triton_refuses(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> str | None:
+    widths = q.shape[-1], k.shape[-1], v.shape[-1]
+    if not widths[0] == widths[1] == widths[2]:
+        return "head dims {}, {} and {} are not one".format(*widths)
+    if widths[0] > 128:
+        return f"head dim {widths[0]} is over 128"
+    if math.prod(q.shape[1:]) >= 2**31:
+        return "one row of the answer spans 2^31 elements or more; use fewer tokens"
+    return gpu.refuses(q, k, v)
+
+
+def _triton_yields(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> str | None:
+    if v.shape[0] == q.shape[0]:
+        return "nothing is shared, where sdpa is expected to be as fast"
+    return gpu.yields(q, k, v)
+
+
 TABLE = (
-    Implementation("sdpa", sdpa, refuses),
+    Implementation("triton", _triton, _triton_refuses, _triton_yields),
+    Implementation("sdpa", torch_sdpa.sdpa, torch_sdpa.refuses),
     Implementation("reference", reference, lambda *_, **__: None),
 )
 _WANTED = os.environ.get("ANYV2V_ATTENTION")

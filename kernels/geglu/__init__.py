@@ -4,13 +4,23 @@ import os
 
 from torch import Tensor
 
+from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Implementation, choose
+from anyv2v.kernels.geglu import onednn
 from anyv2v.kernels.geglu.eager import eager
-from anyv2v.kernels.geglu.onednn import fused, refuses
 from anyv2v.kernels.geglu.reference import reference
 
+
+def _triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # imported late: a machine may have no triton
+    from anyv2v.kernels.geglu.fused import fused
+
+    return fused(x, weight, bias)
+
+
 TABLE = (
-    Implementation("onednn", fused, refuses),
+    Implementation("triton", _triton, gpu.refuses, yields=gpu.for_tests),
+    Implementation("onednn", onednn.fused, onednn.refuses),
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )

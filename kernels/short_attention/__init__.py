@@ -2,8 +2,10 @@
 
 import os
 
+import torch
 from torch import Tensor
 
+from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Implementation, choose
 from anyv2v.kernels.short_attention import eager, reference
 from anyv2v.kernels.short_attention.torch_sdpa import sdpa
@@ -13,20 +15,76 @@ def _never(*_) -> None:
     """Takes everything."""
 
 
-def _nothing_is_shared(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    return None if v.shape[0] > q.shape[0] else "no softmax is shared: sdpa stores none"
+def _eager_yields(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    # as fast as sdpa on a CPU, and so the numbers there are the same with and without sharing
+    if q.device.type == "cpu" or v.shape[0] > q.shape[0]:
+        return None
+    return "nothing is shared, and sdpa stores no probabilities"
+
+
+def _triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # imported late, here and below: a machine may have no triton
+    from anyv2v.kernels.short_attention import fused
+
+    return fused.attention(q, k, v)
+
+
+def _triton_probabilities(q: Tensor, k: Tensor) -> Tensor:
+    from anyv2v.kernels.short_attention import fused
+
+    return fused.probabilities(q, k)
+
+
+def _triton_apply(weights: Tensor, v: Tensor) -> Tensor:
+    from anyv2v.kernels.short_attention import fused
+
+    return fused.apply(weights, v)
+
+
+def _triton_refuses(q: Tensor, k: Tensor, v: Tensor | None = None) -> str | None:
+    shapes = [tuple(x.shape[1:]) for x in (q, k, v) if x is not None]
+    if q.shape[2:] != k.shape[2:] or shapes[-1] != shapes[1]:
+        return f"its rows do not fit one another: {', '.join(map(str, shapes))}"
+    tensors = (q, k) if v is None else (q, k, v)
+    return _too_large(q, q.shape[1], k.shape[1]) or gpu.refuses(*tensors)
+
+
+def _triton_apply_refuses(weights: Tensor, v: Tensor) -> str | None:
+    rows, positions, heads, n, m = weights.shape
+    if v.shape[1:4] != (m, positions, heads):
+        return f"{tuple(weights.shape)} does not fit {tuple(v.shape)}"
+    if not weights.is_contiguous():
+        return "the probabilities are not contiguous; call .contiguous() first"
+    return _too_large(v, n, m) or gpu.refuses(weights, v)
+
+
+def _too_large(x: Tensor, n: int, m: int) -> str | None:
+    """What registers and 32-bit numbers do not hold: x (r, tokens, p, heads, d), n by m weights."""
+    _, _, positions, heads, d = x.shape
+    if max(n, m) > 128:
+        return f"{max(n, m)} tokens are over 128; attention() is for those"
+    if d > 128:
+        return f"head dim {d} is over 128"
+    if x.dtype == torch.float32 and x.is_cuda and (max(n, m) > 32 or d > 64):
+        return f"float32 is for 32 tokens and head dim 64 at most, not {max(n, m)} and {d}"
+    if positions * heads * n * max(m, d) >= 2**31:
+        return "one row of the answer spans 2^31 elements or more; use fewer positions"
+    return None
 
 
 TABLE = (
-    Implementation("eager", eager.attention, _never, yields=_nothing_is_shared),
+    Implementation("triton", _triton, _triton_refuses, gpu.yields),
+    Implementation("eager", eager.attention, _never, _eager_yields),
     Implementation("sdpa", sdpa, _never),
     Implementation("reference", reference.reference, _never),
 )
 PROBABILITIES_TABLE = (
+    Implementation("triton", _triton_probabilities, _triton_refuses, gpu.yields),
     Implementation("eager", eager.probabilities, _never),
     Implementation("reference", reference.probabilities, _never),
 )
 APPLY_TABLE = (
+    Implementation("triton", _triton_apply, _triton_apply_refuses, gpu.yields),
     Implementation("eager", eager.apply, _never),
     Implementation("reference", reference.apply, _never),
 )

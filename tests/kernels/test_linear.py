@@ -1,4 +1,4 @@
-"""Every implementation of linear and GEGLU against its definition in float64."""
+"""Every implementation of linear against its definition in float64; what oneDNN refuses."""
 
 import pytest
 import torch
@@ -45,24 +45,6 @@ def test_linear(shape, width, with_bias, name, dtype):
     x, weight, bias = (y.to(dtype) for y in drawn(shape, width))
     truth = x.double() @ weight.double().T + (bias.double() if with_bias else 0)
     check(linear(x, weight, bias if with_bias else None, impl=name), truth, dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [i.name for i in GEGLU_TABLE])
-@pytest.mark.parametrize("shape, width", SHAPES)
-@torch.no_grad()
-def test_geglu(shape, width, name, dtype):
-    takes(GEGLU_TABLE, name, dtype)
-    x, weight, bias = (y.to(dtype) for y in drawn(shape, 2 * width))
-    out = x.double() @ weight.double().T + bias.double()
-    value, gate = out[..., :width], out[..., width:]
-    truth = value * gate * torch.distributions.Normal(0, 1).cdf(gate)
-    ours = geglu(x, weight, bias, impl=name)
-    assert ours.dtype == dtype and ours.shape == truth.shape
-    # several roundings in the narrow types where torch rounds every operation
-    assert relative_error(ours, truth) < (
-        1e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
-    )
 
 
 @pytest.mark.parametrize("name", [i.name for i in LINEAR_TABLE])

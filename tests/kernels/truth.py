@@ -1,10 +1,32 @@
-"""What the tests of attention share: numbers drawn, how far a dtype may be off, the closed form."""
+"""What the tests of attention share: tensors drawn, how far a dtype may be off, the closed form."""
 
 import torch
+import torch.nn.functional as F
+
+from anyv2v.kernels import gpu
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Triton's kernels run on the GPU, or where there is none in Triton's interpreter
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def names(table):
+    """The implementations that this machine can test."""
+    return [i.name for i in table if i.name != "triton" or gpu.INSTALLED]
 
 
 def draw(*shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def within_nan(x):
+    """The same numbers as a part of a larger tensor, NaN all around: odd strides, no overrun."""
+    return F.pad(x, (1, 2) * x.ndim, value=float("nan"))[(slice(1, -2),) * x.ndim]
+
+
+def guarded(x):
+    """The same numbers in one piece of memory with NaN before and after (conftest.py)."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
 
 
 def bound(dtype):

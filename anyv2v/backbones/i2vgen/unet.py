@@ -7,7 +7,6 @@ Every layer works on a view of that, so nothing is permuted between space and ti
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -211,7 +210,7 @@ class UNet(nn.Module):
         for level in self.up:
             x = level(x, skips, steering, taps=taps)
 
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(self.norm_out(x, silu=True))
         return rearrange(x, "(b f) h w c -> b c f h w", f=frames).contiguous()
 
     def _may_share(self, taps: Taps) -> bool:

@@ -1,0 +1,60 @@
+"""Who would run what, and why nobody better: `python -m anyv2v.kernels.explain [--device cuda]`.
+
+Nothing is computed and no memory is taken: the calls of one UNet forward on 16 frames of 512x512
+are asked about with tensors that have a shape, a dtype and a device but no data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from anyv2v.kernels.cases import Case, cases
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def explain(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
+    """(implementation, what becomes of it) for each, in the order in which they are asked."""
+    with FakeTensorMode(), torch.no_grad():
+        args, options = case.draw(device, dtype)
+        chosen = False
+        for implementation in case.table:
+            if (reason := implementation.refuses(*args, **options)) is not None:
+                verdict = f"cannot: {reason}"
+            elif (reason := implementation.yields(*args, **options)) is not None:
+                verdict = f"only by name: {reason}"
+            else:
+                verdict = "could as well" if chosen else "RUNS"
+                chosen = True
+            yield implementation.name, verdict
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m anyv2v.kernels.explain")
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=here)
+    parser.add_argument("--dtype", choices=list(DTYPES), help="bf16, on a CPU fp32")
+    parser.add_argument("operation", nargs="*", help="all unless given")
+    asked = parser.parse_args(argv)
+    dtype = DTYPES[asked.dtype or ("fp32" if asked.device == "cpu" else "bf16")]
+
+    print(f"{dtype} on {asked.device}, torch {torch.__version__}; the automatic choice:")
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        print("(there is no CUDA here; answered for a GPU of compute capability 9.0)")
+    for case in cases():
+        if asked.operation and case.operation not in asked.operation:
+            continue
+        print(f"\n{case.operation}  {case.name}")
+        if wanted := os.environ.get(f"ANYV2V_{case.operation.upper()}"):
+            print(f"  ANYV2V_{case.operation.upper()} asks for {wanted}; without it:")
+        for name, verdict in explain(case, asked.device, dtype):
+            print(f"  {name:10} {verdict}")
+
+
+if __name__ == "__main__":
+    main()

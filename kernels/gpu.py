@@ -1,0 +1,86 @@
+"""What every Triton kernel asks of its tensors, answered without importing Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def interpreted() -> bool:
+    """Kernels run in Triton's interpreter, on a CPU: slowly, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def refuses(*tensors: Tensor) -> str | None:
+    """Why no kernel of ours takes these tensors, or None."""
+    first = tensors[0]
+    if not INSTALLED:
+        return "triton is not installed; pip install triton"
+    if first.device.type != "cuda" and not (first.device.type == "cpu" and interpreted()):
+        return f"it needs a CUDA device, not {first.device}"
+    if any(x.device != first.device for x in tensors):
+        return "its tensors are on several devices"
+    if any(x.dtype != first.dtype for x in tensors):
+        return "its tensors differ in dtype; cast them to one"
+    if first.dtype not in DTYPES:
+        return f"{first.dtype} is not float16, bfloat16 or float32"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "it has no gradients; call it under torch.no_grad()"
+    if any(x.numel() == 0 for x in tensors):
+        return "a tensor is empty"
+    if any(x.stride(-1) != 1 and x.shape[-1] != 1 for x in tensors):
+        return "the last dim is not contiguous in memory; call .contiguous() first"
+    if any(_span_of_a_row(x) >= 2**31 for x in tensors):
+        return "one row spans 2^31 elements or more; use fewer tokens"
+    if first.device.type == "cuda" and family(first.device) is None:
+        return "the GPU is older than compute capability 8.0"
+    return None
+
+
+def for_tests(x: Tensor, *_: Any, **__: Any) -> str | None:
+    """Why a kernel that can take x had better not without being asked, or None."""
+    return None if x.device.type == "cuda" else "Triton's interpreter is for tests"
+
+
+def yields(*tensors: Tensor) -> str | None:
+    """The same of kernels that live on tensor cores."""
+    if (reason := for_tests(*tensors)) is not None:
+        return reason
+    if tensors[0].dtype == torch.float32:
+        return "float32 has no tensor cores to gain by"
+    return None
+
+
+def family(device: torch.device) -> str | None:
+    """The target whose tiles suit a device, one of those in aot.py; None: too old."""
+    if device.type == "cpu" or not torch.cuda.is_available():
+        # interpreted, or a tensor that only pretends to be on a GPU
+        return "sm_90"
+    if torch.version.hip:
+        return "gfx942"
+    # unlike get_device_capability, a constant to torch.compile
+    major = torch.cuda.get_device_properties(device).major
+    if major < 8:
+        return None
+    # 12 has the instructions and the shared memory of 8
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")
+
+
+def _span_of_a_row(x: Tensor) -> int:
+    """Elements from the first to the last of x[0]: kernels count rows in 64 bits, these in 32."""
+    return sum(
+        (size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
+    )
+
+
+def on(x: Tensor) -> AbstractContextManager:
+    """Kernels launched within go to the device of x."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

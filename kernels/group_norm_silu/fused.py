@@ -1,0 +1,296 @@
+"""group_norm_silu in Triton. README.md beside this file says why it is cut as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from anyv2v.kernels import gpu
+from anyv2v.kernels.aot import Configuration
+
+POSITIONS, CHANNELS, WARPS = 128, 64, 4
+"""The tile of which one program takes moments, or which it normalises."""
+COMBINE_WARPS = 16
+WHOLE = 16384
+"""A group of a row with no more elements than this, padded, is one program's."""
+
+
+@triton.jit
+def _load(X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT: tl.constexpr):
+    """x + shift of a tile in float32, and which of its elements exist."""
+    inside = (position < n)[:, None] & exists[None, :]
+    offsets = position[:, None] * c + channel[None, :]
+    x = tl.load(X + row.to(tl.int64) * n * c + offsets, mask=inside, other=0.0).to(tl.float32)
+    if SHIFT:
+        at = (row // rows_per_shift) * c + channel
+        x += tl.load(Shift + at, mask=exists, other=0.0).to(tl.float32)[None, :]
+    return x, inside, offsets
+
+
+@triton.jit
+def _finish(x, mean, rstd, weight, bias, SILU: tl.constexpr):
+    y = (x - mean) * rstd * weight + bias
+    if SILU:
+        y = y / (1.0 + tl.exp(-y))
+    return y
+
+
+@triton.jit
+def whole_kernel(
+    X,
+    Shift,
+    Weight,
+    Bias,
+    Y,
+    n,
+    c,
+    groups,
+    rows_per_shift,
+    eps,
+    WIDTH: tl.constexpr,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    SILU: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
+    """One group of one row from end to end: WIDTH channels, padded to C, of n <= N positions."""
+    row, group = tl.program_id(0) // groups, tl.program_id(0) % groups
+    position, member = tl.arange(0, N), tl.arange(0, C)
+    channel, exists = group * WIDTH + member, member < WIDTH
+    x, inside, offsets = _load(
+        X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT
+    )
+    count = n * WIDTH
+    mean = tl.sum(tl.where(inside, x, 0.0)) / count
+    off = tl.where(inside, x - mean, 0.0)
+    rstd = tl.rsqrt(tl.sum(off * off) / count + eps)
+    weight = tl.load(Weight + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
+    bias = tl.load(Bias + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
+    y = _finish(x, mean, rstd, weight, bias, SILU)
+    tl.store(Y + row.to(tl.int64) * n * c + offsets, y.to(Y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def moments_kernel(
+    X,
+    Shift,
+    Means,
+    Squares,
+    n,
+    c,
+    rows_per_shift,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
+    """The mean of each channel over N positions, and the squares of what is off it, summed."""
+    part, row = tl.program_id(0), tl.program_id(2)
+    position = part * N + tl.arange(0, N)
+    channel = tl.program_id(1) * C + tl.arange(0, C)
+    exists = channel < c
+    x, inside, _ = _load(X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT)
+    count = tl.minimum(n - part * N, N)
+    mean = tl.sum(tl.where(inside, x, 0.0), axis=0) / count
+    off = tl.where(inside, x - mean[None, :], 0.0)
+    at = (row * tl.num_programs(0) + part) * c + channel
+    tl.store(Means + at, mean, mask=exists)
+    tl.store(Squares + at, tl.sum(off * off, axis=0), mask=exists)
+
+
+@triton.jit
+def combine_kernel(
+    Means,
+    Squares,
+    Mean,
+    Rstd,
+    n,
+    c,
+    parts,
+    groups,
+    eps,
+    WIDTH: tl.constexpr,
+    N: tl.constexpr,
+    PARTS: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Mean and 1 / standard deviation of one group of a row, of its channels' moments by part."""
+    row, group = tl.program_id(0) // groups, tl.program_id(0) % groups
+    member = tl.arange(0, C)
+    column = group * WIDTH + member
+    total = tl.zeros([PARTS, C], tl.float32)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)
+        inside = (part < parts)[:, None] & (member < WIDTH)[None, :]
+        at = (row * parts + part)[:, None] * c + column[None, :]
+        count = tl.minimum(n - part * N, N).to(tl.float32)[:, None]
+        total += tl.load(Means + at, mask=inside, other=0.0) * count
+    elements = n * WIDTH
+    mean = tl.sum(total) / elements
+    squares = tl.zeros([PARTS, C], tl.float32)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)
+        inside = (part < parts)[:, None] & (member < WIDTH)[None, :]
+        at = (row * parts + part)[:, None] * c + column[None, :]
+        count = tl.minimum(n - part * N, N).to(tl.float32)[:, None]
+        # squares about the group's mean = squares about the part's + count * (difference)^2
+        off = tl.load(Means + at, mask=inside, other=0.0) - mean
+        squares += tl.load(Squares + at, mask=inside, other=0.0)
+        squares += tl.where(inside, off * off * count, 0.0)
+    tl.store(Mean + tl.program_id(0), mean)
+    tl.store(Rstd + tl.program_id(0), tl.rsqrt(tl.sum(squares) / elements + eps))
+
+
+@triton.jit
+def normalise_kernel(
+    X,
+    Shift,
+    Mean,
+    Rstd,
+    Weight,
+    Bias,
+    Y,
+    n,
+    c,
+    groups,
+    rows_per_shift,
+    WIDTH: tl.constexpr,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    SILU: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
+    row = tl.program_id(2)
+    position = tl.program_id(0) * N + tl.arange(0, N)
+    channel = tl.program_id(1) * C + tl.arange(0, C)
+    exists = channel < c
+    x, inside, offsets = _load(
+        X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT
+    )
+    at = row * groups + channel // WIDTH
+    mean = tl.load(Mean + at, mask=exists, other=0.0)[None, :]
+    rstd = tl.load(Rstd + at, mask=exists, other=0.0)[None, :]
+    weight = tl.load(Weight + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
+    bias = tl.load(Bias + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
+    y = _finish(x, mean, rstd, weight, bias, SILU)
+    tl.store(Y + row.to(tl.int64) * n * c + offsets, y.to(Y.dtype.element_ty), mask=inside)
+
+
+def fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    *,
+    silu: bool = True,
+    shift: Tensor | None = None,
+) -> Tensor:
+    rows, c = x.shape[0], x.shape[-1]
+    n, width = x[0, ..., 0].numel(), c // groups
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    has_shift = shift is not None
+    rows_per_shift = rows // shift.shape[0] if has_shift else 1
+    # never read where there is no shift
+    shift = shift.contiguous() if has_shift else x
+    members, positions = triton.next_power_of_2(width), triton.next_power_of_2(n)
+    if positions * members <= WHOLE:
+        with gpu.on(x):
+            whole_kernel[(rows * groups,)](
+                *(x, shift, weight, bias, y),
+                *(n, c, groups, rows_per_shift, eps),
+                WIDTH=width,
+                N=positions,
+                C=members,
+                SILU=silu,
+                SHIFT=has_shift,
+                num_warps=_whole_warps(positions * members),
+            )
+        return y
+
+    parts = triton.cdiv(n, POSITIONS)
+    means, squares = torch.empty(2, rows, parts, c, dtype=torch.float32, device=x.device)
+    mean, rstd = torch.empty(2, rows, groups, dtype=torch.float32, device=x.device)
+    grid = (parts, triton.cdiv(c, CHANNELS), rows)
+    tile = {"N": POSITIONS, "C": CHANNELS, "SHIFT": has_shift, "num_warps": WARPS}
+    with gpu.on(x):
+        moments_kernel[grid](x, shift, means, squares, n, c, rows_per_shift, **tile)
+        combine_kernel[(rows * groups,)](
+            *(means, squares, mean, rstd),
+            *(n, c, parts, groups, eps),
+            WIDTH=width,
+            N=POSITIONS,
+            PARTS=_parts_at_once(members),
+            C=members,
+            num_warps=COMBINE_WARPS,
+        )
+        normalise_kernel[grid](
+            *(x, shift, mean, rstd, weight, bias, y),
+            *(n, c, groups, rows_per_shift),
+            WIDTH=width,
+            SILU=silu,
+            **tile,
+        )
+    return y
+
+
+def _whole_warps(elements: int) -> int:
+    return 4 if elements <= 4096 else 8 if elements <= 8192 else 16
+
+
+def _parts_at_once(channels: int) -> int:
+    return max(1, 4096 // channels)
+
+
+def configurations() -> Iterator[Configuration]:
+    """Those of the network's widths that differ most: 320 and 2560 channels in 32 groups."""
+    sizes = dict.fromkeys(("n", "c", "groups", "rows_per_shift"), "i32")
+    x = dict.fromkeys(("X", "Shift", "Y", "Weight", "Bias"), "*bf16")
+    moments = dict.fromkeys(("Means", "Squares"), "*fp32")
+    statistics = dict.fromkeys(("Mean", "Rstd"), "*fp32")
+    tile = {"N": POSITIONS, "C": CHANNELS, "SHIFT": True}
+
+    def named(types, *names):
+        return {name: types[name] for name in names}
+
+    for positions, channels, width in ((64, 64, 40), (256, 64, 40)):
+        yield Configuration(
+            f"group_norm_silu whole {positions} x {channels}",
+            whole_kernel,
+            x | sizes | {"eps": "fp32"},
+            dict(WIDTH=width, N=positions, C=channels, SILU=True, SHIFT=True),
+            {"num_warps": _whole_warps(positions * channels)},
+            divisible=("c",),
+        )
+    yield Configuration(
+        "group_norm_silu moments",
+        moments_kernel,
+        named(x, "X", "Shift") | moments | named(sizes, "n", "c", "rows_per_shift"),
+        tile,
+        {"num_warps": WARPS},
+        divisible=("c",),
+    )
+    for width in (10, 80):
+        channels = triton.next_power_of_2(width)
+        yield Configuration(
+            f"group_norm_silu combine, {width} channels",
+            combine_kernel,
+            moments
+            | statistics
+            | named(sizes, "n", "c", "groups")
+            | {"parts": "i32", "eps": "fp32"},
+            dict(WIDTH=width, N=POSITIONS, PARTS=_parts_at_once(channels), C=channels),
+            {"num_warps": COMBINE_WARPS},
+            divisible=("c",),
+        )
+    yield Configuration(
+        "group_norm_silu normalise",
+        normalise_kernel,
+        x | statistics | sizes,
+        tile | dict(WIDTH=10, SILU=True),
+        {"num_warps": WARPS},
+        divisible=("c",),
+    )

@@ -1,0 +1,82 @@
+"""The door to layer normalisation, alone or after the sum that it normalises."""
+
+import os
+
+from torch import Tensor
+
+from anyv2v.kernels import gpu
+from anyv2v.kernels.choose import Implementation, choose
+from anyv2v.kernels.layer_norm.eager import add_eager, eager
+from anyv2v.kernels.layer_norm.reference import add_reference, reference
+
+
+def _triton(*args) -> Tensor:
+    # imported late: a machine may have no triton
+    from anyv2v.kernels.layer_norm.fused import fused
+
+    return fused(*args)
+
+
+def _add_triton(*args) -> tuple[Tensor, Tensor]:
+    from anyv2v.kernels.layer_norm.fused import add_fused
+
+    return add_fused(*args)
+
+
+def _refuses(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> str | None:
+    if not x.is_contiguous():
+        return "the input is not contiguous"
+    if x.shape[-1] > 8192:
+        return f"{x.shape[-1]} numbers are more than one program holds, 8192"
+    return gpu.refuses(x, weight, bias)
+
+
+def _add_refuses(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float) -> str | None:
+    if not branch.is_contiguous():
+        return "the second input is not contiguous"
+    return _refuses(x, weight, bias, eps) or gpu.refuses(x, branch)
+
+
+TABLE = (
+    # PyTorch's own reads and writes once: there is nothing to gain on it
+    Implementation("eager", eager, lambda *_: None),
+    Implementation("triton", _triton, _refuses, yields=gpu.for_tests),
+    Implementation("reference", reference, lambda *_: None),
+)
+ADD_TABLE = (
+    Implementation("triton", _add_triton, _add_refuses, yields=gpu.for_tests),
+    Implementation("eager", add_eager, lambda *_: None),
+    Implementation("reference", add_reference, lambda *_: None),
+)
+_WANTED, _WANTED_ADD = (os.environ.get(f"ANYV2V_{n}") for n in ("LAYER_NORM", "ADD_LAYER_NORM"))
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, impl: str | None = None
+) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (arXiv 1607.06450).
+
+    x (..., c), weight and bias (c,) -> the shape of x, one dtype. `impl` or the environment
+    variable ANYV2V_LAYER_NORM names an implementation.
+    """
+    chosen = choose("layer_norm", TABLE, impl or _WANTED, x, weight, bias, eps)
+    return chosen.run(x, weight, bias, eps)
+
+
+def add_layer_norm(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    *,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x + branch, and that normalised as by `layer_norm`; all of one shape.
+
+    `impl` or the environment variable ANYV2V_ADD_LAYER_NORM names an implementation.
+    """
+    if x.shape != branch.shape:
+        raise ValueError(f"{tuple(x.shape)} and {tuple(branch.shape)} are not of one shape")
+    chosen = choose("add_layer_norm", ADD_TABLE, impl or _WANTED_ADD, x, branch, weight, bias, eps)
+    return chosen.run(x, branch, weight, bias, eps)
