@@ -50,11 +50,13 @@ def run(
     truth = Truth.of(wanted, size, frames)
     steps = BEST.steps
 
+    video = Video(truth.source, fps)
     inverted = editor.invert(
-        Video(truth.source, fps),
-        steps=BEST.inversion_steps,
+        video,
+        steps=steps,
         prompt=wanted.source.caption if BEST.prompted else "",
-        on_step=progress("invert", BEST.inversion_steps),
+        on_step=progress("invert", steps),
+        recording=editor.recording(video, BEST.injection, steps),
     )
 
     def edit(title: str, injection: Injection, random_ratio: float = 0.0):

@@ -55,7 +55,7 @@ def judge(
     truth = Truth.of(edit, editor.defaults.size, frames)
     caption = edit.source.caption if settings.prompted else ""
     video = anyv2v.Video(truth.source, FPS)
-    source = editor.invert(video, steps=settings.inversion_steps, prompt=caption)
+    source = editor.invert(video, steps=settings.steps, prompt=caption)
 
     def sample(injection: anyv2v.Injection, random_ratio: float = 0.0) -> np.ndarray:
         return editor.edit(

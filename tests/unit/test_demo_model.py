@@ -47,7 +47,7 @@ def invert(editor, edit) -> Trial:
     truth = Truth.of(edit, editor.defaults.size, editor.defaults.frames)
     caption = edit.source.caption if BEST.prompted else ""
     video = anyv2v.Video(truth.source, editor.defaults.fps)
-    source = editor.invert(video, steps=BEST.inversion_steps, prompt=caption)
+    source = editor.invert(video, steps=BEST.steps, prompt=caption)
     return Trial(truth, source, edit.truth.caption)
 
 

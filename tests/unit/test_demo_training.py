@@ -84,9 +84,12 @@ def test_training_builds_conditions_as_the_editor_does(vae):
         )
     for i, ((text, negative), fps) in enumerate(zip(told, (8, 9, 7), strict=True)):
         theirs = whole.condition(text, clips[i, 0].numpy(), 3, (16, 16), fps, negative)
-        for name in ("context", "latents", "fps"):
-            found, wanted = getattr(ours, name)[i], getattr(theirs, name)[0]
-            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+        pairs = [(ours.latents, theirs.latents), (ours.fps, theirs.fps)]
+        for site, read in theirs.context.items():
+            pairs += zip(ours.context[site], read, strict=True)
+        assert len(pairs) > 2
+        for found, wanted in pairs:
+            torch.testing.assert_close(found[i], wanted[0], atol=1e-5, rtol=1e-4)
 
 
 def test_latents_of_a_clip_are_the_editors(vae):

@@ -9,9 +9,8 @@ from anyv2v.injection.plan import Injection
 
 @dataclass(frozen=True)
 class Settings:
-    steps: int = 20
-    inversion_steps: int = 100
-    """With 20, one scene in three comes back wrong."""
+    steps: int = 50
+    """Of the inversion and of sampling, which it solves."""
     guidance: float = 1.0
     prompted: bool = True
     """Whether the inversion is told the source's caption."""

@@ -149,7 +149,7 @@ def sheet(editor: Editor, zoom: int = 2) -> np.ndarray:
         source, truth = render([edit.source, edit.truth], size, frames).frames.numpy()
         inverted = editor.invert(
             Video(source, editor.defaults.fps),
-            steps=BEST.inversion_steps,
+            steps=BEST.steps,
             prompt=edit.source.caption if BEST.prompted else "",
         )
         found = editor.edit(
