@@ -12,12 +12,12 @@ import anyv2v
 from tests import golden
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SMALLER = {"(512, 512)": "(64, 64)", "frames=16": "frames=4", "steps=500": "steps=50"}
+SMALLER = {"(512, 512)": "(64, 64)", "frames=16": "frames=4"}
 
 
 def test_the_python_examples_run(weights, tmp_path, monkeypatch, video):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "i2vgen-xl").symlink_to(weights)
     monkeypatch.chdir(tmp_path)
