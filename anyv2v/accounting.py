@@ -44,17 +44,18 @@ class Cost:
 def fakes(device: str | torch.device) -> Iterator[torch.device]:
     """Inside, new tensors are fake; gives the device to make them on.
 
-    It is `device`, but for a CUDA device where there is none: then it is the meta device, which to
-    code that asks is no CPU, and attention runs as on a GPU.
+    It is `device`, but for CUDA: then it is the meta device, which to code that asks is no CPU.
+    Triton's kernels refuse it, since they cannot run without data, and what stands in for them
+    does the same operations; attention runs as on a GPU, keeping no scores.
     """
     device = torch.device(device)
-    absent = device.type == "cuda" and not torch.cuda.is_available()
+    on_gpu = device.type == "cuda"
     # torch.tensor makes no fakes on the meta device, but what it makes there is as good
     with (
-        FakeTensorMode(allow_non_fake_inputs=absent),
-        _FusedAttention() if absent else nullcontext(),
+        FakeTensorMode(allow_non_fake_inputs=on_gpu),
+        _FusedAttention() if on_gpu else nullcontext(),
     ):
-        yield torch.device("meta") if absent else device
+        yield torch.device("meta") if on_gpu else device
 
 
 def count(run: Callable[[], Any]) -> Cost:

@@ -88,10 +88,9 @@ def fixed_point(
     Sampling turns x_t and v(x_t, t) by the angle d between two noise levels (the rotation of
     `ddim_step`): x_s = cos(d) x_t - sin(d) v(x_t, t). So x_t is the fixed point of
     x -> (x_s + sin(d) v(x, t)) / cos(d), which contracts because d is small; nothing is singular
-    at any level. It starts where the last two v, extrapolated linearly, lead (an idea of arXiv
-    2403.14617) and goes on by Anderson's acceleration (doi 10.1145/321296.321305) until the
-    residual is within `tolerance` or the evaluations are spent: STEP_CAP in one step, `budget`
-    (2 * steps) in all.
+    at any level. It starts where the last two v, extrapolated linearly, lead, and goes on by
+    Anderson's acceleration (doi 10.1145/321296.321305) until the residual is within `tolerance` or
+    the evaluations are spent: STEP_CAP in one step, `budget` (2 * steps) in all.
 
     What is kept is the iterate that was evaluated last: what the network computed there is what
     it will compute of the source in sampling. The next step starts from the iterate after it, which

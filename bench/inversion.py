@@ -1,0 +1,362 @@
+"""How well methods of inversion invert, at equal numbers of evaluations.
+
+    python bench/inversion.py [--scenes 12] [--first 0] [--methods ddim fixed] [--out DIR]
+
+On the demo weights, held-out clips, each kind of edit in turn, guidance 1, sampling with 50 steps.
+Round trip: inverted with the empty prompt, then reconstructed from the noisiest timestep of
+sampling; the latent error is relative to the clean latents. Edit: inverted with what the demo's
+best settings tell the inversion, then edited with its best injection. --methods takes the
+beginnings of names. What --out already holds is not computed again, so slices add up.
+
+Before anything is measured the product is checked: the residuals that its fixed point reports are
+recomputed through the steps of sampling, and the evaluations that it reports are counted.
+
+In:
+- ddim: plain DDIM inversion (arXiv 2105.05233, appendix F). Only numbers of steps whose timesteps
+  include those of sampling can be read by it, so 200 stands where one would ask for 150. None
+  evaluates beyond the noisiest timestep of sampling: 500 steps are 491 evaluations.
+- fixed-point: the product's default, and at other tolerances and budgets.
+- linear: the same with one evaluation a step, at the point extrapolated from the last two v.
+- videoshop (arXiv 2403.14617): one evaluation a step too, but extrapolated otherwise: along the
+  straight line, in noise level sigma, from the clean latents through the current ones. Below
+  sigma 1, where that line is short, its authors put noise drawn at random in place of it, and so
+  does this. Their normalisation of latents belongs to another autoencoder and is left out.
+- plain: the fixed point iterated without acceleration and from the latents of the step before
+  (arXiv 2309.04907), what is kept being the last iterate.
+- renoise: the same, but the step is taken with the mean of predictions (arXiv 2403.14602): of all
+  below t = 250, of the last two above, as its authors have it. Their losses that make noise
+  editable, and their correction of noise for samplers that add some, are left out.
+
+Out, and why:
+- EDICT (arXiv 2211.12446), BDIA (2307.10829), O-BELM (2410.07273) are exact because their samplers
+  carry two states: EDICT two coupled copies, at two evaluations a step each way, the others
+  x at two timesteps, linearly. So the edit would have to be sampled by them, no longer by DDIM. And
+  exact they are only if the way back predicts what the way there did: under another first frame,
+  guidance and injected features the pair of states no longer belongs together.
+- GNRI (2312.12540) follows the derivative of the residual with respect to the latents. Through the
+  network, as its paper writes it, that takes a backward pass (about two evaluations more) and all
+  activations kept; the code of its authors leaves the network out of the derivative. Its guidance
+  term pulls the iterate to where noise is likely, away from the solution of the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import anyv2v
+from anyv2v.diffusion.ddim import Predict
+from anyv2v.diffusion.inversion import TOLERANCE, Inverted, ddim, fixed_point
+from anyv2v.diffusion.schedule import TRAIN_STEPS, Schedule
+from anyv2v.diffusion.trajectory import Trajectory
+from anyv2v.editor import Editor
+from anyv2v.files import atomic_path
+from anyv2v.media.psnr import psnr
+from anyv2v.source import InversionSettings
+from anyv2v.weights.demo.scenes import KINDS, SceneEdit, draw_edit
+from anyv2v.weights.demo.scores import Truth, scores
+from anyv2v.weights.demo.settings import BEST
+
+STEPS = 50
+"""Of sampling, and of every method but ddim."""
+FPS = 8
+TRACKED = ("colour", "background")
+"""Kinds of edits whose sprite can be followed with confidence."""
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    steps: int
+    run: Callable[[Predict, Inverted, Schedule, int], Iterator[Inverted]]
+
+
+def plain(
+    predict: Predict, state: Inverted, schedule: Schedule, steps: int, evaluations: int
+) -> Iterator[Inverted]:
+    """Iterates each step of sampling from the latents below it, a fixed number of times."""
+    for i, t in _upwards(schedule, steps):
+        x = state.latents
+        for _ in range(evaluations):
+            x = solved(schedule, predict(i, t, x), t, state.latents, steps)
+        state = _after(state, t, x, evaluations)
+        yield state
+
+
+def renoise(
+    predict: Predict, state: Inverted, schedule: Schedule, steps: int, evaluations: int
+) -> Iterator[Inverted]:
+    """The same, the step taken with the mean of the predictions: of all, or of the last two."""
+    for i, t in _upwards(schedule, steps):
+        x, predictions = state.latents, []
+        for _ in range(evaluations):
+            predictions.append(predict(i, t, x))
+            x = solved(schedule, predictions[-1], t, state.latents, steps)
+        averaged = predictions if t < 250 else predictions[-2:]
+        x = solved(schedule, torch.stack(averaged).mean(0), t, state.latents, steps)
+        state = _after(state, t, x, evaluations)
+        yield state
+
+
+def videoshop(
+    predict: Predict, state: Inverted, schedule: Schedule, steps: int
+) -> Iterator[Inverted]:
+    """One evaluation a step, on the line from the clean latents through the current ones."""
+    clean = state.kept[0]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
+    noise = noise * clean.std()
+    for i, t in _upwards(schedule, steps):
+        before, level = schedule.alpha_bar(t - TRAIN_STEPS // steps), schedule.alpha_bar(t)
+        sigma_before, sigma = (math.sqrt((1 - a) / a) for a in (before, level))
+        if sigma_before > 1:
+            noise = (state.latents / math.sqrt(before) - clean) / sigma_before
+        v = predict(i, t, math.sqrt(level) * (clean + sigma * noise))
+        state = _after(state, t, solved(schedule, v, t, state.latents, steps), 1)
+        yield state
+
+
+def solved(schedule: Schedule, v: Tensor, t: int, below: Tensor, steps: int) -> Tensor:
+    """The latents at t that the step of sampling turns into `below`, if v is what is said there."""
+    # the step is linear in the latents: a factor of them, and what it makes of v alone
+    of_v = schedule.step(v, t, torch.zeros_like(below), steps)
+    return (below - of_v) / _shrinkage(schedule, t, steps)
+
+
+def _shrinkage(schedule: Schedule, t: int, steps: int) -> float:
+    """By how much the step of sampling from t multiplies the latents."""
+    return schedule.step(torch.zeros(()), t, torch.ones(()).double(), steps).item()
+
+
+def _upwards(schedule: Schedule, steps: int) -> list[tuple[int, int]]:
+    return list(enumerate(reversed(schedule.timesteps(steps))))
+
+
+def _after(state: Inverted, t: int, latents: Tensor, evaluations: int) -> Inverted:
+    kept, spent = {**state.kept, t: latents}, state.evaluations + evaluations
+    return replace(state, kept=kept, latents=latents, evaluations=spent)
+
+
+METHODS = (
+    *(Method(f"ddim {steps}", steps, ddim) for steps in (50, 100, 200, 500)),
+    Method("videoshop", STEPS, videoshop),
+    Method("linear", STEPS, partial(fixed_point, budget=STEPS)),
+    Method("fixed-point 60", STEPS, partial(fixed_point, tolerance=3e-3, budget=60)),
+    Method("fixed-point 100 (default)", STEPS, fixed_point),
+    Method("fixed-point 150", STEPS, partial(fixed_point, tolerance=3e-5, budget=150)),
+    *(Method(f"plain x{n}", STEPS, partial(plain, evaluations=n)) for n in (2, 3)),
+    *(Method(f"renoise x{n}", STEPS, partial(renoise, evaluations=n)) for n in (2, 3)),
+)
+
+
+@torch.no_grad()
+def invert(
+    editor: Editor,
+    method: Method,
+    video: anyv2v.Video,
+    clean: Tensor,
+    prompt: str,
+    steps: int = STEPS,
+) -> tuple[anyv2v.Source, Inverted, int]:
+    """A source for a sampling run of `steps`; the method's last state; evaluations counted."""
+    frames, height, width, _ = video.frames.shape
+    conditions = editor.condition(prompt, video.frames[0], frames, (width, height), FPS)
+    calls, wanted = 0, editor.schedule.timesteps(steps)
+
+    def predict(i: int, t: int, latents: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return editor.predict(latents, t, conditions)
+
+    begin = Inverted.of(clean)
+    for state in method.run(predict, begin, editor.schedule, method.steps):
+        if state.latest == max(wanted):
+            break
+    source = anyv2v.Source(
+        video=video,
+        trajectory=Trajectory({t: state.kept[t] for t in (0, *wanted)}),
+        evaluations=calls,
+        settings=InversionSettings(method.name, method.steps, prompt, "", 1.0, FPS, TOLERANCE),
+        fingerprint=editor.fingerprint,
+        residuals=state.residuals,
+    )
+    return source, state, calls
+
+
+@torch.no_grad()
+def check(editor: Editor, video: anyv2v.Video, steps: int = STEPS) -> list[str]:
+    """What is wrong with the product's fixed point; each of its own steps is recomputed."""
+    faults, schedule = [], editor.schedule
+    source = editor.invert(video, "fixed-point", steps)
+    frames, height, width, _ = video.frames.shape
+    told = editor.condition("", video.frames[0], frames, (width, height), FPS)
+    below = source.trajectory[0]
+    for _, t in _upwards(schedule, steps):
+        kept = source.trajectory[t]
+        down = schedule.step(editor.predict(kept, t, told), t, kept, steps)
+        # by how much the solution for this v differs from the latents that v is of
+        off = (below - down) / _shrinkage(schedule, t, steps)
+        found, reported = (off.norm() / kept.norm()).item(), source.residuals[t]
+        if abs(found - reported) > 1e-6 + 1e-2 * reported:
+            faults.append(f"t = {t}: residual {found:.3g}, reported {reported:.3g}")
+        below = kept + off
+    method = Method("fixed-point", steps, fixed_point)
+    same, _, calls = invert(editor, method, video, source.trajectory[0], "", steps)
+    if calls != source.evaluations:
+        faults.append(f"{source.evaluations} evaluations reported, {calls} counted")
+    for t, latents in same.trajectory.items():
+        if not torch.allclose(latents, source.trajectory[t], rtol=1e-5, atol=1e-5):
+            faults.append(f"t = {t}: this script's loop is not the editor's")
+    return faults
+
+
+def measure(editor: Editor, method: Method, edit: SceneEdit, frames: int) -> dict[str, float]:
+    """Evaluations, round trip and scores of the edit of one clip."""
+    truth = Truth.of(edit, editor.defaults.size, frames)
+    video = anyv2v.Video(truth.source, FPS)
+    clean = editor.encode_frames(video.frames)
+
+    source, state, calls = invert(editor, method, video, clean, "")
+    if calls != state.evaluations:
+        raise SystemExit(f"{method.name}: {state.evaluations} reported, {calls} counted")
+    again = editor.reconstruct(source, steps=STEPS)
+    found = {
+        "evaluations": calls,
+        "error": ((again.latents - clean).norm() / clean.norm()).item(),
+        "reconstruction": psnr(again.frames, video.frames),
+    }
+    if BEST.prompted:
+        source, _, _ = invert(editor, method, video, clean, edit.source.caption)
+    made = editor.edit(
+        source,
+        truth.frames[0],
+        edit.truth.caption,
+        negative_prompt="",
+        steps=STEPS,
+        guidance=BEST.guidance,
+        injection=BEST.injection,
+    )
+    # JSON has no NaN
+    scored = {k: None if math.isnan(x) else x for k, x in scores(made.frames, truth).items()}
+    return found | scored
+
+
+def interval(values: list[float], draws: int = 2000) -> tuple[float, float, float]:
+    """Mean and the bounds of its 95 % bootstrap interval."""
+    array = np.array([x for x in values if x is not None], dtype=float)
+    if not len(array):
+        return (math.nan,) * 3
+    picks = np.random.default_rng(0).integers(len(array), size=(draws, len(array)))
+    return (float(array.mean()), *map(float, np.quantile(array[picks].mean(1), (0.025, 0.975))))
+
+
+def geometric(values: list[float]) -> tuple[float, float, float]:
+    """The same of the geometric mean."""
+    return tuple(math.exp(x) for x in interval([math.log(x) for x in values]))
+
+
+def table(clips: dict[str, dict]) -> str:
+    """One row for each method that every clip has."""
+    names = [m.name for m in METHODS if all(m.name in c["methods"] for c in clips.values())]
+    lines = [
+        f"{len(clips)} clips; error: geometric mean, with the 95 % interval; edits: means",
+        "",
+        "| method | evaluations | latent error | below ddim 500 by | reconstruction, dB "
+        "| edit, dB | trajectory, px | SSIM | colour error | flicker |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+
+    def column(name: str, score: str, kinds: tuple[str, ...] = KINDS) -> list[float]:
+        return [c["methods"][name][score] for c in clips.values() if c["kind"] in kinds]
+
+    for name in names:
+        evaluations = column(name, "evaluations")
+        error, low, high = geometric(column(name, "error"))
+        ratio = ""
+        if "ddim 500" in names:
+            pairs = zip(column("ddim 500", "error"), column(name, "error"), strict=True)
+            ratio = "{:.1f} [{:.1f}, {:.1f}]".format(*geometric([a / b for a, b in pairs]))
+        edited, less, more = interval(column(name, "psnr"))
+        lines.append(
+            f"| {name} | {np.mean(evaluations):.0f} | {error:.2g} [{low:.2g}, {high:.2g}] "
+            f"| {ratio} | {interval(column(name, 'reconstruction'))[0]:.2f} "
+            f"| {edited:.2f} [{less:.2f}, {more:.2f}] "
+            f"| {interval(column(name, 'trajectory', TRACKED))[0]:.2f} "
+            + "".join(f"| {interval(column(name, s))[0]:.3g} " for s in ("ssim", "colour"))
+            + f"| {interval(column(name, 'flicker'))[0]:.3g} |"
+        )
+    return "\n".join(lines)
+
+
+def circumstances() -> dict:
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
+        "python": platform.python_version(),
+        "device": f"cpu, {platform.machine()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", default="demo", help="a folder of weights, or demo")
+    parser.add_argument("--scenes", type=int, default=12)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", default=[""], help="beginnings of names")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("bench-out"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    editor = anyv2v.load(args.weights, device="cpu")
+    frames = editor.defaults.frames
+    methods = [m for m in METHODS if m.name.startswith(tuple(args.methods))]
+    if not methods:
+        parser.error(f"--methods: there are {', '.join(m.name for m in METHODS)}")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "inversion.json"
+    settings = json.loads(json.dumps(asdict(BEST)))
+    facts = {"fingerprint": editor.fingerprint, "settings": settings, "torch": torch.__version__}
+    kept = json.loads(path.read_text()) if path.exists() else {**facts, "runs": [], "clips": {}}
+    if any(kept[name] != value for name, value in facts.items()):
+        raise SystemExit(f"{path}: is of other weights or settings; take another folder")
+
+    first = Truth.of(draw_edit(KINDS[0], "validation", 0), editor.defaults.size, frames)
+    if faults := check(editor, anyv2v.Video(first.source, FPS)):
+        raise SystemExit("\n".join(["nothing was measured:", *faults]))
+    kept["runs"].append(circumstances())
+    for i in range(args.first, args.first + args.scenes):
+        kind = KINDS[i % len(KINDS)]
+        edit = draw_edit(kind, "held-out", i)
+        clip = kept["clips"].setdefault(
+            str(i), {"kind": kind, "caption": edit.truth.caption, "methods": {}}
+        )
+        for method in methods:
+            if method.name in clip["methods"]:
+                continue
+            found = clip["methods"][method.name] = measure(editor, method, edit, frames)
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(kept, indent=1) + "\n")
+            print(
+                f"clip {i}, {kind}, {method.name}: {found['evaluations']} evaluations, "
+                f"error {found['error']:.2g}, edit {found['psnr']:.1f} dB",
+                flush=True,
+            )
+    print(table(kept["clips"]))
+
+
+if __name__ == "__main__":
+    main()
