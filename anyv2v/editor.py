@@ -141,9 +141,8 @@ class Editor:
         `method`: "fixed-point" solves the steps of a sampling run of as many `steps` (50) to
         `tolerance`; "ddim" is the original's (500). `fps` is what the network is told, not a
         sampling rate. `prompt` describes the source. `timesteps`: those that will be read; the
-        inversion ends at the noisiest, left out: all. `recording`: features to keep on the way, see
-        `recording()`. `unfinished`: the file from which an interrupted inversion
-        goes on.
+        inversion ends at the noisiest; left out: all. `recording`: features to keep on the way, see
+        `recording()`. `unfinished`: the file from which an interrupted inversion goes on.
         """
         checks.one_of("method", method, tuple(METHODS))
         steps = STEPS[method] if steps is None else steps
@@ -154,7 +153,8 @@ class Editor:
         size, schedule = self.check_size(_size(video.frames)), self.schedule
         visited = schedule.timesteps(steps)  # refuses a wrong number before any work
         last = max(timesteps or visited)
-        self.check_kept([0, *visited], [last])
+        read = [*(timesteps or []), *(recording.places if recording else [])]
+        self.check_kept([0, *[t for t in visited if t <= last]], read)
         if recording is not None and (method != "fixed-point" or guidance > 1):
             raise InputError(
                 "recording: only a fixed-point inversion without guidance passes the features that "

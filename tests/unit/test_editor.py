@@ -247,6 +247,10 @@ def test_only_a_fixed_point_without_guidance_can_record_on_the_way(editor, video
     for options in (dict(method="ddim"), dict(guidance=3.0)):
         with pytest.raises(InputError, match="only a fixed-point inversion without guidance"):
             editor.invert(video, steps=5, recording=recording, **options)
+    # what the inversion would not pass is found before it runs
+    for options in (dict(steps=4), dict(steps=5, timesteps=[1, 201])):
+        with pytest.raises(InputError, match="holds no latents of timestep [68]01"):
+            editor.invert(video, recording=recording, on_step=pytest.fail, **options)
 
 
 def test_features_are_saved_if_asked(editor, solved, edited_frame, tmp_path, monkeypatch):
