@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from anyv2v import checks, demo, loading
-from anyv2v.convert.huggingface import convert
+from anyv2v.convert.released import convert
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.editor import STEPS, Editor, EditRequest
 from anyv2v.errors import InputError

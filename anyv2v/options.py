@@ -60,7 +60,11 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     sub.add_argument("--seed", type=_from_0, default=0, help="of the clip and of the noise")
 
     sub = command("convert", "turn published weights into a folder of ours")
-    sub.add_argument("src", metavar="SRC", help="a Hugging Face folder of I2VGen-XL")
+    sub.add_argument(
+        "src",
+        metavar="SRC",
+        help="a folder of I2VGen-XL as published: Hugging Face's, or the original release's",
+    )
     sub.add_argument("dst", metavar="DST", help="the folder to write")
     sub.add_argument("--dtype", choices=DTYPE_NAMES, help="of the weights written; else as in SRC")
 
