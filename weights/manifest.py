@@ -36,7 +36,7 @@ def write_json(path: Path, value: dict) -> None:
 def read_manifest(folder: Path) -> dict[str, dict]:
     """File name -> {"sha256", "bytes"} and, for weights, "tensors": key -> [dtype, shape].
 
-    Checks that every file is there and as long as it should be; `verify` looks at the bytes too.
+    Checks that every file is there and as long as it should be; verify.py looks at the bytes too.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -70,15 +70,6 @@ def file_sha256(path: Path) -> str:
         while data := file.read(2**20):
             digest.update(data)
     return digest.hexdigest()
-
-
-def verify(folder: str | Path) -> None:
-    """Read every file of a converted folder and compare its sha256 with the manifest (slow)."""
-    folder = Path(folder)
-    for name, facts in read_manifest(folder).items():
-        found = file_sha256(folder / name)
-        if found != facts["sha256"]:
-            raise InputError(f"{folder / name}: sha256 {found}, manifest: {facts['sha256']}")
 
 
 def difference(found: Shapes, wanted: Shapes, limit: int | None = None) -> str:

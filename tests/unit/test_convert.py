@@ -18,8 +18,8 @@ from anyv2v.convert.released import convert
 from anyv2v.convert.rename import rename
 from anyv2v.errors import InputError
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.manifest import verify
 from anyv2v.weights.tensors import read_header
+from anyv2v.weights.verify import verify
 from tests import snapshot as hf
 
 TABLES = {
