@@ -99,12 +99,18 @@ def _open_shards(index: Path) -> Weights:
     return weights
 
 
-def gather(paths: Sequence[Path], where: Path, beside: tuple[str, ...] = ()) -> Weights:
-    """The tensors of all the files together. beside: see BinFile."""
+def gather(
+    paths: Sequence[Path],
+    where: Path,
+    beside: tuple[str, ...] = (),
+    inert: tuple[str, ...] = (),
+) -> Weights:
+    """The tensors of all the files together. beside, inert: see BinFile."""
     layout, files = {}, {}
     for path in paths:
         _check_binary(path)
-        file = SafetensorsFile(path) if path.suffix == ".safetensors" else BinFile(path, beside)
+        is_bin = path.suffix != ".safetensors"
+        file = BinFile(path, beside, inert) if is_bin else SafetensorsFile(path)
         for name, facts in file.layout.items():
             if name in files:
                 raise InputError(f"{name} is in {files[name].path} and in {path}")
@@ -167,18 +173,29 @@ class SafetensorsFile:
             return read_tensor(file, self._entries[name])
 
 
+class Inert:
+    """Takes the place of whatever a pickle would call, and does nothing."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
 class BinFile:
     """A file of torch.save, unpickled with nothing but tensors allowed.
 
     beside: where training wrote the weights as the state_dict of a larger dict, what else may be
-    in that. None of it is looked at.
+    in that. None of it is looked at, and inert names what of it is not even made.
     """
 
     # pages of a mapped file count as resident until it is let go, so it is opened anew now and then
     LET_GO_AFTER = 128 * 2**20
 
-    def __init__(self, path: Path, beside: tuple[str, ...] = ()):
+    def __init__(self, path: Path, beside: tuple[str, ...] = (), inert: tuple[str, ...] = ()):
         self.path, self._beside = path, beside
+        self._inert = [(Inert, name) for name in inert]
         open_file(path).close()
         check_pickle(path)
         self.layout: Layout = {n: (t.dtype, tuple(t.shape)) for n, t in self._open().items()}
@@ -195,7 +212,8 @@ class BinFile:
 
     def _open(self) -> dict[str, Tensor]:
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+            with torch.serialization.safe_globals(self._inert):
+                state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
             raise InputError(
                 f"{self.path}: cannot be read as tensors alone (torch.load, weights_only, the zip "

@@ -97,7 +97,7 @@ def read(src: Path, dtype: torch.dtype | None = None, config: dict = CONFIG) -> 
     vocab, merges = bpe.tokenizer()
     opened = {
         name: split(
-            gather([src / name], src / name, beside=original_names.BESIDE_WEIGHTS),
+            gather([src / name], src / name, original_names.BESIDE_WEIGHTS, original_names.INERT),
             original_names.FUSED,
             original_names.PARTS,
         )

@@ -244,11 +244,22 @@ BESIDE_WEIGHTS = (
     "epoch",
     "global_step",
     "pytorch-lightning_version",
+    "loops",
     "callbacks",
     "optimizer",
     "optimizer_states",
     "lr_schedulers",
     "native_amp_scaling_state",
-    "loops",
+    "NativeMixedPrecisionPlugin",
+    "hparams_name",
+    "hyper_parameters",
 )
 """What a training run writes beside the state_dict that holds its weights."""
+
+INERT = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy.dtype",
+    "_codecs.encode",
+)
+"""What the pickle of v2-1_512-ema-pruned.ckpt names besides tensors: the state of its training."""

@@ -6,15 +6,17 @@ import os
 import re
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
-from anyv2v.convert import bpe, huggingface, original, original_names
+from anyv2v.convert import bpe, files, huggingface, original, original_names
 from anyv2v.convert.model import write_model
 from anyv2v.convert.released import convert
 from anyv2v.convert.rename import rename, unused
@@ -178,6 +180,52 @@ def test_a_state_dict_alone_will_do(src, config, both, tmp_path):
     assert a == b
 
 
+RAN = []
+
+
+class ModelCheckpoint:
+    """Pickled under the name of PyTorch Lightning's."""
+
+    def __init__(self):
+        RAN.append("callback")
+
+
+def test_the_state_of_a_training_run_is_passed_over(src, config, both, tmp_path, monkeypatch):
+    """The published autoencoder's file holds Lightning's callbacks and scalars of numpy 1."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    for i in range(1, 4):
+        module = ".".join(name.split(".")[:i])
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    sys.modules[name].ModelCheckpoint = ModelCheckpoint
+    monkeypatch.setattr(ModelCheckpoint, "__module__", name)
+    state = state_of(src, release.VAE)
+    callbacks = {ModelCheckpoint: {"best_model_score": np.float64(0.5), "best": np.int64(3)}}
+    put(src, release.VAE, {**state, "callbacks": callbacks, "epoch": 3, "optimizer_states": []})
+    monkeypatch.delitem(sys.modules, name)
+    with zipfile.ZipFile(src / release.VAE) as file:
+        pickle = next(file.read(n) for n in file.namelist() if n.endswith("data.pkl"))
+        entries = {n: file.read(n) for n in file.namelist()}
+    assert b"numpy._core.multiarray" in pickle and b"ModelCheckpoint" in pickle
+    with zipfile.ZipFile(src / release.VAE, "w") as file:
+        for entry, data in entries.items():
+            old = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            file.writestr(entry, old if data == pickle else data)
+    RAN.clear()
+    write(src, tmp_path / "a", config)
+    write(both / "original", tmp_path / "b", config)
+    a, b = ((tmp_path / x / "vae.safetensors").read_bytes() for x in "ab")
+    assert a == b and not RAN
+    # what is inert in a checkpoint of training is nothing that weights may be
+    put(src, release.VAE, {"state_dict": {**state["state_dict"], "betas": np.float64(1)}})
+    assert "wants numpy._core" in refused(src, config)
+
+
+def test_inert_is_not_for_hugging_face(tmp_path):
+    torch.save({"a": np.dtype("f8")}, tmp_path / "model.bin")
+    with pytest.raises(InputError, match="model.bin"):
+        files.BinFile(tmp_path / "model.bin")
+
+
 # the tokenizer
 
 PROMPTS = [
@@ -253,9 +301,6 @@ def test_fused_projections_that_cannot_be_split(src, config):
     put(src, release.CLIP, state)
     message = refused(src, config)
     assert f"missing: {name}[q] (32, 32)" in message and f"extra: {name} (95, 32)" in message
-
-
-RAN = []
 
 
 class Ours:
