@@ -45,6 +45,11 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_well_formed(facts) for facts in files.values()):
         raise InputError(f"{path}: is not a manifest: convert the weights again")
+    # a name that leads elsewhere could be a device that never ends, or somebody's file
+    ours = {*TOKENIZER, *(f"{component}.safetensors" for component in COMPONENTS)}
+    if odd := sorted(ours ^ set(files)):
+        does = "does not name" if odd[0] in ours else "names, as no manifest does,"
+        raise InputError(f"{path}: {does} {odd[0]}")
     for name, facts in files.items():
         try:
             size = (folder / name).stat().st_size
@@ -61,7 +66,11 @@ def read_manifest(folder: Path) -> dict[str, dict]:
 def fingerprint(config: dict, files: Mapping[str, dict]) -> str:
     """One sha256 over a config and the sha256 of every file of a folder."""
     facts = {"config": config, "files": {name: files[name]["sha256"] for name in files}}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    try:
+        text = json.dumps(facts, sort_keys=True)
+    except RecursionError:
+        raise InputError(f"{CONFIG}: is nested too deeply") from None
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
