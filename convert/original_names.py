@@ -250,9 +250,13 @@ BESIDE_WEIGHTS = (
     "optimizer_states",
     "lr_schedulers",
     "native_amp_scaling_state",
+    "amp_scaling_state",
     "NativeMixedPrecisionPlugin",
     "hparams_name",
+    "hparams_type",
     "hyper_parameters",
+    "datamodule_hparams_name",
+    "datamodule_hyper_parameters",
 )
 """What a training run writes beside the state_dict that holds its weights."""
 
