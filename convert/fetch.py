@@ -72,10 +72,11 @@ def needed(names: list[str], half: bool) -> list[str]:
 def _hub(by_hand: str) -> ModuleType:
     try:
         import huggingface_hub
+        import huggingface_hub.utils
     except ImportError as error:
         raise InputError(
-            "weights fetch needs huggingface_hub: pip install 'anyv2v[fetch]', "
-            f"or 'huggingface_hub' alone; or {by_hand}"
+            "weights fetch needs huggingface_hub, which the extra fetch brings: "
+            f"pip install huggingface_hub; or {by_hand}"
         ) from error
     return huggingface_hub
 

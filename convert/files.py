@@ -197,7 +197,7 @@ class BinFile:
         self.path, self._beside = path, beside
         self._inert = [(Inert, name) for name in inert]
         open_file(path).close()
-        check_pickle(path)
+        check_pickle(path, inert)
         self.layout: Layout = {n: (t.dtype, tuple(t.shape)) for n, t in self._open().items()}
         self._state: dict[str, Tensor] | None = None
         self._touched = 0
@@ -215,9 +215,10 @@ class BinFile:
             with torch.serialization.safe_globals(self._inert):
                 state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
             raise InputError(
                 f"{self.path}: cannot be read as tensors alone (torch.load, weights_only, the zip "
-                f"format that torch writes since 1.6): {_reason(error)}"
+                f"format that torch writes since 1.6): {reason}"
             ) from error
         if self._beside and isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             if unknown := [name for name in state if name not in ("state_dict", *self._beside)]:
@@ -232,10 +233,3 @@ class BinFile:
         ):
             raise InputError(f"{self.path}: is not a dict of names and tensors")
         return state
-
-
-def _reason(error: Exception) -> str:
-    """What torch says against a file, in short."""
-    if called := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it wants {called[1]}, nothing was run"
-    return (str(error).strip() or type(error).__name__).split("\n")[0]

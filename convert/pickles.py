@@ -1,6 +1,7 @@
 """Looking into a file of torch.save before anything in it is unpickled."""
 
 import pickletools
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,35 +14,51 @@ LARGEST = 8 * 2**20
 DEEPEST = 50
 """Containers in containers. A checkpoint with its optimizer's state has 5."""
 
+CALLED = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.\w+Storage"
+)
+"""What a state_dict of plain tensors and parameters is made with."""
+
 MARK = object()
 
 
-def check_pickle(path: Path) -> None:
-    """InputError where the pickle is too long, or nests so deep that unpickling could crash.
+def check_pickle(path: Path, inert: tuple[str, ...] = ()) -> None:
+    """InputError where a pickle wants more than tensors, nests deep, or is long; nothing is run.
 
-    What it would call is left to torch.load(weights_only=True), which calls nothing that it does
-    not know. Hashing a tuple in a tuple in a tuple, though, runs out of the stack of the process.
-    A file that is no zip is left to torch.load, which does not unpickle it either.
+    torch.load(weights_only=True) is still what reads it. But a tuple in a tuple in a tuple, hashed,
+    runs out of its process's stack, and a bytearray, which it allows, takes all memory. inert: what
+    may be called too, because nothing is put in its place. A file that is no zip is left to
+    torch.load, which does not unpickle it either.
     """
     try:
         with zipfile.ZipFile(path) as file:
             names = [name for name in file.namelist() if name.split("/")[-1] == "data.pkl"]
             for name in names:
-                if problem := _problem(file, name):
-                    raise InputError(f"{path}: is no checkpoint: its pickle {problem}")
+                if problem := _problem(file, name, inert):
+                    raise InputError(
+                        f"{path}: cannot be read as tensors alone: its pickle {problem}"
+                    )
     except zipfile.BadZipFile:
         return
     except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: is no checkpoint: its pickle is malformed: {error}") from error
+        raise InputError(
+            f"{path}: cannot be read as tensors alone: its pickle is malformed: {error}"
+        ) from error
 
 
-def _problem(file: zipfile.ZipFile, name: str) -> str:
+def _problem(file: zipfile.ZipFile, name: str, inert: tuple[str, ...]) -> str:
     with file.open(name) as stream:
         data = stream.read(LARGEST + 1)
     if len(data) > LARGEST:
         return f"is longer than {LARGEST} bytes"
+    for operation, argument in _operations(data):
+        called = argument.replace(" ", ".") if operation in ("GLOBAL", "INST") else ""
+        if called and called not in inert and not CALLED.fullmatch(called):
+            return f"wants {called}; nothing was run"
+        if operation in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"):
+            return f"has {operation}, which torch.save does not write"
     return f"nests deeper than {DEEPEST} containers" if _depth(data) > DEEPEST else ""
 
 

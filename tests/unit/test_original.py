@@ -331,18 +331,35 @@ def zipped(path: Path, pickle: bytes) -> None:
 @pytest.mark.parametrize(
     "pickle, message",
     [
-        (Payload(), "it wants (posix|nt|os).system, nothing was run"),
-        ({"state_dict": {"a": Payload()}}, "it wants (posix|nt|os).system, nothing was run"),
-        (Ours(), r"it wants \S*Ours, nothing was run"),
-        ({"a": collections.Counter()}, "it wants collections.Counter|is not a dict of names"),
+        (Payload(), "wants (posix|nt|os).system; nothing was run"),
+        ({"state_dict": {"a": Payload()}}, "wants (posix|nt|os).system; nothing was run"),
+        (Ours(), r"wants \S*Ours; nothing was run"),
+        ({"a": collections.Counter()}, "wants collections.Counter; nothing was run"),
         # tuples in tuples as a key, which would be hashed
         (b"\x80\x02}" + b")" + b"\x85" * 1_000_000 + b"K\x01s.", "nests deeper than 50"),
         (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "nests deeper than 50"),
         (b"\x80\x02" + b"N0" * 5_000_000 + b".", "longer than 8388608 bytes"),
         (b"\x80\x02h\x07.", "its pickle is malformed"),
-        (b"cos\nsystem\n(S'touch evil'\ntR.", "it wants os.system, nothing was run|malformed"),
+        (b"cos\nsystem\n(S'touch evil'\ntR.", "wants os.system; nothing was run"),
+        (
+            b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x10\x85R.",
+            "wants builtins.bytearray",
+        ),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "has STACK_GLOBAL"),
     ],
-    ids=["system", "nested", "ours", "counter", "tuples", "lists", "long", "memo", "raw"],
+    ids=[
+        "system",
+        "nested",
+        "ours",
+        "counter",
+        "tuples",
+        "lists",
+        "long",
+        "memo",
+        "raw",
+        "memory",
+        "protocol 4",
+    ],
 )
 def test_a_pickle_that_wants_more_than_tensors(
     src, config, tmp_path, monkeypatch, name, pickle, message

@@ -2,9 +2,12 @@
 
 import fnmatch
 import hashlib
+import inspect as inspection
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -143,7 +146,8 @@ class Hub(ModuleType):
         super().__init__("huggingface_hub")
         self.published, self.cache = published, cache
         self.asked, self.copied, self.fail_after, self.spoil = [], [], None, None
-        self.utils = SimpleNamespace(disable_progress_bars=lambda: None)
+        self.utils = ModuleType("huggingface_hub.utils")
+        self.utils.disable_progress_bars = lambda: None
         self.HfApi = lambda: self
 
     def model_info(self, repository, files_metadata):
@@ -192,6 +196,7 @@ def hub(snapshot, tmp_path, monkeypatch):
     (published / "README.md").write_text("# I2VGen-XL")
     hub = Hub(published, tmp_path / "cache")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
     monkeypatch.chdir(tmp_path)
     return hub
 
@@ -246,7 +251,7 @@ def test_without_the_extra(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     status, out, err = run("weights", "fetch", "out")
     assert status == 2 and not out and err.count("\n") == 1
-    assert "pip install 'anyv2v[fetch]'" in err
+    assert "pip install huggingface_hub; or" in err
     assert "download https://huggingface.co/ali-vilab/i2vgen-xl by hand" in err
 
 
@@ -282,6 +287,27 @@ def test_what_is_needed_of_a_page():
         assert "vae/diffusion_pytorch_model.bin" in wanted
     with pytest.raises(InputError, match="publishes no weights of vae"):
         needed([n for n in names if not n.endswith(".bin")], half=True)
+
+
+def test_the_real_hub_is_called_as_it_wants_to_be():
+    hub = pytest.importorskip("huggingface_hub")
+    inspection.signature(hub.snapshot_download).bind("repo", revision="a", allow_patterns=[])
+    inspection.signature(hub.HfApi.model_info).bind(None, "repo", files_metadata=True)
+
+
+def test_the_real_hub_told_to_stay_offline(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    done = subprocess.run(
+        [sys.executable, "-m", "anyv2v", "weights", "fetch", str(tmp_path / "out")],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and "cannot be downloaded: " in done.stderr
+    assert "offline" in done.stderr.lower() and "by hand" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_extra_is_declared():
