@@ -20,7 +20,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["anyv2v", "anyv2v.*"]),
-    package_data={"anyv2v.weights.demo": ["files/*", "files/tokenizer/*", "*.md"]},
+    package_data={
+        "anyv2v.weights.demo": ["files/*", "files/tokenizer/*", "*.md"],
+        "anyv2v.convert": ["merges/*"],
+    },
     install_requires=[
         "torch>=2.11",
         "triton; platform_system == 'Linux' and platform_machine == 'x86_64'",
@@ -34,8 +37,10 @@ setup(
         "tqdm",
     ],
     extras_require={
+        # for `anyv2v weights fetch`
+        "fetch": ["huggingface_hub>=0.23"],
         # the last two are the oracles that the tests compare with; the package never imports them
-        "test": ["pytest>=8", "ruff", "diffusers>=0.35", "transformers>=5"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff", "diffusers>=0.35", "transformers>=5"],
     },
     entry_points={"console_scripts": ["anyv2v = anyv2v.cli:main"]},
 )

@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from anyv2v import checks, demo, loading
-from anyv2v.convert.huggingface import convert
+from anyv2v.convert.fetch import fetch
+from anyv2v.convert.released import convert
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.editor import STEPS, Editor, EditRequest
 from anyv2v.errors import InputError
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "demo": run_demo,
         "convert": run_convert,
+        "weights verify": run_verify,
+        "weights fetch": run_fetch,
         "edit": run_edit,
         "plan": run_plan,
         "invert": run_invert,
@@ -85,14 +88,37 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    with tqdm(unit="B", unit_scale=True, desc="convert", disable=_silent(args.quiet)) as bar:
+    with _bytes_done("convert", args.quiet) as progress:
+        convert(args.src, args.dst, loading.expected_shapes, _dtype(args), args.force, progress)
+    print(f"{args.dst}: ready for --weights")
+
+
+def run_verify(args: argparse.Namespace) -> None:
+    with _bytes_done("verify", args.quiet) as progress:
+        report = loading.inspect(args.dir, progress)
+    print(report)
+
+
+def run_fetch(args: argparse.Namespace) -> None:
+    dtype, quiet = _dtype(args), _silent(args.quiet)
+    with _bytes_done("convert", args.quiet) as progress:
+        folder = fetch(args.dst, loading.expected_shapes, dtype, args.force, progress, quiet)
+    with _bytes_done("verify", args.quiet) as progress:
+        report = loading.inspect(args.dst, progress)
+    print(report)
+    print(f"{args.dst}: ready for --weights; the download in {folder} is no longer needed")
+
+
+@contextmanager
+def _bytes_done(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes; what it gives is called with those done and those there are."""
+    with tqdm(unit="B", unit_scale=True, desc=title, disable=_silent(quiet)) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        convert(args.src, args.dst, loading.expected_shapes, _dtype(args), args.force, progress)
-    print(f"{args.dst}: ready for --weights")
+        yield progress
 
 
 def run_edit(args: argparse.Namespace) -> None:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from anyv2v import checks
 from anyv2v.errors import InputError
 
 T = TypeVar("T")
 
+MOST = 2**24
+"""No count in a config is larger; more would only be built to run out of memory."""
+LONGEST = 8
+"""No list is longer: levels of a network, channels of a picture."""
+DEEPEST = 64
+"""Layers of a tower, or of one level of a network."""
+
 
 def section(config: dict, name: str, cls: type[T]) -> T:
-    """The dataclass `cls` from config[name]; InputError unless it holds just its fields."""
+    """The dataclass `cls` from config[name].
+
+    InputError unless it holds just its fields, each of its type: whole numbers from 1 to `MOST`,
+    finite numbers, texts, and lists of those.
+    """
     values = config.get(name)
     if not isinstance(values, dict):
         raise InputError(f"there is no section {name!r}")
@@ -20,4 +33,23 @@ def section(config: dict, name: str, cls: type[T]) -> T:
         wrong = [f"{k} is missing" for k in sorted(wanted - given)]
         wrong += [f"{k} is not known" for k in sorted(given - wanted)]
         raise InputError(f"section {name!r}: {', '.join(wrong)}")
+    for key, kind in get_type_hints(cls).items():
+        _check(f"section {name!r}: {key}", values[key], kind)
+        if key == "layers":
+            checks.whole(f"section {name!r}: {key}", values[key], 1, DEEPEST)
     return cls(**values)
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= LONGEST:
+            raise InputError(f"{name}: {value!r} is not a list of 1 to {LONGEST}")
+        for each in value:
+            _check(name, each, get_args(kind)[0])
+    elif kind is float:
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            raise InputError(f"{name}: {value!r} is not a finite number")
+    elif type(value) is not kind:
+        raise InputError(f"{name}: {value!r} is not of type {kind.__name__}")
+    elif kind is int:
+        checks.whole(name, value, 1, MOST)

@@ -215,17 +215,9 @@ class Editor:
         timesteps = self.schedule.timesteps(steps)
         plan = self.plan(steps, start, injection)
         sites = {timesteps[i]: at for i, at in plan.items()}
-        device, meta = self.backbone.device, torch.device("meta")
-        every, s = frozenset().union(*sites.values()), self.vae.config.factor
-        blank, record = self.backbone.blank(meta), Record(every, compact, stop=True)
-        (width, height), frames = _size(video.frames), len(video.frames)
-        if every:
-            conditions = blank.blank_conditions(frames, height // s, width // s)
-            shape = (1, self.vae.config.latent_channels, frames, height // s, width // s)
-            latents = torch.empty(shape, dtype=self.backbone.dtype, device=meta)
-            with suppress(Recorded):
-                blank.predict(latents, timesteps[0], conditions, record)
-        site_bytes = {site: sum(x.nbytes for x in kept) for site, kept in record.kept.items()}
+        device, every = self.backbone.device, frozenset().union(*sites.values())
+        kept = self._blank_features(video, every, compact)
+        site_bytes = {site: sum(x.nbytes for x in parts) for site, parts in kept.items()}
         here = free_bytes(device) // 2
         host = free_bytes(torch.device("cpu")) // 2 if device.type == "cuda" else 0
         memory = here + host if memory is None else checks.whole("memory", memory, 0)
@@ -523,9 +515,35 @@ class Editor:
         source = Source.load(path)
         try:
             self.check_source(source)
+            self._check_features(source)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         return source
+
+    def _blank_features(self, video: Video, sites: frozenset[str], compact: bool) -> Kept:
+        """What a record of a video would keep, without data."""
+        meta, s = torch.device("meta"), self.vae.config.factor
+        blank, record = self.backbone.blank(meta), Record(sites, compact, stop=True)
+        (width, height), frames = _size(video.frames), len(video.frames)
+        if sites:
+            conditions = blank.blank_conditions(frames, height // s, width // s)
+            shape = (1, self.vae.config.latent_channels, frames, height // s, width // s)
+            latents = torch.empty(shape, dtype=self.backbone.dtype, device=meta)
+            with suppress(Recorded):
+                blank.predict(latents, 1, conditions, record)
+        return record.kept
+
+    def _check_features(self, source: Source) -> None:
+        kept = source.features.kept
+        every = frozenset(site for at in kept.values() for site in at)
+        if unknown := every - self.sites:
+            raise InputError(f"holds features of {sorted(unknown)[0]}, which is no site")
+        fit = [self._blank_features(source.video, every, compact) for compact in (True, False)]
+        for t, at in kept.items():
+            for site, parts in at.items():
+                found = [tuple(x.shape) for x in parts]
+                if found not in [[tuple(x.shape) for x in blank[site]] for blank in fit]:
+                    raise InputError(f"features of timestep {t}, {site}, of shapes {found}")
 
     def _guided(
         self, branches: Branches, taps: Callable[[int], Taps] = lambda t: NO_TAPS

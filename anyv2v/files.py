@@ -2,27 +2,82 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from anyv2v.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+REPLACED = "old"
+"""What a scratch folder calls something of the user's that it holds for a moment."""
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A hidden name beside `path`, with its suffix, to write to; becomes `path` at the end.
+    """A name with the suffix of `path` to write to, in `scratch`; becomes `path` at the end.
 
     If the block raises anything, Ctrl-C included, the half file is removed and `path` stays as it
     was. A `path` that is a symbolic link stays one: the file it leads to is replaced.
     """
     target = Path(os.path.realpath(path))
-    temporary = _beside(target)
-    try:
+    with scratch(target.parent) as folder:
+        temporary = folder / f"new{target.suffix}"
         yield temporary
         os.replace(temporary, target)
+
+
+@contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """A hidden folder in `parent` that goes at the end, with those that killed runs left there.
+
+    Who writes into one holds its lock, which ends with the process however that ends.
+    """
+    for left in parent.glob(".anyv2v-*.part"):
+        if (lock := _lock(left)) is not None:
+            if not (left / REPLACED).exists():
+                shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    folder, lock = _locked_folder(parent)
+    try:
+        yield folder
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int | None]:
+    while True:
+        folder = parent / f".anyv2v-{secrets.token_hex(4)}.part"
+        folder.mkdir()
+        lock = _lock(folder)
+        # else somebody took it for a dead one before it was locked
+        if folder.exists():
+            return folder, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Of a folder, until it is closed; None where another has it, or where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def check_output(path: str | os.PathLike, force: bool, suffixes: tuple[str, ...] = ()) -> None:

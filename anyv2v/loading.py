@@ -21,6 +21,7 @@ from anyv2v.errors import InputError
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
+from anyv2v.weights.verify import Report, verify
 
 DEMO = "demo"
 """The name under which the weights that come with the package are loaded."""
@@ -92,6 +93,20 @@ def peek(weights: str | os.PathLike) -> tuple[Defaults, int]:
     config = Checkpoint.open(folder).config
     with _blaming(folder):
         return _defaults(config), section(config, "vae", AutoencoderConfig).factor
+
+
+def inspect(
+    weights: str | os.PathLike, progress: Callable[[int, int], None] | None = None
+) -> Report:
+    """Reads a whole folder and says what it is; InputError names the first thing that is wrong."""
+    folder = folder_of(weights)
+
+    def shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
+        with _blaming(folder):
+            _defaults(config)
+            return expected_shapes(config)
+
+    return verify(folder, shapes, progress)
 
 
 def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:

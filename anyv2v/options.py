@@ -38,9 +38,11 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     top.add_argument("--version", action="version", version=f"anyv2v {anyv2v.__version__}")
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, text: str, *groups: Callable) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(
-            name,
+    def command(
+        name: str, text: str, *groups: Callable, among=subparsers
+    ) -> argparse.ArgumentParser:
+        sub = among.add_parser(
+            name.split()[-1],
             help=text,
             description=text,
             allow_abbrev=False,
@@ -60,9 +62,22 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     sub.add_argument("--seed", type=_from_0, default=0, help="of the clip and of the noise")
 
     sub = command("convert", "turn published weights into a folder of ours")
-    sub.add_argument("src", metavar="SRC", help="a Hugging Face folder of I2VGen-XL")
+    sub.add_argument(
+        "src",
+        metavar="SRC",
+        help="a folder of I2VGen-XL as published: Hugging Face's, or the original release's",
+    )
     sub.add_argument("dst", metavar="DST", help="the folder to write")
     sub.add_argument("--dtype", choices=DTYPE_NAMES, help="of the weights written; else as in SRC")
+
+    text = "look at a folder of weights, or get one"
+    below = subparsers.add_parser("weights", help=text, description=text)
+    below = below.add_subparsers(metavar="COMMAND", required=True)
+    sub = command("weights verify", "read a folder whole and say what it is", among=below)
+    sub.add_argument("dir", metavar="DIR", help="a folder written by `anyv2v convert`, or demo")
+    sub = command("weights fetch", "download the published model and convert it", among=below)
+    sub.add_argument("dst", metavar="DST", nargs="?", default="i2vgen-xl", help="where to write it")
+    sub.add_argument("--dtype", choices=DTYPE_NAMES, default="float16", help="of the weights")
 
     text = "edit a video, once for each --frame, --prompt and -o"
     sub = command("edit", text, _model, _clip, _inversion, _sampling, _injection)

@@ -16,8 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anyv2v import checks
 from anyv2v.config import section
 from anyv2v.diffusion.inversion import Inverted
+from anyv2v.diffusion.schedule import Schedule
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.files import atomic_path, check_output
@@ -29,6 +31,13 @@ UNFINISHED = "anyv2v unfinished inversion 1"
 SUFFIX = ".safetensors"
 SAVE_EVERY = 30.0
 """Seconds between two states of an inversion on disk."""
+FEATURES = (torch.float32, torch.float16, torch.bfloat16)
+"""What a network may have been run in."""
+# InputError and what a bad number or bad JSON raises are ValueErrors; JSON may be nested too deeply
+UNREADABLE = (SafetensorError, OSError, LookupError, TypeError, AttributeError, ValueError)
+UNREADABLE += (ArithmeticError, RecursionError)
+LARGEST = torch.finfo(torch.float16).max
+"""No latents and features are larger: the reference computes them in float16."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +118,13 @@ class Source:
     def _check(self) -> None:
         frames = len(self.video.frames)
         for t, x in self.trajectory.items():
-            if x.ndim != 5 or x.shape[0] != 1 or x.shape[2] != frames or not x.is_floating_point():
+            if x.ndim != 5 or x.shape[0] != 1 or x.shape[2] != frames:
                 raise InputError(f"latents of {t} are {tuple(x.shape)} for {frames} frames")
-            if not x.isfinite().all():
-                raise InputError(f"latents of timestep {t} are not finite")
+            _check_values(f"latents of timestep {t}", x, torch.float32)
+        for t, kept in self.features.kept.items():
+            for site, parts in kept.items():
+                for x in parts:
+                    _check_values(f"features of timestep {t}, {site}", x, *FEATURES)
 
 
 class Unfinished:
@@ -136,13 +148,21 @@ class Unfinished:
             device = begin.latents.device
             tensors = {name: x.to(device) for name, x in tensors.items()}
             slopes = [tensors[name] for name in ("slopes.0", "slopes.1") if name in tensors]
-            return Inverted(
+            state = Inverted(
                 kept=_latents(tensors),
                 latents=tensors["next"],
-                evaluations=int(facts["evaluations"]),
+                evaluations=checks.whole("evaluations", facts["evaluations"]),
                 residuals={int(t): float(r) for t, r in facts["residuals"].items()},
                 slopes=tuple(slopes),
             )
+            visited = [0, *sorted(Schedule().timesteps(settings.steps))]
+            if list(state.kept) != visited[: len(state.kept)]:
+                raise InputError(f"holds timesteps {list(state.kept)}, not the first of {visited}")
+            for x in (*state.kept.values(), state.latents, *slopes):
+                if x.shape != begin.latents.shape:
+                    raise InputError(f"latents are {tuple(x.shape)} for {len(video.frames)} frames")
+                _check_values("latents", x, torch.float32)
+        return state
 
     def save(
         self, state: Inverted, video: Video, settings: InversionSettings, fingerprint: str
@@ -166,6 +186,14 @@ class Unfinished:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _check_values(what: str, x: Tensor, *dtypes: torch.dtype) -> None:
+    if x.dtype not in dtypes:
+        raise InputError(f"{what} are {x.dtype}, not {' or '.join(map(str, dtypes))}")
+    # not a number either
+    if x.numel() and not x.abs().max() <= LARGEST:
+        raise InputError(f"{what} are not finite, or beyond {LARGEST:g}")
 
 
 def _latents(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
@@ -198,6 +226,5 @@ def _reading(
                 raise InputError(f"is not {what}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         yield facts, tensors
-    # InputError and what a bad number or bad JSON raises are ValueErrors
-    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a source: {error}") from error
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read as {what}: {error}") from error

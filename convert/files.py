@@ -1,12 +1,15 @@
-"""The weight files of one component of a Hugging Face folder, whole or in shards."""
+"""Files of weights, safetensors or torch.save, and how those of one component are found."""
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from anyv2v.convert.pickles import check_pickle
 from anyv2v.errors import InputError
 from anyv2v.weights.manifest import read_json
 from anyv2v.weights.tensors import Layout, open_file, read_header, read_tensor
@@ -21,15 +24,30 @@ STEMS = {
 }
 
 
+class File(Protocol):
+    """layout says what there is, read(name) gives one of the tensors."""
+
+    path: Path
+    layout: Layout
+
+    def read(self, name: str) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one component: layout says what there is, read(name) gives one of them."""
+    """The tensors of one component. where: their file, or the index of their shards."""
 
+    where: Path
     layout: Layout
-    files: dict[str, "SafetensorsFile | BinFile"]
+    files: dict[str, File]
 
     def read(self, name: str) -> Tensor:
         return self.files[name].read(name)
+
+    def only(self, needed: Callable[[str], bool]) -> "Weights":
+        """Less the tensors that are not needed."""
+        layout = {name: facts for name, facts in self.layout.items() if needed(name)}
+        return Weights(self.where, layout, self.files)
 
 
 def open_weights(folder: Path, stem: str, prefer_half: bool) -> Weights:
@@ -41,7 +59,7 @@ def open_weights(folder: Path, stem: str, prefer_half: bool) -> Weights:
     for variant in variants:
         for name in STEMS[stem]:
             if (path := folder / _single(name, variant)).is_file():
-                return _gather([path])
+                return gather([path], path)
             for index in _indices(name, variant):
                 if (folder / index).is_file():
                     return _open_shards(folder / index)
@@ -74,22 +92,74 @@ def _open_shards(index: Path) -> Weights:
     paths = [index.parent / file for file in sorted(set(shards.values()))]
     if absent := [path.name for path in paths if not path.is_file()]:
         raise InputError(f"{index.parent}: missing shards: {', '.join(absent)}")
-    weights = _gather(paths)
+    weights = gather(paths, index)
     for name, file in shards.items():
         if name not in weights.files or weights.files[name].path.name != file:
             raise InputError(f"{index}: {name} is not in {file}")
     return weights
 
 
-def _gather(paths: list[Path]) -> Weights:
+def gather(
+    paths: Sequence[Path],
+    where: Path,
+    beside: tuple[str, ...] = (),
+    inert: tuple[str, ...] = (),
+) -> Weights:
+    """The tensors of all the files together. beside, inert: see BinFile."""
     layout, files = {}, {}
     for path in paths:
-        file = SafetensorsFile(path) if path.suffix == ".safetensors" else BinFile(path)
+        _check_binary(path)
+        is_bin = path.suffix != ".safetensors"
+        file = BinFile(path, beside, inert) if is_bin else SafetensorsFile(path)
         for name, facts in file.layout.items():
             if name in files:
                 raise InputError(f"{name} is in {files[name].path} and in {path}")
             layout[name], files[name] = facts, file
-    return Weights(layout, files)
+    return Weights(where, layout, files)
+
+
+def split(weights: Weights, fused: tuple[str, ...], parts: Sequence[str]) -> Weights:
+    """Tensors whose names end in one of `fused` hold `parts` in their rows; read as name[part]."""
+    layout, files = {}, {}
+    for name, (dtype, shape) in weights.layout.items():
+        if name.endswith(fused) and shape and shape[0] % len(parts) == 0:
+            rows = shape[0] // len(parts)
+            for i, part in enumerate(parts):
+                layout[f"{name}[{part}]"] = dtype, (rows, *shape[1:])
+                files[f"{name}[{part}]"] = Rows(weights.files[name], name, i * rows, rows)
+        else:
+            layout[name], files[name] = (dtype, shape), weights.files[name]
+    return Weights(weights.where, layout, files)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of one tensor of a file."""
+
+    file: File
+    name: str
+    first: int
+    count: int
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    def read(self, name: str) -> Tensor:
+        return self.file.read(self.name)[self.first : self.first + self.count]
+
+
+def _check_binary(path: Path) -> None:
+    with open_file(path) as file:
+        start = file.read(60) or b""
+    if len(start) > 8 and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+        text = start.decode("ascii").split("\n")[0]
+        pointer = text.startswith("version https://git-lfs")
+        what = "a Git LFS pointer, the file itself was not downloaded (git lfs pull)"
+        raise InputError(
+            f"{path}: is text, it begins with {text!r}: "
+            f"{what if pointer else 'weights are wanted, in safetensors or by torch.save'}"
+        )
 
 
 class SafetensorsFile:
@@ -103,14 +173,31 @@ class SafetensorsFile:
             return read_tensor(file, self._entries[name])
 
 
+class Inert:
+    """Takes the place of whatever a pickle would call, and does nothing."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
 class BinFile:
-    """A file of torch.save, unpickled with nothing but tensors allowed."""
+    """A file of torch.save, unpickled with nothing but tensors allowed.
+
+    beside: where training wrote the weights as the state_dict of a larger dict, what else may be
+    in that. None of it is looked at, and inert names what of it is not even made.
+    """
 
     # pages of a mapped file count as resident until it is let go, so it is opened anew now and then
     LET_GO_AFTER = 128 * 2**20
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, beside: tuple[str, ...] = (), inert: tuple[str, ...] = ()):
+        self.path, self._beside = path, beside
+        self._inert = [(Inert, name) for name in inert]
+        open_file(path).close()
+        check_pickle(path, inert)
         self.layout: Layout = {n: (t.dtype, tuple(t.shape)) for n, t in self._open().items()}
         self._state: dict[str, Tensor] | None = None
         self._touched = 0
@@ -124,15 +211,22 @@ class BinFile:
         return self._state[name].detach().clone(memory_format=torch.contiguous_format)
 
     def _open(self) -> dict[str, Tensor]:
-        open_file(self.path).close()
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+            with torch.serialization.safe_globals(self._inert):
+                state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
-            reason = str(error).strip().split("\n")[0]
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
             raise InputError(
                 f"{self.path}: cannot be read as tensors alone (torch.load, weights_only, the zip "
                 f"format that torch writes since 1.6): {reason}"
             ) from error
+        if self._beside and isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            if unknown := [name for name in state if name not in ("state_dict", *self._beside)]:
+                raise InputError(
+                    f"{self.path}: beside state_dict there is {unknown[0]!r}; "
+                    f"known are {', '.join(self._beside)}"
+                )
+            state = state["state_dict"]
         if not isinstance(state, dict) or not all(
             isinstance(n, str) and isinstance(t, Tensor) and t.layout == torch.strided
             for n, t in state.items()

@@ -21,11 +21,13 @@ class Rule:
     """One place in both languages.
 
     squeeze: how many axes of length 1 the checkpoint's weight has at its end that ours has not.
+    transpose: whether the checkpoint's matrix is (in, out), ours is (out, in).
     """
 
     theirs: str
     ours: str
     squeeze: int = 0
+    transpose: bool = False
 
 
 class Renamed(NamedTuple):
@@ -35,6 +37,11 @@ class Renamed(NamedTuple):
     @property
     def squeeze(self) -> int:
         return self.rule.squeeze if self.name.endswith(".weight") else 0
+
+    def their_shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in the checkpoint of what has this shape here."""
+        shape = ours[::-1] if self.rule.transpose else ours
+        return (*shape, *(1,) * self.squeeze)
 
 
 def rules(pairs: dict[str, str]) -> tuple[Rule, ...]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import anyv2v
-from anyv2v.convert.huggingface import convert
+from anyv2v.convert.released import convert
 from anyv2v.loading import expected_shapes
 from tests import golden
 from tests import snapshot as hf

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from anyv2v.errors import InputError
+from anyv2v.files import REPLACED, scratch
 from anyv2v.weights.manifest import (
     COMPONENTS,
     CONFIG,
@@ -124,21 +124,20 @@ def _check_space(dst: Path, size: int) -> None:
 @contextmanager
 def _whole_or_nothing(dst: Path, force: bool) -> Iterator[Path]:
     """A hidden folder beside dst that gets its name at the end, or goes, whatever happens."""
-    token = secrets.token_hex(4)
-    folder, old = (dst.parent / f".{dst.name}.{token}.{kind}" for kind in ("new", "old"))
     try:
-        folder.mkdir()
-        yield folder
-        if dst.exists():
-            if not force:
-                raise InputError(f"{dst}: somebody else has made it meanwhile")
-            dst.rename(old)
-        folder.rename(dst)
+        with scratch(dst.parent) as room:
+            folder, old = room / "new", room / REPLACED
+            folder.mkdir()
+            try:
+                yield folder
+                if dst.exists():
+                    if not force:
+                        raise InputError(f"{dst}: somebody else has made it meanwhile")
+                    dst.rename(old)
+                folder.rename(dst)
+            finally:
+                if old.exists() and not dst.exists():
+                    old.rename(dst)
     except OSError as error:
         at = error.filename or dst
         raise InputError(f"{at}: {error.strerror or error}, while writing {dst}") from error
-    finally:
-        if old.exists() and not dst.exists():
-            old.rename(dst)
-        for leftover in (folder, old):
-            shutil.rmtree(leftover, ignore_errors=True)

@@ -36,7 +36,7 @@ def write_json(path: Path, value: dict) -> None:
 def read_manifest(folder: Path) -> dict[str, dict]:
     """File name -> {"sha256", "bytes"} and, for weights, "tensors": key -> [dtype, shape].
 
-    Checks that every file is there and as long as it should be; `verify` looks at the bytes too.
+    Checks that every file is there and as long as it should be; verify.py looks at the bytes too.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -45,6 +45,11 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_well_formed(facts) for facts in files.values()):
         raise InputError(f"{path}: is not a manifest: convert the weights again")
+    # a name that leads elsewhere could be a device that never ends, or somebody's file
+    ours = {*TOKENIZER, *(f"{component}.safetensors" for component in COMPONENTS)}
+    if odd := sorted(ours ^ set(files)):
+        does = "does not name" if odd[0] in ours else "names, as no manifest does,"
+        raise InputError(f"{path}: {does} {odd[0]}")
     for name, facts in files.items():
         try:
             size = (folder / name).stat().st_size
@@ -61,7 +66,11 @@ def read_manifest(folder: Path) -> dict[str, dict]:
 def fingerprint(config: dict, files: Mapping[str, dict]) -> str:
     """One sha256 over a config and the sha256 of every file of a folder."""
     facts = {"config": config, "files": {name: files[name]["sha256"] for name in files}}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    try:
+        text = json.dumps(facts, sort_keys=True)
+    except RecursionError:
+        raise InputError(f"{CONFIG}: is nested too deeply") from None
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -70,15 +79,6 @@ def file_sha256(path: Path) -> str:
         while data := file.read(2**20):
             digest.update(data)
     return digest.hexdigest()
-
-
-def verify(folder: str | Path) -> None:
-    """Read every file of a converted folder and compare its sha256 with the manifest (slow)."""
-    folder = Path(folder)
-    for name, facts in read_manifest(folder).items():
-        found = file_sha256(folder / name)
-        if found != facts["sha256"]:
-            raise InputError(f"{folder / name}: sha256 {found}, manifest: {facts['sha256']}")
 
 
 def difference(found: Shapes, wanted: Shapes, limit: int | None = None) -> str:

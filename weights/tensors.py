@@ -67,7 +67,9 @@ def read_header(path: str | Path) -> dict[str, Entry]:
                 f"a header of {length} bytes cannot be in a file of {size}"
             )
         header = _parse(read_bytes(file, length, path), path)
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
+        raise InputError(f"{path}: no safetensors file: __metadata__ is not an object of texts")
     base = 8 + length
     entries = {name: _entry(path, name, value, base) for name, value in header.items()}
     entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
@@ -207,7 +209,7 @@ def _parse(text: bytes, path) -> dict:
 
 def _entry(path, name: str, value, base: int) -> Entry:
     def whole(numbers) -> bool:
-        return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+        return isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
 
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise InputError(f"{path}: {name} has no dtype, shape and data_offsets, or has more")
@@ -220,6 +222,8 @@ def _entry(path, name: str, value, base: int) -> Entry:
         raise InputError(f"{path}: {name} has the offsets {offsets!r}")
     start, end = offsets
     size = math.prod(shape) * DTYPES[dtype].itemsize
+    if size >= 2**63:
+        raise InputError(f"{path}: {name} has the shape {shape!r}")
     if end - start != size:
         raise InputError(
             f"{path}: {name} takes {end - start} bytes, but {dtype} {tuple(shape)} takes {size}"

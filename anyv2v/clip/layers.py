@@ -62,6 +62,8 @@ class EncoderLayer(nn.Module):
         causal: bool,
     ):
         super().__init__()
+        if not 0 < norm_eps < 1:
+            raise InputError(f"norm_eps {norm_eps} is not between 0 and 1")
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.self = SelfAttention(width, heads, causal=causal)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)

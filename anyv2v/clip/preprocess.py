@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anyv2v.errors import InputError
 from anyv2v.media.image import center_crop
 
 
@@ -17,6 +18,13 @@ class PreprocessConfig:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self):
+        if not len(self.mean) == len(self.std) == 3:
+            raise InputError(f"preprocess: mean {self.mean} and std {self.std} are not 3 and 3")
+        # of values 0..1: beyond this is no picture's
+        if not all(abs(m) <= 10 for m in self.mean) or not all(1e-3 <= s <= 10 for s in self.std):
+            raise InputError(f"preprocess: mean {self.mean}, std {self.std}: are no picture's")
 
 
 def preprocess(

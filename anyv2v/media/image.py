@@ -123,8 +123,11 @@ def _rgb(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     # PIL would cut 16-bit grey off at 255; mode "I" is what older readers make of it
     if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image).astype(np.float64), 0, 65535) / 257
-        image = Image.fromarray(grey.round().astype(np.uint8))
+        grey = np.asarray(image, np.int32).clip(0, 65535)
+        # rounded, and in place: pictures may be large
+        grey += 128
+        grey //= 257
+        image = Image.fromarray(grey.astype(np.uint8))
     return np.array(image.convert("RGB"))
 
 

@@ -1,5 +1,6 @@
 """Video files to and from uint8 RGB frames; the only module that knows PyAV."""
 
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -18,12 +19,18 @@ from anyv2v.errors import InputError
 from anyv2v.files import atomic_path, check_output
 from anyv2v.media.clip import Video
 from anyv2v.media.image import FITS, as_frames, fit_frame
-from anyv2v.memory import require
+from anyv2v.memory import free_bytes, require
 
 SUFFIXES = (".mp4", ".mov", ".mkv")
 
 # seconds; timestamps in some containers are rounded to milliseconds
 ROUNDING = 1e-3
+
+# seconds; a frame that is shown for longer is a damaged timestamp, not a film
+LONGEST = 3600.0
+
+# of a frame; twice what is filmed today. decoders hold some twenty frames
+MOST_PIXELS = 2**26
 
 # without these swscale rounds down and is up to 3 levels off in saturated colours
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -59,6 +66,7 @@ def read_video(
     if size is not None and frames is not None:
         require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
     pictures: list[np.ndarray] = []
+    room = free_bytes(torch.device("cpu")) // 2
     with _open(Path(path)) as (container, stream):
         own_fps = float(stream.average_rate or stream.guessed_rate or 25)
         timed = _timed(path, _decode(container, stream), own_fps)
@@ -70,6 +78,11 @@ def read_video(
                 size = size or (picture.shape[1], picture.shape[0])
                 picture = fit_frame(picture, size, fit)
             pictures.append(picture)
+            if len(pictures) * picture.nbytes > room:
+                raise InputError(
+                    f"{path}: more than {len(pictures)} frames of {size[0]}x{size[1]} do not fit "
+                    "into memory; say how many to read (frames), or a smaller size"
+                )
     if not pictures:
         raise InputError(f"start_time {start_time:g} s is past the end of {path}")
     if frames is not None and len(pictures) < frames:
@@ -118,6 +131,11 @@ def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStr
                 raise InputError(f"{path} has no video stream that can be decoded")
             # with frame threads the decoder hides errors and loses whole frames before the damage
             streams[0].thread_type = "SLICE"
+            # a few bytes may claim any size, at the beginning or later on
+            codec = streams[0].codec_context
+            if codec.width * codec.height > MOST_PIXELS:
+                raise InputError(f"{path} has frames of {codec.width}x{codec.height}, too large")
+            codec.options = {"max_pixels": str(MOST_PIXELS)}
             yield container, streams[0]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -152,14 +170,17 @@ def _decode(container, stream) -> Iterator[av.VideoFrame]:
 
 def _timed(path, frames, own_fps: float) -> Iterator[tuple[float, float, av.VideoFrame]]:
     """(begin, end, frame), in seconds after the first frame."""
-    first = None
+    first, last = None, math.inf
     for index, frame in enumerate(frames):
         tick = frame.time_base
         # a bare stream without a container has no timestamps
         time = float(frame.pts * tick) if tick and frame.pts is not None else index / own_fps
         first = time if first is None else first
         lasts = float(frame.duration * tick) if tick and frame.duration else 1 / own_fps
-        yield time - first, time - first + lasts, frame
+        if time - last > LONGEST:
+            break
+        last = time
+        yield time - first, time - first + min(lasts, LONGEST), frame
     if first is None:
         raise InputError(f"{path} has no frame that can be decoded")
 

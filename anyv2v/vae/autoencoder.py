@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.kernels.attention import attention
 from anyv2v.nn.linear import Linear
@@ -33,6 +34,9 @@ class AutoencoderConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "widths", tuple(self.widths))
+        # far beyond any autoencoder's; latents have to stay finite
+        if not 1e-4 <= self.scaling_factor <= 1e4:
+            raise InputError(f"vae: scaling_factor {self.scaling_factor} is not in 1e-4..1e4")
 
     @property
     def factor(self) -> int:

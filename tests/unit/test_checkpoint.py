@@ -12,8 +12,9 @@ from torch import nn
 from anyv2v.errors import InputError
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.folder import Part, write_folder
-from anyv2v.weights.manifest import difference, verify
+from anyv2v.weights.manifest import difference
 from anyv2v.weights.tensors import write
+from anyv2v.weights.verify import verify
 
 CONFIG = {"format": 1, "backbone": "i2vgen", "note": "made up"}
 

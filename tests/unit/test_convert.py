@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anyv2v.convert import clip, files, i2vgen, vae
-from anyv2v.convert.huggingface import convert
+from anyv2v.convert.released import convert
 from anyv2v.convert.rename import rename
 from anyv2v.errors import InputError
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.manifest import verify
 from anyv2v.weights.tensors import read_header
+from anyv2v.weights.verify import verify
 from tests import snapshot as hf
 
 TABLES = {
@@ -776,9 +776,9 @@ def test_sources_that_are_none(src, converted, tmp_path):
     (tmp_path / "other" / "model.pth").touch()
     for source, message in (
         (tmp_path / "no", "no such folder"),
-        (tmp_path / "file", "is a file; a Hugging Face folder of I2VGen-XL is needed"),
-        (tmp_path / "empty", "is empty; a Hugging Face folder"),
-        (tmp_path / "other", "has no model_index.json; a Hugging Face folder"),
+        (tmp_path / "file", "is a file; needed is a Hugging Face folder of I2VGen-XL"),
+        (tmp_path / "empty", "is empty; needed is a Hugging Face folder"),
+        (tmp_path / "other", "has no model_index.json; needed is a Hugging Face folder"),
         (converted, "is converted already"),
     ):
         with pytest.raises(InputError, match=message) as refusal:
@@ -886,7 +886,7 @@ def test_an_unwritable_folder(src, tmp_path):
 
 CONVERT = """
 import sys, torch
-from anyv2v.convert.huggingface import convert
+from anyv2v.convert.released import convert
 from tests.unit.test_convert import expected, peak_mb, widened
 torch.set_num_threads(1)
 before = peak_mb()

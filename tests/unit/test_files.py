@@ -13,8 +13,8 @@ def test_the_file_appears_at_the_end_with_the_mode_that_umask_gives(tmp_path):
         with atomic_path(target) as temporary:
             temporary.write_bytes(b"whole")
             assert not target.exists()
-            assert temporary.parent == tmp_path and temporary.suffix == ".mp4"
-            assert temporary.name.startswith(".")
+            assert temporary.parent.parent == tmp_path and temporary.suffix == ".mp4"
+            assert temporary.parent.name.startswith(".")
     finally:
         os.umask(old)
     assert target.read_bytes() == b"whole"
@@ -31,6 +31,20 @@ def test_nothing_is_left_of_a_failure_and_the_old_file_stays(tmp_path, error):
         raise error
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    dead, keeping = tmp_path / ".anyv2v-0000.part", tmp_path / ".anyv2v-1111.part"
+    for left in (dead, keeping / "old"):
+        left.mkdir(parents=True)
+        (left / "new.mp4").write_bytes(b"half")
+    with atomic_path(tmp_path / "a.mp4") as living:
+        living.write_bytes(b"a")
+        with atomic_path(tmp_path / "b.mp4") as temporary:
+            temporary.write_bytes(b"b")
+    # what was the user's before a run replaced it is nobody's to remove
+    assert sorted(os.listdir(tmp_path)) == [".anyv2v-1111.part", "a.mp4", "b.mp4"]
+    assert (tmp_path / "a.mp4").read_bytes() == b"a"
 
 
 def test_a_link_stays_a_link(tmp_path):

@@ -133,7 +133,12 @@ def entry(**changes):
         ({"x": entry(data_offsets=[0, 4, 8])}, bytes(8), "x has the offsets"),
         ({"x": entry(data_offsets=[-8, 0])}, bytes(8), "x has the offsets"),
         ({"x": entry(shape=[3])}, bytes(8), r"x takes 8 bytes, but F32 \(3,\) takes 12"),
-        ({"x": entry(shape=[2**40, 2**40])}, bytes(8), "x takes 8 bytes"),
+        ({"x": entry(shape=[2**40, 2**40])}, bytes(8), "x has the shape"),
+        ({"x": entry(shape=[10**4000] * 2)}, bytes(8), "x has the shape"),
+        ({"x": entry(shape=[2**62] * 5000)}, bytes(8), "x has the shape"),
+        ({"x": entry(data_offsets=[0, 10**4000])}, bytes(8), "x has the offsets"),
+        ({"__metadata__": ["pt"], "x": F32}, bytes(8), "__metadata__ is not an object of texts"),
+        ({"__metadata__": {"a": 1}, "x": F32}, bytes(8), "__metadata__ is not an object of"),
         (
             {
                 "a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},

@@ -58,7 +58,7 @@ class I2VGen:
             vision=networks["vision"],
             tokenizer=Tokenizer.load(folder / "tokenizer", special, text.tokens, text.vocab_size),
             preprocess=preprocess,
-            groups={name: frozenset(sites) for name, sites in config["injection"].items()},
+            groups=_groups(config.get("injection")),
         )
 
     @property
@@ -145,3 +145,9 @@ def image_latents(first: Tensor, frames: int) -> Tensor:
     place = torch.arange(1, frames, dtype=first.dtype, device=first.device) / max(frames - 1, 1)
     rest = place.view(1, 1, -1, 1, 1).expand(*first.shape[:2], -1, *first.shape[3:])
     return torch.cat([first, rest], dim=2)
+
+
+def _groups(injection: object) -> dict[str, frozenset[str]]:
+    if not isinstance(injection, dict) or not all(isinstance(x, list) for x in injection.values()):
+        raise InputError("there is no section 'injection' of lists of sites")
+    return {name: frozenset(sites) for name, sites in injection.items()}

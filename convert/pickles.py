@@ -1,0 +1,121 @@
+"""Looking into a file of torch.save before anything in it is unpickled."""
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from anyv2v.errors import InputError
+
+LARGEST = 8 * 2**20
+"""Bytes of a pickle. One of 1,511 tensors has 0.2 MB: the tensors themselves lie beside it."""
+
+DEEPEST = 50
+"""Containers in containers. A checkpoint with its optimizer's state has 5."""
+
+CALLED = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.\w+Storage"
+)
+"""What a state_dict of plain tensors and parameters is made with."""
+
+MARK = object()
+
+
+def check_pickle(path: Path, inert: tuple[str, ...] = ()) -> None:
+    """InputError where a pickle wants more than tensors, nests deep, or is long; nothing is run.
+
+    torch.load(weights_only=True) is still what reads it. But a tuple in a tuple in a tuple, hashed,
+    runs out of its process's stack, and a bytearray, which it allows, takes all memory. inert: what
+    may be called too, because nothing is put in its place. A file that is no zip is left to
+    torch.load, which does not unpickle it either.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = [name for name in file.namelist() if name.split("/")[-1] == "data.pkl"]
+            for name in names:
+                if problem := _problem(file, name, inert):
+                    raise InputError(
+                        f"{path}: cannot be read as tensors alone: its pickle {problem}"
+                    )
+    except zipfile.BadZipFile:
+        return
+    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path}: cannot be read as tensors alone: its pickle is malformed: {error}"
+        ) from error
+
+
+def _problem(file: zipfile.ZipFile, name: str, inert: tuple[str, ...]) -> str:
+    with file.open(name) as stream:
+        data = stream.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        return f"is longer than {LARGEST} bytes"
+    for operation, argument in _operations(data):
+        called = argument.replace(" ", ".") if operation in ("GLOBAL", "INST") else ""
+        if called and called not in inert and not CALLED.fullmatch(called):
+            return f"wants {called}; nothing was run"
+        if operation in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"):
+            return f"has {operation}, which torch.save does not write"
+    return f"nests deeper than {DEEPEST} containers" if _depth(data) > DEEPEST else ""
+
+
+def _depth(data: bytes) -> int:
+    """How deep the containers nest that a pickle makes; gives up above DEEPEST.
+
+    Runs the pickle on depths in place of values: each cell holds how deep its value is.
+    """
+    stack: list = []
+    memo: dict = {}
+    deepest = 0
+
+    def to_mark() -> list:
+        values = []
+        while (value := stack.pop()) is not MARK:
+            values.append(value)
+        return values
+
+    def put(values: list, into: list | None = None) -> None:
+        nonlocal deepest
+        cell = [0] if into is None else into
+        cell[0] = max([cell[0], *(value[0] + 1 for value in values)])
+        deepest = max(deepest, cell[0])
+        if into is None:
+            stack.append(cell)
+
+    for name, argument in _operations(data):
+        if name == "MARK":
+            stack.append(MARK)
+        elif name in ("TUPLE", "LIST", "DICT", "FROZENSET", "OBJ", "INST"):
+            put(to_mark())
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3", "REDUCE", "NEWOBJ", "BINPERSID"):
+            count = {"TUPLE1": 1, "BINPERSID": 1, "TUPLE3": 3}.get(name, 2)
+            put([stack.pop() for _ in range(count)])
+        elif name in ("APPENDS", "SETITEMS", "ADDITEMS"):
+            values = to_mark()
+            put(values, stack[-1])
+        elif name in ("APPEND", "SETITEM", "BUILD"):
+            values = [stack.pop() for _ in range(2 if name == "SETITEM" else 1)]
+            put(values, stack[-1])
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name in ("POP", "POP_MARK"):
+            stack.pop() if name == "POP" else to_mark()
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name not in ("PROTO", "STOP", "FRAME"):
+            stack.append([0])
+        if deepest > DEEPEST:
+            break
+    return deepest
+
+
+def _operations(data: bytes) -> Iterator[tuple[str, object]]:
+    for operation, argument, _ in pickletools.genops(data):
+        yield operation.name, argument

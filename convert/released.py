@@ -1,0 +1,58 @@
+"""Any published form of I2VGen-XL -> a folder of ours."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from anyv2v.convert import huggingface, original
+from anyv2v.convert.model import FLOATS, Model, write_model
+from anyv2v.errors import InputError
+from anyv2v.weights.folder import check_target
+from anyv2v.weights.manifest import CONFIG, MANIFEST, Shapes
+
+NEEDED = (
+    f"needed is a Hugging Face folder of I2VGen-XL, with {huggingface.INDEX}, or a folder with "
+    f"the files of its original release, {', '.join(original.FILES)}"
+)
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    expected: Callable[[dict], dict[str, Shapes]],
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a published model in our format, tensor by tensor.
+
+    expected: our config -> component -> our key -> shape. dtype: float32, float16 or bfloat16;
+    None keeps the source's. force: replace a folder that was converted before. progress: called
+    with the bytes written and the bytes there will be. DST appears whole or not at all.
+    InputError: every missing, extra and misshapen key, before anything is written; configs that
+    mean another computation; values that are not finite, here or in dtype.
+    """
+    src, dst = Path(src), Path(dst)
+    if dtype is not None and dtype not in FLOATS:
+        raise InputError(f"dtype is {dtype}; weights are kept in {', '.join(map(str, FLOATS))}")
+    read = _reader(src)
+    check_target(dst, force, src)
+    model = read(src, dtype)
+    write_model(model, dst, expected(model.config), dtype, force, progress)
+
+
+def _reader(src: Path) -> Callable[[Path, torch.dtype | None], Model]:
+    """What reads this form."""
+    if not src.exists():
+        raise InputError(f"{src}: no such folder")
+    if not src.is_dir():
+        raise InputError(f"{src}: is a file; {NEEDED}")
+    if (src / huggingface.INDEX).is_file():
+        return huggingface.read
+    if any((src / name).is_file() for name in original.FILES):
+        return original.read
+    if (src / MANIFEST).is_file() and (src / CONFIG).is_file():
+        raise InputError(f"{src}: is converted already")
+    what = f"has no {huggingface.INDEX}" if any(src.iterdir()) else "is empty"
+    raise InputError(f"{src}: {what}; {NEEDED}")

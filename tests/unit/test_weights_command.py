@@ -1,0 +1,316 @@
+"""`anyv2v weights verify` and `anyv2v weights fetch`; nothing here uses a network."""
+
+import fnmatch
+import hashlib
+import inspect as inspection
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from anyv2v.cli import main
+from anyv2v.convert.fetch import needed
+from anyv2v.errors import InputError
+from anyv2v.loading import inspect
+
+
+@pytest.fixture
+def folder(weights, tmp_path):
+    """A copy of a converted folder that a test may spoil."""
+    return Path(shutil.copytree(weights, tmp_path / "weights"))
+
+
+@pytest.fixture
+def run(capfd):
+    def run(*args):
+        status = main([str(a) for a in args])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run
+
+
+def change(folder: Path, name: str, **fields) -> None:
+    """Fields of the manifest's entry for a file."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][name].update(fields)
+    path.write_text(json.dumps(manifest))
+
+
+def replace(folder: Path, name: str, **tensors) -> None:
+    """Tensors of a file, and the sha256 and length of it in the manifest: a careful forger."""
+    path = folder / name
+    save_file({**load_file(path), **{k.replace("_dot_", "."): t for k, t in tensors.items()}}, path)
+    data = path.read_bytes()
+    change(folder, name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
+def refused(run, folder: Path) -> str:
+    status, out, err = run("weights", "verify", folder)
+    assert status == 2 and not out
+    assert err.count("\n") == 1 and str(folder) in err
+    return err
+
+
+def test_a_whole_folder_is_described(run, weights):
+    status, out, err = run("weights", "verify", weights)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].startswith(f"{weights}: i2vgen, 512x512, 16 frames at 8 fps")
+    count = sum(t.numel() for t in load_file(weights / "unet.safetensors").values())
+    assert f"unet.safetensors: 1511 tensors, {count:,} parameters, F32, 0.01 GB" in lines
+    assert len(lines) == 7
+    assert lines[-1] == f"fingerprint {inspect(weights).checkpoint.fingerprint}"
+
+
+def test_the_demo_weights_are_whole(run):
+    status, out, _ = run("weights", "verify", "demo")
+    assert status == 0 and "fingerprint" in out
+
+
+def test_progress_is_of_all_bytes(weights):
+    seen = []
+    inspect(weights, lambda *at: seen.append(at))
+    files = json.loads((weights / "manifest.json").read_text())["files"]
+    total = sum(facts["bytes"] for facts in files.values())
+    assert seen[-1] == (total, total) and len(seen) == len(files)
+
+
+@pytest.mark.parametrize("name", ["unet.safetensors", "vae.safetensors", "tokenizer/merges.txt"])
+def test_one_changed_bit_is_found(run, folder, name):
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    assert f"{name}: sha256" in refused(run, folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_found_behind_a_right_sha256(run, folder, value):
+    replace(folder, "text.safetensors", final_norm_dot_bias=torch.full((32,), value))
+    message = refused(run, folder)
+    assert "text.safetensors: final_norm.bias holds values that are not finite" in message
+
+
+def test_another_shape_dtype_or_name(run, folder):
+    replace(folder, "text.safetensors", final_norm_dot_bias=torch.zeros(31))
+    assert "final_norm.bias is (31,), should be (32,)" in refused(run, folder)
+    replace(folder, "text.safetensors", final_norm_dot_bias=torch.zeros(32).half())
+    assert "final_norm.bias is F16, the manifest says F32" in refused(run, folder)
+    replace(folder, "text.safetensors", final_norm_dot_bias=torch.zeros(32), more=torch.zeros(2))
+    assert "extra: more (2,)" in refused(run, folder)
+
+
+def test_a_folder_that_agrees_with_itself_but_not_with_the_network(run, folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["text"]["mlp_width"] = 64
+    path.write_text(json.dumps(config))
+    message = refused(run, folder)
+    assert "text.safetensors: does not fit the network" in message
+    config["text"]["mlp_width"] = "wide"
+    path.write_text(json.dumps(config))
+    assert "config.json" in refused(run, folder)
+
+
+def test_files_that_are_cut_off_missing_or_no_folder(run, folder, tmp_path):
+    path = folder / "vae.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    assert "cut off or replaced" in refused(run, folder)
+    path.unlink()
+    assert "is missing" in refused(run, folder)
+    assert "no such folder" in refused(run, tmp_path / "nowhere")
+
+
+def test_a_manifest_that_lists_nothing(run, folder):
+    change(folder, "vae.safetensors", tensors={"conv": 3})
+    assert "lists no dtypes and shapes for vae.safetensors" in refused(run, folder)
+
+
+# fetch
+
+
+class Hub(ModuleType):
+    """As much of huggingface_hub as is used, with a folder in place of the network."""
+
+    def __init__(self, published: Path, cache: Path):
+        super().__init__("huggingface_hub")
+        self.published, self.cache = published, cache
+        self.asked, self.copied, self.fail_after, self.spoil = [], [], None, None
+        self.utils = ModuleType("huggingface_hub.utils")
+        self.utils.disable_progress_bars = lambda: None
+        self.HfApi = lambda: self
+
+    def model_info(self, repository, files_metadata):
+        assert files_metadata
+        self.asked.append(repository)
+        files = [path for path in sorted(self.published.rglob("*")) if path.is_file()]
+        return SimpleNamespace(sha="abc", siblings=[self._facts(path) for path in files])
+
+    def _facts(self, path: Path):
+        data, large = path.read_bytes(), path.suffix == ".safetensors"
+        return SimpleNamespace(
+            rfilename=str(path.relative_to(self.published)),
+            size=len(data),
+            lfs={"sha256": hashlib.sha256(data).hexdigest()} if large else None,
+        )
+
+    def snapshot_download(self, repository, revision, allow_patterns):
+        assert (repository, revision) == ("ali-vilab/i2vgen-xl", "abc")
+        for path in sorted(self.published.rglob("*")):
+            name = str(path.relative_to(self.published))
+            if path.is_dir() or not any(fnmatch.fnmatch(name, p) for p in allow_patterns):
+                continue
+            if (self.cache / name).exists():
+                continue
+            if self.fail_after is not None and len(self.copied) >= self.fail_after:
+                raise ConnectionError("Connection reset by peer\nTraceback and more")
+            (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, self.cache / name)
+            self.copied.append(name)
+        if self.spoil:
+            data = bytearray((self.cache / self.spoil).read_bytes())
+            data[-1] ^= 1
+            (self.cache / self.spoil).write_bytes(data)
+        return str(self.cache)
+
+
+@pytest.fixture
+def hub(snapshot, tmp_path, monkeypatch):
+    """A page that publishes the tiny model in both precisions, and more that is not needed."""
+    published = Path(shutil.copytree(snapshot, tmp_path / "page"))
+    for path in list(published.rglob("*.safetensors")):
+        halves = {name: tensor.half() for name, tensor in load_file(path).items()}
+        save_file(halves, path.with_name(f"{path.stem}.fp16.safetensors"))
+    (published / "models").mkdir()
+    (published / "models" / "i2vgen_xl_00854500.pth").write_bytes(b"much")
+    (published / "README.md").write_text("# I2VGen-XL")
+    hub = Hub(published, tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
+    monkeypatch.chdir(tmp_path)
+    return hub
+
+
+def test_fetch_downloads_what_is_needed_converts_and_verifies(run, hub, tmp_path):
+    status, out, err = run("weights", "fetch")
+    assert (status, err) == (0, ""), err
+    assert hub.asked == ["ali-vilab/i2vgen-xl"]
+    weights = [name for name in hub.copied if name.endswith("safetensors")]
+    assert len(weights) == 4 and all("fp16" in name for name in weights)
+    assert not [name for name in hub.copied if name.startswith("models") or "README" in name]
+    assert "unet.safetensors: 1511 tensors" in out and "F16" in out
+    assert "i2vgen-xl: ready for --weights" in out
+    assert inspect(tmp_path / "i2vgen-xl").components[0].dtypes == ("F16",)
+
+
+def test_fetch_in_full_precision_equals_converting(run, hub, weights, tmp_path):
+    status, _, err = run("weights", "fetch", tmp_path / "full", "--dtype", "float32")
+    assert status == 0, err
+    assert not [name for name in hub.copied if "fp16" in name]
+    assert inspect(tmp_path / "full").checkpoint.fingerprint == (
+        inspect(weights).checkpoint.fingerprint
+    )
+
+
+def test_an_interrupted_download_goes_on(run, hub, tmp_path):
+    hub.fail_after = 5
+    status, out, err = run("weights", "fetch", "out")
+    assert status == 2 and err.count("\n") == 1 and not out
+    assert "cannot be downloaded: Connection reset by peer; run it again to go on" in err
+    assert "anyv2v convert FOLDER out" in err and not (tmp_path / "out").exists()
+    hub.fail_after = None
+    assert run("weights", "fetch", "out")[0] == 0
+    assert len(hub.copied) == len(set(hub.copied))
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.fp16.safetensors"])
+def test_a_download_that_differs_from_what_is_published(run, hub, tmp_path, name):
+    hub.spoil = name
+    status, _, err = run("weights", "fetch", "out")
+    assert status == 2 and f"{hub.cache / name}: sha256" in err and "delete it" in err
+    assert not (tmp_path / "out").exists()
+    hub.spoil = None
+    (hub.cache / name).write_bytes(b"short")
+    assert "has 5 bytes" in run("weights", "fetch", "out")[2]
+    (hub.cache / name).unlink()
+    assert run("weights", "fetch", "out")[0] == 0
+
+
+def test_without_the_extra(run, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("weights", "fetch", "out")
+    assert status == 2 and not out and err.count("\n") == 1
+    assert "pip install huggingface_hub; or" in err
+    assert "download https://huggingface.co/ali-vilab/i2vgen-xl by hand" in err
+
+
+def test_an_output_that_is_there_is_found_before_the_download(run, hub, tmp_path):
+    (tmp_path / "out").mkdir()
+    status, _, err = run("weights", "fetch", "out")
+    assert status == 2 and "exists already" in err and not hub.asked
+
+
+def test_what_is_needed_of_a_page():
+    names = [
+        "model_index.json",
+        *(f"{f}/config.json" for f in ("unet", "vae", "text_encoder", "image_encoder")),
+        *(f"unet/diffusion_pytorch_model-{i:05}-of-00002.safetensors" for i in (1, 2)),
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "vae/diffusion_pytorch_model.bin",
+        *(
+            f"{f}/model{v}.safetensors"
+            for f in ("text_encoder", "image_encoder")
+            for v in ("", ".fp16")
+        ),
+        "tokenizer/merges.txt",
+        "assets/picture.json",
+    ]
+    half, full = needed(names, half=True), needed(names, half=False)
+    assert "assets/picture.json" not in half and "tokenizer/merges.txt" in half
+    assert "text_encoder/model.fp16.safetensors" in half
+    assert "text_encoder/model.safetensors" in full
+    for wanted in (half, full):
+        assert {n for n in wanted if n.startswith("unet/")} == {
+            n for n in names if n.startswith("unet/")
+        }
+        assert "vae/diffusion_pytorch_model.bin" in wanted
+    with pytest.raises(InputError, match="publishes no weights of vae"):
+        needed([n for n in names if not n.endswith(".bin")], half=True)
+
+
+def test_the_real_hub_is_called_as_it_wants_to_be():
+    hub = pytest.importorskip("huggingface_hub")
+    inspection.signature(hub.snapshot_download).bind("repo", revision="a", allow_patterns=[])
+    inspection.signature(hub.HfApi.model_info).bind(None, "repo", files_metadata=True)
+
+
+def test_the_real_hub_told_to_stay_offline(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    done = subprocess.run(
+        [sys.executable, "-m", "anyv2v", "weights", "fetch", str(tmp_path / "out")],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and "cannot be downloaded: " in done.stderr
+    assert "offline" in done.stderr.lower() and "by hand" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_extra_is_declared():
+    text = (Path(__file__).parents[2] / "setup.py").read_text(encoding="utf-8")
+    assert '"fetch": ["huggingface_hub' in text
+    assert "merges/*" in text

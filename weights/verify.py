@@ -1,0 +1,143 @@
+"""Whether a folder of weights is what its manifest says, and what it is."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from anyv2v.errors import InputError
+from anyv2v.weights.checkpoint import Checkpoint
+from anyv2v.weights.manifest import MANIFEST, Shapes, difference, file_sha256
+from anyv2v.weights.tensors import (
+    NAMES,
+    Entry,
+    largest,
+    open_file,
+    read_bytes,
+    read_header,
+    read_rows,
+    rows_buffer,
+)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One file of weights, in numbers."""
+
+    file: str
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file}: {self.tensors} tensors, {self.parameters:,} parameters, "
+            f"{'+'.join(self.dtypes)}, {self.bytes / 1e9:.2f} GB"
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a folder is; there is one only of a folder in which nothing is wrong."""
+
+    checkpoint: Checkpoint
+    components: tuple[Component, ...]
+
+    def __str__(self) -> str:
+        config, whole = self.checkpoint.config, self.components
+        width, height = config["defaults"]["size"]
+        return "\n".join(
+            [
+                f"{self.checkpoint.folder}: {config['backbone']}, {width}x{height}, "
+                f"{config['defaults']['frames']} frames at {config['defaults']['fps']} fps "
+                "unless told otherwise",
+                *map(str, whole),
+                f"together {sum(c.parameters for c in whole):,} parameters, "
+                f"{sum(c.bytes for c in whole) / 1e9:.2f} GB; names, shapes, dtypes and sha256 are "
+                "those of the manifest and fit the network, every value is finite",
+                f"fingerprint {self.checkpoint.fingerprint}",
+            ]
+        )
+
+
+def verify(
+    folder: str | Path,
+    expected: Callable[[dict], dict[str, Shapes]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Read every byte of a converted folder once and compare it with the manifest.
+
+    expected: config -> component -> key -> shape, to compare with too. progress: called with the
+    bytes read and the bytes there are. Holds a piece of 4 MB of a tensor at a time. InputError:
+    the first thing that is wrong, with its file and, where it has one, its tensor.
+    """
+    checkpoint = Checkpoint.open(folder)
+    wanted = {} if expected is None else expected(checkpoint.config)
+    total = sum(facts["bytes"] for facts in checkpoint.files.values())
+    read = 0
+    components = []
+    for name, facts in checkpoint.files.items():
+        path = checkpoint.folder / name
+        if path.suffix == ".safetensors":
+            entries = read_header(path)
+            _check_names(path, entries, facts.get("tensors", {}), wanted.get(path.stem))
+            found = _check_values(path, entries)
+            components.append(_count(path, entries))
+        else:
+            found = file_sha256(path)
+        if found != facts["sha256"]:
+            raise InputError(f"{path}: sha256 {found}, manifest: {facts['sha256']}")
+        read += facts["bytes"]
+        if progress is not None:
+            progress(read, total)
+    return Report(checkpoint, tuple(components))
+
+
+def _check_names(
+    path: Path, entries: dict[str, Entry], listed: dict, wanted: Shapes | None
+) -> None:
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    try:
+        manifest = {name: tuple(shape) for name, (_, shape) in listed.items()}
+        dtypes = {name: dtype for name, (dtype, _) in listed.items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path.with_name(MANIFEST)}: lists no dtypes and shapes for {path.name}"
+        ) from error
+    if differs := difference(shapes, manifest, limit=10):
+        raise InputError(f"{path}: is not what the manifest lists: {differs}")
+    for name, entry in entries.items():
+        if NAMES[entry.dtype] != dtypes[name]:
+            raise InputError(
+                f"{path}: {name} is {NAMES[entry.dtype]}, the manifest says {dtypes[name]}"
+            )
+    if wanted is not None and (differs := difference(shapes, wanted, limit=10)):
+        raise InputError(f"{path}: does not fit the network: {differs}")
+
+
+def _check_values(path: Path, entries: dict[str, Entry]) -> str:
+    """The sha256 of a file whose values are all finite."""
+    digest = hashlib.sha256()
+    buffer = rows_buffer(entries.values())
+    with open_file(path) as file:
+        # tensors follow the header without gaps, in the order of the entries
+        header = min((entry.start for entry in entries.values()), default=path.stat().st_size)
+        digest.update(read_bytes(file, header, path))
+        for name, entry in entries.items():
+            for _, piece in read_rows(file, entry, buffer):
+                if not largest(piece) < math.inf:
+                    raise InputError(f"{path}: {name} holds values that are not finite")
+                digest.update(memoryview(buffer[: piece.nbytes].numpy()))
+    return digest.hexdigest()
+
+
+def _count(path: Path, entries: dict[str, Entry]) -> Component:
+    return Component(
+        path.name,
+        len(entries),
+        sum(math.prod(entry.shape) for entry in entries.values()),
+        path.stat().st_size,
+        tuple(sorted({NAMES[entry.dtype] for entry in entries.values()})),
+    )
