@@ -25,12 +25,12 @@ STEMS = {
 
 
 class File(Protocol):
-    """layout says what there is, read(name) gives one of the tensors."""
+    """layout says what there is, read(name) gives one of the tensors, or some of its rows."""
 
     path: Path
     layout: Layout
 
-    def read(self, name: str) -> Tensor: ...
+    def read(self, name: str, rows: slice | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Rows:
         return self.file.path
 
     def read(self, name: str) -> Tensor:
-        return self.file.read(self.name)[self.first : self.first + self.count]
+        return self.file.read(self.name, slice(self.first, self.first + self.count))
 
 
 def _check_binary(path: Path) -> None:
@@ -168,9 +168,10 @@ class SafetensorsFile:
         self._entries = read_header(path)
         self.layout: Layout = {n: (e.dtype, e.shape) for n, e in self._entries.items()}
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
         with open_file(self.path) as file:
-            return read_tensor(file, self._entries[name])
+            tensor = read_tensor(file, self._entries[name])
+        return tensor if rows is None else tensor[rows]
 
 
 class Inert:
@@ -202,13 +203,15 @@ class BinFile:
         self._state: dict[str, Tensor] | None = None
         self._touched = 0
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
         if self._state is None or self._touched > self.LET_GO_AFTER:
             # the old mapping goes before the new one comes
             self._state = None
             self._state, self._touched = self._open(), 0
-        self._touched += self._state[name].nbytes
-        return self._state[name].detach().clone(memory_format=torch.contiguous_format)
+        tensor = self._state[name].detach()
+        tensor = tensor if rows is None else tensor[rows]
+        self._touched += tensor.nbytes
+        return tensor.clone(memory_format=torch.contiguous_format)
 
     def _open(self) -> dict[str, Tensor]:
         try:

@@ -847,7 +847,7 @@ def test_nothing_is_left_of_a_conversion_that_stops(src, tmp_path, stop, force):
     before = ours_of(tmp_path)
 
     def progress(done, total):
-        assert any(path.name.startswith(".out.") for path in tmp_path.iterdir())
+        assert any(path.name.startswith(".") for path in tmp_path.iterdir())
         assert out.exists() == force
         if done > total / 2:
             raise stop
