@@ -1,8 +1,8 @@
 """The model that ships edits: its clips are compared with the truth, and with doing nothing.
 
-Two scenes on which it was not trained. Measured, as means over them: edit 32.7 dB, without
-injection 21.7, from random noise 22.1, first frame repeated 18.4, unedited 17.8; 0.3 pixels off
-the true path, without injection 4.0. The margins are about two thirds of the differences.
+Two scenes on which it was not trained. Measured, as means over them: edit 33.0 dB, without
+injection 28.3, from random noise 21.5, first frame repeated 18.4, unedited 17.8; 0.2 pixels off
+the true path, without injection 1.6. The margins are about two thirds of the differences.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from anyv2v.weights.demo import FOLDER
 from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
 from anyv2v.weights.demo.settings import BEST
+from anyv2v.weights.verify import verify
 
 SCENES = (9, 10)
 
@@ -84,17 +85,17 @@ def test_a_colour_edit_beats_every_baseline(editor, trials):
     random = mean_scores(noise, trials)
     static = mean_scores([np.repeat(t.truth.frames[:1], 8, 0) for t in trials], trials)
     unedited = mean_scores([t.truth.source for t in trials], trials)
-    assert edit["psnr"] > inverted["psnr"] + 6
-    assert edit["psnr"] > random["psnr"] + 6
-    assert edit["psnr"] > static["psnr"] + 8
-    assert edit["psnr"] > unedited["psnr"] + 8
+    assert edit["psnr"] > inverted["psnr"] + 3
+    assert edit["psnr"] > random["psnr"] + 7
+    assert edit["psnr"] > static["psnr"] + 9
+    assert edit["psnr"] > unedited["psnr"] + 9
     assert edit["trajectory"] < 1
-    assert edit["trajectory"] < min(x["trajectory"] for x in (inverted, random, static)) - 1.5
+    assert edit["trajectory"] < min(x["trajectory"] for x in (inverted, random, static)) - 0.8
     assert edit["colour"] < 0.25 * unedited["colour"]
 
 
 def test_the_folder_is_whole_and_small_and_in_float16():
-    manifest.verify(FOLDER)
+    verify(FOLDER)
     files = manifest.read_manifest(FOLDER)
     assert sum(facts["bytes"] for facts in files.values()) <= 25e6
     kinds = {d for facts in files.values() for d, _ in facts.get("tensors", {}).values()}
