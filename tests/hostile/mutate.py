@@ -215,7 +215,7 @@ def _change(random: Random, value: Any) -> Any:
             return value[:at] + value[at + 1 :]
         if kind < 0.95:
             return [*value, value[at]]
-        return value * random.choice((2, 10, 3000))
+        return value * random.choice((2, 10, 3000)) if len(value) < 10 else value
     if type(value) is int and random.random() < 0.4:
         return value + random.choice((-1, 1, 8, -8, value, -2 * value))
     return _odd(random)
