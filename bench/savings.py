@@ -53,8 +53,8 @@ from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
-from anyv2v.convert.released import convert
 from anyv2v.convert.i2vgen import injection_sites
+from anyv2v.convert.released import convert
 from anyv2v.editor import Defaults, Editor
 from anyv2v.files import atomic_path
 from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource, Taps
