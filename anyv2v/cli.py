@@ -38,6 +38,15 @@ DEMO_NOTICE = (
 )
 
 
+_INTERRUPTED = threading.Event()
+
+
+def _interrupt(*_) -> None:
+    # an exception that is raised within a library's callback may be lost there: steps ask again
+    _INTERRUPTED.set()
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Exit status: 0, 2 for what the caller got wrong, 1 for the rest."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -53,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if threading.current_thread() is threading.main_thread():
         # a terminated run leaves as little behind as an interrupted one
-        for ending in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(ending, signal.default_int_handler)
+        _INTERRUPTED.clear()
+        for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(ending, _interrupt)
     try:
         args = parser(commands).parse_args(argv)
         args.run(args)
@@ -62,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(argv, error, 2)
     except KeyboardInterrupt:
+        _INTERRUPTED.clear()
         return _fail(argv, "interrupted", 1)
     except Exception as error:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _is_cpu_out_of_memory(error):
@@ -319,7 +330,13 @@ class Progress:
 
     def __call__(self, title: str, steps: int) -> Callable[..., None]:
         bar = self._bars.enter_context(tqdm(total=steps, desc=title, disable=self._disable))
-        return lambda *_: bar.update() and None
+
+        def step(*_) -> None:
+            if _INTERRUPTED.is_set():
+                raise KeyboardInterrupt
+            bar.update()
+
+        return step
 
     def __enter__(self) -> Progress:
         return self

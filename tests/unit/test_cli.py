@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -489,6 +490,26 @@ def test_an_interrupted_run_leaves_nothing(clip, frame, weights, tmp_path, sent)
     assert child.returncode == 1
     assert err == "anyv2v: interrupted\n"
     assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_that_gets_lost_is_found_at_the_next_step(edit, monkeypatch):
+    """Seen once on a busy machine: a run went on to its end after the signal."""
+    encode, steps = anyv2v.Editor.encode_frames, []
+
+    def lose(self, *args):
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        return encode(self, *args)
+
+    predict = anyv2v.Editor.predict
+    monkeypatch.setattr(anyv2v.Editor, "encode_frames", lose)
+    monkeypatch.setattr(anyv2v.Editor, "predict", lambda *args: steps.append(1) or predict(*args))
+    try:
+        assert edit() == (1, "", "anyv2v: interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert len(steps) <= 2 and os.listdir() == []
 
 
 def os_times(pid: int) -> tuple[float, float]:

@@ -73,7 +73,11 @@ def test_reconstruction_equals_the_original(editor, sources, name):
     check_frames(again.frames, RECONSTRUCTION[f"{name}.frames"])
 
 
-WAYS = ["shared", "always", "separate", "replayed", "replayed compact"]
+WAYS = [
+    "shared",
+    "replayed compact",
+    *(pytest.param(way, marks=pytest.mark.slow) for way in ("always", "separate", "replayed")),
+]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -149,7 +153,7 @@ def solved(editor, video):
 CASES = [(0.2, 0.2, 0.5), (1, 1, 1), (0.5, 0, 0), (0, 0.5, 0), (0, 0, 0.5), (0, 0, 0)]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 9.0])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 9.0])
 @pytest.mark.parametrize("fractions", CASES, ids=str)
 def test_every_way_to_inject_gives_the_same(editor, solved, edited_frame, fractions, guidance):
     plain, recorded = solved
