@@ -1,6 +1,7 @@
 """AnyV2V: training-free video editing on I2VGen-XL (arXiv 2403.14468, 2311.04145)."""
 
-from anyv2v.editor import NEGATIVE_PROMPT, Defaults, Edit, Editor, EditRequest
+from anyv2v.edit import NEGATIVE_PROMPT, Edit, EditRequest
+from anyv2v.editor import Defaults, Editor
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
 from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource, Taps

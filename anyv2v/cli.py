@@ -21,7 +21,8 @@ from anyv2v import checks, demo, loading
 from anyv2v.convert.fetch import fetch
 from anyv2v.convert.released import convert
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
-from anyv2v.editor import STEPS, Editor, EditRequest
+from anyv2v.edit import EditRequest
+from anyv2v.editor import STEPS, Editor
 from anyv2v.errors import InputError
 from anyv2v.files import check_output
 from anyv2v.injection.plan import NO_INJECTION, Injection

@@ -14,26 +14,25 @@ z_0            decode                    frames   (f, h, w, 3) uint8
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from anyv2v import checks
-from anyv2v.backbones.base import Backbone, Branches, Conditions, FirstFrame
+from anyv2v.backbones.base import Backbone, Conditions, FirstFrame
 from anyv2v.diffusion.ddim import OnStep, Predict, sample
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE, Inverted, fixed_point
 from anyv2v.diffusion.schedule import Schedule
 from anyv2v.diffusion.trajectory import Trajectory
+from anyv2v.edit import NEGATIVE_PROMPT, Edit, EditRequest, Frame, SourcePass
 from anyv2v.errors import InputError
+from anyv2v.guidance import SourceAt, guided, injected, recorded
 from anyv2v.injection.features import Features, Kept, Playback, Recorder, Recording
 from anyv2v.injection.plan import NO_INJECTION, Injection, sites_per_step
-from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource, Taps
+from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.media.clip import Video
 from anyv2v.media.image import (
     as_frames,
@@ -47,25 +46,8 @@ from anyv2v.memory import free_bytes, require
 from anyv2v.source import InversionSettings, Source, Unfinished
 from anyv2v.vae.autoencoder import Autoencoder
 
-NEGATIVE_PROMPT = (
-    "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, "
-    "disconnected limbs, Ugly faces, incomplete arms"
-)
-"""The original's."""
-
 STEPS = {"fixed-point": 50, "ddim": 500}
 """Of an inversion; the original's numbers of sampling and of inversion steps."""
-
-Frame = str | os.PathLike | np.ndarray | Image.Image
-
-SourcePass = Literal["shared", "always", "separate"]
-"""How the source's features come to a step that injects them.
-
-shared: what was recorded is replayed, else its rows ride along in the batch of the steps that
-inject something.
-always: they ride along in every step, as in the original.
-separate: it is run by itself first, recorded, and replayed.
-"""
 
 
 @dataclass(frozen=True)
@@ -76,29 +58,6 @@ class Defaults:
     """(width, height) in pixels."""
     frames: int
     fps: int
-
-
-@dataclass(frozen=True)
-class Edit:
-    frames: np.ndarray
-    """(f, h, w, 3) uint8 RGB."""
-    fps: float
-    latents: Tensor
-    """(1, c, f, h/s, w/s) float32, clean."""
-
-
-@dataclass(frozen=True)
-class EditRequest:
-    """One of several edits of a source: what `Editor.edit` takes for it."""
-
-    frame: Frame
-    prompt: str
-    negative_prompt: str = NEGATIVE_PROMPT
-    guidance: float = 9.0
-    random_ratio: float = 0.0
-    seed: int = 0
-    fit: str = "crop"
-    noise: Tensor | None = None
 
 
 class Editor:
@@ -175,7 +134,7 @@ class Editor:
 
         inversion = METHODS[method]
         options = {"tolerance": tolerance} if inversion is fixed_point else {}
-        predict = self._guided(branches, recorder.taps)
+        predict = guided(self.predict, branches, recorder.taps)
         if begin.latest < last:
             for state in inversion(predict, begin, schedule, steps, **options):
                 recorder.settle(state.latest)
@@ -242,7 +201,10 @@ class Editor:
             conditions = self.backbone.condition(source.settings.prompt, first)
         for t in missing:
             sites = recording.sites[t]
-            features.add(t, self._recorded(source, t, conditions, sites, recording.compact))
+            latents = source.trajectory[t]
+            features.add(
+                t, recorded(self.predict, latents, t, conditions, sites, recording.compact)
+            )
         return replace(source, features=features)
 
     def edit(
@@ -312,6 +274,8 @@ class Editor:
                 for i, at in plan.items()
                 if at and source.features.serve(timesteps[i], at)
             ]
+        of_source = self.backbone.condition(source.settings.prompt, self._source_frame(source, fps))
+        at = SourceAt(source, of_source, plan, source_pass, replayed, self.backbone.sites)
         # what can be wrong with one edit is found before the first is run
         latents = [self._begin(edit, inverted) for edit in edits]
         pictures = [fit_frame(read_image(edit.frame), size, edit.fit) for edit in edits]
@@ -328,7 +292,8 @@ class Editor:
                 )
                 for edit, picture in zip(edits[batch], pictures[batch], strict=True)
             ]
-            predict = self._injected(source, fps, branches, plan, source_pass, replayed)
+            playback = Playback(source.features, replayed, self.backbone.device)
+            predict = injected(self.predict, branches, at, playback)
             clean = sample(predict, torch.cat(latents[batch]), self.schedule, steps, start, on_step)
             done += [Edit(self.decode(x), source.video.fps, x) for x in clean.split(1)]
         return done
@@ -355,7 +320,7 @@ class Editor:
             prompt, negative_prompt, self._source_frame(source, fps), guidance
         )
         latents = source.trajectory[first].to(self.backbone.device)
-        predict = self._guided(branches)
+        predict = guided(self.predict, branches)
         return self._sample(predict, latents, steps, start, on_step, source.video.fps)
 
     @torch.no_grad()
@@ -384,7 +349,7 @@ class Editor:
         branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
         one = first.latents.shape
         noise = self._noise(torch.Size((*one[:2], frames, *one[3:])), seed, noise)
-        return self._sample(self._guided(branches), noise, steps, 0, on_step, fps)
+        return self._sample(guided(self.predict, branches), noise, steps, 0, on_step, fps)
 
     def tokenize(self, text: str) -> Tensor:
         """int64 (1, 77)."""
@@ -522,16 +487,15 @@ class Editor:
 
     def _blank_features(self, video: Video, sites: frozenset[str], compact: bool) -> Kept:
         """What a record of a video would keep, without data."""
+        if not sites:
+            return {}
         meta, s = torch.device("meta"), self.vae.config.factor
-        blank, record = self.backbone.blank(meta), Record(sites, compact, stop=True)
         (width, height), frames = _size(video.frames), len(video.frames)
-        if sites:
-            conditions = blank.blank_conditions(frames, height // s, width // s)
-            shape = (1, self.vae.config.latent_channels, frames, height // s, width // s)
-            latents = torch.empty(shape, dtype=self.backbone.dtype, device=meta)
-            with suppress(Recorded):
-                blank.predict(latents, 1, conditions, record)
-        return record.kept
+        blank = self.backbone.blank(meta)
+        conditions = blank.blank_conditions(frames, height // s, width // s)
+        shape = (1, self.vae.config.latent_channels, frames, height // s, width // s)
+        latents = torch.empty(shape, dtype=self.backbone.dtype, device=meta)
+        return recorded(blank.predict, latents, 1, conditions, sites, compact)
 
     def _check_features(self, source: Source) -> None:
         kept = source.features.kept
@@ -544,82 +508,6 @@ class Editor:
                 found = [tuple(x.shape) for x in parts]
                 if found not in [[tuple(x.shape) for x in blank[site]] for blank in fit]:
                     raise InputError(f"features of timestep {t}, {site}, of shapes {found}")
-
-    def _guided(
-        self, branches: Branches, taps: Callable[[int], Taps] = lambda t: NO_TAPS
-    ) -> Predict:
-        """Predictions under guidance, nothing injected; `taps`: what looks on at a timestep."""
-        rows = len(branches.conditions)
-        conditions = type(branches.conditions[0]).stack(branches.conditions, [0] * rows)
-
-        def predict(i: int, t: int, latents: Tensor) -> Tensor:
-            v = self.predict(latents, t, conditions, taps(t))
-            return branches.combine(v.split(1))
-
-        return predict
-
-    def _injected(
-        self,
-        source: Source,
-        fps: int,
-        branches: Sequence[Branches],
-        plan: dict[int, frozenset[str]],
-        source_pass: SourcePass,
-        replayed: Sequence[int],
-    ) -> Predict:
-        """Predictions of several edits under guidance, with the source's features at plan[step].
-
-        At the timesteps `replayed` they are those that were recorded.
-        """
-        of_source = self.backbone.condition(source.settings.prompt, self._source_frame(source, fps))
-        stack = type(of_source).stack
-        flat = [conditions for edit in branches for conditions in edit.conditions]
-        counts = [len(edit.conditions) for edit in branches]
-        rows = [row for row, count in enumerate(counts) for _ in range(count)]
-        edited = stack(flat, rows)
-        together = stack([of_source, *flat], [0, *(row + 1 for row in rows)])
-        playback = Playback(source.features, replayed, self.backbone.device)
-
-        def combine(v: Tensor) -> Tensor:
-            # the source's rows come first, if they are still there
-            each = v[v.shape[0] - len(rows) :].split(counts)
-            pairs = zip(branches, each, strict=True)
-            return torch.cat([edit.combine(v.split(1)) for edit, v in pairs])
-
-        def predict(i: int, t: int, latents: Tensor) -> Tensor:
-            sites = plan[i]
-            if not sites and source_pass != "always":
-                return combine(self.predict(latents, t, edited))
-            if t in replayed:
-                kept = {site: x for site, x in playback[t].items() if site in sites}
-                return combine(self.predict(latents, t, edited, Replay(kept)))
-            source_latents = source.trajectory[t].to(latents.device)
-            if source_pass == "separate":
-                kept = self._recorded(source, t, of_source, sites)
-                return combine(self.predict(latents, t, edited, Replay(kept)))
-            last = None if source_pass == "always" else self._last(sites)
-            taps = ShareSource(sites, 1 + len(rows), last)
-            return combine(self.predict(torch.cat([source_latents, latents]), t, together, taps))
-
-        return predict
-
-    def _recorded(
-        self,
-        source: Source,
-        t: int,
-        of_source: Conditions,
-        sites: frozenset[str],
-        compact: bool = False,
-    ) -> Kept:
-        """The source's features at timestep t, of a prediction of the source alone."""
-        record = Record(sites, compact, stop=True)
-        with suppress(Recorded):
-            self.predict(source.trajectory[t], t, of_source, record)
-        return record.kept
-
-    def _last(self, sites: frozenset[str]) -> str:
-        """The one that a prediction comes to last."""
-        return max(sites, key=self.backbone.sites.index)
 
     def _begin(self, edit: EditRequest, inverted: Tensor) -> Tensor:
         """The latents that an edit starts from."""

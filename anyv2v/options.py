@@ -9,7 +9,8 @@ from typing import NoReturn
 
 import anyv2v
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
-from anyv2v.editor import NEGATIVE_PROMPT, STEPS
+from anyv2v.edit import NEGATIVE_PROMPT
+from anyv2v.editor import STEPS
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
 from anyv2v.loading import DEMO

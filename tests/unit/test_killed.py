@@ -78,7 +78,7 @@ class Commands:
         self._process.wait()
 
 
-def killed(args, folder, output, check, moments, seed, late):
+def check_killed(args, folder, output, check, moments, seed, late):
     """Kills the command at so many moments; every other one in its last part, from `late` on."""
     commands, hit = Commands(seed, args, folder), 0
     try:
@@ -124,7 +124,7 @@ OPTIONS = ("--size", "32x32", "--frames", "3", "--device", "cpu", "--quiet")
 @pytest.mark.slow
 def test_a_conversion_is_killed(snapshot, tmp_path):
     output = tmp_path / "weights"
-    killed(["convert", snapshot, output], tmp_path, output, inspect, 16, 1, 0.5)
+    check_killed(["convert", snapshot, output], tmp_path, output, inspect, 16, 1, 0.5)
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_an_inversion_is_killed(clip, weights, tmp_path):
             assert sum(name.startswith("latents.") for name in file.keys()) == 9
         anyv2v.Source.load(path)
 
-    killed(args, tmp_path, output, check, 17, 2, 0.5)
+    check_killed(args, tmp_path, output, check, 17, 2, 0.5)
 
 
 @pytest.mark.slow
@@ -151,4 +151,4 @@ def test_an_edit_is_killed(clip, weights, tmp_path, tmp_path_factory):
     def check(path):
         assert anyv2v.read_video(path).frames.shape == (3, 32, 32, 3)
 
-    killed(args, tmp_path, output, check, 17, 3, 0.7)
+    check_killed(args, tmp_path, output, check, 17, 3, 0.7)

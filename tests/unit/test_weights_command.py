@@ -291,8 +291,11 @@ def test_what_is_needed_of_a_page():
 
 def test_the_real_hub_is_called_as_it_wants_to_be():
     hub = pytest.importorskip("huggingface_hub")
-    inspection.signature(hub.snapshot_download).bind("repo", revision="a", allow_patterns=[])
-    inspection.signature(hub.HfApi.model_info).bind(None, "repo", files_metadata=True)
+    asked = dict(revision="a", allow_patterns=[])
+    given = inspection.signature(hub.snapshot_download).bind("repo", **asked)
+    assert given.arguments == {"repo_id": "repo", **asked}
+    given = inspection.signature(hub.HfApi.model_info).bind(None, "repo", files_metadata=True)
+    assert given.arguments["repo_id"] == "repo" and given.arguments["files_metadata"] is True
 
 
 def test_the_real_hub_told_to_stay_offline(tmp_path):
