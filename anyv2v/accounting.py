@@ -36,7 +36,7 @@ class Cost:
     """The most that tensors made on the way take at one time; what was there before is left out.
 
     Kernels' own workspaces, and what an allocator cannot fill between tensors, come on top: on a
-    CPU with glibc 1 to 19 % in the first forward pass, 12 to 47 % after several (measured).
+    CPU with glibc 1 to 35 % in the first forward pass, 12 to 47 % after several (measured).
     """
 
 

@@ -1,5 +1,6 @@
 """Predicted costs against closed forms, against PyTorch's own counter, and against real runs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -198,12 +199,14 @@ CASES = {
         pytest.param("unet", marks=pytest.mark.slow),
     ],
 )
-def test_peak_memory_is_within_a_fifth_of_what_a_process_takes(case):
+def test_peak_memory_is_within_a_tenth_of_what_a_process_takes(case):
     network, run = CASES[case]
     with fakes("cpu") as device:
         predicted = count(run(blank(network("meta"), device))).peak_bytes
     command = [sys.executable, "-c", MEASURE, case]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    # every tensor mapped by itself: what glibc cannot fill between them varies from run to run
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     measured = int(process.stdout)
     print(f"{case}: predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
-    assert predicted == pytest.approx(measured, rel=0.2)
+    assert predicted == pytest.approx(measured, rel=0.1)
