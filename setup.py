@@ -40,7 +40,14 @@ setup(
         # for `anyv2v weights fetch`
         "fetch": ["huggingface_hub>=0.23"],
         # the last two are the oracles that the tests compare with; the package never imports them
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff", "diffusers>=0.35", "transformers>=5"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff",
+            "diffusers>=0.35",
+            "transformers>=5",
+        ],
     },
     entry_points={"console_scripts": ["anyv2v = anyv2v.cli:main"]},
 )
