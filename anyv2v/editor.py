@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,13 +23,14 @@ import torch
 from torch import Tensor
 
 from anyv2v import checks
-from anyv2v.backbones.base import Backbone, Conditions, FirstFrame
-from anyv2v.diffusion.ddim import OnStep, Predict, sample
+from anyv2v.backbones.base import Backbone, Branches, Conditions, FirstFrame
+from anyv2v.diffusion.ddim import OnStep, sample
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE, Inverted, fixed_point
 from anyv2v.diffusion.schedule import Schedule
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.edit import NEGATIVE_PROMPT, Edit, EditRequest, Frame, SourcePass
 from anyv2v.errors import InputError
+from anyv2v.graphs import Forward, graphed, wanted
 from anyv2v.guidance import SourceAt, guided, injected, recorded
 from anyv2v.injection.features import Features, Kept, Playback, Recorder, Recording
 from anyv2v.injection.plan import NO_INJECTION, Injection, sites_per_step
@@ -67,11 +69,20 @@ class Editor:
     """
 
     def __init__(
-        self, backbone: Backbone, vae: Autoencoder, defaults: Defaults, fingerprint: str = ""
+        self,
+        backbone: Backbone,
+        vae: Autoencoder,
+        defaults: Defaults,
+        fingerprint: str = "",
+        graphs: bool | None = None,
     ):
-        """`fingerprint` says which weights these are; a saved source is bound to it."""
+        """`fingerprint` says which weights these are; a saved source is bound to it.
+
+        `graphs`: see `load`.
+        """
         self.backbone, self.vae = backbone, vae
         self.defaults, self.fingerprint = defaults, fingerprint
+        self.graphs = wanted(graphs, backbone.device)
         self.schedule = Schedule()
 
     @property
@@ -134,20 +145,21 @@ class Editor:
 
         inversion = METHODS[method]
         options = {"tolerance": tolerance} if inversion is fixed_point else {}
-        predict = guided(self.predict, branches, recorder.taps)
         if begin.latest < last:
-            for state in inversion(predict, begin, schedule, steps, **options):
-                recorder.settle(state.latest)
-                if on_step is not None:
-                    on_step(state.steps - 1, state.latest, state.kept[state.latest])
-                if state.latest == last:
-                    break
-                if unfinished is not None:
-                    unfinished.save(state, video, settings, self.fingerprint)
-        wanted = {0, *(timesteps or visited)}
+            with self._forward() as forward:
+                predict = guided(forward, branches, recorder.taps)
+                for state in inversion(predict, begin, schedule, steps, **options):
+                    recorder.settle(state.latest)
+                    if on_step is not None:
+                        on_step(state.steps - 1, state.latest, state.kept[state.latest])
+                    if state.latest == last:
+                        break
+                    if unfinished is not None:
+                        unfinished.save(state, video, settings, self.fingerprint)
+        read = {0, *(timesteps or visited)}
         source = Source(
             video=video,
-            trajectory=Trajectory({t: x for t, x in state.kept.items() if t in wanted}),
+            trajectory=Trajectory({t: x for t, x in state.kept.items() if t in read}),
             evaluations=state.evaluations * len(branches.conditions),
             settings=settings,
             fingerprint=self.fingerprint,
@@ -199,12 +211,10 @@ class Editor:
             self.check_kept(source.trajectory, missing)
             first = self._source_frame(source, source.settings.fps)
             conditions = self.backbone.condition(source.settings.prompt, first)
-        for t in missing:
-            sites = recording.sites[t]
-            latents = source.trajectory[t]
-            features.add(
-                t, recorded(self.predict, latents, t, conditions, sites, recording.compact)
-            )
+        with self._forward() as forward:
+            for t in missing:
+                sites, latents = recording.sites[t], source.trajectory[t]
+                features.add(t, recorded(forward, latents, t, conditions, sites, recording.compact))
         return replace(source, features=features)
 
     def edit(
@@ -232,11 +242,11 @@ class Editor:
         `injection`: anything with `groups(backbone.groups)`, see `Injection`. `source_pass` changes
         the cost, not the result.
         """
-        wanted = EditRequest(
+        request = EditRequest(
             frame, prompt, negative_prompt, guidance, random_ratio, seed, fit, noise
         )
         (edit,) = self.edit_many(
-            source, [wanted], steps, start, injection, fps, on_step, source_pass
+            source, [request], steps, start, injection, fps, on_step, source_pass
         )
         return edit
 
@@ -293,8 +303,10 @@ class Editor:
                 for edit, picture in zip(edits[batch], pictures[batch], strict=True)
             ]
             playback = Playback(source.features, replayed, self.backbone.device)
-            predict = injected(self.predict, branches, at, playback)
-            clean = sample(predict, torch.cat(latents[batch]), self.schedule, steps, start, on_step)
+            begin = torch.cat(latents[batch])
+            with self._forward() as forward:
+                predict = injected(forward, branches, at, playback)
+                clean = sample(predict, begin, self.schedule, steps, start, on_step)
             done += [Edit(self.decode(x), source.video.fps, x) for x in clean.split(1)]
         return done
 
@@ -320,8 +332,7 @@ class Editor:
             prompt, negative_prompt, self._source_frame(source, fps), guidance
         )
         latents = source.trajectory[first].to(self.backbone.device)
-        predict = guided(self.predict, branches)
-        return self._sample(predict, latents, steps, start, on_step, source.video.fps)
+        return self._sample(branches, latents, steps, start, on_step, source.video.fps)
 
     @torch.no_grad()
     def generate(
@@ -349,7 +360,7 @@ class Editor:
         branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
         one = first.latents.shape
         noise = self._noise(torch.Size((*one[:2], frames, *one[3:])), seed, noise)
-        return self._sample(guided(self.predict, branches), noise, steps, 0, on_step, fps)
+        return self._sample(branches, noise, steps, 0, on_step, fps)
 
     def tokenize(self, text: str) -> Tensor:
         """int64 (1, 77)."""
@@ -415,7 +426,7 @@ class Editor:
 
     @torch.no_grad()
     def predict(
-        self, latents: Tensor, t: int, conditions: Conditions, taps: Taps = NO_TAPS
+        self, latents: Tensor, t: int | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
         """v of latents (b, c, f, h, w) at timestep t, float32; b rows of conditions."""
         rows = latents.to(self.backbone.device, self.backbone.dtype)
@@ -526,10 +537,16 @@ class Editor:
 
         return next((n for n in range(edits, 1, -1) if fits(n)), 1)
 
+    def _forward(self) -> AbstractContextManager[Forward]:
+        """`predict` for the length of one run, captured where it can be."""
+        return graphed(self.predict, self.backbone.device, self.graphs)
+
     def _sample(
-        self, predict: Predict, latents: Tensor, steps: int, start: int, on_step, fps: float
+        self, branches: Branches, latents: Tensor, steps: int, start: int, on_step, fps: float
     ) -> Edit:
-        clean = sample(predict, latents, self.schedule, steps, start, on_step)
+        with self._forward() as forward:
+            predict = guided(forward, branches)
+            clean = sample(predict, latents, self.schedule, steps, start, on_step)
         return Edit(self.decode(clean), fps, clean)
 
     def _encoded(self, image: np.ndarray, frames: int, fps: int) -> FirstFrame:

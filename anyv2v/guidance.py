@@ -15,11 +15,10 @@ from torch import Tensor
 from anyv2v.backbones.base import Branches, Conditions
 from anyv2v.diffusion.ddim import Predict
 from anyv2v.edit import SourcePass
+from anyv2v.graphs import Forward
 from anyv2v.injection.features import Kept, Playback
 from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource, Taps
 from anyv2v.source import Source
-
-Forward = Callable[..., Tensor]
 
 
 def guided(

@@ -18,6 +18,7 @@ from anyv2v.config import section
 from anyv2v.diffusion.schedule import OFFSET, TRAIN_STEPS
 from anyv2v.editor import Defaults, Editor
 from anyv2v.errors import InputError
+from anyv2v.graphs import wanted
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
@@ -35,21 +36,26 @@ def load(
     weights: str | os.PathLike,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    graphs: bool | None = None,
 ) -> Editor:
     """An editor of the weights in a folder that `anyv2v convert` wrote, or of "demo".
 
     `device` is cuda if there is one, else cpu; `dtype` float16 on cuda, float32 elsewhere, unless
-    given. InputError names what is wrong with a folder.
+    given. `graphs`: whether steps are captured in CUDA graphs; on cuda they are unless it is False,
+    and True raises where they cannot be. InputError names what is wrong with a folder.
     """
     device = choose_device(device)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is not one of {', '.join(map(str, DTYPES))}")
-    return _assemble(Checkpoint.open(folder_of(weights)), device, dtype)
+    graphs = wanted(graphs, device)
+    return _assemble(Checkpoint.open(folder_of(weights)), device, dtype, graphs)
 
 
-def _assemble(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Editor:
+def _assemble(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, graphs: bool | None
+) -> Editor:
     config = checkpoint.config
     with _blaming(checkpoint.folder):
         if config.get("schedule") != SCHEDULE:
@@ -68,7 +74,7 @@ def _assemble(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) 
         for group, sites in backbone.groups.items():
             if unknown := sites.difference(backbone.sites):
                 raise InputError(f"injection {group} names no site {sorted(unknown)[0]}")
-    return Editor(backbone, networks["vae"], defaults, checkpoint.fingerprint)
+    return Editor(backbone, networks["vae"], defaults, checkpoint.fingerprint, graphs)
 
 
 @contextmanager

@@ -30,13 +30,18 @@ class Implementation:
 def choose(
     op: str, table: tuple[Implementation, ...], wanted: str | None, *args: Any, **options: Any
 ) -> Implementation:
-    """The first of `table` not to decline the call; one asked for by name must not refuse."""
+    """The first of `table` not to decline the call; what is asked for by name must not refuse.
+
+    `wanted`: a name, or several with commas: the first of them that does not refuse.
+    """
     if wanted is None:
         return next(i for i in table if i.declines(*args, **options) is None)
-    for implementation in table:
-        if implementation.name == wanted:
-            if (reason := implementation.refuses(*args, **options)) is not None:
-                raise Unsupported(f"{op}: {wanted} cannot run this call: {reason}")
-            return implementation
-    names = ", ".join(i.name for i in table)
-    raise Unsupported(f"{op}: there is no implementation {wanted!r}; there are: {names}")
+    named, reasons = {i.name: i for i in table}, []
+    for name in wanted.split(","):
+        if name not in named:
+            there = ", ".join(named)
+            raise Unsupported(f"{op}: there is no implementation {name!r}; there are: {there}")
+        if (reason := named[name].refuses(*args, **options)) is None:
+            return named[name]
+        reasons.append(f"{name} cannot run this call: {reason}")
+    raise Unsupported(f"{op}: {'; '.join(reasons)}")

@@ -76,11 +76,15 @@ class Backbone(Protocol):
     def activation_bytes(self, rows: int, frames: int, height: int, width: int) -> int:
         """What a prediction of latents of that shape needs at least, besides the weights."""
 
-    def predict(self, latents: Tensor, t: int, conditions: Conditions, taps: Taps) -> Tensor:
+    def predict(
+        self, latents: Tensor, t: int | Tensor, conditions: Conditions, taps: Taps
+    ) -> Tensor:
         """v (g, c, f, h, w) of latents (n, c, f, h, w) in `dtype`, at timestep t.
 
         g branches of n rows, as the conditions were stacked. Rows that taps let leave come first
-        and may be missing.
+        and may be missing. Where the pass is captured in a CUDA graph, t is an int64 tensor without
+        dims on the device; a network that reads a number from the device, or copies one to it, is
+        not captured, and runs all the same.
         """
 
     def blank(self, device: torch.device) -> Backbone:

@@ -90,7 +90,8 @@ class Features:
     def settle(self) -> None:
         """Waits for what is still on its way to the host."""
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            # not for the whole device: another thread may be capturing a graph on it
+            torch.cuda.current_stream().synchronize()
 
     def serve(self, t: int, sites: frozenset[str]) -> bool:
         """Whether all that is injected at t was recorded."""

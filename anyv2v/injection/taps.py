@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -66,6 +66,19 @@ class Taps:
         """The rows of x that are still needed after a site: the last ones."""
         return x
 
+    def signature(self) -> Hashable | None:
+        """What all taps have in common that a pass of the network, captured once, may serve.
+
+        None: every pass calls these. Whoever returns anything else promises that taps with the same
+        signature do the same operations on what they are shown, and nothing besides: they are not
+        called when the pass is replayed. A subclass has to promise for itself.
+        """
+        return (self.sites,) if type(self) is Taps else None
+
+    def __init_subclass__(cls):
+        if "signature" not in vars(cls):
+            cls.signature = Taps.signature
+
 
 NO_TAPS = Taps()
 NO_TAPS.sites = frozenset()
@@ -103,6 +116,9 @@ class ShareSource(Taps):
     def leaving(self, site, x):
         return x[len(self._source(x)) :] if site is not None and site == self.last else x
 
+    def signature(self):
+        return "share", self.sites, self.branches, self.last
+
     def _source(self, x: Tensor) -> Tensor:
         if x.shape[0] % self.branches:
             raise ValueError(f"{x.shape[0]} rows are not {self.branches} branches")
@@ -138,6 +154,9 @@ class Record(Taps):
         self._keep(site, lambda: layer.compact(x, q, k) if self.compact else (q, k))
         return q, k
 
+    def signature(self):
+        return "record", self.sites, self.compact, self.stop
+
     def _keep(self, site: str | None, make: Callable[[], tuple[Tensor, ...]]) -> None:
         if site in self.sites:
             self.kept[site] = make()
@@ -169,6 +188,10 @@ class Replay(Taps):
         if site not in self.kept:
             return super().project(site, layer, x, key)
         return layer.restore(self.kept[site])
+
+    def signature(self):
+        kept = self.kept.items()
+        return "replay", frozenset((s, tuple((x.shape, x.dtype) for x in xs)) for s, xs in kept)
 
 
 def _spread(source: Tensor, like: Tensor) -> Tensor:

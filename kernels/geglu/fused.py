@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from anyv2v.kernels import gpu
 from anyv2v.kernels.aot import Configuration
+from anyv2v.kernels.linear import linear
 
 ROWS, COLUMNS, WARPS = 16, 256, 4
 
@@ -31,7 +31,7 @@ def gate_kernel(H, Y, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return gate(F.linear(x, weight, bias))
+    return gate(linear(x, weight, bias))
 
 
 def gate(h: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def stacked(editor):
 def rows(conditions, part):
     context = {site: (k[part], v[part]) for site, (k, v) in conditions.context.items()}
     latents, fps = conditions.latents[part], conditions.fps[part]
-    return Conditions(context, latents, fps, tuple(range(len(fps))))
+    return Conditions(context, latents, fps, torch.arange(len(fps)))
 
 
 def every_default_site(editor):
@@ -277,8 +277,9 @@ def test_the_source_leaves_at_the_last_site(editor, stacked, last):
 def test_branches_are_one_until_they_read_their_contexts(editor, stacked):
     x = SITES["unet_in"][1:2]
     both = rows(stacked, slice(1, 3))
-    apart = Conditions(both.context, both.latents[:1].repeat(2, 1, 1, 1, 1), both.fps, (0, 1))
-    shared = Conditions(both.context, both.latents[:1], both.fps[:1], (0, 0))
+    twice = both.latents[:1].repeat(2, 1, 1, 1, 1)
+    apart = Conditions(both.context, twice, both.fps, torch.tensor([0, 1]))
+    shared = Conditions(both.context, both.latents[:1], both.fps[:1], torch.tensor([0, 0]))
     truth = editor.predict(x.repeat(2, 1, 1, 1, 1), 901, apart)
     assert golden.relative_error(editor.predict(x, 901, shared), truth) < 1e-5
     site = "down.0.spatial.0.block.cross"

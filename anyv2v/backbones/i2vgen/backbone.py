@@ -131,9 +131,11 @@ class I2VGen:
         return self.unet.condition(self.text(ids, 1), self.vision(pixels), latents, fps)
 
     def predict(
-        self, latents: Tensor, t: int, conditions: Conditions, taps: Taps = NO_TAPS
+        self, latents: Tensor, t: int | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        timesteps = torch.full((latents.shape[0],), t, device=latents.device)
+        if not isinstance(t, Tensor):
+            t = torch.full((), t, device=latents.device)
+        timesteps = t.expand(latents.shape[0])
         return self.unet(latents, timesteps, conditions, taps)
 
 

@@ -34,8 +34,8 @@ class Conditions:
     """(n, c, f, h, w): channels that stand beside the sample's."""
     fps: Tensor
     """(n, t): embedding of the frame rate, added to that of the timestep."""
-    rows: tuple[int, ...]
-    """Of each branch: which of the n rows it shares."""
+    rows: Tensor
+    """(g,) int64: which of the n rows each branch shares."""
 
     @staticmethod
     def stack(branches: Sequence[Conditions], rows: Sequence[int] | None = None) -> Conditions:
@@ -56,13 +56,14 @@ class Conditions:
             },
             torch.cat([b.latents for b in firsts]),
             torch.cat([b.fps for b in firsts]),
-            rows,
+            # here, because copying it to a GPU would make every forward pass wait
+            torch.tensor(rows, device=firsts[0].latents.device),
         )
 
     def apart(self) -> Conditions:
         """The same with a row for every branch."""
-        rows = list(self.rows)
-        return Conditions(self.context, self.latents[rows], self.fps[rows], tuple(range(len(rows))))
+        apart = torch.arange(len(self.rows), device=self.rows.device)
+        return Conditions(self.context, self.latents[self.rows], self.fps[self.rows], apart)
 
 
 class LatentsFeedForward(nn.Module):

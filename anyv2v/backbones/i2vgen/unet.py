@@ -174,7 +174,7 @@ class UNet(nn.Module):
         context, latents, rate = self.conditioning(text, image_embedding, image_latents, fps)
         crosses = [m for m in self.modules() if isinstance(m, Attention) and m.is_cross]
         read = {cross.site: cross.read(context) for cross in crosses}
-        return Conditions(read, latents, rate, tuple(range(len(fps))))
+        return Conditions(read, latents, rate, torch.arange(len(fps), device=fps.device))
 
     def forward(
         self, latents: Tensor, t: Tensor, conditions: Conditions, taps: Taps = NO_TAPS
@@ -186,14 +186,14 @@ class UNet(nn.Module):
         """
         shares = len(latents) < len(conditions.rows)
         if shares and not self._may_share(taps):
-            latents, t = (x[list(conditions.rows)] for x in (latents, t))
+            latents, t = latents[conditions.rows], t[conditions.rows]
             conditions, shares = conditions.apart(), False
         frames = latents.shape[2]
         time = self.time_embedding(sinusoids(t, self.config.widths[0]).to(latents.dtype))
         time = time + conditions.fps
         steering = shared = Steering(time, conditions.context, frames)
         if shares:
-            by = torch.tensor(conditions.rows, device=latents.device)
+            by = conditions.rows
             steering = Steering(time[by], conditions.context, frames)
             shared = Steering(time, conditions.context, frames, spread_by=by)
 

@@ -1,0 +1,209 @@
+"""Forward passes captured in CUDA graphs: a step's launches recorded once, replayed afterwards.
+
+A pass of the network is well over a thousand kernels; a graph starts them with one call of the
+host. It repeats them on the very memory that they were captured with, so a captured pass has inputs
+of its own, into which each call is copied, and what it gives is copied out.
+
+Python does not run in a replay. So a pass is captured for each kind of call: which conditions, what
+shape, which taps with which sites (`Taps.signature`). An edit has three kinds of step, or fewer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from anyv2v.backbones.base import Conditions
+from anyv2v.errors import InputError
+from anyv2v.injection.features import Kept
+from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, Taps
+
+Forward = Callable[..., Tensor]
+"""(latents, t, conditions, taps) -> v; t is a number, or an int64 tensor without dims."""
+
+Outputs = tuple[Tensor | None, Kept]
+"""v, unless recording ended the pass before; and what was recorded."""
+
+
+def wanted(graphs: bool | None, device: torch.device) -> bool | None:
+    """Whether to capture on a device: None, where it can be; True, or else raise.
+
+    What the caller asks for, else $ANYV2V_GRAPHS. InputError if it cannot be had.
+    """
+    asked = os.environ.get("ANYV2V_GRAPHS")
+    if asked not in (None, "0", "1"):
+        raise InputError(f"ANYV2V_GRAPHS: {asked!r} is not 0 or 1")
+    if graphs is None and asked is not None:
+        graphs = asked == "1"
+    if graphs and device.type != "cuda":
+        raise InputError(f"graphs: they need a CUDA device, not {device}")
+    return graphs
+
+
+@contextmanager
+def graphed(forward: Forward, device: torch.device, graphs: bool | None) -> Iterator[Forward]:
+    """Inside, a `forward` for one run and one thread; `graphs` as `wanted` gave it.
+
+    Its graphs and their memory are its own, and gone afterwards.
+    """
+    if device.type != "cuda" or graphs is False:
+        yield forward
+        return
+    passes = Graphs(forward, device, Cuda(device), strict=bool(graphs))
+    try:
+        yield passes
+    finally:
+        passes.clear()
+
+
+class Backend(Protocol):
+    """What captures, for one run."""
+
+    def warm_up(self, run: Callable[[], Outputs]) -> Outputs:
+        """run() as it will be captured, so that what happens only once has happened."""
+
+    def capture(self, run: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
+        """Outputs of run(), still without data, and what computes them, each time anew."""
+
+
+class Cuda:
+    """A stream to capture on and a pool of memory that the graphs of one run share.
+
+    They may share it because no graph reads what another left there: inputs lie outside, and what
+    is still needed of the outputs is copied out before the next replay, on the same stream.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, run: Callable[[], Outputs]) -> Outputs:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            outputs = run()
+        current.wait_stream(self._stream)
+        return outputs
+
+    def capture(self, run: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
+        graph = torch.cuda.CUDAGraph()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            # other threads may go on with what a capture must not do
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                outputs = run()
+            except BaseException:
+                # the stream has to leave the capture, and what went wrong is told already
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return outputs, graph.replay
+
+
+class Graphs:
+    """A `forward` that captures. The first call of a kind warms up, the second is captured.
+
+    Both are answered like any other, so nothing is computed for nothing. If a pass cannot be
+    captured, all further ones run eagerly: `reason` says why, `strict` raises instead.
+    """
+
+    def __init__(
+        self, forward: Forward, device: torch.device, backend: Backend, strict: bool = False
+    ):
+        self._forward, self._device = forward, device
+        self._backend, self._strict = backend, strict
+        self._passes: dict[Hashable, _Pass] = {}
+        self.reason: str | None = None
+
+    def __call__(
+        self, latents: Tensor, t: int, conditions: Conditions, taps: Taps = NO_TAPS
+    ) -> Tensor:
+        signature = taps.signature()
+        if signature is None or self.reason is not None:
+            return self._forward(latents, t, conditions, taps)
+        # a pass holds its conditions, so no others get their id
+        kind = id(conditions), latents.shape, latents.dtype, signature
+        try:
+            if kind not in self._passes:
+                own = _Pass(self._forward, self._device, latents, conditions, taps)
+                self._passes[kind] = own
+            v, kept = self._passes[kind](self._backend, latents, t, taps)
+        except RuntimeError as error:
+            if self._strict:
+                raise RuntimeError(f"a step could not be captured: {error}") from error
+            self.reason = str(error)
+            self.clear()
+        else:
+            if isinstance(taps, Record):
+                taps.kept = dict(kept)
+            if v is None:
+                raise Recorded
+            return v
+        # what is wrong with the call itself goes wrong here again
+        return self._forward(latents, t, conditions, taps)
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        self._passes.clear()
+
+
+class _Pass:
+    """One kind of call, on memory of its own."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        device: torch.device,
+        latents: Tensor,
+        conditions: Conditions,
+        taps: Taps,
+    ):
+        self._forward, self._conditions, self._taps = forward, conditions, taps
+        self._latents = latents.to(device, copy=True)
+        self._t = torch.zeros((), dtype=torch.int64, device=device)
+        if isinstance(taps, Replay):
+            self._taps = Replay(_copied(taps.kept))
+        self._warm = False
+        self._captured: tuple[Outputs, Callable[[], object]] | None = None
+
+    def __call__(self, backend: Backend, latents: Tensor, t: int, taps: Taps) -> Outputs:
+        self._load(latents, t, taps)
+        if not self._warm:
+            outputs = backend.warm_up(self._run)
+            self._warm = True
+        else:
+            if self._captured is None:
+                self._captured = backend.capture(self._run)
+            outputs, replay = self._captured
+            replay()
+        v, kept = outputs
+        # the next call writes over them
+        return None if v is None else v.clone(), _copied(kept)
+
+    def _load(self, latents: Tensor, t: int, taps: Taps) -> None:
+        self._latents.copy_(latents)
+        self._t.fill_(t)
+        if isinstance(taps, Replay):
+            for site, parts in taps.kept.items():
+                for own, x in zip(self._taps.kept[site], parts, strict=True):
+                    own.copy_(x)
+
+    def _run(self) -> Outputs:
+        taps, v = self._taps, None
+        if isinstance(taps, Record):
+            taps = Record(taps.sites, taps.compact, taps.stop)
+        with suppress(Recorded):
+            v = self._forward(self._latents, self._t, self._conditions, taps)
+        return v, taps.kept if isinstance(taps, Record) else {}
+
+
+def _copied(kept: Kept) -> Kept:
+    return {site: tuple(x.clone() for x in parts) for site, parts in kept.items()}

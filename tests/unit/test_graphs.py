@@ -1,0 +1,437 @@
+"""Captured passes equal eager ones to the bit, without a GPU by a tape that replays operations."""
+
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import anyv2v
+from anyv2v import NO_TAPS, Injection, InputError, Record, Replay, ShareSource, Taps
+from anyv2v.accounting import fakes
+from anyv2v.graphs import Cuda, Graphs, wanted
+from anyv2v.injection.features import NO_FEATURES
+from anyv2v.injection.taps import Recorded
+from anyv2v.nn.blank import blank
+
+CPU = torch.device("cpu")
+THIRDS = Injection(0.34, 0.34, 0.67)
+"""Of six steps two inject everything, two along the frames, two nothing."""
+WAITS = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "unique"}
+"""Operations whose result the host waits for."""
+
+
+def tensors(tree):
+    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+
+
+@pytest.fixture(scope="module")
+def video(video):
+    return anyv2v.Video(video.frames[:2, :, :64], video.fps)
+
+
+@pytest.fixture(scope="module")
+def edited_frame(edited_frame):
+    return edited_frame[:, :64]
+
+
+class Watch(TorchDispatchMode):
+    """Refuses what a capture on a GPU refuses: waiting for it, and copying numbers to it."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in WAITS:
+            raise RuntimeError(f"{name} waits for the device")
+        # a list of numbers that becomes a tensor, to index with or else
+        if name in ("lift_fresh", "lift_fresh_copy"):
+            raise RuntimeError("numbers are copied from the host")
+        out = func(*args, **(kwargs or {}))
+        if any(x.device != self.device for x in tensors((args, kwargs, out))):
+            raise RuntimeError(f"{name} takes or gives something on another device")
+        return out
+
+
+class Tape(Watch):
+    """The operations that ran, and the very tensors that they ran on."""
+
+    def __init__(self):
+        super().__init__(CPU)
+        self.ops, self.memory = [], {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        given = {x.untyped_storage().data_ptr() for x in tensors((args, kwargs))}
+        made = [x for x in tensors(out) if x.untyped_storage().data_ptr() not in given]
+        self.memory |= {x.untyped_storage().data_ptr(): x for x in made}
+        if made or func._schema.is_mutable:
+            self.ops.append((func, args, kwargs or {}, out))
+        return out
+
+    def play(self):
+        for func, args, kwargs, out in self.ops:
+            again = func(*args, **kwargs)
+            if not func._schema.is_mutable:
+                for x, y in zip(tensors(out), tensors(again), strict=True):
+                    x.copy_(y)
+
+
+class Taped:
+    """A backend whose passes share memory, as in a pool: playing one spoils what others gave."""
+
+    def __init__(self):
+        self.tapes, self.given = [], []
+
+    def warm_up(self, run):
+        return run()
+
+    def capture(self, run):
+        tape = Tape()
+        with tape:
+            outputs = run()
+        self.tapes.append(tape)
+        self.given.append(outputs)
+
+        def replay():
+            for x in tensors(self.given):
+                x.fill_(float("nan"))
+            tape.play()
+
+        # nothing has run yet
+        for x in tape.memory.values():
+            if x.is_floating_point():
+                x.fill_(float("nan"))
+        return outputs, replay
+
+
+@pytest.fixture
+def taped(monkeypatch):
+    """Editors capture on tapes from now on; gives the backend of each run."""
+    runs = []
+
+    @contextmanager
+    def graphed(forward, device, graphs):
+        backend = Taped()
+        runs.append(backend)
+        yield Graphs(forward, device, backend, strict=True)
+
+    def start():
+        monkeypatch.setattr("anyv2v.editor.graphed", graphed)
+        return runs
+
+    return start
+
+
+def same(a, b):
+    return torch.equal(a.latents, b.latents) and np.array_equal(a.frames, b.frames)
+
+
+def captures(runs):
+    counts = [len(run.tapes) for run in runs]
+    runs.clear()
+    return counts
+
+
+def test_every_run_is_the_same_to_the_bit(editor, video, edited_frame, taped):
+    """Inversion, recording, replayed, shared and plain steps; and how many captures they take."""
+
+    def invert():
+        recording = editor.recording(video, THIRDS, 6)
+        return editor.invert(video, steps=6, recording=recording)
+
+    def edit(source, **options):
+        options = dict(steps=6, injection=THIRDS) | options
+        return editor.edit(source, edited_frame, "a robot", **options)
+
+    eager = invert()
+    bare = replace(eager, features=NO_FEATURES)
+    shared, separate, replayed = edit(bare), edit(bare, source_pass="separate"), edit(eager)
+
+    runs = taped()
+    source = invert()
+    # everything, temporal layers alone, nothing
+    assert captures(runs) == [3, 0]
+    assert all(torch.equal(x, eager.trajectory[t]) for t, x in source.trajectory.items())
+    assert source.residuals == eager.residuals
+    for t, kept in eager.features.kept.items():
+        for site, parts in kept.items():
+            assert all(map(torch.equal, parts, source.features.kept[t][site]))
+    assert len(source.features.kept) == 4
+
+    assert same(edit(source), replayed)
+    assert captures(runs) == [3]
+    assert same(edit(bare), shared)
+    assert captures(runs) == [3]
+    # a pass of the source and one of the edit, for each of two sets of sites
+    assert same(edit(bare, source_pass="separate"), separate)
+    assert captures(runs) == [5]
+
+
+@pytest.mark.slow
+def test_other_runs_too(editor, video, edited_frame, taped):
+    def all_of_them():
+        source = editor.invert(video, "ddim", 6, guidance=2.0)
+        late = editor.record(source, editor.recording(video, THIRDS, 6))
+        requests = [
+            anyv2v.EditRequest(edited_frame, p, guidance=g) for p, g in (("a", 1), ("b", 9))
+        ]
+        return (
+            [late.trajectory[831], *late.features.kept[831]["up.1.spatial.1.block.self"]],
+            editor.reconstruct(source, steps=6, start=3),
+            *editor.edit_many(source, requests, steps=6, injection=THIRDS),
+        )
+
+    recorded, *eager = all_of_them()
+    runs = taped()
+    again, *captured = all_of_them()
+    assert all(map(torch.equal, again, recorded))
+    assert all(map(same, captured, eager))
+    assert captures(runs) == [1, 2, 1, 3]
+
+
+@pytest.fixture
+def told(editor, edited_frame):
+    """A row of conditions, and how to draw latents for it."""
+    one = editor.condition("a robot", edited_frame, frames=2, size=(64, 64))
+    shape = one.latents.shape[1:]
+    generator = torch.Generator().manual_seed(0)
+    return one, lambda rows: torch.randn(rows, *shape, generator=generator)
+
+
+def sites(editor):
+    return frozenset().union(*editor.backbone.groups.values())
+
+
+@torch.no_grad()
+def test_runs_at_the_same_time_share_no_memory(editor, told):
+    one, draw = told
+    conditions = [type(one).stack([one, one], rows) for rows in ([0, 1], [0, 0])]
+    runs = [Graphs(editor.predict, CPU, Taped(), strict=True) for _ in range(2)]
+    for t in (981, 961, 941):
+        drawn = [draw(2), draw(1)]
+        found = [run(x, t, c) for run, x, c in zip(runs, drawn, conditions, strict=True)]
+        for x, c, v in zip(drawn, conditions, found, strict=True):
+            assert torch.equal(v, editor.predict(x, t, c))
+
+
+def test_a_capture_for_each_kind_of_call():
+    def kept(*shape):
+        return {"a": (torch.zeros(shape),)}
+
+    one, other = object(), object()
+    kinds = [
+        (1, one, NO_TAPS),
+        (2, one, NO_TAPS),
+        (1, other, NO_TAPS),
+        (1, one, ShareSource("ab", 2)),
+        (1, one, ShareSource("a", 2)),
+        (1, one, ShareSource("a", 3)),
+        (1, one, ShareSource("a", 2, "a")),
+        (1, one, Record("a")),
+        (1, one, Record("ab")),
+        (1, one, Record("a", compact=True)),
+        (1, one, Record("a", stop=True)),
+        (1, one, Replay(kept(2))),
+        (1, one, Replay(kept(2, 1))),
+    ]
+    backend = Taped()
+    graphs = Graphs(lambda x, t, conditions, taps: x + t, CPU, backend, strict=True)
+    for t in (3, 2, 1):
+        for rows, conditions, taps in kinds:
+            x = torch.rand(rows, 4)
+            assert torch.equal(graphs(x, t, conditions, taps), x + t)
+    assert len(backend.tapes) == len(kinds)
+
+
+@torch.no_grad()
+def test_taps_of_ones_own_are_called_unless_they_promise(editor, told):
+    one, draw = told
+    calls = []
+
+    class Looks(Taps):
+        def hidden(self, site, h):
+            calls.append(site)
+            return h
+
+    class Heir(ShareSource):
+        def hidden(self, site, h):
+            calls.append(site)
+            return super().hidden(site, h)
+
+    class Doubles(Taps):
+        def hidden(self, site, h):
+            return 2 * h
+
+        def signature(self):
+            return "doubles"
+
+    backend = Taped()
+    graphs = Graphs(editor.predict, CPU, backend, strict=True)
+    for taps in (Looks(), Heir(["up.1.res.1"], 1)):
+        for _ in range(3):
+            calls.clear()
+            graphs(draw(1), 901, one, taps)
+            assert calls
+    assert not backend.tapes
+    for _ in range(3):
+        x = draw(1)
+        assert torch.equal(graphs(x, 901, one, Doubles()), editor.predict(x, 901, one, Doubles()))
+    assert len(backend.tapes) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "fault", [lambda t: int(t), lambda t: torch.tensor([t.shape]), lambda t: t[None][[0]]]
+)
+def test_what_cannot_be_captured_runs_eagerly_and_says_why(editor, told, fault):
+    one, draw = told
+    faults = []
+
+    def forward(x, t, conditions, taps):
+        if isinstance(t, torch.Tensor):
+            faults.append(t)
+            fault(t)
+        return editor.predict(x, t, conditions, taps)
+
+    graphs = Graphs(forward, CPU, Taped())
+    for t in (981, 961, 941, 921):
+        x, record = draw(1), Record(sites(editor), stop=True)
+        with pytest.raises(Recorded):
+            graphs(x, t, one, record)
+        truth = Record(sites(editor))
+        editor.predict(x, t, one, truth)
+        assert all(map(torch.equal, record.kept["up.1.res.1"], truth.kept["up.1.res.1"]))
+    # the first warms up, the second fails, and no further is tried
+    assert len(faults) == 2
+    assert "waits" in graphs.reason or "from the host" in graphs.reason
+    strict = Graphs(forward, CPU, Taped(), strict=True)
+    strict(draw(1), 981, one)
+    with pytest.raises(RuntimeError, match="could not be captured: (.* waits|numbers)"):
+        strict(draw(1), 961, one)
+
+
+def test_nothing_waits_for_a_gpu_or_copies_to_it(editor):
+    """What is captured, on tensors that are on a device that is not the host's."""
+    with fakes("cuda") as device, torch.no_grad():
+        there = anyv2v.Editor(
+            editor.backbone.blank(device), blank(editor.vae, device), editor.defaults
+        )
+        one = there.backbone.blank_conditions(2, 8, 8)
+        pair = type(one).stack([one, one], [0, 0])
+        three = type(one).stack([one, one, one], [0, 1, 1])
+        every, backend = sites(editor), Watched(device)
+        record = Record(every, compact=True)
+        early = frozenset({"transformer_in.block.self"})
+        for rows, conditions, taps in (
+            (1, one, record),
+            (1, pair, Replay(record.kept)),
+            (2, three, ShareSource(every, 3, "up.3.temporal.2.block.self")),
+            (2, three, ShareSource(early, 3)),
+        ):
+            graphs = Graphs(there.predict, device, backend, strict=True)
+            graphs(torch.empty(rows, 4, 2, 8, 8, device=device), 981, conditions, taps)
+            assert taps is not record or record.kept.keys() == every
+        assert backend.passes == 4
+
+
+class Watched:
+    """A backend that never gets further than warming up, under the eyes of `Watch`."""
+
+    def __init__(self, device):
+        self.device, self.passes = device, 0
+
+    def warm_up(self, run):
+        with Watch(self.device):
+            outputs = run()
+        self.passes += 1
+        return outputs
+
+
+def test_the_switch(editor, monkeypatch):
+    cuda = torch.device("cuda")
+    assert wanted(None, CPU) is None and wanted(False, CPU) is False
+    with pytest.raises(InputError, match="need a CUDA device, not cpu"):
+        anyv2v.load(anyv2v.loading.DEMO, "cpu", graphs=True)
+    monkeypatch.setenv("ANYV2V_GRAPHS", "0")
+    assert wanted(None, cuda) is False and wanted(True, cuda) is True
+    monkeypatch.setenv("ANYV2V_GRAPHS", "1")
+    assert wanted(None, cuda) is True and wanted(False, cuda) is False
+    with pytest.raises(InputError, match="need a CUDA device"):
+        anyv2v.Editor(editor.backbone, editor.vae, editor.defaults)
+    monkeypatch.setenv("ANYV2V_GRAPHS", "yes")
+    with pytest.raises(InputError, match="'yes' is not 0 or 1"):
+        wanted(None, cuda)
+
+
+@pytest.fixture(scope="module")
+def on_gpu():
+    """Editors of the demo model on a GPU, eager and captured."""
+
+    def load(graphs):
+        return anyv2v.load("demo", "cuda", torch.float16, graphs=graphs)
+
+    return load(False), load(True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["replayed", "shared", "always", "separate"])
+def test_on_a_gpu_it_is_the_same_to_the_bit(on_gpu, video, edited_frame, way):
+    def run(editor):
+        recording = editor.recording(video, THIRDS, 6) if way == "replayed" else None
+        source = editor.invert(video, steps=6, recording=recording)
+        pass_by = "shared" if way == "replayed" else way
+        edit = editor.edit(
+            source, edited_frame, "a", steps=6, injection=THIRDS, source_pass=pass_by
+        )
+        return source, edit
+
+    (eager_source, eager), (source, edit) = map(run, on_gpu)
+    for t, x in eager_source.trajectory.items():
+        assert torch.equal(source.trajectory[t], x), t
+    assert same(edit, eager)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_two_edits_at_once(on_gpu, video, edited_frame):
+    eager, captured = on_gpu
+    source, results = eager.invert(video, steps=6), [None, None]
+
+    def edit(editor, i):
+        return editor.edit(source, edited_frame, "ab"[i], steps=6, injection=THIRDS)
+
+    def work(i):
+        results[i] = edit(captured, i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(results[i], edit(eager, i)) for i in range(2))
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_on_a_gpu_a_failed_capture_leaves_it_working(on_gpu, edited_frame):
+    eager, _ = on_gpu
+    one = eager.condition("a", edited_frame, frames=2, size=(64, 64))
+    x = torch.randn(one.latents.shape, device="cuda")
+
+    def forward(latents, t, conditions, taps):
+        return eager.predict(latents, int(t), conditions, taps)
+
+    device = torch.device("cuda")
+    graphs = Graphs(forward, device, Cuda(device))
+    for t in (981, 961, 941):
+        assert torch.equal(graphs(x, t, one), eager.predict(x, t, one))
+    assert graphs.reason
+    graphs = Graphs(eager.predict, device, Cuda(device), strict=True)
+    for t in (981, 961, 941):
+        assert torch.equal(graphs(x, t, one), eager.predict(x, t, one))
