@@ -1,4 +1,4 @@
-"""The sizes of a Stable Diffusion network, and its noise schedule."""
+"""The sizes of a Stable Diffusion network, and where it is sampled."""
 
 from __future__ import annotations
 
@@ -46,18 +46,8 @@ class UNet2DConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Of the noise that the network was trained on, and of the timesteps at which it is asked."""
-
-    train_steps: int
-    beta_start: float
-    beta_end: float
-    """Betas run between the two, linear in their square roots."""
-    steps_offset: int
-    """The least noisy timestep of a run with leading spacing."""
     spacing: str
-    """Of Euler's steps: "leading", the first of equal parts; "linspace", from end to end."""
+    """Of Euler's timesteps: "leading", where equal parts begin, or "linspace", from end to end."""
 
     def __post_init__(self):
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise InputError(f"schedule: betas {self.beta_start} to {self.beta_end}: not in 0..1")
         checks.one_of("schedule: spacing", self.spacing, SPACINGS)

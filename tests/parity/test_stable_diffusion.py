@@ -1,13 +1,27 @@
 """Stable Diffusion 1.5 and InstructPix2Pix against diffusers, live, on random weights."""
 
 import diffusers
+import numpy as np
 import pytest
 import torch
+from diffusers.schedulers import scheduling_euler_ancestral_discrete
+from PIL import Image
 
 from anyv2v.convert import stable_diffusion
+from anyv2v.convert.released import convert
 from anyv2v.convert.rename import rename
+from anyv2v.editors.instruct_pix2pix import edit
+from anyv2v.media.image import to_pixels
+from anyv2v.models import expected_shapes
 from anyv2v.stable_diffusion.config import UNet2DConfig
+from anyv2v.stable_diffusion.loading import load
+from anyv2v.stable_diffusion.sampling import (
+    NoiseSchedule,
+    sample_ddim,
+    sample_euler_ancestral,
+)
 from anyv2v.stable_diffusion.unet import UNet2D, cross_sites
+from tests import sd_snapshot
 from tests.golden import relative_error
 
 KEYS = ("in_channels", "block_out_channels", "attends", "layers_per_block", "heads", "context")
@@ -143,3 +157,114 @@ def test_cross_sites_are_in_the_order_of_the_forward_pass(tiny):
     assert len(seen) == 16
     assert seen[0] == "down.0.spatial.0.block.cross"
     assert seen[6] == "mid.spatial.0.block.cross"
+
+
+# schedules
+
+TRAINED = dict(
+    num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+)
+
+
+def predicted(t, x):
+    """Some noise that is neither linear in the latents nor the same at all times."""
+    return torch.tanh(x * (0.5 + t / 1000)) + 0.3 * torch.sin(5 * x + t / 100)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50, 999])
+def test_ddim(steps):
+    theirs = diffusers.DDIMScheduler(
+        **TRAINED, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    theirs.set_timesteps(steps)
+    x = noise = normal(2, 4, 8, 8)
+    for t in theirs.timesteps:
+        x = theirs.step(predicted(t, x), t, x).prev_sample
+    schedule = NoiseSchedule("leading")
+    assert torch.equal(schedule.alphas_cumprod, theirs.alphas_cumprod)
+    assert schedule.leading(steps) == theirs.timesteps.tolist()
+    error = relative_error(sample_ddim(predicted, noise, schedule, steps), x)
+    print(f"{steps} steps: {error:.1e}")
+    assert error <= 1e-4
+
+
+@pytest.fixture
+def given_noise(monkeypatch):
+    """Lets diffusers draw what is put here, and counts."""
+    drawn = []
+    given = [normal(1, 4, 8, 8, seed=i) for i in range(100)]
+
+    def draw(*_, **__):
+        drawn.append(len(drawn))
+        return given[drawn[-1]]
+
+    monkeypatch.setattr(scheduling_euler_ancestral_discrete, "randn_tensor", draw)
+    return given, drawn
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("steps", [1, 7, 50, 100])
+def test_euler_ancestral(given_noise, steps, spacing):
+    given, drawn = given_noise
+    theirs = diffusers.EulerAncestralDiscreteScheduler(
+        **TRAINED, steps_offset=1, timestep_spacing=spacing
+    )
+    theirs.set_timesteps(steps)
+    noise = normal(1, 4, 8, 8, seed=1000)
+    x = noise * theirs.init_noise_sigma
+    for t in theirs.timesteps:
+        x = theirs.step(predicted(t, theirs.scale_model_input(x, t)), t, x).prev_sample
+    schedule = NoiseSchedule(spacing)
+    assert schedule.timesteps(steps) == pytest.approx(theirs.timesteps.tolist(), abs=1e-4)
+    assert schedule.sigmas(steps) == pytest.approx(theirs.sigmas.tolist(), rel=1e-6)
+    fresh = iter(given).__next__
+    error = relative_error(sample_euler_ancestral(predicted, noise, schedule, steps, fresh), x)
+    print(f"{spacing}, {steps} steps: {error:.1e}")
+    assert len(drawn) == steps
+    assert error <= 1e-4
+
+
+# the whole pipeline
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_instruct_pix2pix(given_noise, tmp_path, spacing):
+    given, drawn = given_noise
+    sd_snapshot.write(tmp_path / "theirs", channels_in=8, spacing=spacing)
+    pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "theirs")
+    pipe.set_progress_bar_config(disable=True)
+    frame = np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)
+    noise, steps = normal(1, 4, 8, 8, seed=1000), 8
+    asked = dict(
+        prompt="Change his clothes to red, it's nothing!",
+        image=Image.fromarray(frame),
+        latents=noise,
+        num_inference_steps=steps,
+    )
+    truth = pipe(**asked, output_type="latent").images
+    drawn.clear()
+    picture = pipe(**asked, output_type="pt").images
+    del pipe
+
+    convert(tmp_path / "theirs", tmp_path / "ours", expected_shapes)
+    model = load(tmp_path / "ours", torch.device("cpu"), torch.float32, channels_in=8)
+    seen = []
+    with torch.no_grad():
+        pixels = edit(
+            model,
+            to_pixels(frame[None]),
+            asked["prompt"],
+            noise,
+            iter(given).__next__,
+            steps=steps,
+            on_step=lambda i, latents: seen.append(latents),
+        )
+    assert len(seen) == steps
+    errors = [
+        relative_error(seen[-1], truth),
+        relative_error((pixels / 2 + 0.5).clamp(0, 1), picture),
+    ]
+    print(f"{spacing}: latents {errors[0]:.1e}, picture {errors[1]:.1e}")
+    assert max(errors) <= 1e-4
+    # what is compared is a picture, not a constant or noise that is cut off
+    assert 0.05 < picture.std() < 0.45
