@@ -168,12 +168,10 @@ def write(
     preset: str = "tiny",
     seed: int = 0,
     half: bool = False,
-    spacing: str | None = None,
 ) -> Path:
     """Write the folder, which must not exist; 8 channels: InstructPix2Pix, 4: Stable Diffusion.
 
-    half: float16, in files that are named like the published ones. spacing: of the scheduler's
-    timesteps; the published folders leave it out.
+    half: float16, in files that are named like the published ones.
     """
     folder, sizes = Path(folder), PRESETS[preset]
     folder.mkdir(parents=True)
@@ -190,8 +188,7 @@ def write(
     }
     configs = snapshot.component_configs(like, vocab)
     configs["unet"] = unet_config(sizes["unet"], channels_in)
-    scheduler = SCHEDULERS[channels_in] | ({"timestep_spacing": spacing} if spacing else {})
-    snapshot.write_json(folder / "scheduler/scheduler_config.json", scheduler)
+    snapshot.write_json(folder / "scheduler/scheduler_config.json", SCHEDULERS[channels_in])
     snapshot.write_json(
         folder / "model_index.json",
         {
