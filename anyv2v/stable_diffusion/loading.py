@@ -21,6 +21,9 @@ from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.manifest import STABLE_DIFFUSION
 
+KINDS = {4: "Stable Diffusion", 8: "InstructPix2Pix"}
+"""Channels of the input -> what the model is called."""
+
 
 @dataclass(frozen=True)
 class StableDiffusion:
@@ -82,10 +85,6 @@ def check_kind(checkpoint: Checkpoint, channels_in: int) -> None:
             found = KINDS.get(section(config, "unet", UNet2DConfig).channels_in, found)
     if found != wanted:
         raise InputError(f"{checkpoint.folder}: holds {found}; weights of {wanted} are needed")
-
-
-KINDS = {4: "Stable Diffusion", 8: "InstructPix2Pix"}
-"""Channels of the input -> what the model is called."""
 
 
 def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:

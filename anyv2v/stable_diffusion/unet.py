@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.nn.attention import Attention
 from anyv2v.nn.embeddings import mlp, sinusoids
@@ -221,6 +222,8 @@ class UNet2D(nn.Module):
         the first levels on the way down, (b, h, w, c) at the level's own size, added to what its
         last layer gives. Everything is in the network's dtype but t.
         """
+        if len(residuals) > len(self.down):
+            raise InputError(f"{len(residuals)} residuals are given for {len(self.down)} levels")
         time = self.time_embedding(sinusoids(t, self.config.widths[0]).to(latents.dtype))
         told = Told(time, context, image or {})
         # whatever strides the caller's latents have, the result is the same to the bit

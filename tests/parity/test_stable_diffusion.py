@@ -11,6 +11,7 @@ from anyv2v.convert import stable_diffusion
 from anyv2v.convert.released import convert
 from anyv2v.convert.rename import rename
 from anyv2v.editors.instruct_pix2pix import edit
+from anyv2v.errors import InputError
 from anyv2v.media.image import to_pixels
 from anyv2v.models import expected_shapes
 from anyv2v.stable_diffusion.config import UNet2DConfig
@@ -116,6 +117,8 @@ def test_features_are_added_on_the_way_down(tiny):
         found = ours(x, t, context, residuals=residuals)
         assert relative_error(found, truth) <= 1e-5
         assert (relative_error(found, plain) > 0.01) == (count > 0)
+    with pytest.raises(InputError, match="5 residuals are given for 4 levels"):
+        ours(x, t, context, residuals=[*residuals, residuals[-1]])
 
 
 @torch.no_grad()
