@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from anyv2v import checks, demo, loading
+from anyv2v import checks, demo, loading, models
 from anyv2v.convert.fetch import fetch
 from anyv2v.convert.released import convert
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
@@ -101,13 +101,16 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_convert(args: argparse.Namespace) -> None:
     with _bytes_done("convert", args.quiet) as progress:
-        convert(args.src, args.dst, loading.expected_shapes, _dtype(args), args.force, progress)
-    print(f"{args.dst}: ready for --weights")
+        config = convert(
+            args.src, args.dst, models.expected_shapes, _dtype(args), args.force, progress
+        )
+    option = "--editor-weights" if "model" in config else "--weights"
+    print(f"{args.dst}: ready for {option}")
 
 
 def run_verify(args: argparse.Namespace) -> None:
     with _bytes_done("verify", args.quiet) as progress:
-        report = loading.inspect(args.dir, progress)
+        report = models.inspect(args.dir, progress)
     print(report)
 
 

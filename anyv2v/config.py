@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from anyv2v import checks
@@ -17,6 +20,17 @@ LONGEST = 8
 """No list is longer: levels of a network, channels of a picture."""
 DEEPEST = 64
 """Layers of a tower, or of one level of a network."""
+
+
+@contextmanager
+def blaming(folder: Path) -> Iterator[None]:
+    """Whatever a config makes go wrong is an InputError that names its file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, InputError) and str(folder) in str(error):
+            raise
+        raise InputError(f"{folder / 'config.json'}: {error}") from error
 
 
 def section(config: dict, name: str, cls: type[T]) -> T:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import nn
 from anyv2v import checks
 from anyv2v.backbones import BACKBONES
 from anyv2v.backbones.base import Backbone
-from anyv2v.config import section
+from anyv2v.config import blaming, section
 from anyv2v.diffusion.schedule import OFFSET, TRAIN_STEPS
 from anyv2v.editor import Defaults, Editor
 from anyv2v.errors import InputError
@@ -45,11 +44,7 @@ def load(
     and True raises where they cannot be. InputError names what is wrong with a folder.
     """
     device = choose_device(device)
-    if dtype is None:
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(map(str, DTYPES))}")
-    graphs = wanted(graphs, device)
+    dtype, graphs = choose_dtype(dtype, device), wanted(graphs, device)
     return _assemble(Checkpoint.open(folder_of(weights)), device, dtype, graphs)
 
 
@@ -57,35 +52,25 @@ def _assemble(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, graphs: bool | None
 ) -> Editor:
     config = checkpoint.config
-    with _blaming(checkpoint.folder):
+    with blaming(checkpoint.folder):
+        network = _backbone(config)
         if config.get("schedule") != SCHEDULE:
             raise InputError(f"schedule {config.get('schedule')} is not {SCHEDULE}")
         defaults, unbuilt = _defaults(config), builders(config)
 
     def build(name: str) -> nn.Module:
-        with _blaming(checkpoint.folder):
+        with blaming(checkpoint.folder):
             return unbuilt[name]()
 
     networks = {
         name: checkpoint.load(name, partial(build, name), device, dtype) for name in unbuilt
     }
-    with _blaming(checkpoint.folder):
-        backbone = _backbone(config).assemble(config, networks, checkpoint.folder)
+    with blaming(checkpoint.folder):
+        backbone = network.assemble(config, networks, checkpoint.folder)
         for group, sites in backbone.groups.items():
             if unknown := sites.difference(backbone.sites):
                 raise InputError(f"injection {group} names no site {sorted(unknown)[0]}")
     return Editor(backbone, networks["vae"], defaults, checkpoint.fingerprint, graphs)
-
-
-@contextmanager
-def _blaming(folder: Path) -> Iterator[None]:
-    """Whatever a config makes go wrong is an InputError that names its file."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        if isinstance(error, InputError) and str(folder) in str(error):
-            raise
-        raise InputError(f"{folder / 'config.json'}: {error}") from error
 
 
 def folder_of(weights: str | os.PathLike) -> Path:
@@ -97,7 +82,8 @@ def peek(weights: str | os.PathLike) -> tuple[Defaults, int]:
     """A folder's defaults, and pixels per latent, from its config alone."""
     folder = folder_of(weights)
     config = Checkpoint.open(folder).config
-    with _blaming(folder):
+    with blaming(folder):
+        _backbone(config)
         return _defaults(config), section(config, "vae", AutoencoderConfig).factor
 
 
@@ -108,7 +94,7 @@ def inspect(
     folder = folder_of(weights)
 
     def shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
-        with _blaming(folder):
+        with blaming(folder):
             _defaults(config)
             return expected_shapes(config)
 
@@ -125,8 +111,14 @@ def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:
 
 def expected_shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
     """Component -> parameter -> shape, for a folder's config."""
+    return shapes_of(builders(config))
+
+
+def shapes_of(
+    builders: dict[str, Callable[[], nn.Module]],
+) -> dict[str, dict[str, tuple[int, ...]]]:
     with torch.device("meta"):
-        networks = {name: build() for name, build in builders(config).items()}
+        networks = {name: build() for name, build in builders.items()}
     return {
         name: {key: tuple(x.shape) for key, x in network.state_dict().items()}
         for name, network in networks.items()
@@ -148,6 +140,14 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return device
 
 
+def choose_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(map(str, DTYPES))}")
+    return dtype
+
+
 def _defaults(config: dict) -> Defaults:
     found = section(config, "defaults", Defaults)
     frames, fps = checks.whole("frames", found.frames), checks.whole("fps", found.fps)
@@ -155,6 +155,11 @@ def _defaults(config: dict) -> Defaults:
 
 
 def _backbone(config: dict) -> type[Backbone]:
+    if "model" in config:
+        raise InputError(
+            f"holds {config['model']}, which edits pictures (--editor-weights); "
+            "weights that make videos are needed"
+        )
     name = config.get("backbone")
     if name not in BACKBONES:
         raise InputError(f"backbone {name!r} is not one of {', '.join(BACKBONES)}")

@@ -36,18 +36,17 @@ COMPONENTS = {
 
 def read(src: Path, dtype: torch.dtype | None) -> Model:
     """The model of a folder; files of half precision come first if that is what is wanted."""
-    if (pipeline := read_json(src / INDEX).get("_class_name")) != "I2VGenXLPipeline":
-        raise InputError(f"{src / INDEX}: holds {pipeline!r}; I2VGenXLPipeline is needed")
     vocab, merges = clip.tokenizer_files(src / TOKENIZER)
     config = read_config(src, vocab)
     sources = {
-        name: _source(src, component, prefer_half=dtype == torch.float16)
+        name: open_source(src, component, prefer_half=dtype == torch.float16)
         for name, component in COMPONENTS.items()
     }
     return Model(config, vocab, merges, sources)
 
 
-def _source(src: Path, component: Component, prefer_half: bool) -> Source:
+def open_source(src: Path, component: Component, prefer_half: bool) -> Source:
+    """One network of a folder; its files of half precision come first if they are preferred."""
     weights = open_weights(src / component.folder, component.stem, prefer_half)
     # a buffer of older files: 0, 1, 2, ...
     weights = weights.only(lambda name: name.split(".")[-1] != "position_ids")
@@ -76,11 +75,7 @@ def read_config(src: Path, vocab: dict[str, int]) -> dict:
             f"{src}: feature_extractor: crop_size is {preprocess['size']}; "
             f"image_encoder: image_size is {vision['image_size']}"
         )
-    if (last := max(vocab.values())) >= text["vocab_size"]:
-        raise InputError(
-            f"{src}: tokenizer: ids go up to {last}; "
-            f"text_encoder: vocab_size is {text['vocab_size']}"
-        )
+    check_vocabulary(src, vocab, text["vocab_size"])
     return {
         "format": FORMAT,
         "backbone": "i2vgen",
@@ -94,3 +89,10 @@ def read_config(src: Path, vocab: dict[str, int]) -> dict:
         "schedule": read(i2vgen.schedule_config, "scheduler/scheduler_config.json"),
         "injection": i2vgen.injection_sites(unet),
     }
+
+
+def check_vocabulary(src: Path, vocab: dict[str, int], size: int) -> None:
+    if (last := max(vocab.values())) >= size:
+        raise InputError(
+            f"{src}: tokenizer: ids go up to {last}; text_encoder: vocab_size is {size}"
+        )

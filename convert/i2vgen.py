@@ -148,7 +148,7 @@ def unet_config(where: str, values: dict) -> dict:
     return {
         "channels": channels,
         "widths": widths,
-        "attention": _attention(theirs, len(widths)),
+        "attention": attention(theirs, DOWN_TYPES, UP_TYPES, len(widths)),
         "layers": theirs.count("layers_per_block"),
         "head_dim": _head_dim(theirs),
         "context_width": theirs.count("cross_attention_dim"),
@@ -156,8 +156,13 @@ def unet_config(where: str, values: dict) -> dict:
     }
 
 
-def _attention(theirs: Fields, levels: int) -> list[bool]:
-    """Which levels have transformers, from the widest image to the smallest."""
+def attention(
+    theirs: Fields, down_types: dict[str, bool], up_types: dict[str, bool], levels: int
+) -> list[bool]:
+    """Which levels have transformers, from the widest image to the smallest.
+
+    down_types, up_types: type of a block -> whether it has.
+    """
 
     def read(name: str, types: dict[str, bool]) -> list[bool]:
         value = theirs[name]
@@ -169,8 +174,8 @@ def _attention(theirs: Fields, levels: int) -> list[bool]:
             raise theirs.refuse(name, f"one block per width is needed, that is {levels}")
         return [types[block] for block in value]
 
-    down = read("down_block_types", DOWN_TYPES)
-    if read("up_block_types", UP_TYPES) != down[::-1]:
+    down = read("down_block_types", down_types)
+    if read("up_block_types", up_types) != down[::-1]:
         raise theirs.refuse("up_block_types", "it must mirror down_block_types")
     return down
 

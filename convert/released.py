@@ -1,20 +1,30 @@
-"""Any published form of I2VGen-XL -> a folder of ours."""
+"""Any published form of I2VGen-XL, or Stable Diffusion 1.x -> a folder of ours."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from anyv2v.convert import huggingface, original
+from anyv2v.convert import huggingface, original, stable_diffusion
 from anyv2v.convert.model import FLOATS, Model, write_model
 from anyv2v.errors import InputError
 from anyv2v.weights.folder import check_target
-from anyv2v.weights.manifest import CONFIG, MANIFEST, Shapes
+from anyv2v.weights.manifest import CONFIG, MANIFEST, Shapes, read_json
+
+Reader = Callable[[Path, torch.dtype | None], Model]
 
 NEEDED = (
-    f"needed is a Hugging Face folder of I2VGen-XL, with {huggingface.INDEX}, or a folder with "
-    f"the files of its original release, {', '.join(original.FILES)}"
+    "needed is a Hugging Face folder of I2VGen-XL, or of an image editor, with "
+    f"{huggingface.INDEX}, or a folder with the files of I2VGen-XL's original release, "
+    f"{', '.join(original.FILES)}"
 )
+LORA = "pytorch_lora_weights.safetensors"
+PIPELINES: dict[str, Reader] = {
+    "I2VGenXLPipeline": huggingface.read,
+    "StableDiffusionPipeline": stable_diffusion.read,
+    "StableDiffusionInstructPix2PixPipeline": stable_diffusion.read,
+}
+"""What a Hugging Face folder says that it is -> what reads it."""
 
 
 def convert(
@@ -24,8 +34,8 @@ def convert(
     dtype: torch.dtype | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write a published model in our format, tensor by tensor.
+) -> dict:
+    """Write a published model in our format, tensor by tensor; gives back our config of it.
 
     expected: our config -> component -> our key -> shape. dtype: float32, float16 or bfloat16;
     None keeps the source's. force: replace a folder that was converted before. progress: called
@@ -40,19 +50,28 @@ def convert(
     check_target(dst, force, src)
     model = read(src, dtype)
     write_model(model, dst, expected(model.config), dtype, force, progress)
+    return model.config
 
 
-def _reader(src: Path) -> Callable[[Path, torch.dtype | None], Model]:
+def _reader(src: Path) -> Reader:
     """What reads this form."""
     if not src.exists():
         raise InputError(f"{src}: no such folder")
     if not src.is_dir():
         raise InputError(f"{src}: is a file; {NEEDED}")
     if (src / huggingface.INDEX).is_file():
-        return huggingface.read
+        pipeline = read_json(src / huggingface.INDEX).get("_class_name")
+        if not isinstance(pipeline, str) or pipeline not in PIPELINES:
+            raise InputError(
+                f"{src / huggingface.INDEX}: holds {pipeline!r}; one of {', '.join(PIPELINES)} "
+                "is needed"
+            )
+        return PIPELINES[pipeline]
     if any((src / name).is_file() for name in original.FILES):
         return original.read
     if (src / MANIFEST).is_file() and (src / CONFIG).is_file():
         raise InputError(f"{src}: is converted already")
+    if (src / LORA).is_file():
+        raise InputError(f"{src}: is a LoRA, not a whole model; {NEEDED}")
     what = f"has no {huggingface.INDEX}" if any(src.iterdir()) else "is empty"
     raise InputError(f"{src}: {what}; {NEEDED}")

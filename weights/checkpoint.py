@@ -57,7 +57,7 @@ class Checkpoint:
                 f"{folder / manifest.CONFIG}: format {config.get('format')!r}, "
                 f"this version reads {manifest.FORMAT}"
             )
-        files = manifest.read_manifest(folder)
+        files = manifest.read_manifest(folder, manifest.components(config))
         return Checkpoint(folder, config, manifest.fingerprint(config, files), files)
 
     def load(

@@ -43,7 +43,7 @@ def write_folder(
 ) -> None:
     """Write config.json, the tokenizer, one safetensors file per component, and the manifest.
 
-    Holds one tensor at a time. parts: for "unet", "vae", "text" and "vision". progress: called with
+    Holds one tensor at a time. parts: those of `manifest.components(config)`. progress: called with
     the bytes of weights that are done and that there will be. dst: see check_target.
     """
     dst = Path(os.path.realpath(dst))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from anyv2v.errors import InputError
@@ -10,6 +10,9 @@ from anyv2v.errors import InputError
 FORMAT = 1
 CONFIG, MANIFEST = "config.json", "manifest.json"
 COMPONENTS = ("unet", "vae", "text", "vision")
+STABLE_DIFFUSION = "stable-diffusion"
+MODELS = {STABLE_DIFFUSION: ("unet", "vae", "text")}
+"""What a config calls the models that are no backbone -> their components."""
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -33,7 +36,13 @@ def write_json(path: Path, value: dict) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(folder: Path) -> dict[str, dict]:
+def components(config: dict) -> tuple[str, ...]:
+    """The files of weights that a folder with this config has, without suffix."""
+    model = config.get("model")
+    return MODELS.get(model, COMPONENTS) if isinstance(model, str) else COMPONENTS
+
+
+def read_manifest(folder: Path, components: Iterable[str] = COMPONENTS) -> dict[str, dict]:
     """File name -> {"sha256", "bytes"} and, for weights, "tensors": key -> [dtype, shape].
 
     Checks that every file is there and as long as it should be; verify.py looks at the bytes too.
@@ -46,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     if not isinstance(files, dict) or not all(_well_formed(facts) for facts in files.values()):
         raise InputError(f"{path}: is not a manifest: convert the weights again")
     # a name that leads elsewhere could be a device that never ends, or somebody's file
-    ours = {*TOKENIZER, *(f"{component}.safetensors" for component in COMPONENTS)}
+    ours = {*TOKENIZER, *(f"{component}.safetensors" for component in components)}
     if odd := sorted(ours ^ set(files)):
         does = "does not name" if odd[0] in ours else "names, as no manifest does,"
         raise InputError(f"{path}: {does} {odd[0]}")

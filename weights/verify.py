@@ -46,13 +46,10 @@ class Report:
     components: tuple[Component, ...]
 
     def __str__(self) -> str:
-        config, whole = self.checkpoint.config, self.components
-        width, height = config["defaults"]["size"]
+        whole = self.components
         return "\n".join(
             [
-                f"{self.checkpoint.folder}: {config['backbone']}, {width}x{height}, "
-                f"{config['defaults']['frames']} frames at {config['defaults']['fps']} fps "
-                "unless told otherwise",
+                f"{self.checkpoint.folder}: {_what(self.checkpoint.config)}",
                 *map(str, whole),
                 f"together {sum(c.parameters for c in whole):,} parameters, "
                 f"{sum(c.bytes for c in whole) / 1e9:.2f} GB; names, shapes, dtypes and sha256 are "
@@ -60,6 +57,18 @@ class Report:
                 f"fingerprint {self.checkpoint.fingerprint}",
             ]
         )
+
+
+def _what(config: dict) -> str:
+    """What a folder with this config is good for, in a line."""
+    if "model" in config:
+        channels = f" with {config['unet']['channels_in']} channels in" if "unet" in config else ""
+        return f"{config['model']}{channels}, which edits pictures"
+    (width, height), defaults = config["defaults"]["size"], config["defaults"]
+    return (
+        f"{config['backbone']}, {width}x{height}, {defaults['frames']} frames "
+        f"at {defaults['fps']} fps unless told otherwise"
+    )
 
 
 def verify(

@@ -15,6 +15,18 @@ import anyv2v
 ROOT = Path(__file__).parents[2]
 PLAIN = ("kernels", "weights", "convert", "bench", "tests")
 
+STAGE_ONE = ("anyv2v.stable_diffusion", "anyv2v.editors")
+STAGE_TWO = (
+    "anyv2v.accounting",
+    "anyv2v.demo",
+    "anyv2v.edit",
+    "anyv2v.editor",
+    "anyv2v.guidance",
+    "anyv2v.loading",
+    "anyv2v.memory",
+    "anyv2v.plan",
+    "anyv2v.source",
+)
 # part -> what it must not import; the parts of README's picture
 FORBIDDEN = {
     "anyv2v.kernels": ("anyv2v.",),
@@ -23,6 +35,7 @@ FORBIDDEN = {
         "anyv2v.backbones",
         "anyv2v.kernels",
         "anyv2v.diffusion",
+        *STAGE_ONE,
     ),
     "anyv2v.diffusion": (
         "anyv2v.nn",
@@ -34,19 +47,46 @@ FORBIDDEN = {
         "anyv2v.media",
         "anyv2v.vae",
         "anyv2v.clip",
+        *STAGE_ONE,
     ),
-    "anyv2v.nn": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.weights"),
+    "anyv2v.nn": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.weights", *STAGE_ONE),
     "anyv2v.backbones": (
         "anyv2v.diffusion",
         "anyv2v.weights",
         "anyv2v.convert",
         "anyv2v.media.video",
         "anyv2v.editor",
+        *STAGE_ONE,
     ),
-    "anyv2v.vae": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.weights"),
-    "anyv2v.clip": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.weights"),
-    "anyv2v.weights": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.nn", "anyv2v.editor"),
-    "anyv2v.convert": ("anyv2v.backbones", "anyv2v.kernels", "anyv2v.nn", "triton"),
+    "anyv2v.vae": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.weights", *STAGE_ONE),
+    "anyv2v.clip": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.weights", *STAGE_ONE),
+    # the other way round: a network of stage one, and what edits with it
+    "anyv2v.stable_diffusion": (
+        "anyv2v.backbones",
+        "anyv2v.diffusion",
+        "anyv2v.convert",
+        "anyv2v.media",
+        "anyv2v.editor",
+        "anyv2v.editors",
+        "anyv2v.loading",
+    ),
+    "anyv2v.editors": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.editor", "anyv2v.convert"),
+    "anyv2v.weights": (
+        "anyv2v.backbones",
+        "anyv2v.diffusion",
+        "anyv2v.nn",
+        "anyv2v.editor",
+        *STAGE_ONE,
+    ),
+    "anyv2v.convert": (
+        "anyv2v.backbones",
+        "anyv2v.kernels",
+        "anyv2v.nn",
+        "triton",
+        *STAGE_ONE,
+    ),
+    # the modules of stage two that are no part of one of these
+    **dict.fromkeys(STAGE_TWO, STAGE_ONE),
     "anyv2v": ("diffusers", "transformers", "accelerate", "kernels", "weights", "convert"),
 }
 

@@ -1,0 +1,1 @@
+"""Stable Diffusion 1.x: a latent diffusion model of pictures (arXiv 2112.10752)."""
