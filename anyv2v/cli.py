@@ -23,11 +23,13 @@ from anyv2v.convert.released import convert
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.edit import EditRequest
 from anyv2v.editor import STEPS, Editor
+from anyv2v.editors import EDITORS, arguments
+from anyv2v.editors.run import candidates
 from anyv2v.errors import InputError
 from anyv2v.files import check_output
 from anyv2v.injection.plan import NO_INJECTION, Injection
 from anyv2v.media.clip import Video
-from anyv2v.media.image import read_image
+from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES, read_video, write_video
 from anyv2v.options import parser
@@ -57,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "weights verify": run_verify,
         "weights fetch": run_fetch,
         "edit": run_edit,
+        "edit-frame": run_edit_frame,
         "plan": run_plan,
         "invert": run_invert,
         "reconstruct": run_reconstruct,
@@ -134,18 +137,46 @@ def _bytes_done(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]
 
 
 def run_edit(args: argparse.Namespace) -> None:
-    if not len(args.frame) == len(args.prompt) == len(args.output):
+    frame_editor = arguments.editor_of(args, loading.choose_device(args.device), _dtype(args))
+    count, given = len(args.output), len(args.frame or [])
+    if frame_editor is None and not count == given == len(args.prompt):
         raise InputError(
-            f"--frame, --prompt and -o go together: there are {len(args.frame)}, "
-            f"{len(args.prompt)} and {len(args.output)}"
+            f"--frame, --prompt and -o go together: there are {given}, {len(args.prompt)} and "
+            f"{count}" + ("" if given else "; or name an --editor in place of --frame")
         )
-    for i, output in enumerate(args.output):
-        if os.path.realpath(output) in map(os.path.realpath, args.output[:i]):
+    if frame_editor is not None and (given or count != len(args.prompt)):
+        wrong = (
+            "--frame and --editor exclude each other"
+            if given
+            else (f"--prompt and -o go together: there are {len(args.prompt)} and {count}")
+        )
+        raise InputError(wrong)
+    saved = args.save_frame or []
+    if saved and (frame_editor is None or len(saved) != count):
+        raise InputError("--save-frame goes with an --editor, once for each -o")
+    inputs = [args.video, *(args.frame or []), *arguments.pictures(args)]
+    for i, output in enumerate([*args.output, *saved]):
+        if os.path.realpath(output) in map(os.path.realpath, [*args.output, *saved][:i]):
             raise InputError(f"-o {output}: is given twice")
-        _check_output(args, output, SUFFIXES, args.video, *args.frame)
+        _check_output(args, output, SUFFIXES if i < count else (".png",), *inputs)
+    checks.whole("start", args.start, 0, args.steps - 1)
+    injection = _chosen(args)
+    video = None
+    if frame_editor is None:
+        frames = [read_image(frame) for frame in args.frame]
+    else:
+        if _is_source(args.video):
+            first = Source.load(args.video).video.frames[0]
+        else:
+            video = _video(args)
+            first = video.frames[0]
+        frames = arguments.edited(args, frame_editor, first, count)
+        for path, frame in zip(saved, frames, strict=False):
+            arguments.write_picture(path, frame)
+            print(f"{path}: {frame.shape[1]}x{frame.shape[0]}")
     requests = [
         EditRequest(
-            read_image(frame),
+            frame,
             prompt,
             args.negative_prompt,
             args.guidance,
@@ -153,10 +184,9 @@ def run_edit(args: argparse.Namespace) -> None:
             args.seed,
             args.fit,
         )
-        for frame, prompt in zip(args.frame, args.prompt, strict=True)
+        for frame, prompt in zip(frames, args.prompt, strict=True)
     ]
-    injection = _chosen(args)
-    editor, source = _source(args, injection)
+    editor, source = _source(args, injection, video=video)
     with Progress(args.quiet) as progress:
         edits = editor.edit_many(
             source,
@@ -171,6 +201,34 @@ def run_edit(args: argparse.Namespace) -> None:
         write_video(output, edit.frames, edit.fps, args.force)
         _report(output, edit.frames, edit.fps)
     _notice(args)
+
+
+def run_edit_frame(args: argparse.Namespace) -> None:
+    files = arguments.frame_files(args.output, args.candidates)
+    for file in files:
+        _check_output(args, file, (".png",), args.video, *arguments.pictures(args))
+    editor = arguments.editor_of(args, loading.choose_device(args.device), _dtype(args))
+    if editor is None:
+        raise InputError(f"edit-frame needs an --editor: one of {', '.join(EDITORS)}")
+    frame = _first_frame(args)
+    (wanted,) = arguments.requests_of(args, editor, frame, 1)
+    seeds = [args.seed + i for i in range(args.candidates)]
+    found = candidates(editor, wanted, seeds, args.keep_unchanged)
+    arguments.write_candidates(args.output, frame, found, args.seed)
+    for file in files:
+        print(file)
+
+
+def _first_frame(args: argparse.Namespace) -> np.ndarray:
+    """Of a picture, a video or a source."""
+    if _is_source(args.video):
+        frame = Source.load(args.video).video.frames[0]
+    elif Path(args.video).suffix.lower() in SUFFIXES:
+        video = read_video(args.video, frames=1, start_time=args.start_time or 0.0)
+        frame = video.frames[0]
+    else:
+        frame = read_image(args.video)
+    return frame if args.size is None else fit_frame(frame, args.size, args.fit)
 
 
 def run_plan(args: argparse.Namespace) -> None:
@@ -244,11 +302,12 @@ def _source(
     args: argparse.Namespace,
     injection: Injection | None = None,
     unfinished: Unfinished | None = None,
+    video: Video | None = None,
 ) -> tuple[Editor, Source]:
     """The editor, and the source that VIDEO is or is inverted to.
 
     Everything that can be wrong is found before the inversion; `injection`: what the run that
-    follows injects, None if no run follows.
+    follows injects, None if no run follows; `video`: VIDEO if it was read already.
     """
     loading.choose_device(args.device)
     method, inversion_steps = _method(args)
@@ -273,7 +332,7 @@ def _source(
         editor.check_kept(source.trajectory, needed(editor))
         return editor, source
 
-    video = _video(args)
+    video = _video(args) if video is None else video
     editor = _load(args)
     visited = editor.schedule.timesteps(inversion_steps)
     editor.check_kept([0, *visited], needed(editor))
@@ -368,7 +427,8 @@ def _check_output(
     output = Path(os.path.realpath(path))
     if any(output == Path(os.path.realpath(given)) for given in inputs):
         raise InputError(f"-o {path}: is an input, which is never overwritten")
-    weights = None if args.weights == loading.DEMO else Path(os.path.realpath(args.weights))
+    given = getattr(args, "weights", loading.DEMO)
+    weights = None if given == loading.DEMO else Path(os.path.realpath(given))
     if weights in output.parents:
         raise InputError(f"-o {path}: is in the folder of the weights")
     check_output(path, args.force, suffixes)
