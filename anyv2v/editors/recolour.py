@@ -18,6 +18,9 @@ from anyv2v.errors import InputError
 GREY = 0.04
 """Chroma below which a colour has no hue that could be told."""
 
+FLOOD = 3.0
+"""Times the part that is as light as what was found: what is larger is not one part with it."""
+
 
 @dataclass(frozen=True)
 class Recolour:
@@ -129,7 +132,13 @@ def find_region(
         alike *= 1 - _falling(purity, 0.2 / tolerance, 0.5 / tolerance)
         alike *= 1 - _falling(chroma, 0.25 * GREY, 0.75 * GREY)
     alike *= mask
-    return alike * _pieces_like(near * (alike > 0.5), alike > 0.5, least)
+    region = alike * _pieces_like(near * (alike > 0.5), alike > 0.5, least)
+    if grey:
+        return region
+    # a navy ground behind a blue thing is no shade of it: shade is less than what is in light
+    light = alike * _falling(np.abs(lightness - found[0]), 0.15 * tolerance, 0.25 * tolerance)
+    light *= _pieces_like(near * (light > 0.5), light > 0.5, least)
+    return region if region.sum() <= FLOOD * light.sum() else light
 
 
 def _pieces_like(near: np.ndarray, core: np.ndarray, least: float) -> np.ndarray:
