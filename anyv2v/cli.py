@@ -24,6 +24,7 @@ from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.edit import EditRequest
 from anyv2v.editor import STEPS, Editor
 from anyv2v.editors import EDITORS, arguments
+from anyv2v.editors.base import FrameEditor
 from anyv2v.editors.run import candidates
 from anyv2v.errors import InputError
 from anyv2v.files import check_output
@@ -137,43 +138,17 @@ def _bytes_done(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]
 
 
 def run_edit(args: argparse.Namespace) -> None:
-    frame_editor = arguments.editor_of(args, loading.choose_device(args.device), _dtype(args))
-    count, given = len(args.output), len(args.frame or [])
-    if frame_editor is None and not count == given == len(args.prompt):
-        raise InputError(
-            f"--frame, --prompt and -o go together: there are {given}, {len(args.prompt)} and "
-            f"{count}" + ("" if given else "; or name an --editor in place of --frame")
-        )
-    if frame_editor is not None and (given or count != len(args.prompt)):
-        wrong = (
-            "--frame and --editor exclude each other"
-            if given
-            else (f"--prompt and -o go together: there are {len(args.prompt)} and {count}")
-        )
-        raise InputError(wrong)
-    saved = args.save_frame or []
-    if saved and (frame_editor is None or len(saved) != count):
-        raise InputError("--save-frame goes with an --editor, once for each -o")
-    inputs = [args.video, *(args.frame or []), *arguments.pictures(args)]
-    for i, output in enumerate([*args.output, *saved]):
-        if os.path.realpath(output) in map(os.path.realpath, [*args.output, *saved][:i]):
-            raise InputError(f"-o {output}: is given twice")
-        _check_output(args, output, SUFFIXES if i < count else (".png",), *inputs)
-    checks.whole("start", args.start, 0, args.steps - 1)
-    injection = _chosen(args)
-    video = None
+    frame_editor = _frame_editor(args)
+    _check_edit(args, frame_editor is not None)
+    injection, video = _chosen(args), None
     if frame_editor is None:
         frames = [read_image(frame) for frame in args.frame]
     else:
-        if _is_source(args.video):
-            first = Source.load(args.video).video.frames[0]
-        else:
-            video = _video(args)
-            first = video.frames[0]
-        frames = arguments.edited(args, frame_editor, first, count)
-        for path, frame in zip(saved, frames, strict=False):
+        video = Source.load(args.video).video if _is_source(args.video) else _video(args)
+        frames = arguments.edited(args, frame_editor, video.frames[0], len(args.output))
+        for path, frame in zip(args.save_frame or [], frames, strict=False):
             arguments.write_picture(path, frame)
-            print(f"{path}: {frame.shape[1]}x{frame.shape[0]}")
+            print(path)
     requests = [
         EditRequest(
             frame,
@@ -203,11 +178,34 @@ def run_edit(args: argparse.Namespace) -> None:
     _notice(args)
 
 
+def _check_edit(args: argparse.Namespace, by_editor: bool) -> None:
+    frames, saved = args.frame or [], args.save_frame or []
+    count, prompts = len(args.output), len(args.prompt)
+    if by_editor and frames:
+        raise InputError("--frame and --editor exclude each other")
+    if by_editor and count != prompts:
+        raise InputError(f"--prompt and -o go together: there are {prompts} and {count}")
+    if not by_editor and not len(frames) == prompts == count:
+        raise InputError(
+            f"--frame, --prompt and -o go together: there are {len(frames)}, {prompts} and {count}"
+            + ("" if frames else "; or an --editor makes the frame")
+        )
+    if saved and not (by_editor and len(saved) == count):
+        raise InputError("--save-frame goes with an --editor, once for each -o")
+    outputs = [*args.output, *saved]
+    for i, output in enumerate(outputs):
+        if os.path.realpath(output) in map(os.path.realpath, outputs[:i]):
+            raise InputError(f"-o {output}: is given twice")
+        suffixes = SUFFIXES if i < count else (".png",)
+        _check_output(args, output, suffixes, args.video, *frames, *arguments.pictures(args))
+    checks.whole("start", args.start, 0, args.steps - 1)
+
+
 def run_edit_frame(args: argparse.Namespace) -> None:
     files = arguments.frame_files(args.output, args.candidates)
     for file in files:
         _check_output(args, file, (".png",), args.video, *arguments.pictures(args))
-    editor = arguments.editor_of(args, loading.choose_device(args.device), _dtype(args))
+    editor = _frame_editor(args)
     if editor is None:
         raise InputError(f"edit-frame needs an --editor: one of {', '.join(EDITORS)}")
     frame = _first_frame(args)
@@ -219,13 +217,16 @@ def run_edit_frame(args: argparse.Namespace) -> None:
         print(file)
 
 
+def _frame_editor(args: argparse.Namespace) -> FrameEditor | None:
+    return arguments.editor_of(args, loading.choose_device(args.device), _dtype(args))
+
+
 def _first_frame(args: argparse.Namespace) -> np.ndarray:
     """Of a picture, a video or a source."""
     if _is_source(args.video):
         frame = Source.load(args.video).video.frames[0]
     elif Path(args.video).suffix.lower() in SUFFIXES:
-        video = read_video(args.video, frames=1, start_time=args.start_time or 0.0)
-        frame = video.frames[0]
+        frame = read_video(args.video, frames=1, start_time=args.start_time or 0.0).frames[0]
     else:
         frame = read_image(args.video)
     return frame if args.size is None else fit_frame(frame, args.size, args.fit)

@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +207,11 @@ def first_frames(editor: Editor, args: argparse.Namespace) -> None:
     """What an edited first frame costs beside the rendered one, on colour edits."""
     options = dict(text.split("=", 1) for text in args.editor_option)
     found: dict[str, list] = {"source": [], "edited": [], "rendered": []}
-    for i in range(args.first, args.first + args.scenes):
-        # the colour edits among the scenes that are judged without this option
-        edit = draw_edit("colour", "held-out", i * len(KINDS))
+    # the colour edits among the scenes that are judged without this option; sepia has no red
+    numbers = range(args.first, sys.maxsize, len(KINDS))
+    edits = ((i, draw_edit("colour", "held-out", i)) for i in numbers)
+    natural = ((i, edit) for i, edit in edits if edit.source.style == "natural")
+    for i, edit in islice(natural, args.scenes):
         truth = Truth.of(edit, editor.defaults.size, args.frames)
         sprites = edit.source.sprites[edit.sprite], edit.truth.sprites[edit.sprite]
         instruction = " > ".join(_hex(COLOURS[sprite.colour]) for sprite in sprites)
@@ -235,7 +239,7 @@ def first_frames(editor: Editor, args: argparse.Namespace) -> None:
             found[name].append(values)
         now = {name: rows[-1] for name, rows in found.items()}
         print(
-            f"scene {i * len(KINDS)}, {instruction}: first frame {now['edited']['first']:.1f} dB, "
+            f"scene {i}, {instruction}: first frame {now['edited']['first']:.1f} dB, "
             f"clip {now['edited']['psnr']:.1f} dB, rendered {now['rendered']['psnr']:.1f} dB",
             flush=True,
         )
@@ -254,7 +258,7 @@ def first_frames(editor: Editor, args: argparse.Namespace) -> None:
 
 
 def _hex(colour: tuple[float, float, float]) -> str:
-    return "#" + "".join(f"{round(255 * x):02x}" for x in colour)
+    return "#" + bytes(round(255 * x) for x in colour).hex()
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ class Edges:
             down, right = np.gradient(np.pad(even, 1, mode="edge"))
             slope += (down**2 + right**2)[1:-1, 1:-1]
         slope = np.sqrt(slope) * max(1.0, side / 256) * 2
-        least = 0.3 * (1 - self.detail) + 0.02
+        least = 0.12 * (1 - self.detail) + 0.02
         line = ((slope - least) / least).clip(0, 1) * self.strength
         if self.paper:
             lab = np.zeros_like(lab) + (1.0, 0.0, 0.0)

@@ -50,6 +50,25 @@ FORBIDDEN = {
     "anyv2v": ("diffusers", "transformers", "accelerate", "kernels", "weights", "convert"),
 }
 
+# nothing of stage two knows of stage one
+STAGE_TWO = (
+    *("accounting", "backbones", "checks", "clip", "config", "convert", "demo", "diffusion"),
+    *(
+        "edit",
+        "editor",
+        "errors",
+        "files",
+        "guidance",
+        "injection",
+        "kernels",
+        "loading",
+        "media",
+        "memory",
+    ),
+    *("nn", "plan", "source", "vae", "weights"),
+)
+STAGE_ONE = "anyv2v.editors"
+
 
 def modules():
     for path in sorted((ROOT / "anyv2v").rglob("*.py")):
@@ -88,6 +107,19 @@ def test_every_part_imports_only_what_it_may_know():
                     wrong.append(f"{module} imports {name}")
     assert seen == set(FORBIDDEN)
     assert not wrong
+
+
+def test_stage_two_knows_nothing_of_stage_one():
+    parts = {path.stem for path in (ROOT / "anyv2v").iterdir() if path.suffix in ("", ".py")}
+    others = {"__init__", "__main__", "__pycache__", "cli", "editors", "options"}
+    assert parts - others == set(STAGE_TWO)
+    users = {
+        module
+        for path, module in modules()
+        if any(within(name, STAGE_ONE) for name in imports(path)) and not within(module, STAGE_ONE)
+    }
+    # the package itself passes `edit_frame` on, when it is asked for
+    assert users == {"anyv2v.__init__", "anyv2v.cli", "anyv2v.options"}
 
 
 def test_only_media_knows_av():
