@@ -54,9 +54,10 @@ class Command:
             )
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
-        for name in ("instruction", "reference", "mask"):
-            value = getattr(request, name)
-            if f"{{{name}}}" in self.command and (value is None or value == ""):
+        given = {"reference": request.reference, "mask": request.mask}
+        given["instruction"] = request.instruction or None
+        for name, value in given.items():
+            if f"{{{name}}}" in self.command and value is None:
                 raise InputError(f"the editor command has {{{name}}}, but no {name} is given")
         with tempfile.TemporaryDirectory(prefix="anyv2v-") as folder:
             return [self._edit(request, seed, Path(folder)) for seed in seeds]
