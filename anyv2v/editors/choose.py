@@ -66,7 +66,7 @@ def describe() -> str:
         editor = find(name)
         text = (editor.__doc__ or "").strip().partition("\n")[0]
         wants = " and ".join(sorted(editor.needs))
-        lines.append(f"{name:16}{text}" + (f" Needs {wants}." if wants else ""))
+        lines.append(f"{name:17}{text}" + (f" Needs {wants}." if wants else ""))
         kinds = typing.get_type_hints(editor)
         options = [
             f"{field.name} ({_kind_name(kinds[field.name])}{_default(field)})"
@@ -74,7 +74,7 @@ def describe() -> str:
             if field.name not in SETUP
         ]
         if options:
-            lines.append(f"{'':16}options: {', '.join(options)}")
+            lines.append(f"{'':17}options: {', '.join(options)}")
     return "\n".join(lines)
 
 

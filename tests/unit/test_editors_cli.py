@@ -266,7 +266,7 @@ def test_a_new_editor_is_one_file_and_one_line(run, picture, tmp_path_factory, m
         main(["edit-frame", "--list"])
     assert done.value.code == 0
     listed = capfd.readouterr().out
-    assert "negative        The frame as a negative." in listed
+    assert "negative         The frame as a negative." in listed
     assert "level (a whole number, else 255)" in listed
 
 
