@@ -18,6 +18,10 @@ def __getattr__(name: str):
         from anyv2v.media import video
 
         return getattr(video, name)
+    if name == "edit_frame":
+        from anyv2v.editors import run
+
+        return run.edit_frame
     raise AttributeError(f"module 'anyv2v' has no attribute {name!r}")
 
 
@@ -36,6 +40,7 @@ __all__ = [
     "Source",
     "Taps",
     "Video",
+    "edit_frame",
     "load",
     "read_video",
     "write_video",

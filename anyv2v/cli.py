@@ -23,11 +23,14 @@ from anyv2v.convert.released import convert
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.edit import EditRequest
 from anyv2v.editor import STEPS, Editor
+from anyv2v.editors import EDITORS, arguments
+from anyv2v.editors.base import FrameEditor
+from anyv2v.editors.run import candidates
 from anyv2v.errors import InputError
 from anyv2v.files import check_output
 from anyv2v.injection.plan import NO_INJECTION, Injection
 from anyv2v.media.clip import Video
-from anyv2v.media.image import read_image
+from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES, read_video, write_video
 from anyv2v.options import parser
@@ -57,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "weights verify": run_verify,
         "weights fetch": run_fetch,
         "edit": run_edit,
+        "edit-frame": run_edit_frame,
         "plan": run_plan,
         "invert": run_invert,
         "reconstruct": run_reconstruct,
@@ -137,18 +141,20 @@ def _bytes_done(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]
 
 
 def run_edit(args: argparse.Namespace) -> None:
-    if not len(args.frame) == len(args.prompt) == len(args.output):
-        raise InputError(
-            f"--frame, --prompt and -o go together: there are {len(args.frame)}, "
-            f"{len(args.prompt)} and {len(args.output)}"
-        )
-    for i, output in enumerate(args.output):
-        if os.path.realpath(output) in map(os.path.realpath, args.output[:i]):
-            raise InputError(f"-o {output}: is given twice")
-        _check_output(args, output, SUFFIXES, args.video, *args.frame)
+    frame_editor = _frame_editor(args)
+    _check_edit(args, frame_editor is not None)
+    injection, video = _chosen(args), None
+    if frame_editor is None:
+        frames = [read_image(frame) for frame in args.frame]
+    else:
+        video = Source.load(args.video).video if _is_source(args.video) else _video(args)
+        frames = arguments.edited(args, frame_editor, video.frames[0], len(args.output))
+        for path, frame in zip(args.save_frame or [], frames, strict=False):
+            arguments.write_picture(path, frame)
+            print(path)
     requests = [
         EditRequest(
-            read_image(frame),
+            frame,
             prompt,
             args.negative_prompt,
             args.guidance,
@@ -156,10 +162,9 @@ def run_edit(args: argparse.Namespace) -> None:
             args.seed,
             args.fit,
         )
-        for frame, prompt in zip(args.frame, args.prompt, strict=True)
+        for frame, prompt in zip(frames, args.prompt, strict=True)
     ]
-    injection = _chosen(args)
-    editor, source = _source(args, injection)
+    editor, source = _source(args, injection, video=video)
     with Progress(args.quiet) as progress:
         edits = editor.edit_many(
             source,
@@ -174,6 +179,60 @@ def run_edit(args: argparse.Namespace) -> None:
         write_video(output, edit.frames, edit.fps, args.force)
         _report(output, edit.frames, edit.fps)
     _notice(args)
+
+
+def _check_edit(args: argparse.Namespace, by_editor: bool) -> None:
+    frames, saved = args.frame or [], args.save_frame or []
+    count, prompts = len(args.output), len(args.prompt)
+    if by_editor and frames:
+        raise InputError("--frame and --editor exclude each other")
+    if by_editor and count != prompts:
+        raise InputError(f"--prompt and -o go together: there are {prompts} and {count}")
+    if not by_editor and not len(frames) == prompts == count:
+        raise InputError(
+            f"--frame, --prompt and -o go together: there are {len(frames)}, {prompts} and {count}"
+            + ("" if frames else "; or an --editor makes the frame")
+        )
+    if saved and not (by_editor and len(saved) == count):
+        raise InputError("--save-frame goes with an --editor, once for each -o")
+    outputs = [*args.output, *saved]
+    for i, output in enumerate(outputs):
+        if os.path.realpath(output) in map(os.path.realpath, outputs[:i]):
+            raise InputError(f"-o {output}: is given twice")
+        suffixes = SUFFIXES if i < count else (".png",)
+        _check_output(args, output, suffixes, args.video, *frames, *arguments.pictures(args))
+    checks.whole("start", args.start, 0, args.steps - 1)
+
+
+def run_edit_frame(args: argparse.Namespace) -> None:
+    files = arguments.frame_files(args.output, args.candidates)
+    for file in files:
+        _check_output(args, file, (".png",), args.video, *arguments.pictures(args))
+    editor = _frame_editor(args)
+    if editor is None:
+        raise InputError(f"edit-frame needs an --editor: one of {', '.join(EDITORS)}")
+    frame = _first_frame(args)
+    (wanted,) = arguments.requests_of(args, editor, frame, 1)
+    seeds = [args.seed + i for i in range(args.candidates)]
+    found = candidates(editor, wanted, seeds, args.keep_unchanged)
+    arguments.write_candidates(args.output, frame, found, args.seed)
+    for file in files:
+        print(file)
+
+
+def _frame_editor(args: argparse.Namespace) -> FrameEditor | None:
+    return arguments.editor_of(args, loading.choose_device(args.device), _dtype(args))
+
+
+def _first_frame(args: argparse.Namespace) -> np.ndarray:
+    """Of a picture, a video or a source."""
+    if _is_source(args.video):
+        frame = Source.load(args.video).video.frames[0]
+    elif Path(args.video).suffix.lower() in SUFFIXES:
+        frame = read_video(args.video, frames=1, start_time=args.start_time or 0.0).frames[0]
+    else:
+        frame = read_image(args.video)
+    return frame if args.size is None else fit_frame(frame, args.size, args.fit)
 
 
 def run_plan(args: argparse.Namespace) -> None:
@@ -247,11 +306,12 @@ def _source(
     args: argparse.Namespace,
     injection: Injection | None = None,
     unfinished: Unfinished | None = None,
+    video: Video | None = None,
 ) -> tuple[Editor, Source]:
     """The editor, and the source that VIDEO is or is inverted to.
 
     Everything that can be wrong is found before the inversion; `injection`: what the run that
-    follows injects, None if no run follows.
+    follows injects, None if no run follows; `video`: VIDEO if it was read already.
     """
     loading.choose_device(args.device)
     method, inversion_steps = _method(args)
@@ -276,7 +336,7 @@ def _source(
         editor.check_kept(source.trajectory, needed(editor))
         return editor, source
 
-    video = _video(args)
+    video = _video(args) if video is None else video
     editor = _load(args)
     visited = editor.schedule.timesteps(inversion_steps)
     editor.check_kept([0, *visited], needed(editor))
@@ -371,7 +431,8 @@ def _check_output(
     output = Path(os.path.realpath(path))
     if any(output == Path(os.path.realpath(given)) for given in inputs):
         raise InputError(f"-o {path}: is an input, which is never overwritten")
-    weights = None if args.weights == loading.DEMO else Path(os.path.realpath(args.weights))
+    given = getattr(args, "weights", loading.DEMO)
+    weights = None if given == loading.DEMO else Path(os.path.realpath(given))
     if weights in output.parents:
         raise InputError(f"-o {path}: is in the folder of the weights")
     check_output(path, args.force, suffixes)

@@ -11,6 +11,7 @@ import anyv2v
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.edit import NEGATIVE_PROMPT
 from anyv2v.editor import STEPS
+from anyv2v.editors import arguments
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
 from anyv2v.loading import DEMO
@@ -80,10 +81,16 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     sub.add_argument("dst", metavar="DST", nargs="?", default="i2vgen-xl", help="where to write it")
     sub.add_argument("--dtype", choices=DTYPE_NAMES, default="float16", help="of the weights")
 
-    text = "edit a video, once for each --frame, --prompt and -o"
-    sub = command("edit", text, _model, _clip, _inversion, _sampling, _injection)
+    text = "edit a video, once for each --frame (or --instruction), --prompt and -o"
+    groups = (_model, _clip, _inversion, _sampling, _injection, arguments.options)
+    sub = command("edit", text, *groups)
     several = {"action": "append", "required": True}
-    sub.add_argument("--frame", metavar="IMAGE", help="the edited first frame", **several)
+    sub.add_argument(
+        "--frame", action="append", metavar="IMAGE", help="the edited first frame; or an --editor"
+    )
+    sub.add_argument(
+        "--save-frame", action="append", metavar="FRAME.png", help="keep what the editor made"
+    )
     sub.add_argument("--prompt", metavar="TEXT", help="what the edit shows", **several)
     sub.add_argument("-o", "--output", metavar="OUT.mp4", help="the edited video", **several)
     sub.add_argument("--guidance", type=_number, default=9.0, help="towards the prompt; 1: none")
@@ -94,6 +101,14 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
         "--random-ratio", type=_fraction, default=0.0, metavar="0..1", help="noise mixed in"
     )
     sub.add_argument("--seed", type=_from_0, default=0, help="of that noise")
+
+    text = "edit the first frame alone, to look at it before the video is edited"
+    sub = command("edit-frame", text, _machine, _first_frame, arguments.options)
+    sub.add_argument("-o", "--output", required=True, metavar="FRAME.png", help="for edit --frame")
+    sub.add_argument(
+        "--candidates", type=_from_1, default=1, metavar="N", help="each of a seed; and a sheet"
+    )
+    sub.add_argument("--seed", type=_from_0, default=0, help="of the first of them")
 
     text = "what an edit would cost, before anything runs"
     sub = command("plan", text, _model, _clip, _inversion, _sampling, _injection)
@@ -128,6 +143,10 @@ def _model(sub: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder written by `anyv2v convert`, or demo; $ANYV2V_WEIGHTS",
     )
+    _machine(sub)
+
+
+def _machine(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", metavar="cpu|cuda", help="cuda if there is one")
     sub.add_argument("--dtype", choices=DTYPE_NAMES, help="float16 on cuda, else float32")
 
@@ -139,6 +158,13 @@ def _clip(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--sample-fps", type=_above_0, help="frames taken per second of the video")
     sub.add_argument("--start-time", type=_number, metavar="SECONDS", help="of the first frame")
     sub.add_argument("--fit", choices=FITS, default="crop", help="how pictures get to the size")
+
+
+def _first_frame(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("video", metavar="VIDEO|IMAGE", help="of which the first frame is edited")
+    sub.add_argument("--size", type=_size, metavar="WxH", help="else its own")
+    sub.add_argument("--start-time", type=_number, metavar="SECONDS", help="of the first frame")
+    sub.add_argument("--fit", choices=FITS, default="crop", help="how it gets to the size")
 
 
 def _inversion(sub: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
     python bench/edit_quality.py [--weights DIR] [--scenes 60] [--first 0] [-o bench-out]
     python bench/edit_quality.py --sweep --scenes 12
+    python bench/edit_quality.py --editor recolour [--scenes 10]
 
 Scenes are held out from training; number i is edited in the i-th way in turn: colour, texture,
 shape, background, style, add. Each is inverted, edited, and scored beside its baselines: the edited
@@ -13,14 +14,17 @@ Prints a table with 95 % bootstrap intervals, writes scores.json with every numb
 sheets of the best, the median and the worst scene. Slices (--first, --scenes) add up in one
 scores.json. --sweep compares sites and fractions of injection, on validation scenes. --frames 3
 asks how well two or three frames hold together, with injection and without. --conditions measures
-how much the loss rises when the model is told something wrong.
+how much the loss rises when the model is told something wrong. --editor makes the first frames of
+the colour edits by an editor without weights, told "OLD > NEW", in place of rendering them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +38,7 @@ from anyv2v.injection.plan import NO_INJECTION
 from anyv2v.media.psnr import psnr
 from anyv2v.weights.demo.recipe import standard_sites
 from anyv2v.weights.demo.render import render
-from anyv2v.weights.demo.scenes import KINDS, SceneEdit, draw_edit, draw_scene
+from anyv2v.weights.demo.scenes import COLOURS, KINDS, SceneEdit, draw_edit, draw_scene
 from anyv2v.weights.demo.scores import Truth, scores
 from anyv2v.weights.demo.settings import BEST, Settings
 
@@ -199,6 +203,64 @@ def sweep(editor: Editor, args: argparse.Namespace) -> None:
             print(f"{name:34}{cells}", flush=True)
 
 
+def first_frames(editor: Editor, args: argparse.Namespace) -> None:
+    """What an edited first frame costs beside the rendered one, on colour edits."""
+    options = dict(text.split("=", 1) for text in args.editor_option)
+    found: dict[str, list] = {"source": [], "edited": [], "rendered": []}
+    # the colour edits among the scenes that are judged without this option; sepia has no red
+    numbers = range(args.first, sys.maxsize, len(KINDS))
+    edits = ((i, draw_edit("colour", "held-out", i)) for i in numbers)
+    natural = ((i, edit) for i, edit in edits if edit.source.style == "natural")
+    for i, edit in islice(natural, args.scenes):
+        truth = Truth.of(edit, editor.defaults.size, args.frames)
+        sprites = edit.source.sprites[edit.sprite], edit.truth.sprites[edit.sprite]
+        instruction = " > ".join(_hex(COLOURS[sprite.colour]) for sprite in sprites)
+        frames = {
+            "source": truth.source[0],
+            "edited": anyv2v.edit_frame(truth.source[0], args.editor, instruction, **options),
+            "rendered": truth.frames[0],
+        }
+        source = editor.invert(
+            anyv2v.Video(truth.source, FPS), steps=BEST.steps, prompt=edit.source.caption
+        )
+        for name, frame in frames.items():
+            clip = truth.source
+            if name != "source":
+                clip = editor.edit(
+                    source,
+                    frame,
+                    edit.truth.caption,
+                    negative_prompt="",
+                    steps=BEST.steps,
+                    guidance=BEST.guidance,
+                    injection=BEST.injection,
+                ).frames
+            values = {"first": psnr(frame, truth.frames[0])} | scores(clip, truth)
+            found[name].append(values)
+        now = {name: rows[-1] for name, rows in found.items()}
+        print(
+            f"scene {i}, {instruction}: first frame {now['edited']['first']:.1f} dB, "
+            f"clip {now['edited']['psnr']:.1f} dB, rendered {now['rendered']['psnr']:.1f} dB",
+            flush=True,
+        )
+    losses = [
+        {score: row["edited"][score] - row["rendered"][score] for score in ("first", *SCORES)}
+        for row in (
+            dict(zip(found, rows, strict=True)) for rows in zip(*found.values(), strict=True)
+        )
+    ]
+    for name, rows in (found | {"edited less rendered": losses}).items():
+        cells = []
+        for score in ("first", *SCORES):
+            mean, low, high = interval(np.array([row[score] for row in rows]))
+            cells.append(f"{score} {mean:.2f} [{low:.2f}, {high:.2f}]")
+        print(f"{name}: " + " · ".join(cells))
+
+
+def _hex(colour: tuple[float, float, float]) -> str:
+    return "#" + bytes(round(255 * x) for x in colour).hex()
+
+
 @torch.no_grad()
 def conditions(editor: Editor, args: argparse.Namespace) -> None:
     """Mean squared error of v on validation scenes, and by how much wrong conditions raise it."""
@@ -237,11 +299,13 @@ def _save(path: Path, picture: np.ndarray) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", default="demo", help="a folder of weights, or demo")
-    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--scenes", type=int, help="60, or 10 with --editor")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--frames", type=int, help="default: the model's own")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--conditions", action="store_true")
+    parser.add_argument("--editor", choices=("recolour",), help="makes the first frames")
+    parser.add_argument("--editor-option", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--parts", type=float, nargs="+", default=[0.5], help="of the sweep")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
@@ -249,7 +313,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     editor = anyv2v.load(args.weights)
     args.frames = args.frames or editor.defaults.frames
-    (sweep if args.sweep else conditions if args.conditions else run)(editor, args)
+    args.scenes = args.scenes or (10 if args.editor else 60)
+    judged = sweep if args.sweep else conditions if args.conditions else run
+    (first_frames if args.editor else judged)(editor, args)
 
 
 if __name__ == "__main__":

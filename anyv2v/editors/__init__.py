@@ -1,1 +1,10 @@
 """Stage one: what edits a picture, the first frame of a video, before the video follows it."""
+
+EDITORS = {
+    "recolour": "anyv2v.editors.recolour:Recolour",
+    "palette": "anyv2v.editors.palette:Palette",
+    "posterise": "anyv2v.editors.style:Posterise",
+    "edges": "anyv2v.editors.style:Edges",
+    "command": "anyv2v.editors.command:Command",
+}
+"""Name -> module:class of a `FrameEditor`; it is imported when it is used."""

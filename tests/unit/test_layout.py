@@ -90,6 +90,8 @@ FORBIDDEN = {
     "anyv2v": ("diffusers", "transformers", "accelerate", "kernels", "weights", "convert"),
 }
 
+STAGE_ONE = "anyv2v.editors"
+
 
 def modules():
     for path in sorted((ROOT / "anyv2v").rglob("*.py")):
@@ -128,6 +130,16 @@ def test_every_part_imports_only_what_it_may_know():
                     wrong.append(f"{module} imports {name}")
     assert seen == set(FORBIDDEN)
     assert not wrong
+
+
+def test_stage_two_knows_nothing_of_stage_one():
+    users = {
+        module
+        for path, module in modules()
+        if any(within(name, STAGE_ONE) for name in imports(path)) and not within(module, STAGE_ONE)
+    }
+    # the package itself passes `edit_frame` on, when it is asked for
+    assert users == {"anyv2v.__init__", "anyv2v.cli", "anyv2v.options"}
 
 
 def test_only_media_knows_av():

@@ -1,0 +1,32 @@
+"""The frame and its candidates on one picture, to look at before minutes are spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+MARGIN, LABEL = 8, 16
+COLUMNS = 5
+"""Most of them in a row."""
+SIDE = 128
+"""Pixels at least of a picture's shorter side, so that the labels can be read."""
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """uint8 (h, w, 3): pictures of one size beside each other, each with its label above."""
+    zoom = math.ceil(SIDE / min(pictures[0].shape[:2]))
+    pictures = [picture.repeat(zoom, 0).repeat(zoom, 1) for picture in pictures]
+    height, width = (n + MARGIN for n in pictures[0].shape[:2])
+    height += LABEL
+    columns = min(COLUMNS, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        x, y = MARGIN + i % columns * width, MARGIN + i // columns * height
+        draw.text((x, y), label, fill="black")
+        sheet.paste(Image.fromarray(picture), (x, y + LABEL))
+    return np.array(sheet)
