@@ -6,5 +6,6 @@ EDITORS = {
     "posterise": "anyv2v.editors.style:Posterise",
     "edges": "anyv2v.editors.style:Edges",
     "command": "anyv2v.editors.command:Command",
+    "instruct-pix2pix": "anyv2v.editors.instruct_pix2pix:InstructPix2Pix",
 }
 """Name -> module:class of a `FrameEditor`; it is imported when it is used."""

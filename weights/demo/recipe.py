@@ -120,7 +120,7 @@ def config(preset: Preset) -> dict:
     }
 
 
-CONV_SITES = ["up.2.res.0", "up.2.res.1"]
+CONV_SITES = ["up.2.res.0"]
 """Of full resolution, where the original has one of a quarter: README.md says what was measured."""
 
 

@@ -14,7 +14,7 @@ class Settings:
     guidance: float = 1.0
     prompted: bool = True
     """Whether the inversion is told the source's caption."""
-    injection: Injection = Injection(conv=0.5, spatial=0.0, temporal=0.0)
+    injection: Injection = Injection(conv=0.8, spatial=0.0, temporal=0.0)
 
 
 BEST = Settings()
