@@ -70,7 +70,6 @@ def main(argv: list[str] | None = None) -> int:
         done = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu"], cwd=ROOT)
         if done.returncode:
             faults.append(f"pytest -m gpu: exit status {done.returncode}")
-    command = shlex.join(["python", "-m", "bench", *(sys.argv[1:] if argv is None else argv)])
     rates = None
     for name in SUBJECTS:
         if args.subject and name not in args.subject and "all" not in args.subject:
@@ -81,11 +80,11 @@ def main(argv: list[str] | None = None) -> int:
             args.seconds or (0.5 if on_gpu else 5.0),
             torch.bfloat16 if on_gpu else torch.float32,
             args.compile,
-            started + 60 * (args.minutes or float("inf")),
+            deadline=started + 60 * (args.minutes or float("inf")),
         )
         if rates is None:
-            about = circumstances(bench, command)
-            print(", ".join(f"{k} {v}" for k, v in about.items() if k != "command"))
+            about = circumstances(bench, "")
+            print(", ".join(f"{k} {v}" for k, v in about.items() if v == v and v))
             rates = bench.measure_rates()
         bench.copy_rate, bench.matrix_rate = rates
         print(f"== {name}: {SUBJECTS[name]}", flush=True)
@@ -97,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as e:
             bench.fault(f"{name}: {type(e).__name__}: {e}")
         if bench.rows:
-            about = circumstances(bench, command)
+            command = ["python", "-m", "bench", name, "--device", args.device, "--set", args.set]
+            command += ["--compile"] * args.compile
+            about = circumstances(bench, shlex.join(command))
             save(folder, f"{args.device}-{args.set}", name, about, bench.rows)
         faults += bench.faults
         print(f"== {name}: {len(bench.rows)} rows, {time.monotonic() - began:.0f} s\n", flush=True)

@@ -66,6 +66,8 @@ class Bench:
     dtype: torch.dtype
     compiling: bool = False
     """Whether torch.compile's way is among the peers."""
+    least: int = 5
+    """Rounds in which contenders are timed, if they take longer than `seconds`."""
     deadline: float = float("inf")
     """On the monotonic clock: no case begins after it."""
     rows: list[dict] = field(default_factory=list)
@@ -88,7 +90,7 @@ class Bench:
         contenders: Sequence[Contender],
         error: Callable[[str, Any], float],
         allowed: float | Callable[[str], float],
-        least: int = 5,
+        least: int | None = None,
         long: bool = False,
         captured: bool = False,
         facts: Callable[[str], dict] = lambda contender: {},
@@ -99,7 +101,8 @@ class Bench:
         one, `least` of them; else one checked run, then at least `least` timed. `captured`: on a
         GPU each call is replayed from a CUDA graph.
         """
-        print(f"{name}", flush=True)
+        print(name, flush=True)
+        least = least or self.least
         if time.monotonic() > self.deadline:
             for c in contenders:
                 self.skip(name, c.name, "the minutes that were given are over", c.peer)

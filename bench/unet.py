@@ -1,8 +1,8 @@
 """Forwards of the UNet: ours against diffusers' on the same weights, and each saving on and off.
 
 The weights are random, every tensor drawn. On a GPU the network has its published size, 512x512 and
-16 frames; on a CPU a fifth of the channels, 128x128 and 8 frames (full: 256x256 and 16). Peers: diffusers'
-I2VGenXLUNet as it comes (its attention is PyTorch's fused one), channels-last, and compiled.
+16 frames; on a CPU a fifth of the channels, 128x128 and 8 frames (full: 256x256 and 16). Peers:
+diffusers' I2VGenXLUNet as it comes (with PyTorch's fused attention), channels-last, and compiled.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from bench.core import Bench, Contender
 from bench.counted import NOTHING, UNET, Sharing
 from bench.truth import by_definition, diffusers_twin, has_diffusers, relative
 
-SMALL = UNetConfig(4, (64, 128, 256, 256), (True, True, True, False), 2, 64, 256, 32)
+NARROW = UNetConfig(4, (64, 128, 256, 256), (True, True, True, False), 2, 64, 256, 32)
+SMALL, FULL, PUBLISHED = (NARROW, 8, 16), (NARROW, 16, 32), (UNET, 16, 64)
+"""Sizes of the network; frames; height and width of the latents."""
 ALLOWED = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Relative to the truth, in the 2-norm."""
 
 
 @torch.no_grad()
 def run(bench: Bench) -> None:
-    config = UNET if bench.cuda else SMALL
-    frames, side = (16, 64) if bench.cuda else (16, 32) if bench.full else (8, 16)
+    config, frames, side = PUBLISHED if bench.cuda else FULL if bench.full else SMALL
     unet = random_unet(config, bench.device, bench.dtype)
     forward(bench, unet, frames, side)
     steps(bench, unet, frames, side)
