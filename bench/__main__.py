@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         bench = Bench(
             args.device,
             args.set == "full",
-            args.seconds or (0.5 if on_gpu else 5.0),
+            (0.5 if on_gpu else 5.0) if args.seconds is None else args.seconds,
             torch.bfloat16 if on_gpu else torch.float32,
             args.compile,
             deadline=started + 60 * (args.minutes or float("inf")),
