@@ -281,8 +281,13 @@ def captured_graph(run: Callable[[], Any]) -> Callable[[], Any]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+        out = run()
+
+    def replay() -> Any:
+        graph.replay()
+        return out
+
+    return replay
 
 
 def circumstances(bench: Bench, command: str) -> dict:

@@ -8,11 +8,12 @@ Predicted by the plan alone: the published size on a GPU of 80 GB, 50 steps, flo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
 import anyv2v
-from anyv2v.plan import predict
+from anyv2v.plan import Plan, predict
 from bench.core import Bench, Contender
 from bench.edit import planned
 from bench.subjects import Job, Watched, demo, published
@@ -86,17 +87,21 @@ def measured(bench: Bench, watched: Watched, point: Point, steps: int) -> None:
         inverted.append(source.evaluations)
         return [e.latents for e in editor.edit_many(source, wanted, steps)]
 
+    @cache
+    def told(evaluations: int) -> Plan:
+        return predict(editor, job.video, point.edits, steps, evaluations=evaluations)
+
     def error(way: str, out: list[torch.Tensor]) -> float:
         """By how much the operations miss the plan; infinite if the edits are not one."""
         finite = all(x.isfinite().all() for x in out)
         same = all(torch.allclose(x, out[0], rtol=1e-2, atol=1e-2) for x in out)
-        told = predict(editor, job.video, point.edits, steps, evaluations=inverted[0])
         # the towers are not watched, and take next to nothing
-        counted, expected = watched.flops, told.total - told.flops["conditions"]
+        plan = told(inverted[-1])
+        counted, expected = watched.flops, plan.total - plan.flops["conditions"]
         return abs(counted / expected - 1) if finite and same else float("inf")
 
     def facts(way: str) -> dict:
-        plan = predict(editor, job.video, point.edits, steps, evaluations=inverted[0])
+        plan = told(inverted[-1])
         return vars(point) | {
             "steps": steps,
             "predicted_tflop": (plan.total - plan.flops["conditions"]) / 1e12,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth
 from bench.counted import published_size
+
+EAGER = {"graphs": False} if find_spec("anyv2v.graphs") else {}
+"""What keeps an editor from capturing CUDA graphs, in which no prediction can be watched."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Watched:
         self._costs: dict[Any, int] = {}
         backbone = Stand(editor.backbone, predict=self._predict)
         vae = Stand(editor.vae, encode=self._encode, decode=self._decode)
-        self.editor = Editor(backbone, vae, editor.defaults, editor.fingerprint)
+        self.editor = Editor(backbone, vae, editor.defaults, editor.fingerprint, **EAGER)
 
     @property
     def evaluations(self) -> int:
