@@ -40,7 +40,7 @@ from bench.counted import (
     original_branch,
     published_size,
 )
-from bench.subjects import EAGER, Job, Stand, Watched, demo, published
+from bench.subjects import Job, Stand, Watched, demo, published
 from bench.truth import by_definition, check_network, check_schedule, relative
 
 ORIGINAL = "as the original"
@@ -119,7 +119,7 @@ def timed(bench: Bench, name: str, editor: Editor, job: Job) -> None:
         return relative(out, truths.setdefault(after_ddim(way), out))
 
     runs = {way: partial(watch, way) for way in found}
-    if bench.cuda and EAGER:
+    if bench.cuda:
         # in a graph no prediction can be watched: it makes those that the same way makes without
         captured = ways(editor, job, False)
         runs |= {way + GRAPHS: captured[way] for way in (FIRST, NEXT)}

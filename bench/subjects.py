@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,6 @@ from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth
 from bench.counted import published_size
-
-EAGER = {"graphs": False} if find_spec("anyv2v.graphs") else {}
-"""What keeps an editor from capturing CUDA graphs, in which no prediction can be watched."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,8 @@ def published(device: str) -> Editor:
 class Watched:
     """An editor whose network is watched: which predictions it made, and what they cost.
 
-    `editor` runs as without; a prediction's operations are counted afterwards, one of each kind.
+    `editor` runs as without, but for CUDA graphs, in which no prediction can be watched. Operations
+    are counted afterwards, of one prediction of each kind.
     """
 
     def __init__(self, editor: Editor):
@@ -69,7 +66,7 @@ class Watched:
         self._costs: dict[Any, int] = {}
         backbone = Stand(editor.backbone, predict=self._predict)
         vae = Stand(editor.vae, encode=self._encode, decode=self._decode)
-        self.editor = Editor(backbone, vae, editor.defaults, editor.fingerprint, **EAGER)
+        self.editor = Editor(backbone, vae, editor.defaults, editor.fingerprint, graphs=False)
 
     @property
     def evaluations(self) -> int:
