@@ -173,7 +173,7 @@ def unet(results: Results) -> str:
         return "No results yet."
     lines = []
     for case, rows in cases(found, "forward").items():
-        for row in rows:
+        for row in sorted(rows, key=lambda row: row["status"] == "skipped"):
             cell = spread(row) or row.get("reason", "")
             part = row.get("of_matrix_rate")
             ratio = digits(row.get("ratio"))
