@@ -106,7 +106,7 @@ def timed(bench: Bench, name: str, editor: Editor, job: Job) -> None:
         return out
 
     def cost(way: str, what: str) -> int:
-        watched.calls = seen[way.removesuffix(GRAPHS)]
+        watched.calls = seen[way.removesuffix(GRAPHS)].copy()
         return getattr(watched, what)
 
     # those after a ddim inversion have one edit, the others another

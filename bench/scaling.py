@@ -13,6 +13,7 @@ from functools import cache
 import torch
 
 import anyv2v
+from anyv2v.editor import Editor
 from anyv2v.plan import Plan, predict
 from bench.core import Bench, Contender
 from bench.edit import planned
@@ -55,11 +56,10 @@ def run(bench: Bench) -> None:
     check_schedule(editor.schedule)
     clip = Job.rendered(size, frames).video
     check_network(editor, clip, 5e-2 if bench.cuda else 1e-5)
-    watched = Watched(editor)
     few = PUBLISHED_FEW if bench.cuda else DEMO
     all_ = PUBLISHED if bench.cuda else DEMO_FULL
     for point in all_ if bench.full else few:
-        measured(bench, watched, point, 50 if bench.cuda else 10)
+        measured(bench, editor, point, 50 if bench.cuda else 10)
     for point in PUBLISHED if bench.full else PUBLISHED_FEW:
         plan = planned(point.size, point.frames, point.edits)
         bench.predicted(
@@ -73,8 +73,8 @@ def run(bench: Bench) -> None:
         print(f"published size, {point}: {plan.total / 1e12:.0f} TFLOP, {plan.peak / 1e9:.1f} GB")
 
 
-def measured(bench: Bench, watched: Watched, point: Point, steps: int) -> None:
-    editor = watched.editor
+def measured(bench: Bench, editor: Editor, point: Point, steps: int) -> None:
+    watched = Watched(editor)
     job = Job.rendered((point.size, point.size), point.frames)
     wanted = [anyv2v.EditRequest(job.frame, job.prompt)] * point.edits
     needed = editor.needed_timesteps(steps, 0, anyv2v.Injection())
@@ -82,14 +82,16 @@ def measured(bench: Bench, watched: Watched, point: Point, steps: int) -> None:
 
     def edit() -> list[torch.Tensor]:
         watched.clear()
-        recording = editor.recording(job.video, steps=steps)
-        source = editor.invert(job.video, steps=steps, timesteps=needed, recording=recording)
+        run, video = watched.editor, job.video
+        recording = run.recording(video, steps=steps)
+        source = run.invert(video, steps=steps, timesteps=needed, recording=recording)
         inverted.append(source.evaluations)
-        return [e.latents for e in editor.edit_many(source, wanted, steps)]
+        return [e.latents for e in run.edit_many(source, wanted, steps)]
 
     @cache
     def told(evaluations: int) -> Plan:
-        return predict(editor, job.video, point.edits, steps, evaluations=evaluations)
+        options = {"inversion_steps": steps, "evaluations": evaluations}
+        return predict(editor, job.video, point.edits, steps, **options)
 
     def error(way: str, out: list[torch.Tensor]) -> float:
         """By how much the operations miss the plan; infinite if the edits are not one."""
