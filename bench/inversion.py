@@ -303,7 +303,9 @@ def summary(found: list[dict], kinds: list[str]) -> tuple[float, dict[str, float
         "edit_trajectory_px": interval(column("trajectory", TRACKED))[0],
         "edit_flicker": interval(column("flicker"))[0],
     }
-    facts = {k: float(f"{v:.4g}") for k, v in facts.items() if v == v}
+    # nothing is known of the spread of one clip, and a trajectory may not be followed at all
+    alone = [k for k in facts if k.endswith(("_low", "_high")) and len(found) == 1]
+    facts = {k: float(f"{v:.4g}") for k, v in facts.items() if v == v and k not in alone}
     return interval(column("evaluations"))[0], facts
 
 

@@ -73,6 +73,10 @@ def digits(x: float | None, n: int = 3) -> str:
     return f"{round(x, places):,.{places}f}"
 
 
+def whole(x: float | None) -> str:
+    return "" if x is None else f"{x:,.0f}"
+
+
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
@@ -131,11 +135,11 @@ def glance(results: Results) -> str:
         line("**demo weights, measured on a CPU**", ["", "", ""]),
         line("time", [spread(r) for r in a]),
         line("of the original's", [digits(r["median_s"] / base) if base else "" for r in a]),
-        line("evaluations of one branch", [digits(r.get("evaluations")) for r in a]),
+        line("evaluations of one branch", [whole(r.get("evaluations")) for r in a]),
         line("memory at the peak, over the weights", [megabytes(r.get("peak_mb")) for r in a]),
         line("**published size, 512x512, 16 frames, counted**", ["", "", ""]),
         line("evaluations of one branch", [most(r) for r in b]),
-        line("operations, TFLOP", [digits(r.get("tflop"), 5) for r in b]),
+        line("operations, TFLOP", [digits(r.get("tflop"), 4) for r in b]),
         line("of the original's", [digits(r["tflop"] / b[0]["tflop"]) if b[0] else "" for r in b]),
         line(
             "memory on a GPU, float16, weights included",
@@ -159,7 +163,7 @@ def glance(results: Results) -> str:
 
 def most(row: Row) -> str:
     """A fixed point may stop before its last evaluation."""
-    number = digits(row.get("evaluations"))
+    number = whole(row.get("evaluations"))
     return f"at most {number}" if row.get("implementation") == FIRST else number
 
 
@@ -207,7 +211,7 @@ def inversion(results: Results) -> str:
         lines.append(
             [
                 row["implementation"],
-                digits(row["evaluations"], 3),
+                whole(row["evaluations"]),
                 digits(f["latent_error"], 2),
                 f"{f['reconstruction_db']:.2f} dB",
                 f"{f['edit_db']:.2f} dB",
@@ -222,8 +226,9 @@ def inversion(results: Results) -> str:
         "edit, PSNR to the truth",
     ]
     plural = "clip" if clips == 1 else "clips"
-    return f"{table(header, lines)}\n\n{clips} held-out {plural}, demo weights. " + circumstances(
-        found["about"]
+    return (
+        f"{table(header, lines)}\n\n{clips:.0f} held-out {plural}, demo weights. "
+        + circumstances(found["about"])
     )
 
 
@@ -255,7 +260,7 @@ def rates(result: Result) -> str:
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "median (p20 to p80)": lambda r: spread(r) or r["status"] * (r["status"] != "measured"),
     "ratio": lambda r: digits(r.get("ratio")),
-    "evaluations": lambda r: digits(r.get("evaluations")),
+    "evaluations": lambda r: whole(r.get("evaluations")),
     "TFLOP": lambda r: digits(r.get("tflop")),
     "% matrix": lambda r: percent(r.get("of_matrix_rate")),
     "% copy": lambda r: percent(r.get("of_copy_rate")),
@@ -271,7 +276,7 @@ def percent(x: float | None) -> str:
 
 def facts(row: Row) -> str:
     told = {k: v for k, v in row.get("facts", {}).items() if k not in ("size", "frames", "edits")}
-    return ", ".join(f"{k} {digits(v)}" for k, v in told.items() if isinstance(v, int | float))
+    return ", ".join(f"{k} {v:.4g}" for k, v in told.items() if isinstance(v, int | float))
 
 
 def rows_of(result: Result) -> str:
@@ -365,18 +370,19 @@ def glance_figure(results: Results) -> str:
             if key not in row:
                 continue
             hollow = row["status"] == "predicted"
-            width = 200 * row[key] / longest
+            width = end = 200 * row[key] / longest
             drawing.box(left, y, width, 22, PREDICTED if hollow else MEASURED, hollow)
             if key == "median_s":
                 low, high = (left + 200 * row[k] / longest for k in ("p20_s", "p80_s"))
                 drawing.line(low, y + 11, high, y + 11, "black")
-            drawing.word(left + width + 6, y + 16, digits(row[key]))
+                end = max(end, high - left)
+            drawing.word(left + end + 6, y + 16, digits(row[key]))
     drawing.word(10, 156, f"left: {case.removeprefix('edit, ')}; {about['device']}", size=11)
     drawing.word(
         10,
         174,
-        f"filled: measured or counted; hollow: predicted by anyv2v plan. {about['date']}; "
-        f"on a GPU: {NO_GPU if results.of('edit', 'cuda') is None else 'see the table'}",
+        f"filled: measured or counted; hollow: predicted by anyv2v plan. {about['date']}"
+        f"{'; ' + NO_GPU if results.of('edit', 'cuda') is None else ''}",
         size=11,
     )
     return str(drawing)
