@@ -137,13 +137,16 @@ def glance(results: Results) -> str:
         line("of the original's", [digits(r["median_s"] / base) if base else "" for r in a]),
         line("evaluations of one branch", [whole(r.get("evaluations")) for r in a]),
         line("memory at the peak, over the weights", [megabytes(r.get("peak_mb")) for r in a]),
-        line("**published size, 512x512, 16 frames, counted**", ["", "", ""]),
+        line("**published size, 512x512, 16 frames**", ["", "", ""]),
         line("evaluations of one branch", [most(r) for r in b]),
-        line("operations, TFLOP", [digits(r.get("tflop"), 4) for r in b]),
-        line("of the original's", [digits(r["tflop"] / b[0]["tflop"]) if b[0] else "" for r in b]),
+        line("operations, TFLOP", [digits(r.get("tflop"), 4) + marked(r) for r in b]),
+        line(
+            "of the original's",
+            [digits(r["tflop"] / b[0]["tflop"]) + marked(r) if b[0] else "" for r in b],
+        ),
         line(
             "memory on a GPU, float16, weights included",
-            ["", *(f"{digits(weights + r['peak_mb'] / 1e3)} GB predicted" for r in b[1:])],
+            ["", *(f"{digits(weights + r['peak_mb'] / 1e3)} GB{marked(r)}" for r in b[1:])],
         ),
         line("time on a GPU", on_gpu),
     ]
@@ -159,6 +162,10 @@ def glance(results: Results) -> str:
         "`anyv2v plan` predicts. [What each column means](bench/README.md)."
     )
     return text + "\n\n![time and operations of an edit](bench/results/glance.svg)"
+
+
+def marked(row: Row) -> str:
+    return " predicted" if row.get("status") == "predicted" else ""
 
 
 def most(row: Row) -> str:
