@@ -98,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         if bench.rows:
             command = ["python", "-m", "bench", name, "--device", args.device, "--set", args.set]
             command += ["--compile"] * args.compile
+            if not on_gpu and args.threads != os.cpu_count():
+                command += ["--threads", str(args.threads)]
             about = circumstances(bench, shlex.join(command))
             save(folder, f"{args.device}-{args.set}", name, about, bench.rows)
         faults += bench.faults
