@@ -39,6 +39,8 @@ setup(
     extras_require={
         # for `anyv2v weights fetch`
         "fetch": ["huggingface_hub>=0.23"],
+        # for the edges that a T2I-Adapter may be shown
+        "canny": ["opencv-python-headless>=4.8"],
         # the last two are the oracles that the tests compare with; the package never imports them
         "test": [
             "pytest>=8",
