@@ -47,6 +47,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff",
+            "opencv-python-headless>=4.8",
             "diffusers>=0.35",
             "transformers>=5",
         ],

@@ -15,6 +15,8 @@ from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.errors import InputError
 from anyv2v.nn.linear import Linear
 
+NARROWEST = 16
+"""How many times as long as wide a reference may be."""
 LEVELS = 4
 SITES = (
     *(f"down.{level}.spatial.{i}.block.cross" for level in (0, 1, 2) for i in (0, 1)),
@@ -117,10 +119,16 @@ def pixels_of(image: np.ndarray, config: PreprocessConfig) -> Tensor:
     """uint8 RGB (h, w, 3) to float32 (1, 3, size, size) as CLIP was trained.
 
     The shorter side becomes `size`, bicubic, and the centre is cut out: unlike
-    `anyv2v.clip.preprocess`, which does what I2VGen-XL's pipeline does.
+    `anyv2v.clip.preprocess`, which does what I2VGen-XL's pipeline does. InputError: a picture of
+    which the centre would be next to nothing.
     """
     picture, size = Image.fromarray(image), config.size
     short = min(picture.size)
+    if max(picture.size) > NARROWEST * short:
+        raise InputError(
+            f"reference: a {picture.width}x{picture.height} picture is too narrow, only its centre "
+            "would be seen; cut it to about a square first"
+        )
     w, h = (size if side == short else int(size * side / short) for side in picture.size)
     left, top = (w - size) // 2, (h - size) // 2
     small = picture.resize((w, h), Image.Resampling.BICUBIC)

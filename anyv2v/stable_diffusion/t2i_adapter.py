@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from anyv2v import checks
 from anyv2v.errors import InputError
 from anyv2v.nn.resnet import Conv2d
 
@@ -32,6 +33,8 @@ class T2IAdapterConfig:
         object.__setattr__(self, "widths", tuple(self.widths))
         if self.kind not in KINDS:
             raise InputError(f"adapter: kind {self.kind!r} is not one of {', '.join(KINDS)}")
+        checks.whole("adapter: channels", self.channels, 1, 3)
+        checks.whole("adapter: factor", self.factor, 1, 64)
         if self.kind == "light" and any(width % 4 for width in self.widths):
             raise InputError(f"adapter: widths {self.widths} of a light adapter have no quarters")
 

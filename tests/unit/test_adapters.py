@@ -391,6 +391,14 @@ def test_a_condition_of_one_channel(t2i, tmp_path, kind):
     assert not same(t2i(**options), t2i(**options, scale=0.0))
 
 
+def test_in_half_precision_it_is_nearly_the_same(ip, t2i, folders):
+    both = dict(t2i=folders.of("colour"), kind="colour")
+    for run, options in ((ip, both), (t2i, {})):
+        whole, half = (run(**options, dtype=d)[0] for d in (torch.float32, torch.bfloat16))
+        differs = np.abs(whole.astype(int) - half)
+        assert 0 < differs.mean() < 4
+
+
 # conditions
 
 
@@ -492,12 +500,19 @@ def test_an_ip_adapter_needs_a_reference(folders):
         editor(FrameRequest(picture(), "a robot"), [0])
 
 
+def test_a_reference_that_is_a_line(ip):
+    with pytest.raises(InputError, match="a 200x10 picture is too narrow"):
+        ip(reference=picture(10, 200))
+
+
 def test_a_config_that_does_not_fit_itself(folders, tmp_path):
     for name, component, field, value in (
         ("ip", "adapter", "image_width", 21),
         ("ip", "preprocess", "size", 16),
         ("ip", "adapter", "widths", [16, 32, 48]),
         ("canny", "adapter", "kind", "wide"),
+        ("canny", "adapter", "channels", 4),
+        ("canny", "adapter", "factor", 2**24),
         ("colour", "adapter", "widths", [16, 32, 48, 50]),
     ):
         config = json.loads((folders.at / name / "config.json").read_text())
