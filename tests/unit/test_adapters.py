@@ -16,6 +16,7 @@ from anyv2v.convert.released import convert
 from anyv2v.convert.rename import rename, unused
 from anyv2v.editors import t2i_adapter
 from anyv2v.editors.base import FrameRequest
+from anyv2v.editors.choose import describe
 from anyv2v.editors.ip_adapter import IPAdapter
 from anyv2v.editors.t2i_adapter import T2IAdapter, condition_picture, patches
 from anyv2v.errors import InputError
@@ -498,6 +499,25 @@ def test_an_ip_adapter_needs_a_reference(folders):
     editor = IPAdapter(folders.of("sd"), folders.of("ip"), **QUICK)
     with pytest.raises(InputError, match="needs a reference"):
         editor(FrameRequest(picture(), "a robot"), [0])
+
+
+def test_both_by_name_on_the_command_line(folders, tmp_path, capsys):
+    Image.fromarray(picture()).save(tmp_path / "frame.png")
+    Image.fromarray(picture(seed=3)).save(tmp_path / "style.png")
+    for name, options in (
+        ("ip-adapter", ["--reference", str(tmp_path / "style.png")]),
+        ("t2i-adapter", ["--editor-option", "kind=colour"]),
+    ):
+        adapter = folders.of("ip" if name == "ip-adapter" else "colour")
+        given = {"adapter": adapter, "steps": 2, "size": 64}
+        for option, value in given.items():
+            options += ["--editor-option", f"{option}={value}"]
+        out = tmp_path / f"{name}.png"
+        command = ["edit-frame", str(tmp_path / "frame.png"), "--editor", name]
+        command += ["--editor-weights", folders.of("sd"), "--instruction", "a robot", *options]
+        assert main([*command, "-o", str(out)]) == 0, capsys.readouterr().err
+        assert np.array(Image.open(out)).shape == (64, 64, 3)
+    assert describe().count("ip-adapter") and "blocks (all or style or style+layout" in describe()
 
 
 def test_a_reference_that_is_a_line(ip):
