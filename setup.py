@@ -39,12 +39,15 @@ setup(
     extras_require={
         # for `anyv2v weights fetch`
         "fetch": ["huggingface_hub>=0.23"],
+        # for the edges that a T2I-Adapter may be shown
+        "canny": ["opencv-python-headless>=4.8"],
         # the last two are the oracles that the tests compare with; the package never imports them
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff",
+            "opencv-python-headless>=4.8",
             "diffusers>=0.35",
             "transformers>=5",
         ],

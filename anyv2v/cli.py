@@ -109,6 +109,8 @@ def run_convert(args: argparse.Namespace) -> None:
             args.src, args.dst, models.expected_shapes, _dtype(args), args.force, progress
         )
     option = "--editor-weights" if "model" in config else "--weights"
+    if "adapter" in config:
+        option = f"--editor-option adapter={args.dst}"
     print(f"{args.dst}: ready for {option}")
 
 

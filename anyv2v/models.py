@@ -9,14 +9,19 @@ from torch import nn
 
 from anyv2v import loading
 from anyv2v.config import blaming
+from anyv2v.stable_diffusion import adapters
 from anyv2v.stable_diffusion import loading as stable_diffusion
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.manifest import STABLE_DIFFUSION
+from anyv2v.weights.manifest import IP_ADAPTER, STABLE_DIFFUSION, T2I_ADAPTER
 from anyv2v.weights.verify import Report, verify
 
 Builders = Callable[[dict], dict[str, Callable[[], nn.Module]]]
 
-BUILDERS: dict[str, Builders] = {STABLE_DIFFUSION: stable_diffusion.builders}
+BUILDERS: dict[str, Builders] = {
+    STABLE_DIFFUSION: stable_diffusion.builders,
+    IP_ADAPTER: adapters.ip_adapter_builders,
+    T2I_ADAPTER: adapters.t2i_adapter_builders,
+}
 """What a config calls a model that is no backbone -> what makes its networks."""
 
 

@@ -104,13 +104,14 @@ def gather(
     where: Path,
     beside: tuple[str, ...] = (),
     inert: tuple[str, ...] = (),
+    groups: tuple[str, ...] = (),
 ) -> Weights:
-    """The tensors of all the files together. beside, inert: see BinFile."""
+    """The tensors of all the files together. beside, inert, groups: see BinFile."""
     layout, files = {}, {}
     for path in paths:
         _check_binary(path)
         is_bin = path.suffix != ".safetensors"
-        file = BinFile(path, beside, inert) if is_bin else SafetensorsFile(path)
+        file = BinFile(path, beside, inert, groups) if is_bin else SafetensorsFile(path)
         for name, facts in file.layout.items():
             if name in files:
                 raise InputError(f"{name} is in {files[name].path} and in {path}")
@@ -188,14 +189,21 @@ class BinFile:
     """A file of torch.save, unpickled with nothing but tensors allowed.
 
     beside: where training wrote the weights as the state_dict of a larger dict, what else may be
-    in that. None of it is looked at, and inert names what of it is not even made.
+    in that. None of it is looked at, and inert names what of it is not even made. groups: where the
+    weights are dicts in a dict, the names of those; a tensor is then called group.name.
     """
 
     # pages of a mapped file count as resident until it is let go, so it is opened anew now and then
     LET_GO_AFTER = 128 * 2**20
 
-    def __init__(self, path: Path, beside: tuple[str, ...] = (), inert: tuple[str, ...] = ()):
-        self.path, self._beside = path, beside
+    def __init__(
+        self,
+        path: Path,
+        beside: tuple[str, ...] = (),
+        inert: tuple[str, ...] = (),
+        groups: tuple[str, ...] = (),
+    ):
+        self.path, self._beside, self._groups = path, beside, groups
         self._inert = [(Inert, name) for name in inert]
         open_file(path).close()
         check_pickle(path, inert)
@@ -230,9 +238,19 @@ class BinFile:
                     f"known are {', '.join(self._beside)}"
                 )
             state = state["state_dict"]
+        if isinstance(state, dict) and set(state) == set(self._groups):
+            state = _flat(state)
         if not isinstance(state, dict) or not all(
             isinstance(n, str) and isinstance(t, Tensor) and t.layout == torch.strided
             for n, t in state.items()
         ):
             raise InputError(f"{self.path}: is not a dict of names and tensors")
         return state
+
+
+def _flat(groups: dict) -> dict | None:
+    """One dict of {group: {name: tensor}}; None where it is not made like that."""
+    if not all(isinstance(inner, dict) for inner in groups.values()):
+        return None
+    named = [(f"{group}.{name}", x) for group, inner in groups.items() for name, x in inner.items()]
+    return dict(named)

@@ -31,7 +31,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Model:
-    """config: ours. merges: the text of merges.txt. sources: component -> its weights."""
+    """config: ours. merges: the text of merges.txt. sources: component -> its weights.
+
+    vocab and merges are empty for a model that reads no texts.
+    """
 
     config: dict
     vocab: dict[str, int]

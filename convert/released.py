@@ -1,11 +1,11 @@
-"""Any published form of I2VGen-XL, or Stable Diffusion 1.x -> a folder of ours."""
+"""Any published form of I2VGen-XL, of Stable Diffusion 1.x or its adapters -> a folder of ours."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from anyv2v.convert import huggingface, original, stable_diffusion
+from anyv2v.convert import adapters, huggingface, original, stable_diffusion
 from anyv2v.convert.model import FLOATS, Model, write_model
 from anyv2v.errors import InputError
 from anyv2v.weights.folder import check_target
@@ -16,7 +16,7 @@ Reader = Callable[[Path, torch.dtype | None], Model]
 NEEDED = (
     "needed is a Hugging Face folder of I2VGen-XL, or of an image editor, with "
     f"{huggingface.INDEX}, or a folder with the files of I2VGen-XL's original release, "
-    f"{', '.join(original.FILES)}"
+    f"{', '.join(original.FILES)}, or the file of an IP-Adapter, {' or '.join(adapters.SUFFIXES)}"
 )
 LORA = "pytorch_lora_weights.safetensors"
 PIPELINES: dict[str, Reader] = {
@@ -58,6 +58,8 @@ def _reader(src: Path) -> Reader:
     if not src.exists():
         raise InputError(f"{src}: no such folder")
     if not src.is_dir():
+        if src.suffix in adapters.SUFFIXES:
+            return adapters.read_ip_adapter
         raise InputError(f"{src}: is a file; {NEEDED}")
     if (src / huggingface.INDEX).is_file():
         pipeline = read_json(src / huggingface.INDEX).get("_class_name")
@@ -67,6 +69,8 @@ def _reader(src: Path) -> Reader:
                 "is needed"
             )
         return PIPELINES[pipeline]
+    if adapters.is_t2i_adapter(src):
+        return adapters.read_t2i_adapter
     if any((src / name).is_file() for name in original.FILES):
         return original.read
     if (src / MANIFEST).is_file() and (src / CONFIG).is_file():

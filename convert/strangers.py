@@ -48,6 +48,12 @@ STRANGERS = {
         LORA,
         Stranger("CLIP ViT-L's vision tower", r"(?:.*\.)?class_embedding", (1024,)),
     ),
+    "adapter": (
+        Stranger("IP-Adapter FaceID, which needs a network of faces", r".*_lora\.(?:down|up)\..*"),
+        Stranger("IP-Adapter Plus, with a resampler", r"image_proj\.latents"),
+        Stranger("IP-Adapter Full Face", r"image_proj\.proj\.3\.weight"),
+        Stranger("an IP-Adapter for SDXL", r"image_proj\.norm\.weight", (2048,)),
+    ),
 }
 
 

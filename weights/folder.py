@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from anyv2v.weights.manifest import (
     CONFIG,
     FORMAT,
     MANIFEST,
+    MODELS,
     TOKENIZER,
     file_sha256,
     write_json,
@@ -41,7 +43,7 @@ def write_folder(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write config.json, the tokenizer, one safetensors file per component, and the manifest.
+    """Write config.json, maybe a tokenizer, one safetensors file per component, and the manifest.
 
     Holds one tensor at a time. parts: those of `manifest.components(config)`. progress: called with
     the bytes of weights that are done and that there will be. dst: see check_target.
@@ -64,11 +66,9 @@ def write_folder(
 
     with _whole_or_nothing(dst, force) as folder:
         files = {}
-        (folder / "tokenizer").mkdir()
-        by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
-        texts = (json.dumps(by_id, ensure_ascii=False), merges)
-        for name, text in zip(TOKENIZER, texts, strict=True):
+        for name, text in _tokenizer(vocab, merges).items():
             path = folder / name
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
             files[name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         for component, (layout, read) in parts.items():
@@ -103,9 +103,18 @@ def check_target(dst: Path, force: bool, src: Path | None = None) -> None:
     if not dst.is_dir():
         raise InputError(f"{dst}: is a file, only a converted folder is replaced")
     # replacing means deleting, so nothing of anybody else's may be in there
-    ours = {CONFIG, MANIFEST, "tokenizer", *(f"{name}.safetensors" for name in COMPONENTS)}
+    known = {*COMPONENTS, *chain(*MODELS.values())}
+    ours = {CONFIG, MANIFEST, "tokenizer", *(f"{name}.safetensors" for name in known)}
     if others := sorted({path.name for path in dst.iterdir()} - ours):
         raise InputError(f"{dst}: is not replaced: it also holds {', '.join(others[:5])}")
+
+
+def _tokenizer(vocab: dict[str, int], merges: str) -> dict[str, str]:
+    """Name -> text of its files; none for a model without a vocabulary, which reads no texts."""
+    if not vocab:
+        return {}
+    by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
+    return dict(zip(TOKENIZER, (json.dumps(by_id, ensure_ascii=False), merges), strict=True))
 
 
 def _bytes(layout: Layout) -> int:

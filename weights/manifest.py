@@ -11,7 +11,13 @@ FORMAT = 1
 CONFIG, MANIFEST = "config.json", "manifest.json"
 COMPONENTS = ("unet", "vae", "text", "vision")
 STABLE_DIFFUSION = "stable-diffusion"
-MODELS = {STABLE_DIFFUSION: ("unet", "vae", "text")}
+IP_ADAPTER = "ip-adapter"
+T2I_ADAPTER = "t2i-adapter"
+MODELS = {
+    STABLE_DIFFUSION: ("unet", "vae", "text"),
+    IP_ADAPTER: ("adapter", "vision"),
+    T2I_ADAPTER: ("adapter",),
+}
 """What a config calls the models that are no backbone -> their components."""
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 
@@ -42,6 +48,13 @@ def components(config: dict) -> tuple[str, ...]:
     return MODELS.get(model, COMPONENTS) if isinstance(model, str) else COMPONENTS
 
 
+def expected_files(components: Iterable[str]) -> set[str]:
+    """All that a manifest names: weights and, where texts are read, the tokenizer."""
+    components = tuple(components)
+    tokenizer = TOKENIZER if "text" in components else ()
+    return {*tokenizer, *(f"{component}.safetensors" for component in components)}
+
+
 def read_manifest(folder: Path, components: Iterable[str] = COMPONENTS) -> dict[str, dict]:
     """File name -> {"sha256", "bytes"} and, for weights, "tensors": key -> [dtype, shape].
 
@@ -55,7 +68,7 @@ def read_manifest(folder: Path, components: Iterable[str] = COMPONENTS) -> dict[
     if not isinstance(files, dict) or not all(_well_formed(facts) for facts in files.values()):
         raise InputError(f"{path}: is not a manifest: convert the weights again")
     # a name that leads elsewhere could be a device that never ends, or somebody's file
-    ours = {*TOKENIZER, *(f"{component}.safetensors" for component in components)}
+    ours = expected_files(components)
     if odd := sorted(ours ^ set(files)):
         does = "does not name" if odd[0] in ours else "names, as no manifest does,"
         raise InputError(f"{path}: {does} {odd[0]}")

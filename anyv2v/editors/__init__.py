@@ -7,5 +7,7 @@ EDITORS = {
     "edges": "anyv2v.editors.style:Edges",
     "command": "anyv2v.editors.command:Command",
     "instruct-pix2pix": "anyv2v.editors.instruct_pix2pix:InstructPix2Pix",
+    "ip-adapter": "anyv2v.editors.ip_adapter:IPAdapter",
+    "t2i-adapter": "anyv2v.editors.t2i_adapter:T2IAdapter",
 }
 """Name -> module:class of a `FrameEditor`; it is imported when it is used."""

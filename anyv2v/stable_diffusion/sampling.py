@@ -93,16 +93,28 @@ def euler_ancestral_step(
     return latents.float() + (down - sigma) * noise.float() + up * fresh.float()
 
 
+def ddim_start(
+    clean: Tensor, noise: Tensor, schedule: NoiseSchedule, steps: int, first: int
+) -> Tensor:
+    """Clean latents, noised as before step `first` of `steps` (arXiv 2010.02502, eq. 4)."""
+    level = schedule.alpha_bar(schedule.leading(steps)[first])
+    return math.sqrt(level) * clean.float() + math.sqrt(1 - level) * noise.float()
+
+
 def sample_ddim(
     predict: Predict,
     latents: Tensor,
     schedule: NoiseSchedule,
     steps: int,
     on_step: OnStep | None = None,
+    first: int = 0,
 ) -> Tensor:
-    """Clean latents from noise of variance 1, by DDIM."""
+    """Clean latents from noise of variance 1, by DDIM; or from what `ddim_start` gives.
+
+    first: the step that is run first, if not all are.
+    """
     stride = TRAIN_STEPS // steps
-    for i, t in enumerate(schedule.leading(steps)):
+    for i, t in list(enumerate(schedule.leading(steps)))[first:]:
         levels = schedule.alpha_bar(t), schedule.alpha_bar(t - stride)
         latents = ddim_step(latents, predict(t, latents), *levels)
         if on_step is not None:
