@@ -1,12 +1,10 @@
 """How well methods of inversion invert, at equal numbers of evaluations.
 
-    python bench/inversion.py [--scenes 12] [--first 0] [--methods ddim fixed] [--out DIR]
-
 On the demo weights, held-out clips, each kind of edit in turn, guidance 1, sampling with 50 steps.
 Round trip: inverted with the empty prompt, then reconstructed from the noisiest timestep of
 sampling; the latent error is relative to the clean latents. Edit: inverted with what the demo's
-best settings tell the inversion, then edited with its best injection. --methods takes the
-beginnings of names. What --out already holds is not computed again, so slices add up.
+best settings tell the inversion, then edited with its best injection. Small set: one clip and the
+methods that README names; full: all, 4 clips.
 
 Before anything is measured the product is checked: the residuals that its fixed point reports are
 recomputed through the steps of sampling, and the evaluations that it reports are counted.
@@ -41,16 +39,11 @@ Out, and why:
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import math
-import platform
-import subprocess
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,12 +55,14 @@ from anyv2v.diffusion.inversion import TOLERANCE, Inverted, ddim, fixed_point
 from anyv2v.diffusion.schedule import TRAIN_STEPS, Schedule
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.editor import Editor
-from anyv2v.files import atomic_path
 from anyv2v.media.psnr import psnr
 from anyv2v.source import InversionSettings
 from anyv2v.weights.demo.scenes import KINDS, SceneEdit, draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
 from anyv2v.weights.demo.settings import BEST
+from bench.core import Bench, Wrong
+from bench.subjects import demo
+from bench.truth import check_network, check_schedule
 
 STEPS = 50
 """Of sampling, and of every method but ddim."""
@@ -159,6 +154,8 @@ METHODS = (
     *(Method(f"renoise x{n}", STEPS, partial(renoise, evaluations=n)) for n in (2, 3)),
 )
 
+FEW = ("ddim 50", "ddim 100", "ddim 500", "linear", "fixed-point 100 (default)", "fixed-point 150")
+
 
 @torch.no_grad()
 def invert(
@@ -229,7 +226,7 @@ def measure(editor: Editor, method: Method, edit: SceneEdit, frames: int) -> dic
 
     source, state, calls = invert(editor, method, video, clean, "")
     if calls != state.evaluations:
-        raise SystemExit(f"{method.name}: {state.evaluations} reported, {calls} counted")
+        raise Wrong(f"{method.name}: {state.evaluations} reported, {calls} counted")
     again = editor.reconstruct(source, steps=STEPS)
     found = {
         "evaluations": calls,
@@ -252,6 +249,66 @@ def measure(editor: Editor, method: Method, edit: SceneEdit, frames: int) -> dic
     return found | scored
 
 
+def run(bench: Bench) -> None:
+    editor = demo(bench.device)
+    clips = 4 if bench.full else 1
+    methods = [m for m in METHODS if bench.full or m.name in FEW]
+    check_schedule(editor.schedule)
+    first = Truth.of(
+        draw_edit(KINDS[0], "validation", 0), editor.defaults.size, editor.defaults.frames
+    )
+    video = anyv2v.Video(first.source, FPS)
+    check_network(editor, video, 1e-5)
+    if faults := check(editor, video):
+        raise Wrong("; ".join(faults))
+    for method in methods:
+        found = []
+        for i in range(clips):
+            edit = draw_edit(KINDS[i % len(KINDS)], "held-out", i)
+            if time.monotonic() > bench.deadline:
+                bench.skip(
+                    "inversion, demo weights",
+                    method.name,
+                    "the minutes that were given are over",
+                    False,
+                )
+                break
+            found.append(measure(editor, method, edit, editor.defaults.frames))
+        else:
+            evaluations, facts = summary(found, [KINDS[i % len(KINDS)] for i in range(clips)])
+            bench.counted(
+                "inversion, demo weights", method.name, evaluations=evaluations, facts=facts
+            )
+            print(f"  {method.name:28} {evaluations:.0f} evaluations, {facts}", flush=True)
+
+
+def summary(found: list[dict], kinds: list[str]) -> tuple[float, dict[str, float]]:
+    """Means over clips, with 95 % intervals: of errors geometric, of trajectories if followed."""
+
+    def column(name: str, of: tuple[str, ...] = KINDS) -> list[float]:
+        return [f[name] for f, kind in zip(found, kinds, strict=True) if kind in of]
+
+    error, low, high = geometric(column("error"))
+    edited, less, more = interval(column("psnr"))
+    facts = {
+        "clips": len(found),
+        "latent_error": error,
+        "latent_error_low": low,
+        "latent_error_high": high,
+        "reconstruction_db": interval(column("reconstruction"))[0],
+        "edit_db": edited,
+        "edit_db_low": less,
+        "edit_db_high": more,
+        "edit_ssim": interval(column("ssim"))[0],
+        "edit_trajectory_px": interval(column("trajectory", TRACKED))[0],
+        "edit_flicker": interval(column("flicker"))[0],
+    }
+    # nothing is known of the spread of one clip, and a trajectory may not be followed at all
+    alone = [k for k in facts if k.endswith(("_low", "_high")) and len(found) == 1]
+    facts = {k: float(f"{v:.4g}") for k, v in facts.items() if v == v and k not in alone}
+    return interval(column("evaluations"))[0], facts
+
+
 def interval(values: list[float], draws: int = 2000) -> tuple[float, float, float]:
     """Mean and the bounds of its 95 % bootstrap interval."""
     array = np.array([x for x in values if x is not None], dtype=float)
@@ -264,99 +321,3 @@ def interval(values: list[float], draws: int = 2000) -> tuple[float, float, floa
 def geometric(values: list[float]) -> tuple[float, float, float]:
     """The same of the geometric mean."""
     return tuple(math.exp(x) for x in interval([math.log(x) for x in values]))
-
-
-def table(clips: dict[str, dict]) -> str:
-    """One row for each method that every clip has."""
-    names = [m.name for m in METHODS if all(m.name in c["methods"] for c in clips.values())]
-    lines = [
-        f"{len(clips)} clips; error: geometric mean, with the 95 % interval; edits: means",
-        "",
-        "| method | evaluations | latent error | below ddim 500 by | reconstruction, dB "
-        "| edit, dB | trajectory, px | SSIM | colour error | flicker |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-
-    def column(name: str, score: str, kinds: tuple[str, ...] = KINDS) -> list[float]:
-        return [c["methods"][name][score] for c in clips.values() if c["kind"] in kinds]
-
-    for name in names:
-        evaluations = column(name, "evaluations")
-        error, low, high = geometric(column(name, "error"))
-        ratio = ""
-        if "ddim 500" in names:
-            pairs = zip(column("ddim 500", "error"), column(name, "error"), strict=True)
-            ratio = "{:.1f} [{:.1f}, {:.1f}]".format(*geometric([a / b for a, b in pairs]))
-        edited, less, more = interval(column(name, "psnr"))
-        lines.append(
-            f"| {name} | {np.mean(evaluations):.0f} | {error:.2g} [{low:.2g}, {high:.2g}] "
-            f"| {ratio} | {interval(column(name, 'reconstruction'))[0]:.2f} "
-            f"| {edited:.2f} [{less:.2f}, {more:.2f}] "
-            f"| {interval(column(name, 'trajectory', TRACKED))[0]:.2f} "
-            + "".join(f"| {interval(column(name, s))[0]:.3g} " for s in ("ssim", "colour"))
-            + f"| {interval(column(name, 'flicker'))[0]:.3g} |"
-        )
-    return "\n".join(lines)
-
-
-def circumstances() -> dict:
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip() or None,
-        "python": platform.python_version(),
-        "device": f"cpu, {platform.machine()}",
-        "threads": torch.get_num_threads(),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", default="demo", help="a folder of weights, or demo")
-    parser.add_argument("--scenes", type=int, default=12)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--methods", nargs="+", default=[""], help="beginnings of names")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("bench-out"))
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    editor = anyv2v.load(args.weights, device="cpu")
-    frames = editor.defaults.frames
-    methods = [m for m in METHODS if m.name.startswith(tuple(args.methods))]
-    if not methods:
-        parser.error(f"--methods: there are {', '.join(m.name for m in METHODS)}")
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "inversion.json"
-    settings = json.loads(json.dumps(asdict(BEST)))
-    facts = {"fingerprint": editor.fingerprint, "settings": settings, "torch": torch.__version__}
-    kept = json.loads(path.read_text()) if path.exists() else {**facts, "runs": [], "clips": {}}
-    if any(kept[name] != value for name, value in facts.items()):
-        raise SystemExit(f"{path}: is of other weights or settings; take another folder")
-
-    first = Truth.of(draw_edit(KINDS[0], "validation", 0), editor.defaults.size, frames)
-    if faults := check(editor, anyv2v.Video(first.source, FPS)):
-        raise SystemExit("\n".join(["nothing was measured:", *faults]))
-    kept["runs"].append(circumstances())
-    for i in range(args.first, args.first + args.scenes):
-        kind = KINDS[i % len(KINDS)]
-        edit = draw_edit(kind, "held-out", i)
-        clip = kept["clips"].setdefault(
-            str(i), {"kind": kind, "caption": edit.truth.caption, "methods": {}}
-        )
-        for method in methods:
-            if method.name in clip["methods"]:
-                continue
-            found = clip["methods"][method.name] = measure(editor, method, edit, frames)
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(kept, indent=1) + "\n")
-            print(
-                f"clip {i}, {kind}, {method.name}: {found['evaluations']} evaluations, "
-                f"error {found['error']:.2g}, edit {found['psnr']:.1f} dB",
-                flush=True,
-            )
-    print(table(kept["clips"]))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,24 +1,14 @@
 """Every kernel against its peers, on the calls of one UNet forward on 16 frames of 512x512.
 
-    python bench/kernels.py [OPERATION ...] [--out kernels.csv] [--seconds 0.1] [--no-compile]
-
-A result is compared with the definition before anything is timed; a wrong one gets no time. On a
-GPU each call is captured in a CUDA graph, the cache is flushed before every run, and CUDA events
-give the time. Peers: each SDPA backend, PyTorch operation by operation, PyTorch compiled. Needs
-torch and, for the kernels, triton. Without a GPU small cases run, to test the script.
+A result is compared with the operation's definition in float64. On a GPU each call is replayed from
+a CUDA graph, with the cache flushed before it. Peers: PyTorch operation by operation, each backend
+of its attention (on q and k repeated beforehand, where a softmax is shared), and torch.compile. On
+a CPU: 8 frames of 256x256, a quarter of the channels.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import datetime
-import importlib.metadata
-import statistics
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,71 +16,76 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from anyv2v.kernels.cases import Case, cases
+from bench.core import Bench, Contender
+from bench.truth import relative
 
-OURS = "triton"
+OURS = ("triton", "onednn", "fp8")
+EMULATED = ("triton", "fp8")
+"""What may run on a CPU, to find its error."""
+EIGHT_BITS = 0.06
+"""What a product of two numbers of three bits may be off by."""
 BACKENDS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-COLUMNS = (
-    "operation,case,implementation,dtype,median_us,p20_us,p80_us,best_peer_over_this,"
-    "of_copy_bandwidth,tflops,error,device,torch,triton,commit,date"
-).split(",")
-Run = Callable[[], Any]
+ON_CPU = (8, ((32, 128), (16, 256), (8, 256), (4, 256)))
 
 
-class Clock:
-    """Times calls on one device."""
+@torch.no_grad()
+def run(bench: Bench) -> None:
+    torch.manual_seed(0)
+    bench.seconds = min(bench.seconds, 0.3)  # they are many, and short
+    for case in cases() if bench.cuda else cases(*ON_CPU):
+        measure(bench, case)
 
-    def __init__(self, device: str, seconds: float):
-        self.device, self.seconds = device, seconds
-        # several times any cache, so that writing it pushes everything else out
-        self.flush = torch.empty(2**28, dtype=torch.int8, device=device) if self.cuda else None
 
-    @property
-    def cuda(self) -> bool:
-        return self.device == "cuda"
+def measure(bench: Bench, case: Case) -> None:
+    """One case: the implementations of its table, and the peers that are not in it."""
+    args, options = case.draw(bench.device, bench.dtype)
+    contenders = [
+        Contender(
+            i.name,
+            lambda i=i: i.run(*args, **options),
+            peer=i.name not in OURS,
+            flops=lambda: flops(case),
+            moved=lambda out: moved(args, options, out),
+        )
+        for i in case.table
+        if i.name not in ("reference",) + (() if bench.cuda else EMULATED)
+        and i.refuses(*args, **options) is None
+    ]
+    contenders += [
+        Contender(
+            name,
+            run,
+            peer=True,
+            flops=lambda: flops(case),
+            moved=lambda out: moved(args, options, out),
+        )
+        for name, run in peers(bench, case, args, options)
+    ]
+    if len(contenders) == 1 and not bench.cuda:
+        return  # nobody to compare with
+    eps = torch.finfo(bench.dtype).eps
+    own = 0.0
 
-    def __call__(self, run: Run) -> tuple[float, float, float]:
-        """Median, 20th and 80th percentile of a call, in microseconds."""
-        replay = self._captured(run) if self.cuda else run
-        replay()
-        once = self._measure(replay, 3)[-1]
-        count = max(10, min(200, int(self.seconds * 1e6 / max(once, 1))))
-        times = self._measure(replay, count)
-        cuts = statistics.quantiles(times, n=10)
-        return statistics.median(times), cuts[1], cuts[7]
+    def off(name: str, out: Any) -> float:
+        nonlocal own
+        found = error(case, args, options, out)
+        if name in ("eager", "sdpa") and found <= 8 * eps:
+            own = max(own, found)
+        return found
 
-    def _captured(self, run: Run) -> Run:
-        """As the network runs it: the launches cost the processor nothing."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-        return graph.replay
+    # ours may be off by twice as much as PyTorch's own, and anybody by a few roundings
+    contenders.sort(key=lambda c: c.name in OURS)
 
-    def _measure(self, run: Run, count: int) -> list[float]:
-        if not self.cuda:
-            times = []
-            for _ in range(count):
-                start = time.perf_counter()
-                run()
-                times.append((time.perf_counter() - start) * 1e6)
-            return times
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
-        for start, end in events:
-            self.flush.zero_()
-            start.record()
-            run()
-            end.record()
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) * 1e3 for start, end in events]
+    def allowed(name: str) -> float:
+        if name == "fp8":
+            return EIGHT_BITS
+        return max(2 * own, eps) + eps / 8 if name in OURS else 8 * eps
+
+    bench.case(f"{case.operation} {case.name}", contenders, off, allowed, captured=True)
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -117,7 +112,7 @@ def flops(case: Case) -> int:
     return 0
 
 
-def peers(case: Case, args: tuple, options: dict, compiled: bool) -> Iterator[tuple[str, Run]]:
+def peers(bench: Bench, case: Case, args: tuple, options: dict) -> Iterator[tuple[str, Any]]:
     """What somebody without these kernels would run, where the table does not have it already."""
     by_name = {i.name: i.run for i in case.table}
     if case.operation == "attention":
@@ -131,17 +126,17 @@ def peers(case: Case, args: tuple, options: dict, compiled: bool) -> Iterator[tu
                 out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
             return out.transpose(1, 2)
 
-        for name, backend in BACKENDS.items():
-            yield name, lambda backend=backend: attend(backend)
     elif "sdpa" in by_name:
 
-        def attend_as_the_table_does(backend: SDPBackend) -> Tensor:
+        def attend(backend: SDPBackend) -> Tensor:
             with sdpa_kernel(backend):
                 return by_name["sdpa"](*args, **options)
 
+    if "sdpa" in by_name:
         for name, backend in BACKENDS.items():
-            yield name, lambda backend=backend: attend_as_the_table_does(backend)
-    if compiled and "eager" in by_name and case.operation != "linear":
+            if bench.cuda or backend is SDPBackend.FLASH_ATTENTION:
+                yield name, lambda backend=backend: attend(backend)
+    if bench.compiling and "eager" in by_name and case.operation != "linear":
         torch._dynamo.reset()
         run = torch.compile(by_name["eager"], fullgraph=True, dynamic=False)
         yield "compiled", lambda: run(*args, **options)
@@ -159,137 +154,5 @@ def error(case: Case, args: tuple, options: dict, out: Any) -> float:
         return x.double() if isinstance(x, Tensor) else x
 
     truth = truth_of(*map(wide, args), **{k: wide(v) for k, v in options.items()})
-    return max(
-        ((ours.double() - wanted).norm() / wanted.norm()).item()
-        for ours, wanted in zip(tensors([out]), tensors([truth]), strict=True)
-    )
-
-
-def right(
-    case: Case, runs: dict[str, Run], args: tuple, options: dict, dtype: torch.dtype
-) -> Iterator[tuple[str, float, int]]:
-    """(implementation, error, bytes) of each that can take the call and gives the right result."""
-    found = {}
-    for name, run in runs.items():
-        try:
-            out = run()
-        except Exception as e:  # a peer that cannot take the call, for whatever reason
-            reason = (str(e).strip() or repr(e)).splitlines()[0]
-            print(f"  {name:15} cannot: {reason[:90]}")
-            continue
-        found[name] = error(case, args, options, out), moved(args, options, out)
-    eps = torch.finfo(dtype).eps
-    # ours may be off by twice as much as PyTorch's own, and a peer by a few roundings
-    own = max((found[n][0] for n in ("eager", "sdpa") if n in found), default=eps)
-    for name, (off, size) in found.items():
-        if off <= (2 * own + eps / 8 if name == OURS else 8 * eps):
-            yield name, off, size
-        else:
-            print(f"  {name:15} WRONG, so not timed: error {off:.1e}, PyTorch's {own:.1e}")
-
-
-def measure(
-    case: Case, clock: Clock, dtype: torch.dtype, copy_rate: float, compiled: bool
-) -> Iterator[dict[str, str]]:
-    """One row of the table for each implementation that gives the right result."""
-    args, options = case.draw(clock.device, dtype)
-    runs: dict[str, Run] = {
-        i.name: lambda i=i: i.run(*args, **options)
-        for i in case.table
-        if i.name != "reference" and i.refuses(*args, **options) is None
-    }
-    runs |= peers(case, args, options, compiled)
-    timed = [
-        (name, off, size, clock(runs[name]))
-        for name, off, size in right(case, runs, args, options, dtype)
-    ]
-    best = min((times[0] for name, *_, times in timed if name != OURS), default=float("nan"))
-    for name, off, size, (median, low, high) in timed:
-        yield {
-            "operation": case.operation,
-            "case": case.name,
-            "implementation": name,
-            "dtype": str(dtype).removeprefix("torch."),
-            "median_us": f"{median:.2f}",
-            "p20_us": f"{low:.2f}",
-            "p80_us": f"{high:.2f}",
-            "best_peer_over_this": f"{best / median:.2f}",
-            "of_copy_bandwidth": f"{size / (median * 1e-6) / copy_rate:.2f}",
-            "tflops": f"{flops(case) / median / 1e6:.1f}" if flops(case) else "",
-            "error": f"{off:.1e}",
-        }
-
-
-def rates(clock: Clock, dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes per second of copying, read and written, and operations per second of a product."""
-    size, n = (2**29, 8192) if clock.cuda else (2**24, 512)
-    source, target = (torch.zeros(size, dtype=torch.int8, device=clock.device) for _ in range(2))
-    copying, _, _ = clock(lambda: target.copy_(source))
-    a = torch.randn(n, n, dtype=dtype, device=clock.device)
-    product, _, _ = clock(lambda: a @ a)
-    return 2 * size / copying * 1e6, 2 * n**3 / product * 1e6
-
-
-def machine(device: str) -> dict[str, str]:
-    def version(package: str) -> str:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return ""
-
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "triton": version("triton"),
-        "commit": commit,
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("operation", nargs="*", help="all unless given")
-    parser.add_argument("--out", type=Path, help="also write the rows to this CSV")
-    parser.add_argument("--seconds", type=float, default=0.1, help="for each measurement")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    asked = parser.parse_args()
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    clock, about = Clock(device, asked.seconds), machine(device)
-    print(", ".join(f"{k} {v}" for k, v in about.items() if v))
-    if not clock.cuda:
-        print("not measured on a GPU: small cases, only to see that the script runs")
-    chosen = cases() if clock.cuda else cases(2, ((8, 64), (4, 64), (2, 128), (1, 128)))
-
-    with torch.no_grad():
-        copy_rate, matmul_rate = rates(clock, dtype)
-        print(f"copying {copy_rate / 1e9:.0f} GB/s, matmul {matmul_rate / 1e12:.2f} TFLOP/s")
-
-        rows, start = [], time.perf_counter()
-        for case in chosen:
-            if asked.operation and case.operation not in asked.operation:
-                continue
-            print(f"{case.operation}  {case.name}")
-            compiled = clock.cuda and not asked.no_compile
-            for row in measure(case, clock, dtype, copy_rate, compiled):
-                print(
-                    "  {implementation:15} {median_us:>10} us ({p20_us} to {p80_us}), best peer "
-                    "/ this {best_peer_over_this}, {of_copy_bandwidth} of copying".format(**row)
-                )
-                rows.append(row | about)
-    print(f"{len(rows)} measurements in {time.perf_counter() - start:.0f} s")
-    if asked.out:
-        with asked.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-if __name__ == "__main__":
-    main()
+    pairs = zip(tensors([out]), tensors([truth]), strict=True)
+    return max(relative(ours, wanted) for ours, wanted in pairs)

@@ -1,7 +1,5 @@
-"""The cases by name, who takes them and why, and the benchmark that measures them."""
+"""The cases by name, who takes them and why."""
 
-import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +8,7 @@ import pytest
 import torch
 
 from anyv2v.kernels import explain, gpu
-from anyv2v.kernels.cases import Case, cases
-from anyv2v.kernels.choose import Implementation
+from anyv2v.kernels.cases import cases
 
 ROOT = Path(__file__).parents[2]
 SMALL = list(cases(2, ((4, 64), (2, 64), (1, 64), (1, 64))))
@@ -58,31 +55,3 @@ def test_a_machine_without_triton_can_be_asked():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "RUNS" in done.stdout and "triton is not installed" in done.stdout
-
-
-def test_the_benchmark_runs_on_a_cpu(tmp_path):
-    table = tmp_path / "table.csv"
-    done = subprocess.run(
-        [sys.executable, "bench/kernels.py", "add_layer_norm", "--seconds", "0", "--out", table],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "not measured on a GPU" in done.stdout
-    header, *rows = table.read_text().splitlines()
-    assert header.startswith("operation,case,implementation") and len(rows) >= 3
-
-
-@torch.no_grad()
-def test_the_benchmark_gives_a_wrong_result_no_time(capsys):
-    bench = runpy.run_path(str(ROOT / "bench" / "kernels.py"))
-    table = tuple(
-        Implementation(name, run, lambda x: None)
-        for name, run in (("triton", lambda x: x * 1.01), ("eager", lambda x: x * 1))
-    )
-    case = Case("op", "one", (*table, Implementation("reference", lambda x: x, None)), ((4, 4),))
-    rows = list(bench["measure"](case, bench["Clock"]("cpu", 0), torch.float32, 1e9, False))
-    assert [row["implementation"] for row in rows] == ["eager"]
-    assert "triton          WRONG" in capsys.readouterr().out

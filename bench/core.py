@@ -1,0 +1,384 @@
+"""What the benchmarks share: contenders that are checked first and then timed in turns."""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import datetime
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anyv2v.files import atomic_path
+from anyv2v.kernels.linear import linear
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+COLUMNS = (
+    "subject,case,implementation,peer,status,reason,median_s,p20_s,p80_s,rounds,ratio,evaluations,"
+    "tflop,of_matrix_rate,of_copy_rate,peak_mb,error,facts,device,threads,matrix_tflops,copy_gbs,"
+    "torch,triton,diffusers,python,commit,date,command"
+).split(",")
+"""Of the CSV; bench/README.md says what each means."""
+
+
+class Wrong(Exception):
+    """A result that is not what it has to be: what depends on it is not timed."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do what a case asks for. Costs may be known only after it ran."""
+
+    name: str
+    run: Callable[[], Any]
+    peer: bool = False
+    """Somebody else's: may be unable to take part without that being a fault of ours."""
+    evaluations: Callable[[], int] | None = None
+    flops: Callable[[], int] | None = None
+    moved: Callable[[Any], int] | None = None
+    """Of what it gave: the bytes that have to be read or written at least."""
+    rounds: int | None = None
+    """Where it is too slow for as many as the others."""
+
+
+@dataclass
+class Bench:
+    """One run on one device: measures cases, prints and collects rows, remembers what was wrong."""
+
+    device: str
+    full: bool
+    seconds: float
+    """That each contender of a case may take, but for slow ones."""
+    dtype: torch.dtype
+    compiling: bool = False
+    """Whether torch.compile's way is among the peers."""
+    least: int = 5
+    """Rounds in which contenders are timed, if they take longer than `seconds`."""
+    deadline: float = float("inf")
+    """On the monotonic clock: no case begins after it."""
+    rows: list[dict] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    matrix_rate: float = float("nan")
+    copy_rate: float = float("nan")
+
+    def __post_init__(self):
+        # several times any cache, so that writing it pushes everything else out
+        size = 2**28 if self.cuda else 0
+        self._flush = torch.empty(size, dtype=torch.int8, device=self.device)
+
+    @property
+    def cuda(self) -> bool:
+        return self.device == "cuda"
+
+    def case(
+        self,
+        name: str,
+        contenders: Sequence[Contender],
+        error: Callable[[str, Any], float],
+        allowed: float | Callable[[str], float],
+        least: int | None = None,
+        long: bool = False,
+        captured: bool = False,
+        facts: Callable[[str], dict] = lambda contender: {},
+    ) -> None:
+        """Checks all, then times in turns those that are right. Nothing, if one of ours is wrong.
+
+        `error` of what a contender gave, `allowed` at most. `long`: every timed run is a checked
+        one, `least` of them; else one checked run, then at least `least` timed. `captured`: on a
+        GPU each call is replayed from a CUDA graph.
+        """
+        print(name, flush=True)
+        least = least or self.least
+        if time.monotonic() > self.deadline:
+            for c in contenders:
+                self.skip(name, c.name, "the minutes that were given are over", c.peer)
+            return
+        if not captured:
+            gc.collect()  # so that it does not come between; kernels leave nothing behind
+        times: dict[str, list[float]] = {}
+        found: dict[str, dict] = {}
+        live = list(contenders)
+
+        def attempt(c: Contender, first: bool) -> None:
+            try:
+                if first:
+                    seconds, out, peak = self._observed(c.run)
+                else:
+                    (seconds, out), peak = self._clock(c.run), None
+            except Exception as e:
+                live.remove(c)
+                self._cannot(name, c, e)
+                return
+            off = error(c.name, out)
+            limit = allowed(c.name) if callable(allowed) else allowed
+            if not off <= limit:
+                live.remove(c)
+                self.fault(f"{name}: {c.name} is WRONG, error {off:.2g}, allowed {limit:.2g}")
+                if not c.peer:
+                    raise Wrong
+                return
+            if first:
+                found[c.name] = {"error": off, "peak": peak}
+                if c.moved:
+                    found[c.name]["moved"] = c.moved(out)
+            times.setdefault(c.name, []).append(seconds)
+
+        try:
+            for round_ in range(least if long else 1):
+                for c in list(live):
+                    if c.rounds is None or round_ < c.rounds:
+                        attempt(c, first=round_ == 0)
+        except Wrong:
+            print("  nothing of this case is timed", flush=True)
+            return
+        except Exception as e:  # the check itself
+            self.fault(f"{name}: {_words(e)}")
+            return
+        if not long and live:
+            self._in_turns(live, times, least, captured)
+        for c in live:
+            self._row(name, c, times, found[c.name], facts)
+
+    def skip(self, case: str, contender: str, reason: str, peer: bool = True) -> None:
+        """A row that says why there is no measurement."""
+        print(f"  {contender:34} -- {reason}", flush=True)
+        self._add(case, contender, peer, "skipped", reason=reason)
+
+    def predicted(self, case: str, contender: str, **columns: Any) -> None:
+        """A row of what was computed beforehand, by `anyv2v plan`, and not measured."""
+        self._add(case, contender, False, "predicted", **columns)
+
+    def counted(self, case: str, contender: str, peer: bool = False, **columns: Any) -> None:
+        """A row of what is counted and needs no clock: operations, evaluations, errors."""
+        self._add(case, contender, peer, "counted", **columns)
+
+    def fault(self, words: str) -> None:
+        print(f"  FAULT {words}", flush=True)
+        self.faults.append(words)
+
+    def measure_rates(self) -> tuple[float, float]:
+        """What the device does at best: bytes copied and operations of products, per second."""
+        size, n = (2**31, 8192) if self.cuda else (2**28, 2048)
+        source, target = (torch.ones(size, dtype=torch.int8, device=self.device) for _ in range(2))
+        a, b = (torch.randn(n, n, dtype=self.dtype, device=self.device) for _ in range(2))
+
+        def seconds(run: Callable[[], Any]) -> float:
+            return statistics.median(self._clock(run)[0] for _ in range(11))
+
+        copied = 2 * size / seconds(lambda: target.copy_(source))
+        # on some processors torch's own library is not the fastest there is
+        product = 2 * n**3 / min(seconds(lambda: a @ b), seconds(lambda: linear(a, b, None)))
+        print(
+            f"copying {copied / 1e9:.0f} GB/s (read and written), "
+            f"matrix products {product / 1e12:.3g} TFLOP/s\n"
+        )
+        return copied, product
+
+    def _in_turns(self, live: list[Contender], times: dict, least: int, captured: bool) -> None:
+        runs = {}
+        for c in live:
+            runs[c.name] = c.run
+            if captured and self.cuda:
+                with suppress(Exception):  # what cannot be captured runs as it is
+                    runs[c.name] = captured_graph(c.run)
+            if least * times[c.name][0] < self.seconds:
+                times[c.name] = [self._clock(runs[c.name])[0]]  # the first was not warm
+        total = sum(seconds[0] for seconds in times.values()) or 1e-9
+        rounds = max(least, min(200, int(self.seconds * len(live) / total)))
+        for name in times:
+            times[name] = []
+        for i in range(rounds):
+            for c in live if i % 2 else reversed(live):
+                times[c.name].append(self._clock(runs[c.name])[0])
+
+    def _clock(self, run: Callable[[], Any]) -> tuple[float, Any]:
+        if not self.cuda:
+            start = time.perf_counter()
+            out = run()
+            return time.perf_counter() - start, out
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        self._flush.zero_()
+        begin.record()
+        out = run()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3, out
+
+    def _observed(self, run: Callable[[], Any]) -> tuple[float, Any, int | None]:
+        """Seconds, result, and bytes at the peak over what was there before."""
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            seconds, out = self._clock(run)
+            return seconds, out, torch.cuda.max_memory_allocated() - before
+        before = _begin_peak()
+        seconds, out = self._clock(run)
+        return seconds, out, None if before is None else _resident("VmHWM") - before
+
+    def _cannot(self, case: str, c: Contender, e: Exception) -> None:
+        if c.peer:
+            self.skip(case, c.name, f"cannot: {_words(e)}")
+        else:
+            self.fault(f"{case}: {c.name} failed: {_words(e)}")
+
+    def _row(self, case: str, c: Contender, times: dict, found: dict, facts: Callable) -> None:
+        taken, first = times[c.name], next(iter(times.values()))
+        low, *_, high = statistics.quantiles(
+            taken * (1 + (len(taken) == 1)), n=5, method="inclusive"
+        )
+        median = statistics.median(taken)
+        flops = c.flops() if c.flops else None
+        moved, peak = found.get("moved"), found["peak"]
+        columns = {
+            "median_s": median,
+            "p20_s": low,
+            "p80_s": high,
+            "rounds": len(taken),
+            "ratio": statistics.median(a / b for a, b in zip(taken, first, strict=False)),
+            "evaluations": c.evaluations() if c.evaluations else None,
+            "tflop": flops / 1e12 if flops else None,
+            "of_matrix_rate": flops / median / self.matrix_rate if flops else None,
+            "of_copy_rate": moved / median / self.copy_rate if moved else None,
+            "peak_mb": None if peak is None else peak / 1e6,
+            "error": found["error"],
+            "facts": facts(c.name),
+        }
+        print(
+            f"  {c.name:34} {duration(median)} ({duration(low)} to {duration(high)}), "
+            f"{columns['ratio']:.3f} of the first's",
+            flush=True,
+        )
+        self._add(case, c.name, c.peer, "measured", **columns)
+
+    def _add(self, case: str, contender: str, peer: bool, status: str, **columns: Any) -> None:
+        row = {"case": case, "implementation": contender, "peer": peer, "status": status}
+        self.rows.append(row | {k: _short(v) for k, v in columns.items() if v is not None})
+
+
+def captured_graph(run: Callable[[], Any]) -> Callable[[], Any]:
+    """As the network runs it: the launches cost the processor nothing."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+
+    def replay() -> Any:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def circumstances(bench: Bench, command: str) -> dict:
+    """On what, with what and when a run was made; of which commit."""
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    for package in ("triton", "diffusers"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "device": torch.cuda.get_device_name() if bench.cuda else processor(),
+        "threads": torch.get_num_threads(),
+        "matrix_tflops": _short(bench.matrix_rate / 1e12),
+        "copy_gbs": _short(bench.copy_rate / 1e9),
+        **versions,
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "command": command,
+    }
+
+
+def commit() -> str | None:
+    """Short, with a + if the code differs from it; None outside a clone."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        # what a run of this writes does not change what it measures
+        changed = ["status", "--porcelain", "-uno", "--", ".", ":!bench/results", ":!*.md"]
+        changed = subprocess.run([*git, *changed], capture_output=True, text=True)
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
+
+
+def processor() -> str:
+    with suppress(OSError):
+        if model := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()):
+            return f"{model[1].strip()}, {platform.machine()}"
+    return platform.processor() or platform.machine()
+
+
+def save(folder: Path, name: str, subject: str, about: dict, rows: list[dict]) -> Path:
+    """Puts a subject's rows into NAME.json and NAME.csv, in place of those it had there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept[subject] = {"about": about, "rows": rows}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    with (
+        atomic_path(path.with_suffix(".csv")) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for subject, result in kept.items():
+            for row in result["rows"]:
+                told = "; ".join(f"{k}={v}" for k, v in row.get("facts", {}).items())
+                writer.writerow({"subject": subject, **row, "facts": told, **result["about"]})
+    return path
+
+
+def duration(seconds: float) -> str:
+    """With three digits, in the unit that suits it."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale or unit == "us":
+            return f"{seconds / scale:.3g} {unit}"
+    raise AssertionError
+
+
+def _short(x: Any) -> Any:
+    return float(f"{x:.5g}") if isinstance(x, float) else x
+
+
+def _words(e: Exception) -> str:
+    return f"{type(e).__name__}: {(str(e).strip() or repr(e)).splitlines()[0]}"[:160]
+
+
+def _begin_peak() -> int | None:
+    """Bytes that this process has now; its peak is counted anew from here. None: cannot tell."""
+    with suppress(OSError, AttributeError):
+        # what the allocator holds on to would hide what the run takes
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _resident("VmRSS")
+    except (OSError, TypeError):
+        return None
+
+
+def _resident(name: str) -> int:
+    status = Path(f"/proc/{os.getpid()}/status").read_text()
+    return 1024 * int(re.search(name + r":\s+(\d+)", status)[1])

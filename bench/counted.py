@@ -1,0 +1,204 @@
+"""What an edit at the published size costs in operations, counted without data; each saving apart.
+
+Where query and key serve several groups of values, PyTorch's attention runs once for each. The
+kernel for GPUs shares one softmax everywhere, which tensors without data do not get to see:
+`one_softmax` counts the operations of such a kernel.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import anyv2v
+from anyv2v.accounting import count
+from anyv2v.backbones.i2vgen.backbone import I2VGen
+from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.backbones.i2vgen.unet import UNet
+from anyv2v.clip.preprocess import PreprocessConfig
+from anyv2v.clip.text import TextConfig, TextEncoder
+from anyv2v.clip.vision import VisionConfig, VisionEncoder
+from anyv2v.convert.i2vgen import injection_sites
+from anyv2v.editor import Defaults, Editor
+from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource, Taps
+from anyv2v.kernels import attention as attention_door
+from anyv2v.nn.blank import blank
+from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
+
+FRAMES, SIZE, STEPS = 16, 512, 50
+INVERSION, BRANCHES = 500, 3
+"""The original's evaluations to invert, and its branches in every step of sampling."""
+
+UNET = UNetConfig(4, (320, 640, 1280, 1280), (True, True, True, False), 2, 64, 1024, 32)
+VAE = AutoencoderConfig(3, 4, (128, 256, 512, 512), 2, 32, 0.18215)
+TEXT = TextConfig(49408, 77, 1024, 16, 24, 4096, "gelu", 1e-5)
+VISION = VisionConfig(224, 14, 1280, 16, 32, 5120, "gelu", 1e-5, 1024)
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Which are made in sampling with the source in the batch."""
+
+    no_source: bool = True
+    projections: bool = True
+    convolutions: bool = True
+    context: bool = True
+    leaving: bool = True
+    prefix: bool = True
+    softmax: bool = True
+
+
+NOTHING = Savings(*[False] * len(fields(Savings)))
+WORDS = {
+    "no_source": "steps that inject nothing run without the source",
+    "projections": "query and key of sites projected for the source alone",
+    "convolutions": "convolutions before an injected feature for the source alone",
+    "context": "what no timestep changes, keys and values of the context too, once a run",
+    "leaving": "the source leaves at the last site",
+    "prefix": "negative and edit as one until the first cross-attention",
+    "softmax": "one softmax for branches that share query and key",
+}
+
+
+class Sharing(ShareSource):
+    """Shares the source's features, with some of the savings of that left out."""
+
+    def __init__(self, sites, branches: int, last: str | None, savings: Savings):
+        super().__init__(sites, branches, last if savings.leaving else None)
+        self.savings = savings
+
+    def residual(self, site, branch, x, time):
+        if self.savings.convolutions or site not in self.sites:
+            return super().residual(site, branch, x, time)
+        return self.leaving(site, self.hidden(site, branch(x, time)))
+
+    def project(self, site, layer, x, key):
+        if site not in self.sites:
+            return super().project(site, layer, x, key)
+        if self.savings.projections:
+            by = super().project(site, layer, x, key)
+        else:
+            by = self.qk(site, *layer.project(x, key))
+        if self.savings.softmax:
+            return by
+        # each branch that is left attends by a copy of its own
+        return tuple(torch.cat([y] * (self.branches - (site == self.last))) for y in by)
+
+
+@contextmanager
+def one_softmax() -> Iterator[None]:
+    """Inside, attention is counted as by a kernel that shares its softmax among all values."""
+    before, attention_door._WANTED = attention_door._WANTED, "reference"
+    try:
+        yield
+    finally:
+        attention_door._WANTED = before
+
+
+def published_size() -> Editor:
+    """An editor whose networks have the published sizes and no data, float16."""
+    with torch.device("meta"):
+        networks = UNet(UNET), TextEncoder(TEXT), VisionEncoder(VISION), Autoencoder(VAE)
+    unet, text, vision, vae = (x.half().eval().requires_grad_(False) for x in networks)
+    sites = injection_sites(asdict(UNET))
+    backbone = I2VGen(
+        unet=unet,
+        text=text,
+        vision=vision,
+        # no more of it is asked for than the shape of what it gives
+        tokenizer=lambda prompt: torch.zeros(1, TEXT.tokens, dtype=torch.int64),
+        preprocess=PreprocessConfig(VISION.image_size, (0.5,) * 3, (0.5,) * 3),
+        groups={name: frozenset(chosen) for name, chosen in sites.items()},
+    )
+    return Editor(backbone, vae, Defaults((SIZE, SIZE), FRAMES, 8))
+
+
+class Counted:
+    """Operations of an editor's networks on one kind of device; to be made inside `fakes`."""
+
+    def __init__(
+        self, editor: Editor, device: torch.device, frames: int = FRAMES, size: int = SIZE
+    ):
+        twin = self.backbone = editor.backbone.blank(device)
+        vae, side = blank(editor.vae, device), size // editor.vae.config.factor
+        channels = editor.vae.config.latent_channels
+        self.shape, self.plan = (
+            (channels, frames, side, side),
+            Counter(editor.plan(STEPS, 0, anyv2v.Injection()).values()),
+        )
+        self.empty = partial(torch.empty, dtype=twin.dtype, device=device)
+        self.conditions = []
+        told = count(lambda: self.conditions.append(twin.blank_conditions(frames, side, side)))
+
+        width, tokens = twin.unet.config.context_width, twin.tokenize("").shape[1]
+        given = (
+            self.empty(1, tokens, width),
+            self.empty(1, width),
+            self.empty(1, *self.shape),
+            torch.zeros(1, device=device),
+        )
+        once = count(lambda: twin.unet.condition(*given)).flops
+        read = once - count(lambda: twin.unet.conditioning(*given)).flops
+        # of one branch, if it is done in every evaluation and for every frame
+        self.told_each_time = once + (frames - 1) * read
+
+        encode = count(lambda: vae.encode(self.empty(1, 3, size, size))).flops
+        decode = count(lambda: vae.decode(self.empty(1, channels, side, side))).flops
+        # autoencoder and conditions of a whole edit, which needs those of the source twice, and of
+        # the next one
+        self.beside = 4 * told.flops + (frames + 1) * encode + frames * decode
+        self.beside_next = 3 * told.flops + encode + frames * decode
+
+    def forward(self, rows: list[int], taps: Taps = NO_TAPS) -> int:
+        stacked = self.conditions[0].stack(self.conditions * len(rows), rows)
+        latents = self.empty(1 + max(rows), *self.shape)
+        return count(lambda: self.backbone.predict(latents, 1, stacked, taps)).flops
+
+    def inverting(self, evaluations: int) -> int:
+        """By the fixed point, features recorded on the way."""
+        steps = sum(n * self.forward([0], Record(sites, True)) for sites, n in self.plan.items())
+        return steps * evaluations // STEPS
+
+    def riding(self, savings: Savings) -> int:
+        """Sampling with the source in the batch."""
+        total = 0
+        for sites, n in self.plan.items():
+            source = bool(sites) or not savings.no_source
+            rows = [0, 1, 1] if source else [0, 0]
+            rows = rows if savings.prefix else list(range(len(rows)))
+            last = max(sites, key=self.backbone.sites.index, default=None)
+            taps = Sharing(sites, len(rows), last, savings) if source else NO_TAPS
+            again = 0 if savings.context else len(rows) * self.told_each_time
+            total += n * (self.forward(rows, taps) + again)
+        return total
+
+    def replaying(self, compact: bool) -> int:
+        """Sampling with what was recorded of the source."""
+        total = 0
+        for sites, n in self.plan.items():
+            record = Record(sites, compact, stop=True)
+            with suppress(Recorded):
+                self.forward([0], record)
+            total += n * self.forward([0, 0], Replay(record.kept))
+        return total
+
+
+def original_branch() -> int | None:
+    """Operations of one branch of diffusers' network; None if it is not installed."""
+    try:
+        from diffusers import I2VGenXLUNet
+    except ImportError:
+        return None
+    with torch.device("meta"), torch.no_grad():
+        unet = I2VGenXLUNet().eval()
+        x, text = torch.empty(1, 4, FRAMES, SIZE // 8, SIZE // 8), torch.empty(1, 77, 1024)
+        image, t = torch.empty(1, 1, 1024), torch.ones(1, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            unet(x, t, t, x, image, encoder_hidden_states=text)
+    return counter.get_total_flops()

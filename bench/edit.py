@@ -1,0 +1,201 @@
+"""Whole edits: each saving on and off, beside the original's procedure.
+
+The original inverts with 500 plain DDIM steps and carries the source in the batch of all 50 steps
+of sampling: 650 evaluations of one branch. Here that runs on our network, so what is compared is
+the procedure; bench/unet.py compares the networks. Guidance 9, injection (0.2, 0.2, 0.5), eager.
+On a CPU with the demo weights, on a GPU at the published size with random weights. Ways that start
+from one inversion have to give one edit.
+
+Besides, on any machine: operations and memory of an edit at the published size, as `anyv2v plan`
+predicts them, and what each saving is worth there (full set).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import anyv2v
+from anyv2v.accounting import fakes
+from anyv2v.editor import Editor
+from anyv2v.plan import Plan, predict
+from bench.core import Bench, Contender
+from bench.counted import (
+    BRANCHES,
+    FRAMES,
+    INVERSION,
+    NOTHING,
+    SIZE,
+    STEPS,
+    WORDS,
+    Counted,
+    Savings,
+    original_branch,
+    published_size,
+)
+from bench.subjects import Job, Stand, Watched, demo, published
+from bench.truth import by_definition, check_network, check_schedule, relative
+
+ORIGINAL = "as the original"
+FIRST = "anyv2v, first edit"
+NEXT = "anyv2v, next edit of the source"
+PUBLISHED = f"published size, {SIZE}x{SIZE}, {FRAMES} frames"
+GRAPHS = ", CUDA graphs (the default)"
+ALLOWED = {torch.float32: 1e-4, torch.float16: 5e-2}
+GPU_BYTES = 80 * 10**9
+
+
+def run(bench: Bench) -> None:
+    editor = (published if bench.cuda else demo)(bench.device)
+    size, frames = editor.defaults.size, editor.defaults.frames
+    job = Job.rendered(size, frames)
+    check_schedule(editor.schedule)
+    check_network(editor, job.video, 5e-2 if bench.cuda else 1e-5)
+    name = PUBLISHED if bench.cuda else f"demo weights, {size[0]}x{size[1]}, {frames} frames"
+    timed(bench, f"edit, {name}", editor, job)
+    at_published_size(bench)
+    if bench.full:
+        savings(bench)
+
+
+def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]]:
+    """Name -> a run of the whole job, or of what is left of it; gives the latents of the edit."""
+    needed = editor.needed_timesteps(STEPS, 0, anyv2v.Injection())
+
+    def edit(source: anyv2v.Source, source_pass: str = "shared") -> Tensor:
+        return editor.edit(source, job.frame, job.prompt, source_pass=source_pass).latents
+
+    def as_original() -> Tensor:
+        return edit(editor.invert(job.video, "ddim", INVERSION), "always")
+
+    def ours(recorded: bool = True, compact: bool = True, source_pass: str = "shared") -> Tensor:
+        recording = editor.recording(job.video, compact=compact) if recorded else None
+        source = editor.invert(job.video, timesteps=needed, recording=recording)
+        return edit(source, source_pass)
+
+    kept = editor.invert(job.video, timesteps=needed, recording=editor.recording(job.video))
+    found = {ORIGINAL: as_original, FIRST: ours, NEXT: lambda: edit(kept)}
+    if full:
+        found |= {
+            "first edit, query and key recorded": lambda: ours(compact=False),
+            "first edit, nothing recorded": lambda: ours(recorded=False),
+            "first edit, source always carried": lambda: ours(False, source_pass="always"),
+            "ddim to invert, else as ours": lambda: edit(
+                editor.invert(job.video, "ddim", INVERSION, timesteps=needed)
+            ),
+        }
+    return found
+
+
+def timed(bench: Bench, name: str, editor: Editor, job: Job) -> None:
+    watched, seen = Watched(editor), {}
+    found = ways(watched.editor, job, bench.full)
+    truths = {False: true_edit(watched.editor, job)}
+
+    def watch(way: str) -> Tensor:
+        watched.clear()
+        out = found[way]()
+        seen[way] = watched.calls.copy()
+        return out
+
+    def cost(way: str, what: str) -> int:
+        watched.calls = seen[way.removesuffix(GRAPHS)].copy()
+        return getattr(watched, what)
+
+    # those after a ddim inversion have one edit, the others another
+    def after_ddim(way: str) -> bool:
+        return way == ORIGINAL or way.startswith("ddim")
+
+    def error(way: str, out: Tensor) -> float:
+        if way == ORIGINAL and (n := cost(way, "evaluations")) != INVERSION + BRANCHES * STEPS:
+            raise ValueError(f"{way}: {n} evaluations")
+        return relative(out, truths.setdefault(after_ddim(way), out))
+
+    runs = {way: partial(watch, way) for way in found}
+    if bench.cuda:
+        # in a graph no prediction can be watched: it makes those that the same way makes without
+        captured = ways(editor, job, False)
+        runs |= {way + GRAPHS: captured[way] for way in (FIRST, NEXT)}
+    bench.case(
+        name,
+        [
+            Contender(
+                way,
+                run,
+                evaluations=partial(cost, way, "evaluations"),
+                flops=partial(cost, way, "flops"),
+                rounds=2 if after_ddim(way) else None,
+            )
+            for way, run in runs.items()
+        ],
+        error,
+        ALLOWED[editor.backbone.dtype],
+        least=3,
+        long=True,
+    )
+
+
+def true_edit(editor: Editor, job: Job) -> Tensor:
+    """With the source in every step; on a CPU by the definitions of all kernels, too."""
+    with nullcontext() if editor.backbone.device.type == "cuda" else by_definition():
+        source = editor.invert(job.video)
+        return editor.edit(source, job.frame, job.prompt, source_pass="always").latents
+
+
+def at_published_size(bench: Bench) -> None:
+    """Operations and memory of an edit as `anyv2v plan` predicts them; nothing is run on data."""
+    plans = {
+        FIRST: planned(SIZE, FRAMES),
+        "first edit, nothing recorded": planned(SIZE, FRAMES, feature_memory=0),
+        NEXT: planned(SIZE, FRAMES, evaluations=0),
+    }
+    # every evaluation of the original's costs the same; the rest is what ours takes, too
+    evaluations = INVERSION + BRANCHES * STEPS
+    branch, first = original_branch(), plans[FIRST].flops
+    if branch is None:
+        bench.skip(f"edit, {PUBLISHED}", ORIGINAL, "diffusers, whose network it is, is missing")
+    else:
+        flops = evaluations * branch + sum(first[k] for k in ("conditions", "encode", "decode"))
+        bench.counted(
+            f"edit, {PUBLISHED}", ORIGINAL, True, evaluations=evaluations, tflop=flops / 1e12
+        )
+    for way, plan in plans.items():
+        bench.predicted(
+            f"edit, {PUBLISHED}",
+            way,
+            evaluations=plan.inversion_evaluations + plan.sampling_rows,
+            tflop=plan.total / 1e12,
+            peak_mb=(plan.peak - plan.weights) / 1e6,
+            facts={"weights_gb": plan.weights / 1e9, "features_gb": plan.recording.bytes() / 1e9},
+        )
+        print(f"  {way}\n{plan}")
+
+
+def savings(bench: Bench) -> None:
+    """Each saving alone and added last, % of sampling one edit with the source in the batch."""
+    with fakes("cuda") as device:
+        counted = Counted(published_size(), device)
+        plain, least = counted.riding(NOTHING), counted.riding(Savings())
+        for name, words in WORDS.items():
+            alone = plain - counted.riding(replace(NOTHING, **{name: True}))
+            last = counted.riding(replace(Savings(), **{name: False})) - least
+            facts = {"alone_percent": 100 * alone / plain, "last_percent": 100 * last / plain}
+            bench.counted(f"saved of sampling, {PUBLISHED}", words, facts=facts)
+            print(f"  {words}: {facts['alone_percent']:.2f} %, last {facts['last_percent']:.2f} %")
+
+
+def planned(size: int, frames: int, edits: int = 1, **options) -> Plan:
+    """What `anyv2v plan` says of the published model in float16 on a GPU of 80 GB."""
+    real = published_size()
+    backbone = Stand(real.backbone, device=torch.device("cuda"))
+    editor = anyv2v.Editor(backbone, real.vae, real.defaults)
+    video = anyv2v.Video(np.zeros((frames, size, size, 3), np.uint8), 8)
+    with mock.patch("anyv2v.editor.free_bytes", return_value=GPU_BYTES):
+        return predict(editor, video, edits=edits, **options)

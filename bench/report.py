@@ -1,0 +1,543 @@
+"""Writes the tables and figures of README.md and bench/README.md from bench/results.
+
+    python bench/report.py [--check]
+
+A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->`. --check writes nothing: it
+fails, in one line, if a document or a figure is not what the results give. Needs no packages.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from html import escape
+from math import log10
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "bench/README.md")
+FIGURES = "bench/results"
+NO_GPU = "not measured on a GPU"
+ORIGINAL, FIRST, NEXT = (
+    "as the original",
+    "anyv2v, first edit",
+    "anyv2v, next edit of the source",
+)
+SUBJECTS = ("edit", "unet", "inversion", "scaling", "convert", "kernels")
+
+Row = dict
+Result = dict  # about: circumstances; rows: measurements
+
+
+class Results:
+    """What bench/results holds: the full set of a subject where it was run, else the small one."""
+
+    def __init__(self, folder: Path):
+        self._files = {
+            path.stem: json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted(folder.glob("*.json"))
+        }
+
+    def of(self, subject: str, device: str = "cpu") -> Result | None:
+        for chosen in ("full", "small"):
+            if found := self._files.get(f"{device}-{chosen}", {}).get(subject):
+                return found
+        return None
+
+
+def cases(result: Result, begins: str = "") -> dict[str, list[Row]]:
+    """Case -> its rows, in order."""
+    found: dict[str, list[Row]] = {}
+    for row in result["rows"]:
+        if row["case"].startswith(begins):
+            found.setdefault(row["case"], []).append(row)
+    return found
+
+
+def named(rows: Sequence[Row], implementation: str) -> Row:
+    return next((r for r in rows if r["implementation"] == implementation), {})
+
+
+# words and numbers
+
+
+def digits(x: float | None, n: int = 3) -> str:
+    """To n significant digits, without powers of ten where they are not needed."""
+    if x is None:
+        return ""
+    if x == 0 or not 1e-4 <= abs(x) < 1e7:
+        return f"{x:.{n - 1}g}"
+    places = max(0, n - 1 - int(f"{x:e}".split("e")[1]))
+    return f"{round(x, places):,.{places}f}"
+
+
+def whole(x: float | None) -> str:
+    return "" if x is None else f"{x:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{digits(seconds / scale)} {unit}"
+    return f"{digits(seconds / 1e-6)} µs"
+
+
+def spread(row: Row) -> str:
+    """Median, and in brackets the 20th and 80th percentile."""
+    if "median_s" not in row:
+        return ""
+    low, high = duration(row["p20_s"]), duration(row["p80_s"])
+    if low[-2:] == high[-2:]:
+        low = low.split()[0]
+    return f"{duration(row['median_s'])} ({low} to {high})"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def circumstances(about: dict) -> str:
+    """Under each table: the command that makes it again, on what it ran and when."""
+    device = about["device"].replace(", x86_64", "")
+    threads = f", {about['threads']} threads" if about["threads"] != 1 else ", 1 thread"
+    versions = ", ".join(f"{k} {about[k]}" for k in ("torch", "triton", "diffusers") if k in about)
+    commit = f", commit {about['commit']}" if about.get("commit") else ""
+    return f"`{about['command']}` · {device}{threads} · {versions}{commit} · {about['date']}"
+
+
+# tables
+
+
+def glance(results: Results) -> str:
+    found = results.of("edit")
+    if found is None:
+        return "No results yet."
+    (real_case, real), (far_case, far) = cases(found, "edit, ").items()
+    ways = (ORIGINAL, FIRST, NEXT)
+    a, b = [named(real, w) for w in ways], [named(far, w) for w in ways]
+    base = a[0].get("median_s")
+
+    def line(words: str, cells: Sequence[str]) -> list[str]:
+        return [words, *(cell or "" for cell in cells)]
+
+    gpu = results.of("edit", "cuda")
+    on_gpu = [NO_GPU] * 3
+    if gpu:
+        rows = next(iter(cases(gpu, "edit, ").values()))
+        on_gpu = [spread(named(rows, w)) for w in ways]
+    weights = b[1]["facts"]["weights_gb"]
+    lines = [
+        line("**demo weights, measured on a CPU**", ["", "", ""]),
+        line("time", [spread(r) for r in a]),
+        line("of the original's", [digits(r["median_s"] / base) if base else "" for r in a]),
+        line("evaluations of one branch", [whole(r.get("evaluations")) for r in a]),
+        line("memory at the peak, over the weights", [megabytes(r.get("peak_mb")) for r in a]),
+        line("**published size, 512x512, 16 frames**", ["", "", ""]),
+        line("evaluations of one branch", [most(r) for r in b]),
+        line("operations, TFLOP", [digits(r.get("tflop"), 4) + marked(r) for r in b]),
+        line(
+            "of the original's",
+            [digits(r["tflop"] / b[0]["tflop"]) + marked(r) if b[0] else "" for r in b],
+        ),
+        line(
+            "memory on a GPU, float16, weights included",
+            ["", *(f"{digits(weights + r['peak_mb'] / 1e3)} GB{marked(r)}" for r in b[1:])],
+        ),
+        line("time on a GPU", on_gpu),
+    ]
+    header = ["", "the original's way", "first edit", "each further edit of the clip"]
+    frames = real_case.removeprefix("edit, demo weights, ")
+    device = found["about"]["device"].split(",")[0]
+    text = (
+        f"{table(header, lines)}\n\n{circumstances(found['about'])}\n\n"
+        f"Measured: the weights that come with the package, {frames}, on {device}. The original's "
+        "way, 500 DDIM steps to invert and the source in the batch of every step, runs on our "
+        "network too, so what our network gains on diffusers' comes on top. Operations of the "
+        "original's are counted on diffusers' network; operations and memory of ours are what "
+        "`anyv2v plan` predicts. [What each column means](bench/README.md)."
+    )
+    return text + "\n\n![time and operations of an edit](bench/results/glance.svg)"
+
+
+def marked(row: Row) -> str:
+    return " predicted" if row.get("status") == "predicted" else ""
+
+
+def most(row: Row) -> str:
+    """A fixed point may stop before its last evaluation."""
+    number = whole(row.get("evaluations"))
+    return f"at most {number}" if row.get("implementation") == FIRST else number
+
+
+def megabytes(x: float | None) -> str:
+    return "" if x is None else f"{digits(x / 1e3)} GB" if x >= 1e3 else f"{digits(x)} MB"
+
+
+def unet(results: Results) -> str:
+    found = results.of("unet")
+    if found is None:
+        return "No results yet."
+    lines = []
+    for case, rows in cases(found, "forward").items():
+        for row in sorted(rows, key=lambda row: row["status"] == "skipped"):
+            cell = spread(row) or row.get("reason", "")
+            part = row.get("of_matrix_rate")
+            ratio = digits(row.get("ratio"))
+            lines.append(
+                [short(case), row["implementation"], cell, ratio, digits(part and 100 * part)]
+            )
+    lines += gpu_lines(results, "unet", 5)
+    header = ["", "implementation", "time", "of diffusers' time", "% of the matrix rate"]
+    return f"{table(header, lines)}\n\n{circumstances(found['about'])}"
+
+
+def short(case: str) -> str:
+    return case.removeprefix("forward, ")
+
+
+def gpu_lines(results: Results, subject: str, width: int) -> list[list[str]]:
+    if results.of(subject, "cuda"):
+        return []
+    return [["GPU", NO_GPU, *[""] * (width - 2)]]
+
+
+def inversion(results: Results) -> str:
+    found = results.of("inversion")
+    if found is None:
+        return "No results yet."
+    lines = []
+    for row in found["rows"]:
+        f = row.get("facts", {})
+        if "latent_error" not in f:
+            continue
+        lines.append(
+            [
+                row["implementation"],
+                whole(row["evaluations"]),
+                digits(f["latent_error"], 2),
+                f"{f['reconstruction_db']:.2f} dB",
+                f"{f['edit_db']:.2f} dB",
+            ]
+        )
+        clips = f["clips"]
+    header = [
+        "inversion",
+        "evaluations",
+        "latent error, there and back",
+        "reconstruction, PSNR",
+        "edit, PSNR to the truth",
+    ]
+    plural = "clip" if clips == 1 else "clips"
+    return (
+        f"{table(header, lines)}\n\n{clips:.0f} held-out {plural}, demo weights. "
+        + circumstances(found["about"])
+    )
+
+
+def everything(subject: str) -> Callable[[Results], str]:
+    """All rows of a subject, on every device that it was measured on."""
+
+    def make(results: Results) -> str:
+        parts = []
+        for device in ("cpu", "cuda"):
+            if found := results.of(subject, device):
+                parts.append(f"{rows_of(found)}\n\n{rates(found)}{circumstances(found['about'])}")
+        if not results.of(subject, "cuda"):
+            parts.append(f"On a GPU: {NO_GPU}.")
+        return "\n\n".join(parts)
+
+    return make
+
+
+def rates(result: Result) -> str:
+    about = result["about"]
+    if not any("median_s" in row for row in result["rows"]):
+        return ""
+    return (
+        f"Matrix rate {digits(about['matrix_tflops'])} TFLOP/s, copying {digits(about['copy_gbs'])}"
+        " GB/s. "
+    )
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "median (p20 to p80)": lambda r: spread(r) or r["status"] * (r["status"] != "measured"),
+    "ratio": lambda r: digits(r.get("ratio")),
+    "evaluations": lambda r: whole(r.get("evaluations")),
+    "TFLOP": lambda r: digits(r.get("tflop")),
+    "% matrix": lambda r: percent(r.get("of_matrix_rate")),
+    "% copy": lambda r: percent(r.get("of_copy_rate")),
+    "peak": lambda r: megabytes(r.get("peak_mb")),
+    "error": lambda r: f"{r['error']:.1g}" if "error" in r else "",
+    "more": lambda r: r.get("reason") or facts(r),
+}
+
+
+def percent(x: float | None) -> str:
+    return "" if x is None else digits(100 * x, 2)
+
+
+def facts(row: Row) -> str:
+    told = {k: v for k, v in row.get("facts", {}).items() if k not in ("size", "frames", "edits")}
+    return ", ".join(f"{k} {v:.4g}" for k, v in told.items() if isinstance(v, int | float))
+
+
+def rows_of(result: Result) -> str:
+    cells = [
+        [case if i == 0 else "", row["implementation"], *(make(row) for make in COLUMNS.values())]
+        for case, rows in cases(result).items()
+        for i, row in enumerate(rows)
+    ]
+    header = ["case", "implementation", *COLUMNS]
+    # columns in which nothing is said are left out
+    used = [i for i in range(len(header)) if i < 2 or any(line[i] for line in cells)]
+    return table([header[i] for i in used], [[line[i] for i in used] for line in cells])
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "glance": glance,
+    "unet": unet,
+    "inversion": inversion,
+    **{f"all-{subject}": everything(subject) for subject in SUBJECTS},
+}
+
+
+# figures
+
+
+class Drawing:
+    """Lines, marks and words of an SVG."""
+
+    def __init__(self, width: int, height: int):
+        self.size, self.parts = (width, height), []
+
+    def line(self, x: float, y: float, x2: float, y2: float, style: str = "#888") -> None:
+        stroke, _, rest = style.partition(" ")
+        dash = f' stroke-dasharray="{rest}"' if rest else ""
+        self.parts.append(
+            f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{stroke}"{dash}/>'
+        )
+
+    def box(self, x: float, y: float, w: float, h: float, colour: str, hollow: bool) -> None:
+        look = f'fill="none" stroke="{colour}" stroke-width="2"' if hollow else f'fill="{colour}"'
+        self.parts.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" {look}/>'
+        )
+
+    def dot(self, x: float, y: float, r: float, colour: str, hollow: bool) -> None:
+        look = f'fill="none" stroke="{colour}" stroke-width="1.5"'
+        look = look if hollow else f'fill="{colour}"'
+        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" {look}/>')
+
+    def word(self, x: float, y: float, text: str, anchor: str = "start", size: int = 12) -> None:
+        self.parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">'
+            f"{escape(text)}</text>"
+        )
+
+    def __str__(self) -> str:
+        w, h = self.size
+        return "\n".join(
+            [
+                f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" '
+                f'viewBox="0 0 {w} {h}" font-family="sans-serif" fill="#222">',
+                f'<rect width="{w}" height="{h}" fill="white"/>',
+                *self.parts,
+                "</svg>\n",
+            ]
+        )
+
+
+MEASURED, PREDICTED = "#1b6ca8", "#c2571a"
+NAMES = {ORIGINAL: "the original's way", FIRST: "first edit", NEXT: "each further edit"}
+
+
+def glance_figure(results: Results) -> str:
+    """Bars: seconds measured with the demo weights, operations at the published size."""
+    drawing, found = Drawing(760, 190), results.of("edit")
+    if found is None:
+        return str(drawing)
+    (case, real), (_, far) = cases(found, "edit, ").items()
+    about = found["about"]
+    panels = (
+        ("seconds, measured", real, "median_s", 130),
+        ("TFLOP, 512x512, 16 frames, published size", far, "tflop", 470),
+    )
+    for title, rows, key, left in panels:
+        drawing.word(left, 22, title, size=13)
+        longest = max((r.get(key) or 0) for r in rows) or 1
+        for i, (way, words) in enumerate(NAMES.items()):
+            row, y = named(rows, way), 38 + 34 * i
+            if left < 200:
+                drawing.word(left - 8, y + 16, words, "end")
+            if key not in row:
+                continue
+            hollow = row["status"] == "predicted"
+            width = end = 200 * row[key] / longest
+            drawing.box(left, y, width, 22, PREDICTED if hollow else MEASURED, hollow)
+            if key == "median_s":
+                low, high = (left + 200 * row[k] / longest for k in ("p20_s", "p80_s"))
+                drawing.line(low, y + 11, high, y + 11, "black")
+                end = max(end, high - left)
+            drawing.word(left + end + 6, y + 16, digits(row[key]))
+    drawing.word(10, 156, f"left: {case.removeprefix('edit, ')}; {about['device']}", size=11)
+    drawing.word(
+        10,
+        174,
+        f"filled: measured or counted; hollow: predicted by anyv2v plan. {about['date']}"
+        f"{'; ' + NO_GPU if results.of('edit', 'cuda') is None else ''}",
+        size=11,
+    )
+    return str(drawing)
+
+
+AXES = {"frames": "frames", "size": "pixels on a side", "edits": "edits of one clip together"}
+
+
+def scaling_figure(results: Results) -> str:
+    """Operations and memory along each axis, on logarithmic scales; hollow is predicted."""
+    drawing = Drawing(900, 560)
+    series = scaling_series(results)
+    for column, axis in enumerate(AXES):
+        for line, (quantity, unit) in enumerate((("tflop", "TFLOP"), ("gb", "GB over weights"))):
+            panel(drawing, series, axis, quantity, unit, 70 + 285 * column, 30 + 235 * line)
+    y = 522
+    drawing.dot(80, y - 4, 4, MEASURED, False)
+    drawing.word(92, y, "measured (operations counted in the run)", size=11)
+    drawing.dot(340, y - 4, 6, MEASURED, True)
+    drawing.word(352, y, "the same, predicted by anyv2v plan", size=11)
+    drawing.dot(580, y - 4, 4, PREDICTED, True)
+    drawing.word(592, y, "published size, predicted by anyv2v plan only", size=11)
+    if found := results.of("scaling"):
+        about = found["about"]
+        text = f"measured: demo weights, 10 steps, {about['device']}; {about['date']}; "
+        text += "published size: 50 steps, float16 on a GPU of 80 GB, "
+        drawing.word(80, y + 22, text + NO_GPU, size=11)
+    return str(drawing)
+
+
+def scaling_series(results: Results) -> dict[str, list[dict]]:
+    """Kind of mark -> points: an axis' values, operations, memory."""
+    found: dict[str, list[dict]] = {"measured": [], "same": [], "predicted": []}
+    for device in ("cpu", "cuda"):
+        for row in (results.of("scaling", device) or {"rows": []})["rows"]:
+            f = row.get("facts", {})
+            if row["status"] == "predicted":
+                point = f | {"tflop": row["tflop"], "gb": row["peak_mb"] / 1e3}
+                if point not in found["predicted"]:
+                    found["predicted"].append(point)
+            elif row["status"] == "measured":
+                real = {"tflop": row.get("tflop"), "gb": row.get("peak_mb", 0) / 1e3 or None}
+                plan = {"tflop": f["predicted_tflop"], "gb": f["predicted_mb"] / 1e3}
+                found["measured"].append(f | real | {"device": device})
+                found["same"].append(f | plan | {"device": device})
+    return found
+
+
+def panel(
+    drawing: Drawing, series: dict, axis: str, quantity: str, unit: str, left: float, top: float
+) -> None:
+    """One quantity along one axis; the other axes at the value that most points have."""
+    width, height = 220, 180
+    chosen = {kind: along(points, axis) for kind, points in series.items()}
+    xs = [p[axis] for points in chosen.values() for p in points]
+    ys = [p[quantity] for points in series.values() for p in points if p[quantity]]
+    if not xs or not ys:
+        return
+    x0, x1 = log10(min(xs)) - 0.1, log10(max(xs)) + 0.1
+    y0, y1 = int(log10(min(ys)) // 1), int(-(-log10(max(ys)) // 1))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across, up = (log10(x) - x0) / (x1 - x0), (log10(y) - y0) / (y1 - y0)
+        return left + width * across, top + height * (1 - up)
+
+    for power in range(y0, y1 + 1):
+        _, y = at(10**x0, 10.0**power)
+        drawing.line(left, y, left + width, y, "#ddd")
+        drawing.word(left - 6, y + 4, digits(10.0**power), "end", 10)
+    for x in sorted(set(xs)):
+        px, _ = at(x, 10.0**y0)
+        drawing.line(px, top + height, px, top + height + 4)
+        drawing.word(px, top + height + 16, str(x), "middle", 9)
+    drawing.line(left, top, left, top + height)
+    drawing.line(left, top + height, left + width, top + height)
+    drawing.word(left, top - 8, unit, size=12)
+    drawing.word(left + width / 2, top + height + 32, AXES[axis], "middle", 11)
+    looks = {"measured": (4, MEASURED, False), "same": (6, MEASURED, True)}
+    looks["predicted"] = (4, PREDICTED, True)
+    for kind, (radius, colour, hollow) in looks.items():
+        points = [at(p[axis], p[quantity]) for p in chosen[kind] if p[quantity]]
+        for (x, y), (x2, y2) in zip(points, points[1:], strict=False):
+            if kind != "same":
+                drawing.line(x, y, x2, y2, f"{colour} 4,4" if hollow else colour)
+        for x, y in points:
+            drawing.dot(x, y, radius, colour, hollow)
+
+
+def along(points: list[dict], axis: str) -> list[dict]:
+    """Those that differ from the base in this axis at most, in order; the base has one edit."""
+    others = [name for name in AXES if name != axis]
+
+    def usual(name: str) -> int | None:
+        values = [p[name] for p in points]
+        return max(set(values), key=values.count) if values else None
+
+    base = {name: usual(name) for name in others}
+    return sorted(
+        (p for p in points if all(p[name] == base[name] for name in others)), key=lambda p: p[axis]
+    )
+
+
+DRAWN: dict[str, Callable[[Results], str]] = {
+    "glance.svg": glance_figure,
+    "scaling.svg": scaling_figure,
+}
+
+
+def filled(text: str, results: Results) -> str:
+    """The text with every table between its markers made anew."""
+
+    def make(match: re.Match) -> str:
+        if match[2] not in TABLES:
+            raise SystemExit(f"bench:{match[2]}: there is no such table")
+        return f"{match[1]}\n\n{TABLES[match[2]](results)}\n\n<!-- /bench -->"
+
+    return re.sub(r"(<!-- bench:([\w-]+) -->).*?<!-- /bench -->", make, text, flags=re.DOTALL)
+
+
+def wanted(root: Path) -> dict[Path, str]:
+    """Each file that is made here -> what it has to hold."""
+    results = Results(root / FIGURES)
+    files = {root / FIGURES / name: make(results) for name, make in DRAWN.items()}
+    for name in DOCUMENTS:
+        text = (root / name).read_text(encoding="utf-8")
+        files[root / name] = filled(text, results)
+    return files
+
+
+def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments not in ([], ["--check"]):
+        print("usage: python bench/report.py [--check]", file=sys.stderr)
+        return 2
+    files = wanted(root)
+    if arguments:
+        old = [
+            str(path.relative_to(root))
+            for path, text in files.items()
+            if not path.exists() or path.read_text(encoding="utf-8") != text
+        ]
+        if old:
+            print(f"{', '.join(old)}: not what bench/results gives; run python bench/report.py")
+        return 1 if old else 0
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""What is edited: an editor with its weights, and a clip with an edit of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import anyv2v
+from anyv2v.accounting import count
+from anyv2v.editor import Editor
+from anyv2v.injection.taps import NO_TAPS, Taps
+from anyv2v.weights.demo.scenes import draw_edit
+from anyv2v.weights.demo.scores import Truth
+from bench.counted import published_size
+
+
+@dataclass(frozen=True)
+class Job:
+    """A clip, and what is to be made of it."""
+
+    video: anyv2v.Video
+    frame: np.ndarray
+    prompt: str
+
+    @classmethod
+    def rendered(cls, size: tuple[int, int], frames: int) -> Job:
+        """A clip of shapes that the demo model was not trained on."""
+        edit = draw_edit("colour", "held-out", 0)
+        truth = Truth.of(edit, size, frames)
+        return cls(anyv2v.Video(truth.source, 8), truth.frames[0], edit.truth.caption)
+
+
+def demo(device: str) -> Editor:
+    return anyv2v.load("demo", device=device, dtype=torch.float32)
+
+
+def published(device: str) -> Editor:
+    """The published size, random weights in float16: what time and memory depend on."""
+    from bench.unet import draw
+
+    editor = published_size()
+    backbone = editor.backbone
+    for network in (backbone.unet, backbone.text, backbone.vision, editor.vae):
+        draw(network.to_empty(device=device))
+    backbone.unet.to(memory_format=torch.channels_last)
+    return editor
+
+
+class Watched:
+    """An editor whose network is watched: which predictions it made, and what they cost.
+
+    `editor` runs as without, but for CUDA graphs, in which no prediction can be watched. Operations
+    are counted afterwards, of one prediction of each kind.
+    """
+
+    def __init__(self, editor: Editor):
+        self._networks = editor.backbone, editor.vae
+        self.calls: Counter = Counter()
+        self._examples: dict[Any, Callable[[], Any]] = {}
+        self._costs: dict[Any, int] = {}
+        backbone = Stand(editor.backbone, predict=self._predict)
+        vae = Stand(editor.vae, encode=self._encode, decode=self._decode)
+        self.editor = Editor(backbone, vae, editor.defaults, editor.fingerprint, graphs=False)
+
+    @property
+    def evaluations(self) -> int:
+        """Of single branches, since `clear`."""
+        return sum(n * kind[1] for kind, n in self.calls.items() if kind[0] == "predict")
+
+    @property
+    def flops(self) -> int:
+        """Of the network and the autoencoder, since `clear`; the text and picture towers apart."""
+        for kind in self.calls.keys() - self._costs.keys():
+            self._costs[kind] = count(self._examples[kind]).flops
+        return sum(n * self._costs[kind] for kind, n in self.calls.items())
+
+    def clear(self) -> None:
+        self.calls.clear()
+
+    def _predict(self, latents: Tensor, t: int, conditions: Any, taps: Taps = NO_TAPS) -> Tensor:
+        sites = None if taps.sites is None else frozenset(taps.sites)
+        form = getattr(taps, "compact", None), getattr(taps, "last", None)
+        # a replay's cost depends on the form of what was kept
+        kept = getattr(taps, "kept", {}) if isinstance(taps, anyv2v.Replay) else {}
+        form += tuple(sorted((site, len(parts)) for site, parts in kept.items()))
+        rows = len(conditions.rows)
+        kind = "predict", rows, tuple(latents.shape), type(taps).__name__, sites, form
+        return self._seen(kind, self._networks[0].predict, latents, t, conditions, taps)
+
+    def _encode(self, pixels: Tensor, generator: Any = None) -> Tensor:
+        return self._seen(
+            ("encode", tuple(pixels.shape)), self._networks[1].encode, pixels, generator
+        )
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self._seen(("decode", tuple(latents.shape)), self._networks[1].decode, latents)
+
+    def _seen(self, kind: tuple, run: Callable, *args: Any) -> Tensor:
+        self.calls[kind] += 1
+        self._examples.setdefault(kind, lambda: run(*args))
+        return run(*args)
+
+
+class Stand:
+    """Stands in for an object, some of whose methods are others."""
+
+    def __init__(self, of: Any, **methods: Callable):
+        self._of = of
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)

@@ -1,0 +1,177 @@
+"""What results are compared with before anything is timed: independent of what is measured.
+
+The schedule is written out again here, in float64, from the papers. A network is compared with
+diffusers' on the same weights; where diffusers is missing, with itself on kernels that are each
+replaced by their definition.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import anyv2v
+from anyv2v.backbones.i2vgen.unet import UNet
+from anyv2v.convert.i2vgen import UNET
+from anyv2v.convert.rename import rename
+from anyv2v.diffusion.schedule import Schedule
+from anyv2v.editor import Editor
+from bench.core import Wrong
+
+WANTED = {
+    "attention": ("_WANTED",),
+    "short_attention": ("_WANTED", "_WANTED_PROBABILITIES", "_WANTED_APPLY"),
+    "group_norm_silu": ("_WANTED",),
+    "layer_norm": ("_WANTED", "_WANTED_ADD"),
+    "geglu": ("_WANTED",),
+    "linear": ("_WANTED",),
+}
+"""Kernel -> where its module keeps what the environment asks for."""
+
+
+def relative(out: Tensor, truth: Tensor) -> float:
+    """||out - truth|| / ||truth||."""
+    truth = truth.double()
+    return ((out.double() - truth).norm() / truth.norm()).item()
+
+
+def has_diffusers() -> bool:
+    return importlib.util.find_spec("diffusers") is not None
+
+
+def diffusers_twin(unet: UNet, dtype: torch.dtype | None = None, channels_last=False) -> Any:
+    """diffusers' I2VGenXLUNet with the same sizes and weights, on the same device."""
+    from diffusers import I2VGenXLUNet
+
+    c, first = unet.config, unet.conv_out.weight
+    theirs = I2VGenXLUNet(
+        in_channels=c.channels,
+        out_channels=c.channels,
+        down_block_types=["CrossAttnDownBlock3D" if a else "DownBlock3D" for a in c.attention],
+        up_block_types=["CrossAttnUpBlock3D" if a else "UpBlock3D" for a in c.attention[::-1]],
+        block_out_channels=c.widths,
+        layers_per_block=c.layers,
+        norm_num_groups=c.groups,
+        cross_attention_dim=c.context_width,
+        attention_head_dim=c.head_dim,
+    ).eval()
+    state, shapes = unet.state_dict(), theirs.state_dict()
+    named = {new.name: state[old] for old, new in rename(state, UNET, "theirs").items()}
+    theirs.load_state_dict({k: x.reshape(shapes[k].shape) for k, x in named.items()})
+    for x in theirs.parameters() if channels_last else ():
+        if x.ndim > 3:
+            form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+            x.data = x.data.contiguous(memory_format=form)
+    # their own .to() warns about what does not concern this
+    return torch.nn.Module.to(theirs, first.device, dtype or first.dtype).requires_grad_(False)
+
+
+@contextmanager
+def by_definition() -> Iterator[None]:
+    """Inside, every kernel is its definition in plain PyTorch."""
+    places = [
+        (importlib.import_module(f"anyv2v.kernels.{kernel}"), name)
+        for kernel, names in WANTED.items()
+        for name in names
+    ]
+    before = [getattr(module, name) for module, name in places]
+    try:
+        for module, name in places:
+            setattr(module, name, "reference")
+        yield
+    finally:
+        for (module, name), value in zip(places, before, strict=True):
+            setattr(module, name, value)
+
+
+def alphas() -> np.ndarray:
+    """alpha-bar (1000,): cosine (arXiv 2102.09672, eq. 17), with no signal left at the end (arXiv
+    2305.08891, algorithm 1)."""
+    u = np.arange(1001) / 1000
+    remaining = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    root = np.sqrt(np.cumprod(1 - np.minimum(1 - remaining[1:] / remaining[:-1], 0.999)))
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Wrong unless its table, its timesteps and both of its steps are those of the papers."""
+    levels = alphas()
+    if not np.abs(schedule.alphas_cumprod.double().numpy() - levels).max() <= 1e-5:
+        raise Wrong("the schedule's table of noise levels is not the papers'")
+    generator = torch.Generator().manual_seed(0)
+    x, v = (torch.randn(4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    for steps in (50, 500):
+        stride = 1000 // steps
+        wanted = list(range(1 + (steps - 1) * stride, 0, -stride))
+        if schedule.timesteps(steps) != wanted:
+            raise Wrong(f"the timesteps of {steps} steps are not {wanted[:2]} and so on")
+        for t in (1, 501, wanted[0]):
+            here, below = levels[t], levels[t - stride] if t >= stride else 1.0
+            for step, a, b in (
+                (schedule.step, here, below),
+                (schedule.inverse_step, below, here),
+            ):
+                clean, noise = (
+                    math.sqrt(a) * x - math.sqrt(1 - a) * v,
+                    math.sqrt(a) * v + math.sqrt(1 - a) * x,
+                )
+                truth = math.sqrt(b) * clean + math.sqrt(1 - b) * noise
+                if not (off := relative(step(v, t, x, steps), truth)) <= 1e-4:
+                    raise Wrong(f"the schedule's {step.__name__} at t = {t} is off by {off:.2g}")
+
+
+@torch.no_grad()
+def check_network(editor: Editor, video: anyv2v.Video, allowed: float) -> None:
+    """Wrong unless a prediction, and one with features injected, is what it has to be."""
+    frames, height, width, _ = video.frames.shape
+    told = editor.condition("a word", video.frames[0], frames, (width, height))
+    conditions = type(told).stack([told] * 3)
+    channels, s = editor.vae.config.latent_channels, editor.vae.config.factor
+    shape = (3, channels, frames, height // s, width // s)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    sites = frozenset().union(*editor.backbone.groups.values())
+    ways: dict[str, Callable[[], Tensor]] = {
+        "a prediction": lambda: editor.predict(latents[:1], 501, told),
+        "an injected prediction": lambda: editor.predict(
+            latents, 501, conditions, anyv2v.ShareSource(sites, 3)
+        ),
+    }
+    for name, run in ways.items():
+        out = run()
+        with by_definition():
+            truth = run()
+        if not (off := relative(out, truth)) <= allowed:
+            raise Wrong(f"{name} of the network is off by {off:.2g} from that of its definitions")
+    # diffusers' class takes latents of four channels only
+    if has_diffusers() and channels == 4:
+        truth = _of_diffusers(editor, video, latents[:1])
+        out = editor.predict(latents[:1], 501, told)
+        if not (off := relative(out, truth)) <= allowed:
+            raise Wrong(f"a prediction of the network is off by {off:.2g} from that of diffusers'")
+
+
+def _of_diffusers(editor: Editor, video: anyv2v.Video, latents: Tensor) -> Tensor:
+    from anyv2v.backbones.i2vgen.backbone import image_latents
+
+    backbone, frames = editor.backbone, video.frames
+    device, dtype = backbone.device, backbone.dtype
+    first = editor.encode_frames(frames[:1])
+    embedding = editor.encode_image(frames[0], frames.shape[2])
+    t, fps = (torch.tensor([x], device=device) for x in (501, 8))
+    theirs = diffusers_twin(backbone.unet)
+    return theirs(
+        latents.to(device, dtype),
+        t,
+        fps,
+        image_latents(first, len(frames)).to(device, dtype),
+        embedding[:, None],
+        encoder_hidden_states=editor.encode_text("a word"),
+    ).sample

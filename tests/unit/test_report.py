@@ -1,0 +1,176 @@
+"""README's tables and figures: what they say, and that they are what the results give."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import report
+
+ROOT = Path(__file__).parents[2]
+ABOUT = {
+    "device": "processor, x86_64",
+    "threads": 2,
+    "matrix_tflops": 0.3,
+    "copy_gbs": 20.0,
+    "torch": "2.13.0",
+    "commit": "abc",
+    "date": "2026-01-01",
+    "command": "python -m bench edit",
+}
+
+
+def timed(case, way, seconds, **more):
+    spread = {"p20_s": seconds * 0.9, "p80_s": seconds * 1.1, "median_s": seconds}
+    row = {"case": case, "implementation": way, "status": "measured", "peer": False, "ratio": 1.0}
+    return row | spread | more
+
+
+def edits():
+    near, far = "edit, demo weights, 32x32, 8 frames", "edit, published size, 512x512, 16 frames"
+    ways = (report.ORIGINAL, report.FIRST, report.NEXT)
+    rows = [
+        timed(near, way, t, evaluations=n)
+        for way, t, n in zip(ways, (40, 10, 5), (650, 178, 100), strict=True)
+    ]
+    plan = {"peak_mb": 2e3, "facts": {"weights_gb": 5.0, "features_gb": 1.0}}
+    rows.append({"case": far, "implementation": ways[0], "status": "counted", "tflop": 13608.0})
+    rows += [
+        {"case": far, "implementation": way, "status": "predicted", "tflop": t, **plan}
+        for way, t in zip(ways[1:], (4065.0, 1984.0), strict=True)
+    ]
+    return {"about": ABOUT, "rows": rows}
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    marked = "before\n\n<!-- bench:glance -->\nold\n<!-- /bench -->\n\nafter\n"
+    for name in report.DOCUMENTS:
+        (tmp_path / name).write_text(marked)
+    write(tmp_path, {"edit": edits()})
+    return tmp_path
+
+
+def write(root, subjects, name="cpu-small"):
+    (root / "bench" / "results" / f"{name}.json").write_text(json.dumps(subjects))
+
+
+def test_this_clones_documents_are_what_its_results_give():
+    done = subprocess.run(
+        [sys.executable, ROOT / "bench" / "report.py", "--check"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_check_fails_in_one_line_and_writes_nothing(root, capsys):
+    before = (root / "README.md").read_text()
+    assert report.main(["--check"], root) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "README.md" in line and "glance.svg" in line and "bench/report.py" in line
+    assert (root / "README.md").read_text() == before
+    assert report.main([], root) == 0 and report.main(["--check"], root) == 0
+
+
+@pytest.mark.parametrize("what", ["README.md", "bench/results/glance.svg", "result"])
+def test_check_sees_every_change(root, what):
+    report.main([], root)
+    if what == "result":
+        changed = edits()
+        changed["rows"][0]["median_s"] = 41
+        write(root, {"edit": changed})
+    else:
+        path = root / what
+        path.write_text(path.read_text().replace("40", "39"))
+    assert report.main(["--check"], root) == 1
+
+
+def test_a_table_says_what_was_measured_and_what_was_not(root):
+    report.main([], root)
+    text = (root / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    times = next(line for line in text.splitlines() if line.startswith("| time |"))
+    assert (
+        times
+        == "| time | 40.0 s (36.0 to 44.0 s) | 10.0 s (9.00 to 11.0 s) | 5.00 s (4.50 to 5.50 s) |"
+    )
+    parts = [line for line in text.splitlines() if line.startswith("| of the original's |")]
+    assert parts == [
+        "| of the original's | 1.00 | 0.250 | 0.125 |",
+        "| of the original's | 1.00 | 0.299 predicted | 0.146 predicted |",
+    ]
+    assert "| time on a GPU | not measured on a GPU | not" in text
+    assert "7.00 GB predicted" in text
+    for circumstance in ("`python -m bench edit`", "processor", "2 threads", "abc", "2026-01-01"):
+        assert circumstance in text
+
+
+def test_gpu_results_take_the_place_of_their_absence(root):
+    on_gpu = edits()
+    on_gpu["rows"] = on_gpu["rows"][:3]
+    write(root, {"edit": on_gpu}, "cuda-full")
+    report.main([], root)
+    line = next(x for x in (root / "README.md").read_text().splitlines() if "time on a GPU" in x)
+    assert "not measured" not in line and "40.0 s" in line
+
+
+def test_the_full_set_goes_before_the_small_one(root):
+    fuller = edits()
+    fuller["rows"][0]["median_s"] = 50
+    write(root, {"edit": fuller}, "cpu-full")
+    report.main([], root)
+    assert "50.0 s" in (root / "README.md").read_text()
+
+
+def test_a_marker_that_nothing_fills_is_refused(root):
+    (root / "README.md").write_text("<!-- bench:nothing -->\n<!-- /bench -->")
+    with pytest.raises(SystemExit, match="bench:nothing"):
+        report.main([], root)
+
+
+def scaling():
+    def facts(size, frames, edits):
+        return {"size": size, "frames": frames, "edits": edits, "steps": 10}
+
+    points = [(32, 8, 1), (64, 8, 1), (32, 16, 1), (32, 8, 2)]
+    rows = []
+    for point in points:
+        plan = {"predicted_tflop": 2.0, "predicted_mb": 30.0}
+        more = {"tflop": 2.0, "peak_mb": 25.0, "facts": facts(*point) | plan}
+        rows.append(timed(f"demo weights, {point}", "anyv2v", 1.0, **more))
+    for point in [(512, 16, 1), (768, 16, 1)]:
+        row = {"case": f"published size, {point}", "implementation": "anyv2v"}
+        row |= {"status": "predicted", "tflop": 4000.0, "peak_mb": 3e3, "facts": facts(*point)}
+        rows.append(row)
+    return {"about": ABOUT, "rows": rows}
+
+
+def test_what_is_predicted_is_drawn_hollow(root):
+    write(root, {"edit": edits(), "scaling": scaling()})
+    report.main([], root)
+    svg = ElementTree.parse(root / "bench" / "results" / "scaling.svg")
+    dots = [e.attrib for e in svg.iter() if e.tag.endswith("circle")]
+    hollow = [d for d in dots if d["fill"] == "none"]
+    # 2 quantities; on each axis the points that differ in it alone; one mark of each kind is a key
+    measured = 2 * (2 + 2 + 2)
+    predicted = 2 * (1 + 2 + 1)
+    assert len(dots) - len(hollow) == measured + 1
+    assert len(hollow) == measured + predicted + 2
+    words = " ".join(e.text for e in svg.iter() if e.tag.endswith("text"))
+    assert "predicted by anyv2v plan" in words and "not measured on a GPU" in words
+
+
+def test_numbers_are_cut_where_they_mean_nothing():
+    for x, text in ((13607.6, "13,608"), (0.0325, "0.0325"), (3.14159, "3.14"), (None, "")):
+        assert report.digits(x, 5 if x and x > 1e4 else 3) == text
+    assert report.duration(0.00123) == "1.23 ms" and report.duration(3e-5) == "30.0 µs"
+
+
+def test_every_column_of_a_table_is_explained():
+    text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^\| ([^|]+?) \| [^|]+ \|$", text.split("## Edits")[0], re.MULTILINE)
+    assert {"case", "implementation", *report.COLUMNS} <= set(explained)
