@@ -42,14 +42,19 @@ args = json.loads(sys.argv[2])
 began = time.monotonic()
 assert status(start(args)) == 0, "the command fails when nobody kills it"
 takes = time.monotonic() - began
-print(takes, flush=True)
+print("ready", flush=True)
 for line in sys.stdin:
     order, share = line.split()
+    began = time.monotonic()
     child = start(args)
     if order == "kill":
         time.sleep((float(share) + random.random() * (1 - float(share))) * takes)
         os.kill(child, signal.SIGKILL)
-    print(status(child), flush=True)
+    ended = status(child)
+    if order == "again":
+        # how long it takes now: other work on the machine comes and goes
+        takes = time.monotonic() - began
+    print(ended, flush=True)
 """
 
 
@@ -65,7 +70,7 @@ class Commands:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.takes = float(self._process.stdout.readline())
+        assert self._process.stdout.readline() == "ready\n"
 
     def run(self, order, share=0.0):
         self._process.stdin.write(f"{order} {share}\n")
