@@ -3,6 +3,7 @@
     python -m bench                       # all subjects, the small set, on what there is
     python -m bench edit unet --set full
     python -m bench --device cuda --tests
+    python -m bench rental --help         # fifteen minutes on a GPU that keeps nothing
 
 A wrong result has no speed: nothing of its case is timed, and the exit status is 1. Results go to
 bench/results/DEVICE-SET.json and .csv; `python bench/report.py` makes the tables and figures of
@@ -36,6 +37,11 @@ SUBJECTS = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["rental"]:
+        from bench.rental.run import main as rental
+
+        return rental(argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,

@@ -72,6 +72,8 @@ class Bench:
     """On the monotonic clock: no case begins after it."""
     rows: list[dict] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    on_row: Callable[[dict], None] = lambda row: None
+    """Is told every row as soon as it is known."""
     matrix_rate: float = float("nan")
     copy_rate: float = float("nan")
 
@@ -268,7 +270,9 @@ class Bench:
 
     def _add(self, case: str, contender: str, peer: bool, status: str, **columns: Any) -> None:
         row = {"case": case, "implementation": contender, "peer": peer, "status": status}
-        self.rows.append(row | {k: _short(v) for k, v in columns.items() if v is not None})
+        row |= {k: short(v) for k, v in columns.items() if v is not None}
+        self.rows.append(row)
+        self.on_row(row)
 
 
 def captured_graph(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -299,8 +303,8 @@ def circumstances(bench: Bench, command: str) -> dict:
     return {
         "device": torch.cuda.get_device_name() if bench.cuda else processor(),
         "threads": torch.get_num_threads(),
-        "matrix_tflops": _short(bench.matrix_rate / 1e12),
-        "copy_gbs": _short(bench.copy_rate / 1e9),
+        "matrix_tflops": short(bench.matrix_rate / 1e12),
+        "copy_gbs": short(bench.copy_rate / 1e9),
         **versions,
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
@@ -359,7 +363,8 @@ def duration(seconds: float) -> str:
     raise AssertionError
 
 
-def _short(x: Any) -> Any:
+def short(x: Any) -> Any:
+    """A number as it is written down: to five digits."""
     return float(f"{x:.5g}") if isinstance(x, float) else x
 
 

@@ -170,14 +170,34 @@ def reference(inputs: Inputs, rows: int) -> Tensor:
 
 def steps(bench: Bench, unet: UNet, frames: int, side: int) -> None:
     """Steps of an edit under guidance, each saving on and off; the same result for all."""
-    inputs = Inputs(unet, frames, side)
+    for name, ways in ways_of_steps(Inputs(unet, frames, side)).items():
+        with by_definition():
+            truth = next(iter(ways.values()))()
+        bench.case(
+            f"{name}, {shape(unet.config, frames, side)}",
+            [
+                Contender(way, run, flops=lambda run=run: count(run).flops)
+                for way, run in ways.items()
+            ],
+            lambda name, out, truth=truth: relative(out, truth),
+            ALLOWED[bench.dtype],
+        )
+
+
+def sites_of(unet: UNet) -> frozenset[str]:
+    """Where the paper injects."""
+    groups = injection_sites(vars(unet.config) | {"attention": list(unet.config.attention)})
+    return frozenset(site for group in groups.values() for site in group)
+
+
+def ways_of_steps(inputs: Inputs) -> dict[str, dict[str, Callable[[], Tensor]]]:
+    """Kind of step -> each way to take it -> the prediction of its two branches."""
+    unet, sites = inputs.unet, sites_of(inputs.unet)
     source, plain = (inputs.condition(slice(i, i + 1)) for i in range(2))
     # the branches of guidance have one picture: they differ in the text alone
     of_edit = unet.condition(
         inputs.text[2:], inputs.embedding[1:2], inputs.image[1:2], inputs.fps[:1]
     )
-    groups = injection_sites(vars(unet.config) | {"attention": list(unet.config.attention)})
-    sites = frozenset(site for group in groups.values() for site in group)
     last = max(sites, key=unet.sites.index)
     x, z, stack = inputs.latents[:1], inputs.latents[1:2], type(source).stack
 
@@ -213,18 +233,7 @@ def steps(bench: Bench, unet: UNet, frames: int, side: int) -> None:
         "without the source": lambda: predict([0, 1], everyone[1:], [z, z]),
         "the same, shared prefix (the default)": lambda: predict([0, 0], everyone[1:], [z]),
     }
-    for name, ways in (("step that injects", injecting), ("step that injects nothing", resting)):
-        with by_definition():
-            truth = next(iter(ways.values()))()
-        bench.case(
-            f"{name}, {shape(unet.config, frames, side)}",
-            [
-                Contender(way, run, flops=lambda run=run: count(run).flops)
-                for way, run in ways.items()
-            ],
-            lambda name, out, truth=truth: relative(out, truth),
-            ALLOWED[bench.dtype],
-        )
+    return {"step that injects": injecting, "step that injects nothing": resting}
 
 
 def branches(rows: int) -> str:

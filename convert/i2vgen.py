@@ -2,42 +2,13 @@
 
 from anyv2v.convert.fields import Fields
 from anyv2v.convert.rename import Rule, rules, under
+from anyv2v.convert.unet import ATTENTION, FEED_FORWARD, RESNET, transformer, unet
 from anyv2v.errors import InputError
 
-ATTENTION = rules({"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"})
-FEED_FORWARD = rules({"ff.net.0.proj": "ff.up", "ff.net.2": "ff.down"})
-
-
-def _transformer(second_attention: str) -> tuple[Rule, ...]:
-    return (
-        *rules({"norm": "norm", "proj_in": "proj_in", "proj_out": "proj_out"}),
-        *under(
-            "transformer_blocks.0",
-            "block",
-            (
-                *rules({"norm1": "norm1", "norm2": "norm2", "norm3": "norm3"}),
-                *under("attn1", "self", ATTENTION),
-                *under("attn2", second_attention, ATTENTION),
-                *FEED_FORWARD,
-            ),
-        ),
-    )
-
-
 # both attentions of a temporal block are self-attentions
-SPATIAL = _transformer("cross")
-TEMPORAL = _transformer("self2")
+SPATIAL = transformer("cross")
+TEMPORAL = transformer("self2")
 
-RESNET = rules(
-    {
-        "norm1": "norm1",
-        "conv1": "conv1",
-        "time_emb_proj": "time",
-        "norm2": "norm2",
-        "conv2": "conv2",
-    }
-)
-SHORTCUT = rules({"conv_shortcut": "shortcut"})
 # 3x1x1 convolutions over (f, h, w) in the checkpoint, 3x1 over (f, h*w) here
 TEMPORAL_CONV = (
     Rule("conv1.0", "norm1"),
@@ -57,7 +28,6 @@ LAYERS = (
     *under("attentions.{}", "spatial.{}", SPATIAL),
     *under("temp_attentions.{}", "temporal.{}", TEMPORAL),
 )
-CHANGING_WIDTH = under("resnets.{}", "res.{}", SHORTCUT)
 
 CONDITIONING = (
     *rules(
@@ -76,22 +46,9 @@ CONDITIONING = (
 )
 
 UNET = (
-    *rules(
-        {
-            "conv_in": "conv_in",
-            "conv_norm_out": "norm_out",
-            "conv_out": "conv_out",
-            "time_embedding.linear_1": "time_embedding.0",
-            "time_embedding.linear_2": "time_embedding.2",
-        }
-    ),
+    *unet(LAYERS),
     *CONDITIONING,
     *under("transformer_in", "transformer_in", TEMPORAL),
-    *under("down_blocks.{}", "down.{}", (*LAYERS, *CHANGING_WIDTH)),
-    Rule("down_blocks.{}.downsamplers.0.conv", "down.{}.downsample.conv"),
-    *under("mid_block", "mid", LAYERS),
-    *under("up_blocks.{}", "up.{}", (*LAYERS, *CHANGING_WIDTH)),
-    Rule("up_blocks.{}.upsamplers.0.conv", "up.{}.upsample.conv"),
 )
 
 DOWN_TYPES = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}

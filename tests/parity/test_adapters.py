@@ -30,28 +30,12 @@ from anyv2v.stable_diffusion.painting import Painting, paint
 from anyv2v.stable_diffusion.t2i_adapter import T2IAdapterConfig, T2IAdapterNetwork
 from anyv2v.stable_diffusion.unet import UNet2D, cross_sites
 from tests import adapter_snapshot, sd_snapshot
+from tests.draw import normal, redraw
 from tests.golden import relative_error
 
 SIZES = adapter_snapshot.IP_PRESETS["tiny"]
 WIDTHS, CONTEXT = SIZES["widths"], SIZES["context"]
 T2I_PRESETS = adapter_snapshot.T2I_PRESETS
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def redraw(network, seed):
-    """Every tensor anew, so that none is zero or one and none is alike."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in network.named_parameters():
-            value.normal_(generator=generator)
-            if value.ndim == 1:
-                value.mul_(0.2).add_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-            else:
-                value.mul_(value[0].numel() ** -0.5)
-    return network.eval().requires_grad_(False)
 
 
 def carry(state, table, ours):

@@ -19,6 +19,7 @@ from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.config import section
 from anyv2v.weights.checkpoint import Checkpoint
 from tests import golden
+from tests.draw import normal
 
 PROMPTS = ["", "a robot doing exercises", "Darth Vader, walking!", NEGATIVE_PROMPT]
 
@@ -30,10 +31,6 @@ def oracle(cls, reference, component):
         variant=reference.variant(component),
         torch_dtype=torch.float32,
     ).eval()
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()

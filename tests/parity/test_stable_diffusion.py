@@ -23,6 +23,7 @@ from anyv2v.stable_diffusion.sampling import (
 )
 from anyv2v.stable_diffusion.unet import UNet2D, cross_sites
 from tests import sd_snapshot
+from tests.draw import normal, redraw
 from tests.golden import relative_error
 
 KEYS = ("in_channels", "block_out_channels", "attends", "layers_per_block", "heads", "context")
@@ -33,23 +34,6 @@ SIZES = {
     "middle": (4, (64, 128, 256, 256), (True, True, True, False), 2, 8, 96, 32),
     "full": (8, (320, 640, 1280, 1280), (True, True, True, False), 2, 8, 768, 32),
 }
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def redraw(network, seed):
-    """Every tensor anew, so that none is zero or one and none is alike."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in network.named_parameters():
-            value.normal_(generator=generator)
-            if value.ndim == 1:
-                value.mul_(0.2).add_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-            else:
-                value.mul_(value[0].numel() ** -0.5)
-    return network.eval().requires_grad_(False)
 
 
 def pair(name):

@@ -98,7 +98,7 @@ def small(weights):
     ]
 
 
-def refused(result, *words):
+def check_refused(result, *words):
     status, out, err = result
     assert status == 2, err
     assert out == "" and err.startswith("anyv2v: ") and err.count("\n") == 1, err
@@ -199,7 +199,7 @@ def test_what_is_wrong_is_found_before_anything_runs(run, clip, small, options, 
         raise AssertionError("stage two is loading")
 
     monkeypatch.setattr(loading, "load", load)
-    refused(run("edit", clip, *small, *options, "-o", "out.mp4"), *words)
+    check_refused(run("edit", clip, *small, *options, "-o", "out.mp4"), *words)
 
 
 # stage one alone
@@ -237,11 +237,13 @@ def test_a_mask_lets_only_its_part_change(run, picture, tmp_path):
 
 def test_edit_frame_refuses(run, picture):
     begin = ("edit-frame", picture)
-    refused(run(*begin, "-o", "f.png"), "needs an --editor", "recolour")
-    refused(run(*begin, "--editor", "edges", "-o", picture), "is an input")
-    refused(run(*begin, "--editor", "edges", "-o", "f.jpg"), ".png")
-    refused(run("edit-frame", "gone.png", "--editor", "edges", "-o", "f.png"), "no such file")
-    refused(run(*begin, "--editor", "edges", "--mask", picture, "-o", "gone/f.png"), "no folder")
+    check_refused(run(*begin, "-o", "f.png"), "needs an --editor", "recolour")
+    check_refused(run(*begin, "--editor", "edges", "-o", picture), "is an input")
+    check_refused(run(*begin, "--editor", "edges", "-o", "f.jpg"), ".png")
+    check_refused(run("edit-frame", "gone.png", "--editor", "edges", "-o", "f.png"), "no such file")
+    check_refused(
+        run(*begin, "--editor", "edges", "--mask", picture, "-o", "gone/f.png"), "no folder"
+    )
 
 
 def test_a_new_editor_is_one_file_and_one_line(run, picture, tmp_path_factory, monkeypatch, capfd):
@@ -301,7 +303,7 @@ def test_a_tool_is_told_words_as_they_are(run, picture, tool, tmp_path_factory):
     ],
 )
 def test_what_goes_wrong_with_a_tool_is_told(run, picture, tool, kind, words):
-    refused(by_tool(run, picture, tool(kind)), *words)
+    check_refused(by_tool(run, picture, tool(kind)), *words)
 
 
 def test_a_picture_of_the_same_proportions_is_resized(run, picture, tool, caplog):
@@ -317,7 +319,7 @@ def test_nothing_of_a_tool_goes_on_running(run, picture, tool, kind, tmp_path_fa
     began = time.monotonic()
     result = by_tool(run, picture, tool(kind, late), "--editor-timeout", "1.5")
     if kind == "hangs":
-        refused(result, "was ended after 1.5 s", "--editor-timeout")
+        check_refused(result, "was ended after 1.5 s", "--editor-timeout")
         assert time.monotonic() - began < 30
     else:
         assert result[0] == 0
@@ -326,7 +328,11 @@ def test_nothing_of_a_tool_goes_on_running(run, picture, tool, kind, tmp_path_fa
 
 
 def test_a_tool_that_is_not_there(run, picture, tool):
-    refused(by_tool(run, picture, "no-such-tool {output}"), "no-such-tool cannot run: No such file")
-    refused(by_tool(run, picture, tool("words", "x", "{instruction}")), "no instruction is given")
+    check_refused(
+        by_tool(run, picture, "no-such-tool {output}"), "no-such-tool cannot run: No such file"
+    )
+    check_refused(
+        by_tool(run, picture, tool("words", "x", "{instruction}")), "no instruction is given"
+    )
     with pytest.raises(InputError, match="timeout"):
         Command("tool {output}", timeout=0)

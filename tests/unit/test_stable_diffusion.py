@@ -22,10 +22,7 @@ from anyv2v.stable_diffusion.sampling import (
     sample_euler_ancestral,
 )
 from tests import sd_snapshot
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+from tests.draw import normal
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,241 @@
+"""T3, T4, T6: what would be gained by other tiles, switches, larger products, a compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyv2v.kernels.attention.reference import reference
+from bench.rental.lab import Lab
+from bench.rental.network import attending, by_pytorch, drawn, one_branch, profiled
+from bench.truth import WANTED, relative
+from bench.unet import ALLOWED, ways_of_steps
+
+# groups -> tiles (queries, keys, warps, stages) that spill no registers when they are compiled
+TILES = {
+    1: [(128, 128, 8, 3), (128, 64, 4, 3)],
+    2: [(128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3)]
+    + [(64, 128, 4, 2)],
+    3: [(128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 2), (64, 64, 4, 2)]
+    + [(64, 64, 4, 3), (64, 128, 4, 2)],
+}
+
+
+@torch.no_grad()
+def tiles(lab: Lab) -> None:
+    """The attention kernel with tiles of every kind, the error first."""
+    from anyv2v.kernels.attention import fused
+
+    for tokens, heads in ((16, 1),) if lab.dry else ((4096, 5), (1024, 10)):
+        rows, width = (1, 16) if lab.dry else (16, 64)
+        for groups, table in TILES.items():
+            shape = rows, tokens, heads, width
+            q, k = (torch.randn(shape, device=lab.device, dtype=torch.float16) for _ in range(2))
+            v = torch.randn(groups * rows, *shape[1:], device=lab.device, dtype=torch.float16)
+            truth = reference(q[:1].double(), k[:1].double(), v[::rows].double())
+            case = f"attention, {tokens} tokens, g={groups}"
+            flops = 2 * heads * tokens**2 * width * (rows + groups * rows)
+            for tile in table[:1] if lab.dry else table:
+                chosen = fused.Tiles(*tile)
+                if lab.dry:
+                    chosen = fused.Tiles(16, 16, 4, 1)
+                every = dict.fromkeys((1, 2, 3, 4), chosen)
+
+                def run(every=every, q=q, k=k, v=v) -> Tensor:
+                    with mock.patch.object(fused, "tiles_by_groups", lambda *_: every):
+                        return fused.attention(q, k, v)
+
+                name = "x".join(map(str, tile[:2])) + f", {tile[2]} warps, {tile[3]} stages"
+                try:
+                    off = relative(run()[::rows], truth)
+                    right = off <= 1e-3
+                    times = lab.clock(lab.captured(run), 0.0 if lab.dry else 0.1) if right else None
+                except Exception as e:
+                    lab.fact(case, name, "failed", reason=f"{type(e).__name__}: {e}"[:200])
+                    continue
+                rate = flops / times.median_s / 1e12 if times else None
+                lab.fact(
+                    case,
+                    name,
+                    "ok" if right else "wrong",
+                    times=times,
+                    error=off,
+                    tflops=rate,
+                    headline=True,
+                )
+
+
+@contextmanager
+def wanting(kernel: str, name: str) -> Iterator[None]:
+    """Inside, one kernel is by the implementation of that name."""
+    import importlib
+
+    module = importlib.import_module(f"anyv2v.kernels.{kernel}")
+    patches = [mock.patch.object(module, place, name) for place in WANTED[kernel]]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+@contextmanager
+def small_norm_tiles() -> Iterator[None]:
+    from anyv2v.kernels.group_norm_silu import fused
+
+    with mock.patch.object(fused, "POSITIONS", 64):
+        yield
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+def switches(lab: Lab) -> None:
+    """Each changes one thing of a captured forward; the first and the last change nothing."""
+    with torch.no_grad():
+        _switches(lab)
+        _products(lab)
+
+
+def _switches(lab: Lab) -> None:
+    inputs = drawn(lab)
+    run = one_branch(inputs)
+    truth = run()
+    ways: dict[str, Callable[[], AbstractContextManager]] = {
+        "as it is": nullcontext,
+        "cudnn.benchmark": lambda: torch.backends.cudnn.flags(enabled=True, benchmark=True),
+        "no attention by cuDNN": without_cudnn_attention,
+        "attention by triton": lambda: attending("sdpa" if lab.dry else "triton"),
+        "group norm by PyTorch": lambda: wanting("group_norm_silu", "eager"),
+        "GEGLU by PyTorch": lambda: wanting("geglu", "eager"),
+        "short attention by PyTorch": lambda: wanting("short_attention", "eager"),
+        "layer norm by PyTorch": lambda: wanting("layer_norm", "eager"),
+        "group norm in tiles of 64x64": nullcontext if lab.dry else small_norm_tiles,
+        "nothing by Triton": by_pytorch,
+        "as it is, again": nullcontext,
+    }
+    for name, way in ways.items():
+        try:
+            with way():
+                off = relative(run(), truth)
+                right = off <= ALLOWED[lab.dtype]
+                times = lab.clock(lab.captured(run)) if right else None
+        except Exception as e:
+            lab.fact("switch", name, "failed", reason=f"{type(e).__name__}: {e}"[:200])
+            continue
+        lab.fact("switch", name, "ok" if right else "wrong", times=times, error=off, headline=True)
+    step = ways_of_steps(inputs)["step that injects"]["replayed, compact (the default)"]
+    kinds = profiled(lab, step, "profile2.csv")
+    for kind, (ms, launches) in sorted(kinds.items(), key=lambda x: -x[1][0]):
+        lab.fact("profile of a step that injects", kind, ms=ms, launches=launches)
+
+
+def _products(lab: Lab) -> None:
+    """Products that take in what follows them, and a temporal convolution as a product."""
+    for tokens, c in ((32, 16),) if lab.dry else ((65536, 320), (16384, 640), (4096, 1280)):
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, device=lab.device, dtype=lab.dtype) * shape[-1] ** -0.5
+
+        x, h = normal(tokens, c), normal(tokens, c)
+        w, b, wide = normal(c, c), normal(c), normal(3 * c, c)
+        weights = wide.split(c)
+        frames = 4 if lab.dry else 16
+        video = x.view(1, frames, tokens // frames, c)
+        kernel = normal(c, c, 3, 1).to(memory_format=torch.channels_last)
+        flat = kernel.squeeze(-1).permute(0, 2, 1).reshape(c, 3 * c).contiguous()
+
+        def convolve(video=video, kernel=kernel) -> Tensor:
+            out = F.conv2d(video.permute(0, 3, 1, 2), kernel, padding=(1, 0))
+            return out.permute(0, 2, 3, 1)
+
+        def as_product(video=video, flat=flat) -> Tensor:
+            padded = F.pad(video, (0, 0, 0, 0, 1, 1))
+            f = video.shape[1]
+            joined = torch.cat([padded[:, i : i + f] for i in range(3)], dim=-1)
+            return F.linear(joined, flat)
+
+        pairs = {
+            "residual sum": (
+                ("product, then sum", lambda h=h, w=w, b=b, x=x: x + F.linear(h, w, b)),
+                ("product that adds", lambda h=h, w=w, b=b, x=x: torch.addmm(x + b, h, w.t())),
+            ),
+            "query, key, value": (
+                ("three products", lambda x=x, ws=weights: torch.cat([x @ y.t() for y in ws], 1)),
+                ("one product", lambda x=x, wide=wide: F.linear(x, wide)),
+            ),
+            "temporal convolution": (
+                ("cuDNN", convolve),
+                ("joined frames, one product", as_product),
+            ),
+        }
+        for what, ways in pairs.items():
+            first = None
+            for name, run in ways:
+                out = run()
+                first = out if first is None else first
+                off = relative(out, first)
+                right = off <= (1e-4 if lab.dry else 5e-3)
+                times = lab.clock(lab.captured(run), 0.0 if lab.dry else 0.1) if right else None
+                lab.fact(
+                    f"{what}, {tokens} tokens of {c}",
+                    name,
+                    "ok" if right else "wrong",
+                    times=times,
+                    error=off,
+                )
+
+
+@torch.no_grad()
+def compiled(lab: Lab) -> None:
+    """torch.compile of the whole network, with PyTorch's operations in place of our kernels."""
+    inputs = drawn(lab)
+    told = inputs.condition(slice(1))
+    arguments = inputs.latents[:1], inputs.t[:1], told
+    truth = inputs.unet(*arguments)
+    backend = "eager" if lab.dry else "inductor"
+    ways = {"ours traced as they are": nullcontext, "nothing by Triton": by_pytorch}
+    if lab.dry:
+        # tracing takes most of a minute for each
+        del ways["nothing by Triton"]
+    for name, way in ways.items():
+        torch._dynamo.reset()
+        try:
+            with way():
+                network = torch.compile(
+                    inputs.unet, fullgraph=not lab.dry, dynamic=False, backend=backend
+                )
+                begin = lab.stopwatch()
+                off = relative(network(*arguments), truth)
+                building = lab.stopwatch() - begin
+                run = lambda network=network: network(*arguments)  # noqa: E731
+                right = off <= ALLOWED[lab.dtype]
+                times = lab.clock(lab.captured(run)) if right else None
+        except Exception as e:
+            first = str(e).strip().splitlines()
+            lab.fact(
+                "torch.compile", name, "failed", reason=f"{type(e).__name__}: {first[:1]}"[:300]
+            )
+            continue
+        lab.fact(
+            "torch.compile",
+            name,
+            "ok" if right else "wrong",
+            times=times,
+            error=off,
+            building_s=building,
+            headline=True,
+        )

@@ -1,0 +1,208 @@
+"""S2: one forward of the network, each way to run it. S3: where its time goes."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from anyv2v.accounting import count
+from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.injection.taps import Record
+from anyv2v.kernels import attention as attention_door
+from anyv2v.kernels import gpu
+from bench.counted import UNET
+from bench.rental.lab import Lab
+from bench.truth import by_definition, relative
+from bench.unet import ALLOWED, Inputs, random_unet, ways_of_steps
+
+TINY = UNetConfig(4, (16, 32), (True, False), 1, 8, 32, 8)
+
+
+def drawn(lab: Lab) -> Inputs:
+    """The published network, random weights in half precision, and what it is given."""
+    config, frames, side = (TINY, 2, 4) if lab.dry else (UNET, 16, 64)
+    return Inputs(random_unet(config, lab.device, lab.dtype), frames, side)
+
+
+def one_branch(inputs: Inputs) -> Callable[[], Tensor]:
+    """A prediction of a run, which has computed its conditions before."""
+    told = inputs.condition(slice(1))
+    return lambda: inputs.unet(inputs.latents[:1], inputs.t[:1], told)
+
+
+@contextmanager
+def attending(name: str | None) -> Iterator[None]:
+    """Inside, attention is by the implementation of that name, as $ANYV2V_ATTENTION asks for it."""
+    with mock.patch.object(attention_door, "_WANTED", name):
+        yield
+
+
+@contextmanager
+def by_pytorch() -> Iterator[None]:
+    """Inside, no kernel is ours: what runs where Triton is missing."""
+    with mock.patch.object(gpu, "INSTALLED", False):
+        yield
+
+
+@torch.no_grad()
+def forward(lab: Lab) -> None:
+    inputs = drawn(lab)
+    ours, allowed = one_branch(inputs), ALLOWED[lab.dtype]
+    tflop = count(ours).flops / 1e12
+    with by_definition():
+        truth = ours()
+        by_definitions = lab.clock(ours, least=2)
+    lab.fact("forward, one branch", "every kernel by definition, eager", times=by_definitions)
+
+    def fact(implementation: str, run: Callable[[], Tensor], captured: bool, **columns) -> Tensor:
+        lab.begin_peak()
+        run = lab.captured(run) if captured else run
+        out = run().clone()
+        off = relative(out, truth)
+        status = "ok" if off <= allowed else "wrong"
+        # what is wrong is not timed
+        times = lab.clock(run) if status == "ok" else None
+        _, matrix = lab.rates()
+        lab.fact(
+            "forward, one branch",
+            implementation,
+            status,
+            times=times,
+            error=off,
+            allowed=allowed,
+            tflop=tflop,
+            of_matrix_rate=tflop * 1e12 / times.median_s / matrix if times else None,
+            of_definitions=times.median_s / by_definitions.median_s if times else None,
+            headline=True,
+            **lab.peak(),
+            **columns,
+        )
+        return out
+
+    eager = fact("anyv2v, eager", ours, False)
+    captured = fact("anyv2v, captured (the default)", ours, True)
+    same = torch.equal(eager, captured)
+    lab.fact("captured equals eager to the bit", str(same), "ok" if same else "wrong")
+    with by_pytorch():
+        fact("PyTorch in place of every kernel, captured", ours, True)
+    for name in ("sdpa", "reference") if lab.dry else ("triton", "sdpa"):
+        with attending(name):
+            fact(f"ANYV2V_ATTENTION={name}, captured", ours, True)
+
+    told, sites = inputs.condition(slice(1)), injected_sites(inputs)
+    recording = (
+        lambda: inputs.unet(  # noqa: E731
+            inputs.latents[:1], inputs.t[:1], told, Record(sites, compact=True)
+        )
+    )
+    timed_only(lab, "forward, one branch", "recording all sites, compact", recording)
+    for case, ways in ways_of_steps(inputs).items():
+        with by_definition():
+            truth = next(iter(ways.values()))()
+        for name, run in ways.items():
+            off = relative(run(), truth)
+            status = "ok" if off <= allowed else "wrong"
+            timed_only(lab, case, name, run, status, error=off, headline=True)
+            if "rides along" in name or "replayed, compact" in name:
+                for other in ("sdpa",) if lab.dry else ("triton", "sdpa"):
+                    with attending(other):
+                        timed_only(lab, case, f"{name}, ANYV2V_ATTENTION={other}", run)
+
+
+def timed_only(
+    lab: Lab, case: str, name: str, run: Callable[[], object], status: str = "ok", **columns
+) -> None:
+    times = lab.clock(lab.captured(run)) if status == "ok" else None
+    lab.fact(case, f"{name}, captured", status, times=times, **columns)
+
+
+def injected_sites(inputs: Inputs) -> frozenset[str]:
+    from bench.unet import sites_of
+
+    return sites_of(inputs.unet)
+
+
+# what a kernel's name says of its work, the first that fits
+CLASSES = (
+    ("triton: attention", r"^attention_kernel"),
+    ("triton: short attention", r"^(short_|apply_probabilities)"),
+    ("triton: group norm", r"^(whole|moments|combine|normali[sz]e)_kernel"),
+    ("triton: GEGLU gate", r"^gate_kernel"),
+    ("triton: layer norm", r"^layer_norm_kernel"),
+    ("triton: other", r"^\w+_kernel$"),
+    ("attention of cuDNN, flash or efficient", r"sdpa|flash|fmha|efficient_attention"),
+    ("convolution", r"fprop|convolve|conv2d|implicit|winograd|cudnn.*conv"),
+    ("matrix product", r"gemm|nvjet|cutlass|cublas"),
+    ("layout changes", r"nchwToNhwc|nhwcToNchw|tensorTransform"),
+    ("PyTorch: layer norm", r"layer_norm"),
+    ("PyTorch: copies and joins", r"copy|CatArray|memcpy|Memcpy"),
+    ("PyTorch: sums", r"CUDAFunctor_add|AddFunctor|add_kernel"),
+    ("PyTorch: other elementwise", r"elementwise|silu|upsample|reduce|vectorized"),
+)
+
+
+def kind_of(kernel: str) -> str:
+    return next((name for name, form in CLASSES if re.search(form, kernel)), "other")
+
+
+@torch.no_grad()
+def profiled(
+    lab: Lab, run: Callable[[], object], path: str, times: int = 3
+) -> dict[str, tuple[float, float]]:
+    """Milliseconds and launches of one run by kind of kernel; all kernels and operators to `path`.
+
+    Of eager runs, whose kernels are those of captured ones.
+    """
+    run()
+    lab.stopwatch()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (not lab.dry)
+    with profile(activities=activities, record_shapes=True) as seen:
+        for _ in range(times):
+            run()
+        lab.stopwatch()
+    where = DeviceType.CPU if lab.dry else DeviceType.CUDA
+
+    def spent(row) -> float:
+        return row.self_cpu_time_total if lab.dry else row.self_device_time_total
+
+    kernels = [r for r in seen.key_averages() if r.device_type == where and spent(r) > 0]
+    kinds: dict[str, tuple[float, float]] = {}
+    for row in kernels:
+        ms, launches = kinds.get(kind_of(row.key), (0.0, 0.0))
+        kinds[kind_of(row.key)] = (
+            ms + spent(row) / 1e3 / times,
+            launches + row.count / times,
+        )
+    operators = [
+        r
+        for r in seen.key_averages(group_by_input_shape=True)
+        if r.device_type == DeviceType.CPU and spent(r) > 0
+    ]
+    with (lab.out / path).open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["what", "kind", "name", "shapes", "calls a run", "ms a run"])
+        for what, rows in (("kernel", kernels), ("operator", operators)):
+            for row in sorted(rows, key=spent, reverse=True)[:150]:
+                shapes = str(row.input_shapes) if what == "operator" else ""
+                kind = kind_of(row.key) if what == "kernel" else ""
+                per_run = f"{row.count / times:g}", f"{spent(row) / 1e3 / times:.4f}"
+                table.writerow([what, kind, row.key[:200], shapes[:200], *per_run])
+    return kinds
+
+
+@torch.no_grad()
+def profile_of_a_forward(lab: Lab) -> None:
+    run = one_branch(drawn(lab))
+    kinds = profiled(lab, run, "profile1.csv")
+    for kind, (ms, launches) in sorted(kinds.items(), key=lambda x: -x[1][0]):
+        lab.fact("profile of a forward", kind, ms=ms, launches=launches, headline=True)
+    total = sum(ms for ms, _ in kinds.values()), sum(n for _, n in kinds.values())
+    lab.fact("profile of a forward", "all kernels", ms=total[0], launches=total[1], headline=True)

@@ -1,0 +1,62 @@
+"""T1: the tests that need a GPU. T2: the kernels under a sanitizer."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+from bench.core import ROOT
+from bench.rental.lab import Lab
+
+TESTS = ["tests/kernels", "tests/unit/test_gpu.py", "tests/unit/test_graphs.py"]
+"""Where all tests of the mark `gpu` are: collecting the others takes seconds."""
+
+
+def tests(lab: Lab) -> None:
+    path = lab.out / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={path}"]
+    command += ["-p", "no:cacheprovider", *TESTS]
+    # several share the device; one that hangs does not take the others along
+    command += [] if lab.dry else ["-n", "6", "--timeout", "90"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    (lab.out / "tests.txt").write_text(done.stdout[-200_000:] + done.stderr[-20_000:])
+    suite = ElementTree.parse(path).getroot()
+    suite = suite.find("testsuite") if suite.tag == "testsuites" else suite
+    counts = {k: int(suite.get(k, 0)) for k in ("tests", "failures", "errors", "skipped")}
+    for case in suite.iter("testcase"):
+        bad = case.find("failure") if case.find("failure") is not None else case.find("error")
+        if bad is not None:
+            name = f"{case.get('classname')}::{case.get('name')}"
+            lab.fact("pytest -m gpu", name, "wrong", reason=(bad.get("message") or "")[:300])
+    right = not counts["failures"] and not counts["errors"] and counts["tests"] > 0
+    lab.fact("pytest -m gpu", "", "ok" if right else "wrong", headline=True, **counts)
+
+
+def sanitizer(lab: Lab) -> None:
+    """memcheck and racecheck on small calls of every kernel; without the tool, the calls alone."""
+    tool = None if lab.dry else shutil.which("compute-sanitizer")
+    told = []
+    for check in ("memcheck", "racecheck"):
+        command = [sys.executable, "-m", "bench.rental.small", *["--dry"] * lab.dry]
+        if tool:
+            command = [tool, "--tool", check, "--kernel-name-exclude", "regex=at::", *command]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        told.append(said)
+        (lab.out / "sanitizer.txt").write_text("\n".join(told)[-2_000_000:])
+        calls = len(re.findall(r"^ran ", said, re.M))
+        found = re.search(r"(ERROR|RACECHECK) SUMMARY: (\d+) ", said)
+        count = int(found[2]) if found else None
+        right = calls > 0 and done.returncode == 0 and not count
+        lab.fact(
+            f"compute-sanitizer, {check}",
+            "the calls alone: the tool is not here" if not tool else "",
+            "ok" if right else "wrong",
+            calls=calls,
+            found=count,
+            reason=None if right else said.strip()[-300:],
+            headline=True,
+        )

@@ -1,0 +1,65 @@
+"""The steps of a rental, in the order in which their facts decide what to do next."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from bench.rental.lab import Lab
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    title: str
+    function: str
+    """module:function of bench.rental; takes a Lab."""
+    limit: float
+    """Seconds after which its processes are ended."""
+    least: float
+    """With fewer seconds left it is not begun."""
+    processes: int = 1
+    """That share its cases."""
+    interpreted: bool = False
+    """Whether a dry run of it needs Triton's interpreter."""
+
+    def run(self, lab: Lab) -> None:
+        self.prepare()(lab)
+
+    def prepare(self):
+        """Imports all it needs, which takes seconds, before its turn has come."""
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(f"bench.rental.{module}"), name)
+
+
+PARTS: dict[int, tuple[Step, ...]] = {
+    1: (
+        Step("S0", "the machine: versions, rates, who attends", "machine:environment", 40, 5),
+        Step(
+            "S1",
+            "every kernel on every shape, against float64",
+            "kernels:correct",
+            90,
+            15,
+            processes=8,
+            interpreted=True,
+        ),
+        Step("S2", "one forward of the network, each way to run it", "network:forward", 70, 20),
+        Step("S3", "where the time of a forward goes", "network:profile_of_a_forward", 40, 10),
+        Step("S4", "whole edits, as a user makes them", "edits:default", 90, 30),
+        Step("S5", "the original's procedure on the same network", "edits:original", 40, 10),
+        Step("S6", "kernels against their peers", "kernels:raced", 80, 10, interpreted=True),
+    ),
+    2: (
+        Step("T1", "pytest -m gpu", "proof:tests", 150, 40),
+        Step("T2", "what a sanitizer finds in the kernels", "proof:sanitizer", 70, 20),
+        Step("T3", "tiles of the attention kernel", "experiments:tiles", 60, 15, interpreted=True),
+        Step("T4", "one switch at a time, on a forward", "experiments:switches", 80, 20),
+        Step("T5", "features on the host, and edits in a row", "edits:in_a_row", 60, 20),
+        Step("T6", "what torch.compile makes of a forward", "experiments:compiled", 100, 60),
+    ),
+}
+
+
+def named(name: str) -> Step:
+    return next(step for steps in PARTS.values() for step in steps if step.name == name)
