@@ -107,7 +107,11 @@ class Lab:
 
     def captured(self, run: Callable[[], Any]) -> Callable[[], Any]:
         """As the network runs it on a GPU, from a CUDA graph."""
-        return run if self.dry else captured_graph(run)
+        if self.dry:
+            return run
+        # a graph has memory of its own, which must not run short for what is merely cached
+        torch.cuda.empty_cache()
+        return captured_graph(run)
 
     def stopwatch(self) -> float:
         """Seconds on a clock that has waited for the device."""

@@ -21,7 +21,7 @@ from anyv2v.kernels import gpu
 from bench.counted import UNET
 from bench.rental.lab import Lab
 from bench.truth import by_definition, relative
-from bench.unet import ALLOWED, Inputs, random_unet, ways_of_steps
+from bench.unet import ALLOWED, Inputs, random_unet, sites_of, ways_of_steps
 
 TINY = UNetConfig(4, (16, 32), (True, False), 1, 8, 32, 8)
 
@@ -97,12 +97,12 @@ def forward(lab: Lab) -> None:
         with attending(name):
             fact(f"ANYV2V_ATTENTION={name}, captured", ours, True)
 
-    told, sites = inputs.condition(slice(1)), injected_sites(inputs)
-    recording = (
-        lambda: inputs.unet(  # noqa: E731
-            inputs.latents[:1], inputs.t[:1], told, Record(sites, compact=True)
-        )
-    )
+    told, sites = inputs.condition(slice(1)), sites_of(inputs.unet)
+
+    def recording() -> Tensor:
+        taps = Record(sites, compact=True)
+        return inputs.unet(inputs.latents[:1], inputs.t[:1], told, taps)
+
     timed_only(lab, "forward, one branch", "recording all sites, compact", recording)
     for case, ways in ways_of_steps(inputs).items():
         with by_definition():
@@ -122,12 +122,6 @@ def timed_only(
 ) -> None:
     times = lab.clock(lab.captured(run)) if status == "ok" else None
     lab.fact(case, f"{name}, captured", status, times=times, **columns)
-
-
-def injected_sites(inputs: Inputs) -> frozenset[str]:
-    from bench.unet import sites_of
-
-    return sites_of(inputs.unet)
 
 
 # what a kernel's name says of its work, the first that fits
