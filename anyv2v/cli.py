@@ -32,7 +32,7 @@ from anyv2v.injection.plan import NO_INJECTION, Injection
 from anyv2v.media.clip import Video
 from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.psnr import psnr
-from anyv2v.media.video import SUFFIXES, read_video, write_video
+from anyv2v.media.video import SUFFIXES, pyav, read_video, write_video
 from anyv2v.options import parser
 from anyv2v.source import SUFFIX, Source, Unfinished
 
@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_demo(args: argparse.Namespace) -> None:
+    pyav()
     folder = Path(args.output)
     if not folder.parent.is_dir():
         raise InputError(f"-o {folder}: there is no folder {folder.parent}")
@@ -438,6 +439,8 @@ def _check_output(
     if weights in output.parents:
         raise InputError(f"-o {path}: is in the folder of the weights")
     check_output(path, args.force, suffixes)
+    if suffixes == SUFFIXES:
+        pyav()  # else its absence were found when all is computed
 
 
 def _report(output: str, frames: np.ndarray, fps: float) -> None:

@@ -1,5 +1,7 @@
 """Video files to and from uint8 RGB frames; the only module that knows PyAV."""
 
+from __future__ import annotations
+
 import math
 import os
 import struct
@@ -8,11 +10,10 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from anyv2v import checks
 from anyv2v.errors import InputError
@@ -20,6 +21,9 @@ from anyv2v.files import atomic_path, check_output
 from anyv2v.media.clip import Video
 from anyv2v.media.image import FITS, as_frames, fit_frame
 from anyv2v.memory import free_bytes, require
+
+if TYPE_CHECKING:
+    import av
 
 SUFFIXES = (".mp4", ".mov", ".mkv")
 
@@ -32,11 +36,17 @@ LONGEST = 3600.0
 # of a frame; twice what is filmed today. decoders hold some twenty frames
 MOST_PIXELS = 2**26
 
-# without these swscale rounds down and is up to 3 levels off in saturated colours
-EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-
 # the number of AVCOL_SPC, AVCOL_PRI and AVCOL_TRC that means BT.709, and the one for "not said"
 BT709, UNSPECIFIED = 1, 2
+
+
+def pyav():
+    """The package av, imported when a file is opened: InputError where there is none."""
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(f"videos need PyAV (pip install av): {error}") from error
+    return av
 
 
 def read_video(
@@ -117,6 +127,7 @@ def write_video(
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its video stream."""
+    av = pyav()
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a video")
     try:
@@ -146,6 +157,7 @@ def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStr
 
 def _decode(container, stream) -> Iterator[av.VideoFrame]:
     """Whole frames in the order they are shown, up to the first damage after a frame."""
+    av = pyav()
     packets = container.demux(stream)
     begun = False
     while True:
@@ -206,15 +218,26 @@ def _sample(timed, start: float, fps: float) -> Iterator[av.VideoFrame]:
 
 def _to_rgb(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> np.ndarray:
     """uint8 RGB (h, w, 3), upright and with square pixels."""
+    reformatter = pyav().video.reformatter
     matrix = frame.colorspace
     # players take high definition for BT.709 when the file does not say
     if matrix == UNSPECIFIED and frame.height >= 720:
-        matrix = Colorspace.ITU709
+        matrix = reformatter.Colorspace.ITU709
     # beyond these it is a damaged header, not a camera
     stretch = pixel_aspect if pixel_aspect and 1 / 4 <= pixel_aspect <= 4 else 1
     width = max(1, round(frame.width * stretch))
-    rgb = frame.reformat(width=width, format="rgb24", src_colorspace=matrix, interpolation=EXACT)
+    rgb = frame.reformat(
+        width=width,
+        format="rgb24",
+        src_colorspace=matrix,
+        interpolation=_exact(reformatter.Interpolation),
+    )
     return _upright(rgb.to_ndarray(), frame.side_data.get("DISPLAYMATRIX"))
+
+
+def _exact(interpolation):
+    """Without these swscale rounds down and is up to 3 levels off in saturated colours."""
+    return interpolation.BICUBIC | interpolation.ACCURATE_RND | interpolation.FULL_CHR_H_INT
 
 
 def _upright(picture: np.ndarray, matrix) -> np.ndarray:
@@ -228,6 +251,9 @@ def _upright(picture: np.ndarray, matrix) -> np.ndarray:
 
 
 def _encode(path: Path, frames: np.ndarray, rate: Fraction) -> None:
+    av = pyav()
+    reformatter = av.video.reformatter
+    interpolation = reformatter.Interpolation
     # the index goes to the front, so that a player can start before it has the whole file
     options = {} if path.suffix.lower() == ".mkv" else {"movflags": "faststart"}
     with av.open(f"file:{path}", "w", options=options) as container:
@@ -235,16 +261,16 @@ def _encode(path: Path, frames: np.ndarray, rate: Fraction) -> None:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.color_range = ColorRange.MPEG
+        context.color_range = reformatter.ColorRange.MPEG
         context.colorspace = context.color_primaries = context.color_trc = BT709
         for index, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
                 format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
+                dst_colorspace=reformatter.Colorspace.ITU709,
+                dst_color_range=reformatter.ColorRange.MPEG,
                 dst_color_primaries=BT709,
                 dst_color_trc=BT709,
-                interpolation=EXACT | Interpolation.FULL_CHR_H_INP,
+                interpolation=_exact(interpolation) | interpolation.FULL_CHR_H_INP,
             )
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))

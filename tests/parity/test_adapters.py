@@ -1,11 +1,8 @@
 """IP-Adapter and T2I-Adapter against diffusers, live, on random weights."""
 
-import diffusers
 import numpy as np
 import pytest
 import torch
-import transformers
-from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img
 from PIL import Image
 
 from anyv2v.clip.preprocess import PreprocessConfig
@@ -32,6 +29,12 @@ from anyv2v.stable_diffusion.unet import UNet2D, cross_sites
 from tests import adapter_snapshot, sd_snapshot
 from tests.draw import normal, redraw
 from tests.golden import relative_error
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+pipeline_stable_diffusion_img2img = pytest.importorskip(
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img"
+)
 
 SIZES = adapter_snapshot.IP_PRESETS["tiny"]
 WIDTHS, CONTEXT = SIZES["widths"], SIZES["context"]

@@ -5,20 +5,15 @@ import random
 import pytest
 import regex
 import torch
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
-from transformers.models.bert.tokenization_bert_legacy import BasicTokenizer
 
 from anyv2v.clip.text import TextEncoder
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig, byte_symbols, read_merges, read_vocab
 from anyv2v.clip.vision import VisionEncoder
 from tests.golden import relative_error
 from tests.unit.test_clip import rename, text_config, vision_config
+
+transformers = pytest.importorskip("transformers")
+legacy = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy")
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONFIG = TokenizerConfig(START, END, END, END)
@@ -55,7 +50,7 @@ def merge(word, ranks):
 
 def slow_ids(text, vocab, ranks):
     """What transformers' slow tokenizer did until it went with version 5, around its own parts."""
-    clean = BasicTokenizer(strip_accents=False, do_split_on_punc=False)
+    clean = legacy.BasicTokenizer(strip_accents=False, do_split_on_punc=False)
     pattern = (
         r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]"
         r"|[^\s\p{L}\p{N}]+"
@@ -114,7 +109,7 @@ def test_any_text_equals_the_slow_tokenizer(tokenizer, ranks, top):
 
 
 def test_latin_text_equals_the_fast_tokenizer(tokenizer, snapshot):
-    theirs = CLIPTokenizer.from_pretrained(snapshot / "tokenizer")
+    theirs = transformers.CLIPTokenizer.from_pretrained(snapshot / "tokenizer")
     draw = random.Random(1)
     letters = [chr(c) for c in (*range(0x20, 0x7F), *range(0xC0, 0x180))]
     pieces = ["the ", "A MAN", "walking", "it's", "'LL", "café", "e\u0301", " \t\n", START, END]
@@ -148,14 +143,14 @@ def adopt(encoder, config, theirs):
 
 
 def text_pair(seed, **settings):
-    theirs = CLIPTextConfig(bos_token_id=0, eos_token_id=1, pad_token_id=1, **settings)
-    model = redraw(CLIPTextModel(theirs), seed)
+    theirs = transformers.CLIPTextConfig(bos_token_id=0, eos_token_id=1, pad_token_id=1, **settings)
+    model = redraw(transformers.CLIPTextModel(theirs), seed)
     return adopt(TextEncoder, text_config(theirs.to_dict()), model), model
 
 
 def vision_pair(seed, **settings):
-    theirs = CLIPVisionConfig(**settings)
-    model = redraw(CLIPVisionModelWithProjection(theirs), seed)
+    theirs = transformers.CLIPVisionConfig(**settings)
+    model = redraw(transformers.CLIPVisionModelWithProjection(theirs), seed)
     return adopt(VisionEncoder, vision_config(theirs.to_dict()), model), model
 
 

@@ -7,10 +7,8 @@ in memory one after the other.
 import gc
 import json
 
-import diffusers
 import pytest
 import torch
-import transformers
 from PIL import Image
 
 import anyv2v
@@ -20,6 +18,9 @@ from anyv2v.config import section
 from anyv2v.weights.checkpoint import Checkpoint
 from tests import golden
 from tests.draw import normal
+
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
 
 PROMPTS = ["", "a robot doing exercises", "Darth Vader, walking!", NEGATIVE_PROMPT]
 

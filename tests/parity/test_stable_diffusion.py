@@ -1,10 +1,8 @@
 """Stable Diffusion 1.5 and InstructPix2Pix against diffusers, live, on random weights."""
 
-import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers.schedulers import scheduling_euler_ancestral_discrete
 from PIL import Image
 
 from anyv2v.convert import stable_diffusion
@@ -25,6 +23,11 @@ from anyv2v.stable_diffusion.unet import UNet2D, cross_sites
 from tests import sd_snapshot
 from tests.draw import normal, redraw
 from tests.golden import relative_error
+
+diffusers = pytest.importorskip("diffusers")
+scheduling_euler_ancestral_discrete = pytest.importorskip(
+    "diffusers.schedulers.scheduling_euler_ancestral_discrete"
+)
 
 KEYS = ("in_channels", "block_out_channels", "attends", "layers_per_block", "heads", "context")
 SIZES = {

@@ -1,6 +1,5 @@
 """The UNet against diffusers' on random configurations, plain and with features injected."""
 
-import diffusers
 import pytest
 import torch
 
@@ -10,6 +9,8 @@ from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.convert.i2vgen import UNET
 from anyv2v.convert.rename import rename
 from tests import golden
+
+diffusers = pytest.importorskip("diffusers")
 
 # widths, heads' width, context, groups, (frames, h, w)
 CONFIGS = [

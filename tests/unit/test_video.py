@@ -2,7 +2,6 @@ import os
 import struct
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,8 @@ import torch
 from anyv2v.errors import InputError
 from anyv2v.media import video as module
 from anyv2v.media.video import Video, read_video, write_video
+
+av = pytest.importorskip("av")
 
 
 def clip(count: int, width: int = 96, height: int = 64) -> np.ndarray:
@@ -450,7 +451,7 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch, error):
             return whole.from_ndarray(picture, format=format)
 
     (tmp_path / "a.mp4").write_bytes(b"old")
-    monkeypatch.setattr(module.av, "VideoFrame", VideoFrame)
+    monkeypatch.setattr(av, "VideoFrame", VideoFrame)
     with pytest.raises(error):
         write_video(tmp_path / "a.mp4", clip(4, 32, 32).repeat(25, axis=0), 8)
     assert os.listdir(tmp_path) == ["a.mp4"]
