@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -92,8 +93,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def begin(step: Step, args: argparse.Namespace, began: float) -> list[subprocess.Popen]:
     """Its processes, which wait for their turn."""
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    # one warm cache of compiled kernels for all of them
-    environment.setdefault("TRITON_CACHE_DIR", str((args.out / "triton-cache").resolve()))
+    # one warm cache of compiled kernels for all of them, not among the files that go home
+    cache = Path(tempfile.gettempdir()) / "anyv2v-rental-triton"
+    environment.setdefault("TRITON_CACHE_DIR", str(cache))
     if args.dry:
         environment["OMP_NUM_THREADS"] = "1"
     if args.dry and step.interpreted:
