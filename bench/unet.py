@@ -201,39 +201,34 @@ def ways_of_steps(inputs: Inputs) -> dict[str, dict[str, Callable[[], Tensor]]]:
     last = max(sites, key=unet.sites.index)
     x, z, stack = inputs.latents[:1], inputs.latents[1:2], type(source).stack
 
-    def predict(rows: list[int], told: list, latents: list[Tensor], taps=NO_TAPS) -> Tensor:
-        given = stack(told, rows)
-        t = inputs.t[:1].expand(1 + max(rows))
-        return unet(torch.cat(latents), t, given, taps)[-2:]
+    def way(rows: list[int], told: list, latents: list[Tensor], taps=NO_TAPS) -> Callable:
+        # a run stacks its conditions once, before its steps
+        given, t = stack(told, rows), inputs.t[:1].expand(1 + max(rows))
+        return lambda: unet(torch.cat(latents), t, given, taps)[-2:]
 
     def recorded(compact: bool) -> Replay:
         record = Record(sites, compact)
-        predict([0], [source], [x], record)
+        way([0], [source], [x], record)()
         return Replay(record.kept)
 
     everyone = [source, plain, of_edit]
     replays = {compact: recorded(compact) for compact in (True, False)}
-    injecting = {
-        "every branch by itself": lambda: predict(
-            [0, 1, 2], everyone, [x, z, z], Sharing(sites, 3, None, NOTHING)
-        ),
-        "source rides along": lambda: predict(
-            [0, 1, 2], everyone, [x, z, z], ShareSource(sites, 3, last)
-        ),
-        "the same, shared prefix": lambda: predict(
-            [0, 1, 1], everyone, [x, z], ShareSource(sites, 3, last)
-        ),
-        "replayed, query and key": lambda: predict([0, 0], everyone[1:], [z], replays[False]),
-        "replayed, compact (the default)": lambda: predict(
-            [0, 0], everyone[1:], [z], replays[True]
-        ),
+    apart = Sharing(sites, 3, None, NOTHING)
+    along = ShareSource(sites, 3, last)
+    return {
+        "step that injects": {
+            "every branch by itself": way([0, 1, 2], everyone, [x, z, z], apart),
+            "source rides along": way([0, 1, 2], everyone, [x, z, z], along),
+            "the same, shared prefix": way([0, 1, 1], everyone, [x, z], along),
+            "replayed, query and key": way([0, 0], everyone[1:], [z], replays[False]),
+            "replayed, compact (the default)": way([0, 0], everyone[1:], [z], replays[True]),
+        },
+        "step that injects nothing": {
+            "source rides along, as the original": way([0, 1, 2], everyone, [x, z, z]),
+            "without the source": way([0, 1], everyone[1:], [z, z]),
+            "the same, shared prefix (the default)": way([0, 0], everyone[1:], [z]),
+        },
     }
-    resting = {
-        "source rides along, as the original": lambda: predict([0, 1, 2], everyone, [x, z, z]),
-        "without the source": lambda: predict([0, 1], everyone[1:], [z, z]),
-        "the same, shared prefix (the default)": lambda: predict([0, 0], everyone[1:], [z]),
-    }
-    return {"step that injects": injecting, "step that injects nothing": resting}
 
 
 def branches(rows: int) -> str:

@@ -78,7 +78,8 @@ class Lab:
         out. The line is one write to a file that is opened for appending, so lines of several
         processes do not mix, and a kill leaves no half of one.
         """
-        told = {k: short(v) for k, v in columns.items() if v is not None}
+        # JSON has no NaN, and a rate that nobody measured says nothing
+        told = {k: short(v) for k, v in columns.items() if v is not None and v == v}
         timed = {k: short(v) for k, v in times._asdict().items()} if times else {}
         line = {
             "part": self.part,
