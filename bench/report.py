@@ -26,15 +26,26 @@ ORIGINAL, FIRST, NEXT = (
     "anyv2v, next edit of the source",
 )
 SUBJECTS = ("edit", "unet", "inversion", "scaling", "convert", "kernels")
+RENTAL = {"edit": ("S4", "S5"), "unet": ("S2",), "kernels": ("S6",)}
+"""Subject -> the steps of `python -m bench rental` that measure it on a GPU."""
 
 Row = dict
 Result = dict  # about: circumstances; rows: measurements
 
 
 class Results:
-    """What bench/results holds: the full set of a subject where it was run, else the small one."""
+    """What bench/results holds: the full set of a subject where it was run, else the small one.
+
+    On a GPU, else what a rental measured.
+    """
 
     def __init__(self, folder: Path):
+        lines = folder / "rental.jsonl"
+        self.rental: list[Row] = []
+        """The facts of a rental, all steps, in order."""
+        if lines.exists():
+            text = lines.read_text(encoding="utf-8")
+            self.rental = [json.loads(line) for line in text.splitlines()]
         self._files = {
             path.stem: json.loads(path.read_text(encoding="utf-8"))
             for path in sorted(folder.glob("*.json"))
@@ -44,7 +55,41 @@ class Results:
         for chosen in ("full", "small"):
             if found := self._files.get(f"{device}-{chosen}", {}).get(subject):
                 return found
-        return None
+        return self._rented(subject) if device == "cuda" else None
+
+    def _rented(self, subject: str) -> Result | None:
+        steps = RENTAL.get(subject, ())
+        found = [x for x in self.rental if x["step"] in steps and x["case"] != "step"]
+        if not found:
+            return None
+        rates = next((x for x in self.rental if x["case"] == "rates"), {})
+        about = {k: found[0][k] for k in ("torch", "triton", "commit", "date")}
+        about |= {k: rates[k] for k in ("matrix_tflops", "copy_gbs") if k in rates}
+        parts = sorted({x["part"] for x in found})
+        about["device"] = found[0]["card"]
+        about["command"] = f"python -m bench rental --part {parts[0]}"
+        return {"about": about, "rows": [rented(x) for x in found]}
+
+
+KNOWN = {
+    *("part", "step", "since_start_s", "headline", "case", "implementation", "status", "reason"),
+    *("median_s", "p20_s", "p80_s", "rounds", "ratio", "evaluations", "tflop", "error", "peer"),
+    *("of_matrix_rate", "of_copy_rate", "peak_mb", "peak_gb", "facts"),
+}
+"""Columns of a rental's facts that have their place in a row."""
+
+
+def rented(fact: Row) -> Row:
+    """A fact of a rental as a row: what has no column of its own is among its `facts`."""
+    more = {k: v for k, v in fact.items() if k not in KNOWN and isinstance(v, int | float)}
+    row = {k: v for k, v in fact.items() if k in KNOWN and v is not None}
+    row["status"] = {"ok": "measured"}.get(fact["status"], fact["status"])
+    row["facts"] = {**fact.get("facts", {}), **more}
+    if "extrapolated" in fact:
+        row["extrapolated"] = fact["extrapolated"]
+    if "peak_gb" in fact:
+        row["peak_mb"] = 1e3 * fact["peak_gb"]
+    return row
 
 
 def cases(result: Result, begins: str = "") -> dict[str, list[Row]]:
@@ -90,6 +135,8 @@ def spread(row: Row) -> str:
     """Median, and in brackets the 20th and 80th percentile."""
     if "median_s" not in row:
         return ""
+    if row.get("rounds") == 1:
+        return duration(row["median_s"])
     low, high = duration(row["p20_s"]), duration(row["p80_s"])
     if low[-2:] == high[-2:]:
         low = low.split()[0]
@@ -104,7 +151,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def circumstances(about: dict) -> str:
     """Under each table: the command that makes it again, on what it ran and when."""
     device = about["device"].replace(", x86_64", "")
-    threads = f", {about['threads']} threads" if about["threads"] != 1 else ", 1 thread"
+    threads = about.get("threads")
+    threads = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
     versions = ", ".join(f"{k} {about[k]}" for k in ("torch", "triton", "diffusers") if k in about)
     commit = f", commit {about['commit']}" if about.get("commit") else ""
     return f"`{about['command']}` · {device}{threads} · {versions}{commit} · {about['date']}"
@@ -126,10 +174,12 @@ def glance(results: Results) -> str:
         return [words, *(cell or "" for cell in cells)]
 
     gpu = results.of("edit", "cuda")
-    on_gpu = [NO_GPU] * 3
+    on_gpu, of_original, card = [NO_GPU] * 3, [], ""
     if gpu:
-        rows = next(iter(cases(gpu, "edit, ").values()))
-        on_gpu = [spread(named(rows, w)) for w in ways]
+        rows = [named(cases(gpu, "edit")["edit"], w) for w in ways]
+        on_gpu = [spread(r) + " extrapolated" * ("extrapolated" in r) for r in rows]
+        of_original = [digits(r["median_s"] / rows[0]["median_s"]) for r in rows]
+        card = f"On a GPU: {circumstances(gpu['about'])}, {rows[0]['extrapolated']}.\n\n"
     weights = b[1]["facts"]["weights_gb"]
     lines = [
         line("**demo weights, measured on a CPU**", ["", "", ""]),
@@ -148,13 +198,14 @@ def glance(results: Results) -> str:
             "memory on a GPU, float16, weights included",
             ["", *(f"{digits(weights + r['peak_mb'] / 1e3)} GB{marked(r)}" for r in b[1:])],
         ),
-        line("time on a GPU", on_gpu),
+        line(f"time on {gpu['about']['device']}" if gpu else "time on a GPU", on_gpu),
+        *([line("of the original's time", of_original)] if of_original else []),
     ]
     header = ["", "the original's way", "first edit", "each further edit of the clip"]
     frames = real_case.removeprefix("edit, demo weights, ")
     device = found["about"]["device"].split(",")[0]
     text = (
-        f"{table(header, lines)}\n\n{circumstances(found['about'])}\n\n"
+        f"{table(header, lines)}\n\n{circumstances(found['about'])}\n\n{card}"
         f"Measured: the weights that come with the package, {frames}, on {device}. The original's "
         "way, 500 DDIM steps to invert and the source in the batch of every step, runs on our "
         "network too, so what our network gains on diffusers' comes on top. Operations of the "
@@ -201,9 +252,15 @@ def short(case: str) -> str:
 
 
 def gpu_lines(results: Results, subject: str, width: int) -> list[list[str]]:
-    if results.of(subject, "cuda"):
-        return []
-    return [["GPU", NO_GPU, *[""] * (width - 2)]]
+    gpu = results.of(subject, "cuda")
+    if not gpu:
+        return [["GPU", NO_GPU, *[""] * (width - 2)]]
+    where = f"one branch, published size, 512x512, 16 frames, {gpu['about']['device']}"
+    return [
+        [where, r["implementation"], spread(r), "", percent(r.get("of_matrix_rate"))]
+        for r in cases(gpu, "forward, one branch")["forward, one branch"]
+        if "median_s" in r
+    ]
 
 
 def inversion(results: Results) -> str:
@@ -252,6 +309,28 @@ def everything(subject: str) -> Callable[[Results], str]:
         return "\n\n".join(parts)
 
     return make
+
+
+def rental(results: Results) -> str:
+    """What a rental found besides the subjects above: profiles, tests, experiments."""
+    placed = {step for steps in RENTAL.values() for step in steps} | {"S1"}
+    left = [x for x in results.rental if x["step"] not in placed and x["case"] != "step"]
+    if not left:
+        return f"{NO_GPU[0].upper()}{NO_GPU[1:]}: `python -m bench rental --part 1`."
+    parts = []
+    for part in sorted({x["part"] for x in left}):
+        found = [x for x in left if x["part"] == part]
+        about = {k: found[0][k] for k in ("torch", "triton", "commit", "date")}
+        about |= {"device": found[0]["card"], "command": f"python -m bench rental --part {part}"}
+        result = {"about": about, "rows": [rented(x) for x in found]}
+        parts.append(f"{rows_of(result)}\n\n{circumstances(about)}")
+    calls = [x for x in results.rental if x["step"] == "S1" and "error" in x]
+    wrong = sum(x["status"] != "ok" for x in calls)
+    parts.append(
+        f"Before that {len(calls)} calls of kernels on the network's shapes, float16 and bfloat16, "
+        f"were compared with their definitions in float64: {wrong} were off by more than allowed."
+    )
+    return "\n\n".join(parts)
 
 
 def rates(result: Result) -> str:
@@ -303,6 +382,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "unet": unet,
     "inversion": inversion,
     **{f"all-{subject}": everything(subject) for subject in SUBJECTS},
+    "rental": rental,
 }
 
 
