@@ -32,7 +32,7 @@ from anyv2v.edit import NEGATIVE_PROMPT, Edit, EditRequest, Frame, SourcePass
 from anyv2v.errors import InputError
 from anyv2v.graphs import Forward, graphed, wanted
 from anyv2v.guidance import SourceAt, guided, injected, recorded
-from anyv2v.injection.features import Features, Kept, Playback, Recorder, Recording
+from anyv2v.injection.features import Features, Kept, Recorder, Recording, playback
 from anyv2v.injection.plan import NO_INJECTION, Injection, sites_per_step
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.media.clip import Video
@@ -305,10 +305,10 @@ class Editor:
                 )
                 for edit, picture in zip(edits[batch], pictures[batch], strict=True)
             ]
-            playback = Playback(source.features, replayed, self.backbone.device)
+            played = playback(source.features, replayed, self.backbone.device)
             begin = torch.cat(latents[batch])
-            with self._forward() as forward:
-                predict = injected(forward, branches, at, playback)
+            with played as kept, self._forward() as forward:
+                predict = injected(forward, branches, at, kept)
                 clean = sample(predict, begin, self.schedule, steps, start, on_step)
             done += [Edit(self.decode(x), source.video.fps, x) for x in clean.split(1)]
         return done

@@ -9,6 +9,7 @@ import torch
 
 import anyv2v
 from anyv2v import Injection, InputError, Taps
+from anyv2v.injection.features import Features
 from anyv2v.source import Unfinished
 from tests import golden
 
@@ -271,6 +272,14 @@ def test_shapes_that_are_known_are_not_asked_of_the_network_again(editor, video,
     for kind, truth in zip(kinds, first, strict=True):
         assert editor.recording(**kind) == truth
     assert len(editor._blanks) == 3
+
+
+def test_features_that_are_on_no_gpu_are_waited_for_on_none(monkeypatch):
+    features = Features({1: "host"})
+    features.add(1, {"a": (torch.zeros(2),)})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: pytest.fail("asked a GPU"))
+    features.settle()
 
 
 def test_only_a_fixed_point_without_guidance_can_record_on_the_way(editor, video):
