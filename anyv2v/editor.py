@@ -14,7 +14,7 @@ z_0            decode                    frames   (f, h, w, 3) uint8
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -32,7 +32,7 @@ from anyv2v.edit import NEGATIVE_PROMPT, Edit, EditRequest, Frame, SourcePass
 from anyv2v.errors import InputError
 from anyv2v.graphs import Forward, graphed, wanted
 from anyv2v.guidance import SourceAt, guided, injected, recorded
-from anyv2v.injection.features import Features, Kept, Playback, Recorder, Recording
+from anyv2v.injection.features import Features, Kept, Recorder, Recording, playback
 from anyv2v.injection.plan import NO_INJECTION, Injection, sites_per_step
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.media.clip import Video
@@ -50,6 +50,8 @@ from anyv2v.vae.autoencoder import Autoencoder
 
 STEPS = {"fixed-point": 50, "ddim": 500}
 """Of an inversion; the original's numbers of sampling and of inversion steps."""
+BLANKS = 16
+"""Kinds of recording whose shapes an editor remembers."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Editor:
         self.defaults, self.fingerprint = defaults, fingerprint
         self.graphs = wanted(graphs, backbone.device)
         self.schedule = Schedule()
+        self._blanks: dict[Hashable, Kept] = {}
 
     @property
     def sites(self) -> frozenset[str]:
@@ -302,10 +305,10 @@ class Editor:
                 )
                 for edit, picture in zip(edits[batch], pictures[batch], strict=True)
             ]
-            playback = Playback(source.features, replayed, self.backbone.device)
+            played = playback(source.features, replayed, self.backbone.device)
             begin = torch.cat(latents[batch])
-            with self._forward() as forward:
-                predict = injected(forward, branches, at, playback)
+            with played as kept, self._forward() as forward:
+                predict = injected(forward, branches, at, kept)
                 clean = sample(predict, begin, self.schedule, steps, start, on_step)
             done += [Edit(self.decode(x), source.video.fps, x) for x in clean.split(1)]
         return done
@@ -502,11 +505,20 @@ class Editor:
             return {}
         meta, s = torch.device("meta"), self.vae.config.factor
         (width, height), frames = _size(video.frames), len(video.frames)
+        key = frames, width, height, sites, compact
+        if (known := self._blanks.get(key)) is not None:
+            return known
         blank = self.backbone.blank(meta)
         conditions = blank.blank_conditions(frames, height // s, width // s)
         shape = (1, self.vae.config.latent_channels, frames, height // s, width // s)
         latents = torch.empty(shape, dtype=self.backbone.dtype, device=meta)
-        return recorded(blank.predict, latents, 1, conditions, sites, compact)
+        kept = recorded(blank.predict, latents, 1, conditions, sites, compact)
+        # a second for the host, so the last few are known from then on; another thread may find
+        # the same, and drop the same
+        self._blanks[key] = kept
+        for old in list(self._blanks)[:-BLANKS]:
+            self._blanks.pop(old, None)
+        return kept
 
     def _check_features(self, source: Source) -> None:
         kept = source.features.kept

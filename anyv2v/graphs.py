@@ -10,10 +10,13 @@ shape, which taps with which sites (`Taps.signature`). An edit has three kinds o
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
+import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,12 +25,25 @@ from anyv2v.backbones.base import Conditions
 from anyv2v.errors import InputError
 from anyv2v.injection.features import Kept
 from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, Taps
+from anyv2v.streams import side_stream
 
 Forward = Callable[..., Tensor]
 """(latents, t, conditions, taps) -> v; t is a number, or an int64 tensor without dims."""
 
 Outputs = tuple[Tensor | None, Kept]
 """v, unless recording ended the pass before; and what was recorded."""
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+_SAID: set[str] = set()
+
+_ALONE = threading.Lock()
+"""Held by who captures, replays or destroys a graph.
+
+During a capture PyTorch marks the device's generator of random numbers, which every replay asks,
+whatever thread it is in: it would be refused.
+"""
 
 
 def wanted(graphs: bool | None, device: torch.device) -> bool | None:
@@ -54,11 +70,14 @@ def graphed(forward: Forward, device: torch.device, graphs: bool | None) -> Iter
     if device.type != "cuda" or graphs is False:
         yield forward
         return
-    passes = Graphs(forward, device, Cuda(device), strict=bool(graphs))
-    try:
-        yield passes
-    finally:
-        passes.clear()
+    with side_stream(device, "capture") as stream:
+        backend = Cuda(stream)
+        passes = Graphs(forward, device, backend, strict=bool(graphs))
+        try:
+            yield passes
+        finally:
+            passes.clear()
+            backend.clear()
 
 
 class Backend(Protocol):
@@ -72,19 +91,19 @@ class Backend(Protocol):
 
 
 class Cuda:
-    """A stream to capture on and a pool of memory that the graphs of one run share.
+    """Captures on a stream, into a pool of memory that the graphs of one run share.
 
     They may share it because no graph reads what another left there: inputs lie outside, and what
     is still needed of the outputs is copied out before the next replay, on the same stream.
     """
 
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
+    def __init__(self, stream: torch.cuda.Stream):
+        self._stream = stream
         self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def warm_up(self, run: Callable[[], Outputs]) -> Outputs:
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             outputs = run()
@@ -92,27 +111,105 @@ class Cuda:
         return outputs
 
     def capture(self, run: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
-        graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            # other threads may go on with what a capture must not do
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                outputs = run()
-            except BaseException:
-                # the stream has to leave the capture, and what went wrong is told already
+        with _ALONE:
+            if not self._graphs:
+                # the pools of past runs are kept until memory runs out, and during a capture
+                # they cannot be given back; refused while somebody else captures
                 with suppress(RuntimeError):
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        return outputs, graph.replay
+                    torch.cuda.empty_cache()
+            outputs, graph = capture(run, self._stream, self._pool)
+        self._graphs.append(graph)
+
+        def replay() -> None:
+            with _ALONE:
+                graph.replay()
+
+        return outputs, replay
+
+    def clear(self) -> None:
+        """Ends its graphs, even if a traceback still holds them.
+
+        A graph that ends frees what cuBLAS works in on this stream, which the next run will have.
+        """
+        with _ALONE:
+            for graph in self._graphs:
+                graph.reset()
+            self._graphs.clear()
+
+
+def capture(
+    run: Callable[[], T], stream: torch.cuda.Stream, pool: tuple[int, int]
+) -> tuple[T, torch.cuda.CUDAGraph]:
+    """What run() gives, still without data, and the graph that computes it.
+
+    If it cannot be captured, that is raised, and the process can capture and draw as before.
+    """
+    graph = torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):
+        try:
+            # other threads may go on with what a capture must not do
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        except RuntimeError:
+            _abandon(graph, stream, pool, began=False)
+            raise
+        try:
+            outputs = run()
+        except BaseException:
+            # the stream has to leave the capture, and what went wrong is told already
+            with suppress(RuntimeError):
+                _end(graph, stream, pool)
+                graph.reset()
+            raise
+        _end(graph, stream, pool)
+    return outputs, graph
+
+
+def _end(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        _abandon(graph, stream, pool, began=True)
+        raise
+
+
+def _abandon(
+    graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: tuple[int, int], began: bool
+) -> None:
+    """Does what `capture_end` and the graph's destructor leave undone after a failure.
+
+    How much that is depends on PyTorch's version (CUDAGraph.cpp). Up to 2.11 an invalid capture
+    throws before its allocator is told that it is over: it then gives no memory back, and
+    `empty_cache` asserts. Later versions tell it, and the latest also release the pool.
+    """
+    # the allocators keep a pointer to the graph, and some destructors would release the pool once
+    # more: it is never destroyed, not even at the end of the process
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(graph))
+    # both have no public name; a PyTorch without them is left as it is
+    if hasattr(torch._C, "_cuda_endAllocateToPool") and hasattr(torch._C, "_cuda_releasePool"):
+        try:
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+            began = True
+        except RuntimeError:
+            pass  # it was told, or nothing was begun
+        if began:
+            # once for the `capture_begin` that took hold of it
+            torch._C._cuda_releasePool(stream.device_index, pool)
+    # until a capture ends well, the generator of random numbers takes itself for captured
+    with suppress(RuntimeError):
+        x = torch.ones((), device=stream.device)
+        mended = torch.cuda.CUDAGraph()
+        mended.capture_begin(capture_error_mode="thread_local")
+        x.zero_()
+        mended.capture_end()
 
 
 class Graphs:
     """A `forward` that captures. The first call of a kind warms up, the second is captured.
 
     Both are answered like any other, so nothing is computed for nothing. If a pass cannot be
-    captured, all further ones run eagerly: `reason` says why, `strict` raises instead.
+    captured, all further ones run eagerly: `reason` says why, and so does the log, once in a
+    process; `strict` raises instead.
     """
 
     def __init__(
@@ -141,6 +238,7 @@ class Graphs:
                 raise RuntimeError(f"a step could not be captured: {error}") from error
             self.reason = str(error)
             self.clear()
+            _say(self.reason)
         else:
             if isinstance(taps, Record):
                 taps.kept = dict(kept)
@@ -152,7 +250,17 @@ class Graphs:
 
     def clear(self) -> None:
         """Gives the memory back."""
-        self._passes.clear()
+        with _ALONE:
+            self._passes.clear()
+
+
+def _say(reason: str) -> None:
+    if reason in _SAID:
+        return
+    _SAID.add(reason)
+    # CUDA's messages go on with general advice
+    first = (reason.strip() or "no reason was given").splitlines()[0]
+    log.warning("anyv2v: no CUDA graphs in this run, its steps are launched one by one: %s", first)
 
 
 class _Pass:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ from anyv2v.backbones.i2vgen.config import UNetConfig
 from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.convert.i2vgen import injection_sites
 from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource
-from anyv2v.kernels import linear
 from bench.core import Bench, Contender, captured_graph
 from bench.counted import NOTHING, UNET, Sharing
 from bench.truth import by_definition, diffusers_twin, has_diffusers, relative
@@ -30,7 +28,6 @@ SMALL, FULL, PUBLISHED = (NARROW, 8, 16), (NARROW, 16, 32), (UNET, 16, 64)
 """Sizes of the network; frames; height and width of the latents."""
 ALLOWED = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Relative to the truth, in the 2-norm."""
-EIGHT_BITS = "anyv2v, 8-bit linear layers"
 
 
 @torch.no_grad()
@@ -121,7 +118,7 @@ def forward(bench: Bench, unet: UNet, frames: int, side: int) -> None:
             name,
             contenders,
             lambda name, out, truth=truth: relative(out, truth),
-            lambda name: ALLOWED[bench.dtype] + 0.1 * (name == EIGHT_BITS),
+            ALLOWED[bench.dtype],
         )
 
 
@@ -132,13 +129,6 @@ def variants(inputs: Inputs, rows: int) -> Iterator[Contender]:
         return
     replay = cache(lambda: captured_graph(ours))
     yield Contender("anyv2v, CUDA graph", lambda: replay()())
-    if any(i.name == "fp8" for i in linear.TABLE):
-
-        def in_8_bits() -> Tensor:
-            with mock.patch.object(linear, "_WANTED", "fp8,eager"):
-                return ours()
-
-        yield Contender(EIGHT_BITS, in_8_bits)
 
 
 def peers(bench: Bench, case: str, inputs: Inputs, rows: int) -> Iterator[Contender]:

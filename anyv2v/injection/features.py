@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anyv2v.injection.taps import Record
+from anyv2v.streams import side_stream
 
 Kept = Mapping[str, tuple[Tensor, ...]]
 """Site -> what `Record` kept there."""
@@ -79,6 +81,10 @@ class Features:
 
     places: Mapping[int, Place]
     kept: dict[int, Kept] = field(default_factory=dict)
+    _moving: list[torch.cuda.Event] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+    """What is reached when features are in host memory, one for each device and stream."""
 
     def add(self, t: int, kept: Kept) -> None:
         """Takes over what was recorded at t, if t has a place."""
@@ -86,12 +92,17 @@ class Features:
             return
         move = _to_host if self.places[t] == "host" else lambda x: x
         self.kept[t] = {site: tuple(map(move, tensors)) for site, tensors in kept.items()}
+        given = {x.device for tensors in kept.values() for x in tensors if x.is_cuda}
+        if self.places[t] == "host":
+            self._moving.extend(torch.cuda.current_stream(d).record_event() for d in given)
 
     def settle(self) -> None:
-        """Waits for what is still on its way to the host."""
-        if torch.cuda.is_available():
-            # not for the whole device: another thread may be capturing a graph on it
-            torch.cuda.current_stream().synchronize()
+        """Waits for what is still on its way to the host, and for nothing else.
+
+        Another thread may be capturing a graph on the device.
+        """
+        for event in self._moving:
+            event.synchronize()
 
     def serve(self, t: int, sites: frozenset[str]) -> bool:
         """Whether all that is injected at t was recorded."""
@@ -123,16 +134,24 @@ class Recorder:
 
 
 class Playback:
-    """The features of one run in the order of its timesteps, the next ones fetched meanwhile."""
+    """The features of one run in the order of its timesteps, the next ones fetched meanwhile.
 
-    def __init__(self, features: Features, timesteps: Iterable[int], device: torch.device):
-        self._features, self._order, self._device = features, list(timesteps), device
+    `stream`: where they are fetched; None for what needs no fetching.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        timesteps: Sequence[int],
+        device: torch.device,
+        stream: torch.cuda.Stream | None,
+    ):
+        self._features, self._order, self._device = features, timesteps, device
         self._fetched: dict[int, tuple[Kept, torch.cuda.Event | None]] = {}
-        self._stream = None
-        if device.type == "cuda" and self._order:
-            self._stream = torch.cuda.Stream(device)
+        self._stream = stream
+        if stream is not None:
             # what was recorded may still be on its way to the host on the current stream
-            self._stream.wait_stream(torch.cuda.current_stream(device))
+            stream.wait_stream(torch.cuda.current_stream(device))
             self._fetch(self._order[0])
 
     def __getitem__(self, t: int) -> Kept:
@@ -160,6 +179,19 @@ class Playback:
         with torch.cuda.stream(self._stream):
             there = _on(self._device, kept)
             self._fetched[t] = (there, self._stream.record_event())
+
+
+@contextmanager
+def playback(
+    features: Features, timesteps: Iterable[int], device: torch.device
+) -> Iterator[Playback]:
+    """Inside, the features of one run."""
+    order = list(timesteps)
+    if device.type != "cuda" or not order:
+        yield Playback(features, order, device, None)
+        return
+    with side_stream(device, "fetch") as stream:
+        yield Playback(features, order, device, stream)
 
 
 def _on(device: torch.device, kept: Kept) -> Kept:

@@ -6,12 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyv2v.kernels.choose import Implementation, choose
-from anyv2v.kernels.linear import fp8, onednn
+from anyv2v.kernels.linear import onednn
 from anyv2v.kernels.linear.reference import reference
 
 TABLE = (
     Implementation("onednn", onednn.linear, onednn.refuses),
-    Implementation("fp8", fp8.linear, fp8.refuses, fp8.yields),
     Implementation("eager", F.linear, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )

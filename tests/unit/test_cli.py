@@ -1,6 +1,7 @@
 """The command line: what it writes, what it refuses, and that nothing is left half done."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 
 import anyv2v
 from anyv2v.cli import main
+from anyv2v.graphs import Graphs
 from tests import golden
 
 ROOT = Path(__file__).parents[2]
@@ -456,6 +458,29 @@ def test_somebody_who_watches_sees_the_progress(edit, monkeypatch):
     assert status == 0
     assert "invert: 100%" in err and "3/3" in err and "2/2" in err
     assert edit(output="quiet.mp4", extra=("--quiet",))[2] == ""
+
+
+class Uncapturable:
+    def warm_up(self, run):
+        return run()
+
+    def capture(self, run):
+        raise RuntimeError("CUDA error: it waits\nCompile with `TORCH_USE_CUDA_DSA`.")
+
+
+def test_why_nothing_is_captured_is_said_in_one_line(edit, monkeypatch):
+    @contextmanager
+    def graphed(forward, device, graphs):
+        yield Graphs(forward, device, Uncapturable())
+
+    monkeypatch.setattr("anyv2v.editor.graphed", graphed)
+    monkeypatch.setattr("anyv2v.graphs._SAID", set())
+    # pytest's own handlers
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    status, _, err = edit()
+    assert status == 0
+    assert err.count("\n") == 1 and err.startswith("anyv2v: no CUDA graphs")
+    assert err.endswith("CUDA error: it waits\n")
 
 
 def test_a_command_may_run_in_a_thread(run, edit):

@@ -9,6 +9,7 @@ import torch
 
 import anyv2v
 from anyv2v import Injection, InputError, Taps
+from anyv2v.injection.features import Features
 from anyv2v.source import Unfinished
 from tests import golden
 
@@ -244,6 +245,41 @@ def test_predicted_bytes_are_those_that_are_kept(solved, editor):
             assert recording.sizes[t] == sum(x.nbytes for xs in kept.values() for x in xs)
     sizes = [editor.recording(source.video, compact=compact).bytes() for compact in (True, False)]
     assert sizes[0] < sizes[1]
+
+
+def test_shapes_that_are_known_are_not_asked_of_the_network_again(editor, video, monkeypatch):
+    editor = anyv2v.Editor(editor.backbone, editor.vae, editor.defaults)
+    blank, asked = type(editor.backbone).blank, []
+    monkeypatch.setattr(
+        type(editor.backbone), "blank", lambda self, device: asked.append(1) or blank(self, device)
+    )
+    shorter = anyv2v.Video(video.frames[:2], video.fps)
+    kinds = [(video, 0.2, True), (shorter, 0.2, True), (video, 0.2, False), (video, 0.0, True)]
+    kinds = [
+        dict(video=v, injection=Injection(conv, 0.2, 0.5), steps=10, compact=compact)
+        for v, conv, compact in kinds
+    ]
+    first = [editor.recording(**kind) for kind in kinds]
+    assert len(asked) == 4 and len({r.bytes() for r in first}) == 4
+    assert [editor.recording(**kind) for kind in kinds] == first
+    assert len(asked) == 4
+    # the same sites, at other steps
+    editor.recording(**kinds[0] | {"steps": 20})
+    assert len(asked) == 4
+    # not more and more of them
+    monkeypatch.setattr("anyv2v.editor.BLANKS", 3)
+    editor._blanks.clear()
+    for kind, truth in zip(kinds, first, strict=True):
+        assert editor.recording(**kind) == truth
+    assert len(editor._blanks) == 3
+
+
+def test_features_that_are_on_no_gpu_are_waited_for_on_none(monkeypatch):
+    features = Features({1: "host"})
+    features.add(1, {"a": (torch.zeros(2),)})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: pytest.fail("asked a GPU"))
+    features.settle()
 
 
 def test_only_a_fixed_point_without_guidance_can_record_on_the_way(editor, video):
