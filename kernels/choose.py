@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from anyv2v.kernels import trust
+
 
 class Unsupported(RuntimeError):
     """An implementation that was asked for by name cannot take this call."""
@@ -21,6 +23,8 @@ class Implementation:
     """Takes what `run` takes; gives the reason why it cannot, or None."""
     yields: Callable[..., str | None] = lambda *_, **__: None
     """Likewise: why it could but had better not, so that only a caller who names it gets it."""
+    small: Callable[..., trust.Small] | None = None
+    """Likewise: a small call of the same code. What has it is checked before its first launch."""
 
     def declines(self, *args: Any, **options: Any) -> str | None:
         """Why automatic choice passes this implementation over, or None."""
@@ -32,16 +36,25 @@ def choose(
 ) -> Implementation:
     """The first of `table` not to decline the call; what is asked for by name must not refuse.
 
-    `wanted`: a name, or several with commas: the first of them that does not refuse.
+    `wanted`: a name, or several with commas: the first of them that does not refuse. What fails its
+    check against the last of `table`, the definition, counts as refusing (trust.py).
     """
     if wanted is None:
-        return next(i for i in table if i.declines(*args, **options) is None)
+        return next(
+            i
+            for i in table
+            if i.declines(*args, **options) is None
+            and trust.objection(op, i, table[-1].run, args, options) is None
+        )
     named, reasons = {i.name: i for i in table}, []
     for name in wanted.split(","):
         if name not in named:
             there = ", ".join(named)
             raise Unsupported(f"{op}: there is no implementation {name!r}; there are: {there}")
-        if (reason := named[name].refuses(*args, **options)) is None:
+        reason = named[name].refuses(*args, **options) or trust.objection(
+            op, named[name], table[-1].run, args, options
+        )
+        if reason is None:
             return named[name]
         reasons.append(f"{name} cannot run this call: {reason}")
     raise Unsupported(f"{op}: {'; '.join(reasons)}")

@@ -1,7 +1,8 @@
 """Who would run what, and why nobody better: `python -m anyv2v.kernels.explain [--device cuda]`.
 
 Nothing is computed and no memory is taken: the calls of one UNet forward on 16 frames of 512x512
-are asked about with tensors that have a shape, a dtype and a device but no data.
+are asked about with tensors that have a shape, a dtype and a device but no data. With `--check` the
+kernels of these calls run, each on a small call, and are compared with their definitions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anyv2v.kernels.cases import Case, cases
+from anyv2v.kernels.check import TINY, cannot, check_all
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -34,14 +36,42 @@ def explain(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[str, 
             yield implementation.name, verdict
 
 
-def main(argv: list[str] | None = None) -> None:
+def check(device: str, dtype: torch.dtype, operations: list[str]) -> bool:
+    """Prints what every check finds as soon as it does; whether all is right."""
+    of = cases() if device == "cuda" else cases(*TINY)
+    asked = [case for case in of if not operations or case.operation in operations]
+    print("errors and what is allowed, of the whole result and of its worst part", flush=True)
+    right = True
+    for checked in check_all(device, dtype, of=asked):
+        found = checked.measured
+        right &= found.wrong is None
+        errors = zip((found.error, found.part), found.bounds, strict=True)
+        print(
+            f"{'right' if found.wrong is None else 'WRONG'}  "
+            f"{checked.operation:19} {checked.implementation:7} "
+            f"{'  '.join(f'{error:.1e} of {bound:.1e}' for error, bound in errors)}  "
+            f"{found.seconds:6.2f} s  {', '.join(checked.cases)}",
+            *([f"\n       {found.failure}"] if found.failure else []),
+            flush=True,
+        )
+    return right
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m anyv2v.kernels.explain")
     here = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=here)
     parser.add_argument("--dtype", choices=list(DTYPES), help="bf16, on a CPU fp32")
     parser.add_argument("operation", nargs="*", help="all unless given")
+    parser.add_argument("--check", action="store_true", help="run them, on small inputs")
     asked = parser.parse_args(argv)
+    if asked.check and (reason := cannot(asked.device)) is not None:
+        parser.error(f"--check: {reason}")
     dtype = DTYPES[asked.dtype or ("fp32" if asked.device == "cpu" else "bf16")]
+
+    if asked.check:
+        print(f"{dtype} on {asked.device}, torch {torch.__version__}:")
+        return 0 if check(asked.device, dtype, asked.operation) else 1
 
     print(f"{dtype} on {asked.device}, torch {torch.__version__}; the automatic choice:")
     if asked.device == "cuda" and not torch.cuda.is_available():
@@ -54,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"  ANYV2V_{case.operation.upper()} asks for {wanted}; without it:")
         for name, verdict in explain(case, asked.device, dtype):
             print(f"  {name:10} {verdict}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -9,6 +9,7 @@ from anyv2v.kernels import gpu
 from anyv2v.kernels.attention import torch_sdpa
 from anyv2v.kernels.attention.reference import reference
 from anyv2v.kernels.choose import Implementation, choose
+from anyv2v.kernels.trust import Small
 
 
 def _triton(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
@@ -16,6 +17,12 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     from anyv2v.kernels.attention import fused
 
     return fused.attention(q, k, v, causal=causal)
+
+
+def _triton_small(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Small:
+    from anyv2v.kernels.attention import fused
+
+    return fused.small(q, k, v, causal=causal)
 
 
 def _triton_refuses(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> str | None:
@@ -36,7 +43,7 @@ def _triton_yields(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> 
 
 
 TABLE = (
-    Implementation("triton", _triton, _triton_refuses, _triton_yields),
+    Implementation("triton", _triton, _triton_refuses, _triton_yields, _triton_small),
     Implementation("sdpa", torch_sdpa.sdpa, torch_sdpa.refuses),
     Implementation("reference", reference, lambda *_, **__: None),
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anyv2v.kernels import gpu
 from anyv2v.kernels.aot import TARGETS, Configuration
+from anyv2v.kernels.trust import Small, alike
 
 
 @triton.jit
@@ -181,8 +182,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tenso
     rows, n, heads, width = q.shape
     groups = v.shape[0] // rows
     out = torch.empty((v.shape[0], n, heads, width), dtype=q.dtype, device=q.device)
-    family = "interpreter" if q.device.type == "cpu" else gpu.family(q.device)
-    table = tiles_by_groups(family, width, q.dtype)
+    table = _table(q)
     launches = -(-groups // max(table))
     with gpu.on(q):
         for i in range(launches):
@@ -191,6 +191,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tenso
             part = slice(first * rows, last * rows)
             _launch(q, k, v[part], out[part], table[last - first], causal)
     return out
+
+
+def _table(q: Tensor) -> dict[int, Tiles]:
+    family = "interpreter" if q.device.type == "cpu" else gpu.family(q.device)
+    return tiles_by_groups(family, q.shape[-1], q.dtype)
+
+
+def small(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Small:
+    """Three tiles of keys, the last as ragged as that of the call, and two of queries."""
+    rows, n, heads, width = q.shape
+    m, groups, table = k.shape[1], v.shape[0] // rows, _table(q)
+    queries, keys = (max(getattr(t, x) for t in table.values()) for x in ("queries", "keys"))
+    rows, heads, n = alike(rows, 2), alike(heads, 2, width), alike(n, queries + 1)
+    # what is left over decides whether tiles are whole, of all sizes: they are powers of two
+    m = 1 if m == 1 else 2 * keys + (m % keys or keys)
+    shapes = (rows, n, heads, width), (rows, m, heads, width), (groups * rows, m, heads, width)
+    return Small(shapes, options=(("causal", causal),), part=(16, 1, width))
 
 
 def _launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, tiles: Tiles, causal: bool) -> None:

@@ -9,6 +9,7 @@ from anyv2v.kernels.choose import Implementation, choose
 from anyv2v.kernels.geglu import onednn
 from anyv2v.kernels.geglu.eager import eager
 from anyv2v.kernels.geglu.reference import reference
+from anyv2v.kernels.trust import Small
 
 
 def _triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -18,8 +19,14 @@ def _triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return fused(x, weight, bias)
 
 
+def _small(x: Tensor, weight: Tensor, bias: Tensor) -> Small:
+    from anyv2v.kernels.geglu.fused import small
+
+    return small(x, weight, bias)
+
+
 TABLE = (
-    Implementation("triton", _triton, gpu.refuses, yields=gpu.for_tests),
+    Implementation("triton", _triton, gpu.refuses, gpu.for_tests, _small),
     Implementation("onednn", onednn.fused, onednn.refuses),
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),

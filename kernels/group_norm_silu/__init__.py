@@ -8,6 +8,7 @@ from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Implementation, choose
 from anyv2v.kernels.group_norm_silu.eager import eager
 from anyv2v.kernels.group_norm_silu.reference import reference
+from anyv2v.kernels.trust import Small
 
 
 def _triton(*args, **options) -> Tensor:
@@ -15,6 +16,12 @@ def _triton(*args, **options) -> Tensor:
     from anyv2v.kernels.group_norm_silu.fused import fused
 
     return fused(*args, **options)
+
+
+def _small(*args, **options) -> Small:
+    from anyv2v.kernels.group_norm_silu.fused import small
+
+    return small(*args, **options)
 
 
 def _refuses(x, weight, bias, groups, eps, *, silu=True, shift=None) -> str | None:
@@ -26,7 +33,7 @@ def _refuses(x, weight, bias, groups, eps, *, silu=True, shift=None) -> str | No
 
 
 TABLE = (
-    Implementation("triton", _triton, _refuses, yields=gpu.for_tests),
+    Implementation("triton", _triton, _refuses, gpu.for_tests, _small),
     Implementation("eager", eager, lambda *_, **__: None),
     Implementation("reference", reference, lambda *_, **__: None),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from anyv2v.kernels import gpu
 from anyv2v.kernels.aot import Configuration
+from anyv2v.kernels.trust import EPS, Small, alike
 
 POSITIONS, CHANNELS, WARPS = 128, 64, 4
 """The tile of which one program takes moments, or which it normalises."""
@@ -243,6 +245,37 @@ def _whole_warps(elements: int) -> int:
 
 def _parts_at_once(channels: int) -> int:
     return max(1, 4096 // channels)
+
+
+def small(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    *,
+    silu: bool = True,
+    shift: Tensor | None = None,
+) -> Small:
+    """Two rows, or two with a shift each; groups as wide, and cut like those of the call."""
+    n, width = x[0, ..., 0].numel(), x.shape[-1] // groups
+    members = triton.next_power_of_2(width)
+    per_shift = 1 if shift is None else alike(x.shape[0] // shift.shape[0], 2)
+    shifts, groups = (1 if per_shift > 1 else 2), alike(groups, 2, width)
+    c = groups * width
+    parts = triton.cdiv(n, POSITIONS)
+    if triton.next_power_of_2(n) * members > WHOLE and parts > 1:
+        # as few positions as are still too many for one program
+        n = alike(n, max(POSITIONS, WHOLE // members) + 1)
+        while (triton.cdiv(n, POSITIONS) % 16 == 0) != (parts % 16 == 0):
+            n += 16
+    return Small(
+        ((shifts * per_shift, n, c), (c,), (c,)),
+        (groups, EPS),
+        (("silu", silu), ("shift", None if shift is None else (shifts, c))),
+        part=(16, math.gcd(width, CHANNELS)),
+        offset=1.0,
+    )
 
 
 def configurations() -> Iterator[Configuration]:

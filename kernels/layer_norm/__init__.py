@@ -8,6 +8,7 @@ from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Implementation, choose
 from anyv2v.kernels.layer_norm.eager import add_eager, eager
 from anyv2v.kernels.layer_norm.reference import add_reference, reference
+from anyv2v.kernels.trust import Small
 
 
 def _triton(*args) -> Tensor:
@@ -21,6 +22,12 @@ def _add_triton(*args) -> tuple[Tensor, Tensor]:
     from anyv2v.kernels.layer_norm.fused import add_fused
 
     return add_fused(*args)
+
+
+def _small(*args) -> Small:
+    from anyv2v.kernels.layer_norm.fused import small
+
+    return small(*args)
 
 
 def _refuses(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> str | None:
@@ -40,11 +47,11 @@ def _add_refuses(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: f
 TABLE = (
     # PyTorch's own reads and writes once: there is nothing to gain on it
     Implementation("eager", eager, lambda *_: None),
-    Implementation("triton", _triton, _refuses, yields=gpu.for_tests),
+    Implementation("triton", _triton, _refuses, gpu.for_tests, _small),
     Implementation("reference", reference, lambda *_: None),
 )
 ADD_TABLE = (
-    Implementation("triton", _add_triton, _add_refuses, yields=gpu.for_tests),
+    Implementation("triton", _add_triton, _add_refuses, gpu.for_tests, _small),
     Implementation("eager", add_eager, lambda *_: None),
     Implementation("reference", add_reference, lambda *_: None),
 )

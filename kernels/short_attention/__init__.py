@@ -9,6 +9,7 @@ from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Implementation, choose
 from anyv2v.kernels.short_attention import eager, reference
 from anyv2v.kernels.short_attention.torch_sdpa import sdpa
+from anyv2v.kernels.trust import Small
 
 
 def _never(*_) -> None:
@@ -39,6 +40,18 @@ def _triton_apply(weights: Tensor, v: Tensor) -> Tensor:
     from anyv2v.kernels.short_attention import fused
 
     return fused.apply(weights, v)
+
+
+def _small(q: Tensor, k: Tensor, v: Tensor | None = None) -> Small:
+    from anyv2v.kernels.short_attention import fused
+
+    return fused.small(q, k, v)
+
+
+def _small_apply(weights: Tensor, v: Tensor) -> Small:
+    from anyv2v.kernels.short_attention import fused
+
+    return fused.small_apply(weights, v)
 
 
 def _triton_refuses(q: Tensor, k: Tensor, v: Tensor | None = None) -> str | None:
@@ -73,18 +86,18 @@ def _too_large(x: Tensor, n: int, m: int) -> str | None:
 
 
 TABLE = (
-    Implementation("triton", _triton, _triton_refuses, gpu.yields),
+    Implementation("triton", _triton, _triton_refuses, gpu.yields, _small),
     Implementation("eager", eager.attention, _never, _eager_yields),
     Implementation("sdpa", sdpa, _never),
     Implementation("reference", reference.reference, _never),
 )
 PROBABILITIES_TABLE = (
-    Implementation("triton", _triton_probabilities, _triton_refuses, gpu.yields),
+    Implementation("triton", _triton_probabilities, _triton_refuses, gpu.yields, _small),
     Implementation("eager", eager.probabilities, _never),
     Implementation("reference", reference.probabilities, _never),
 )
 APPLY_TABLE = (
-    Implementation("triton", _triton_apply, _triton_apply_refuses, gpu.yields),
+    Implementation("triton", _triton_apply, _triton_apply_refuses, gpu.yields, _small_apply),
     Implementation("eager", eager.apply, _never),
     Implementation("reference", reference.apply, _never),
 )

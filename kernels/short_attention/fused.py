@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anyv2v.kernels import gpu
 from anyv2v.kernels.aot import TARGETS, Configuration
+from anyv2v.kernels.trust import Small, alike
 
 
 @triton.jit
@@ -369,6 +370,27 @@ def _constants(n: int, m: int, width: int) -> tuple[dict[str, int], dict[str, in
     )
     # more stages cost registers and win nothing: other programs fill the waiting
     return constants, {"num_warps": tiles.warps, "num_stages": 1}
+
+
+def small(q: Tensor, k: Tensor, v: Tensor | None = None) -> Small:
+    """A few sequences of the same lengths, by several programs; without v, the probabilities'."""
+    rows, n, positions, heads, width = q.shape
+    groups = None if v is None else v.shape[0] // rows
+    rows, among = alike(rows, 2), (alike(positions, 5), alike(heads, 3, width), width)
+    shapes = [(rows, n, *among), (rows, k.shape[1], *among)]
+    if groups is None:
+        return Small(tuple(shapes), part=(n, k.shape[1]))
+    shapes.append((alike(groups, 2) * rows, k.shape[1], *among))
+    return Small(tuple(shapes), part=(n, 1, 1, width))
+
+
+def small_apply(weights: Tensor, v: Tensor) -> Small:
+    """The same of probabilities and values; weights of any sign are as good."""
+    rows, positions, heads, n, m = weights.shape
+    groups, width = v.shape[0] // rows, v.shape[-1]
+    rows, positions, heads = alike(rows, 2), alike(positions, 5), alike(heads, 3, width)
+    values = alike(groups, 2) * rows, m, positions, heads, width
+    return Small(((rows, positions, heads, n, m), values), part=(n, 1, 1, width))
 
 
 def configurations() -> Iterator[Configuration]:

@@ -12,6 +12,12 @@ GUARD = 2**16
 
 
 @pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """These tests are the longer check; test_check.py switches that of the first launch on."""
+    monkeypatch.setenv("ANYV2V_CHECK", "0")
+
+
+@pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """What `torch.empty` gives is NaN until written, and writing beside it fails the test."""
     empty, allocated = torch.empty, []

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from anyv2v.kernels import gpu
+from anyv2v.kernels.trust import bound as bound
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Triton's kernels run on the GPU, or where there is none in Triton's interpreter
@@ -27,11 +28,6 @@ def within_nan(x):
 def guarded(x):
     """The same numbers in one piece of memory with NaN before and after (conftest.py)."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
-
-
-def bound(dtype):
-    """Half types lose what rounding the answer and the weights once does; float32 adds a sum."""
-    return 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
 
 
 def softmax(q, k):
