@@ -24,12 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import anyv2v
+from anyv2v import plan
 from anyv2v.accounting import count, fakes
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.kernels import gpu
 from anyv2v.media.clip import Video
 from anyv2v.nn.blank import blank
-from anyv2v import plan
 from bench.counted import FRAMES, SIZE, published_size
 
 DOORS = (
