@@ -33,7 +33,7 @@ from anyv2v.media.clip import Video
 from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES, pyav, read_video, write_video
-from anyv2v.options import parser
+from anyv2v.options import OFFLOADS, parser
 from anyv2v.source import SUFFIX, Source, Unfinished
 
 DEMO_NOTICE = (
@@ -417,7 +417,8 @@ def _silent(quiet: bool) -> bool:
 
 
 def _load(args: argparse.Namespace) -> Editor:
-    return loading.load(args.weights, args.device, _dtype(args))
+    offload = OFFLOADS[args.offload]
+    return loading.load(args.weights, args.device, _dtype(args), offload=offload)
 
 
 def _dtype(args: argparse.Namespace) -> torch.dtype | None:

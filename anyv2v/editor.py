@@ -44,7 +44,8 @@ from anyv2v.media.image import (
     to_frames,
     to_pixels,
 )
-from anyv2v.memory import free_bytes, require
+from anyv2v.memory import comfortable, frames_at_once, free_bytes, require
+from anyv2v.offload import Offload, Wanted
 from anyv2v.source import InversionSettings, Source, Unfinished
 from anyv2v.vae.autoencoder import Autoencoder
 
@@ -77,14 +78,16 @@ class Editor:
         defaults: Defaults,
         fingerprint: str = "",
         graphs: bool | None = None,
+        offload: Wanted = False,
     ):
         """`fingerprint` says which weights these are; a saved source is bound to it.
 
-        `graphs`: see `load`.
+        `graphs` and `offload`: see `load`.
         """
         self.backbone, self.vae = backbone, vae
         self.defaults, self.fingerprint = defaults, fingerprint
         self.graphs = wanted(graphs, backbone.device)
+        self.offload = Offload((*backbone.conditioners, vae.encoder), backbone.device, offload)
         self.schedule = Schedule()
         self._blanks: dict[Hashable, Kept] = {}
 
@@ -133,14 +136,16 @@ class Editor:
                 "recording: only a fixed-point inversion without guidance passes the features that "
                 "sampling will need; record them afterwards, by `record`"
             )
-        self.check_memory(size, len(video.frames), 2 if guidance > 1 else 1)
+        held = 0 if recording is None else recording.bytes("device")
+        self._reserve(size, len(video.frames), 2 if guidance > 1 else 1, held)
 
         settings = InversionSettings(
             method, steps, prompt, negative_prompt, guidance, fps, tolerance
         )
         clean = self.encode_frames(video.frames)
         first = self._first_frame(video.frames[0], clean[:, :, :1], len(video.frames), fps)
-        branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
+        with self._conditioning():
+            branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
         recorder = Recorder(recording)
         begin = state = Inverted.of(clean)
         if unfinished is not None:
@@ -213,7 +218,8 @@ class Editor:
             self.check_source(source)
             self.check_kept(source.trajectory, missing)
             first = self._source_frame(source, source.settings.fps)
-            conditions = self.backbone.condition(source.settings.prompt, first)
+            with self._conditioning():
+                conditions = self.backbone.condition(source.settings.prompt, first)
         with self._forward() as forward:
             for t in missing:
                 sites, latents = recording.sites[t], source.trajectory[t]
@@ -277,7 +283,7 @@ class Editor:
         self.check_kept(source.trajectory, needed)
         fps = checks.whole("fps", fps)
         size, frames = _size(source.video.frames), len(source.video.frames)
-        self.check_memory(size, frames)
+        self._reserve(size, frames)
         plan = self.plan(steps, start, injection)
         inverted = source.trajectory[needed[0]].to(self.backbone.device)
         timesteps, replayed = self.schedule.timesteps(steps), []
@@ -287,7 +293,9 @@ class Editor:
                 for i, at in plan.items()
                 if at and source.features.serve(timesteps[i], at)
             ]
-        of_source = self.backbone.condition(source.settings.prompt, self._source_frame(source, fps))
+        with self._conditioning():
+            first = self._source_frame(source, fps)
+            of_source = self.backbone.condition(source.settings.prompt, first)
         at = SourceAt(source, of_source, plan, source_pass, replayed, self.backbone.sites)
         # what can be wrong with one edit is found before the first is run
         latents = [self._begin(edit, inverted) for edit in edits]
@@ -296,15 +304,16 @@ class Editor:
         done: list[Edit] = []
         while len(done) < len(edits):
             batch = slice(len(done), len(done) + self._batch(size, frames, len(edits) - len(done)))
-            branches = [
-                self.backbone.branches(
-                    edit.prompt,
-                    edit.negative_prompt,
-                    self._encoded(picture, frames, fps),
-                    checks.finite("guidance", edit.guidance),
-                )
-                for edit, picture in zip(edits[batch], pictures[batch], strict=True)
-            ]
+            with self._conditioning():
+                branches = [
+                    self.backbone.branches(
+                        edit.prompt,
+                        edit.negative_prompt,
+                        self._encoded(picture, frames, fps),
+                        checks.finite("guidance", edit.guidance),
+                    )
+                    for edit, picture in zip(edits[batch], pictures[batch], strict=True)
+                ]
             played = playback(source.features, replayed, self.backbone.device)
             begin = torch.cat(latents[batch])
             with played as kept, self._forward() as forward:
@@ -330,10 +339,11 @@ class Editor:
         (first,) = needed = self.needed_timesteps(steps, start)
         self.check_kept(source.trajectory, needed)
         guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
-        self.check_memory(_size(source.video.frames), len(source.video.frames), 2)
-        branches = self.backbone.branches(
-            prompt, negative_prompt, self._source_frame(source, fps), guidance
-        )
+        self._reserve(_size(source.video.frames), len(source.video.frames), 2)
+        with self._conditioning():
+            branches = self.backbone.branches(
+                prompt, negative_prompt, self._source_frame(source, fps), guidance
+            )
         latents = source.trajectory[first].to(self.backbone.device)
         return self._sample(branches, latents, steps, start, on_step, source.video.fps)
 
@@ -358,9 +368,10 @@ class Editor:
         size = self.check_size(self.defaults.size if size is None else size)
         frames = checks.whole("frames", self.defaults.frames if frames is None else frames)
         guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
-        self.check_memory(size, frames, 2)
+        self._reserve(size, frames, 2)
         first = self._encoded(fit_frame(read_image(frame), size, fit), frames, fps)
-        branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
+        with self._conditioning():
+            branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
         one = first.latents.shape
         noise = self._noise(torch.Size((*one[:2], frames, *one[3:])), seed, noise)
         return self._sample(branches, noise, steps, 0, on_step, fps)
@@ -372,7 +383,8 @@ class Editor:
     @torch.no_grad()
     def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
         """(1, 77, d): hidden states before the last `clip_skip` layers, final norm applied."""
-        return self.backbone.encode_text(text, clip_skip)
+        with self._conditioning():
+            return self.backbone.encode_text(text, clip_skip)
 
     @torch.no_grad()
     def encode_image(
@@ -383,7 +395,8 @@ class Editor:
         `black_edge` reproduces a fault of the original's crop: see `center_crop`.
         """
         image = read_image(frame)
-        return self.backbone.encode_image(image, width or image.shape[1], black_edge)
+        with self._conditioning():
+            return self.backbone.encode_image(image, width or image.shape[1], black_edge)
 
     @torch.no_grad()
     def encode_frames(
@@ -394,13 +407,17 @@ class Editor:
         With a generator, samples of the posterior, as the original draws them.
         """
         frames = as_frames(frames)
-        self.check_size(_size(frames))
-        # one frame at a time, so that memory does not grow with the length of the clip
+        size = self.check_size(_size(frames))
+        # not all of them, so that memory does not grow with the length of the clip; samples are
+        # drawn for one after the other, as the original draws them
+        at_once = self._frames_at_once(size) if generator is None else 1
         latents = []
-        for frame in frames:
-            pixels = to_pixels(frame[None]).to(self.backbone.device, self.backbone.dtype)
-            latents.append(self.vae.encode(pixels, generator).float())
-        return torch.stack(latents, dim=2).contiguous()
+        with self.offload.here(self.vae.encoder):
+            for start in range(0, len(frames), at_once):
+                pixels = to_pixels(frames[start : start + at_once])
+                pixels = pixels.to(self.backbone.device, self.backbone.dtype)
+                latents.append(self.vae.encode(pixels, generator).float())
+        return torch.cat(latents).transpose(0, 1)[None].contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -408,7 +425,9 @@ class Editor:
         if not latents.isfinite().all():
             raise RuntimeError("the latents are not finite: try --dtype bfloat16 or float32")
         each = latents[0].transpose(0, 1).to(self.backbone.device, self.backbone.dtype)
-        return np.concatenate([to_frames(self.vae.decode(x)) for x in each.split(1)])
+        s = self.vae.config.factor
+        at_once = self._frames_at_once((each.shape[3] * s, each.shape[2] * s))
+        return np.concatenate([to_frames(self.vae.decode(x)) for x in each.split(at_once)])
 
     @torch.no_grad()
     def condition(
@@ -425,7 +444,8 @@ class Editor:
         latents = self.encode_frames(center_crop(image, self.check_size(size))[None])
         frames, fps = checks.whole("frames", frames), checks.whole("fps", fps)
         first = FirstFrame(image, latents, size[0], frames, fps)
-        return self.backbone.condition(prompt, first, negative)
+        with self._conditioning():
+            return self.backbone.condition(prompt, first, negative)
 
     @torch.no_grad()
     def predict(
@@ -447,7 +467,7 @@ class Editor:
             unet = self.backbone.activation_bytes(rows, frames, height // s, width // s)
             return max(unet, self.vae.activation_bytes(height, width))
 
-        require(needed, size, frames, s, self.backbone.device)
+        require(needed, size, frames, s, self.backbone.device, self.offload.freeable)
 
     def plan(self, steps: int, start: int, injection: Injection) -> dict[int, frozenset[str]]:
         """Index of each step that is run -> sites that are injected there."""
@@ -548,6 +568,25 @@ class Editor:
             return 2 * need <= free
 
         return next((n for n in range(edits, 1, -1) if fits(n)), 1)
+
+    def _reserve(self, size: tuple[int, int], frames: int, rows: int = 3, held: int = 0) -> None:
+        """A job begins: `check_memory`, and what can wait elsewhere leaves if memory is short.
+
+        `held`: bytes that the job will keep besides.
+        """
+        self.check_memory(size, frames, rows)
+        s = self.vae.config.factor
+        least = self.backbone.activation_bytes(rows, frames, size[1] // s, size[0] // s)
+        self.offload.begin(comfortable(least, self.graphs is not False) + held)
+
+    def _conditioning(self) -> AbstractContextManager[None]:
+        """Inside, what makes conditions is on the device."""
+        return self.offload.here(*self.backbone.conditioners)
+
+    def _frames_at_once(self, size: tuple[int, int]) -> int:
+        """How many frames of that size the autoencoder takes together."""
+        width, height = size
+        return frames_at_once(self.vae.activation_bytes(height, width), self.backbone.device)
 
     def _forward(self) -> AbstractContextManager[Forward]:
         """`predict` for the length of one run, captured where it can be."""

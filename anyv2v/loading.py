@@ -18,6 +18,7 @@ from anyv2v.diffusion.schedule import OFFSET, TRAIN_STEPS
 from anyv2v.editor import Defaults, Editor
 from anyv2v.errors import InputError
 from anyv2v.graphs import wanted
+from anyv2v.offload import Wanted, checked
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
@@ -36,20 +37,28 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     graphs: bool | None = None,
+    offload: Wanted = "auto",
 ) -> Editor:
     """An editor of the weights in a folder that `anyv2v convert` wrote, or of "demo".
 
     `device` is cuda if there is one, else cpu; `dtype` float16 on cuda, float32 elsewhere, unless
     given. `graphs`: whether steps are captured in CUDA graphs; on cuda they are unless it is False,
-    and True raises where they cannot be. InputError names what is wrong with a folder.
+    and True raises where they cannot be. `offload`: whether what makes conditions, and the
+    autoencoder's encoder, wait on the host while they are not needed: "auto", from the first job on
+    for which the GPU's memory is short; on a CPU never. InputError names what is wrong with a
+    folder.
     """
     device = choose_device(device)
-    dtype, graphs = choose_dtype(dtype, device), wanted(graphs, device)
-    return _assemble(Checkpoint.open(folder_of(weights)), device, dtype, graphs)
+    dtype, graphs, offload = choose_dtype(dtype, device), wanted(graphs, device), checked(offload)
+    return _assemble(Checkpoint.open(folder_of(weights)), device, dtype, graphs, offload)
 
 
 def _assemble(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, graphs: bool | None
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    graphs: bool | None,
+    offload: Wanted,
 ) -> Editor:
     config = checkpoint.config
     with blaming(checkpoint.folder):
@@ -70,7 +79,7 @@ def _assemble(
         for group, sites in backbone.groups.items():
             if unknown := sites.difference(backbone.sites):
                 raise InputError(f"injection {group} names no site {sorted(unknown)[0]}")
-    return Editor(backbone, networks["vae"], defaults, checkpoint.fingerprint, graphs)
+    return Editor(backbone, networks["vae"], defaults, checkpoint.fingerprint, graphs, offload)
 
 
 def folder_of(weights: str | os.PathLike) -> Path:

@@ -24,19 +24,40 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+FRAMES_AT_ONCE = 4
+"""Of the autoencoder at most: they fill a GPU, and take less than the network does after them."""
+
+
+def frames_at_once(needed: int, device: torch.device) -> int:
+    """How many frames the autoencoder takes together, of which each needs at least `needed` bytes.
+
+    On a CPU one: more are no faster.
+    """
+    if device.type == "cpu":
+        return 1
+    # the least that is needed, twice
+    return max(1, min(FRAMES_AT_ONCE, free_bytes(device) // (2 * needed)))
+
+
+def comfortable(least: int, captured: bool) -> int:
+    """What a job should have that needs `least` bytes at least; graphs hold as much again."""
+    return (4 if captured else 2) * least
+
+
 def require(
     needed: Callable[[int, int], int],
     size: tuple[int, int],
     frames: int,
     factor: int,
     device: torch.device,
+    freeable: int = 0,
 ) -> None:
     """InputError if needed(width, height) bytes are not free, with a size that would fit.
 
-    `factor` divides every size that works.
+    `factor` divides every size that works. `freeable`: bytes that count as free.
     """
     width, height = size
-    need, free = needed(width, height), free_bytes(device)
+    need, free = needed(width, height), free_bytes(device) + freeable
     if need <= free:
         return
     # memory grows with the area

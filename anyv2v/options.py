@@ -16,9 +16,11 @@ from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
 from anyv2v.loading import DEMO
 from anyv2v.media.image import FITS
+from anyv2v.offload import Wanted
 from anyv2v.weights.demo.scenes import KINDS
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
+OFFLOADS: dict[str, Wanted] = {"auto": "auto", "on": True, "off": False}
 
 
 class Parser(argparse.ArgumentParser):
@@ -144,6 +146,8 @@ def _model(sub: argparse.ArgumentParser) -> None:
         help="folder written by `anyv2v convert`, or demo; $ANYV2V_WEIGHTS",
     )
     _machine(sub)
+    text = "towers and encoder wait on the host while they are not needed; auto: if memory is short"
+    sub.add_argument("--offload", choices=list(OFFLOADS), default="auto", help=text)
 
 
 def _machine(sub: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from anyv2v.injection.features import Recording
 from anyv2v.injection.plan import Injection
 from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource, Taps
 from anyv2v.media.clip import Video
+from anyv2v.memory import comfortable, frames_at_once
 from anyv2v.nn.blank import blank
 
 HEAP = 1.35
@@ -38,6 +39,8 @@ class Plan:
     """Bytes."""
     peak: int
     """Bytes on the device, weights included, over the process as it was."""
+    offloaded: int
+    """Bytes of weights that wait on the host while predictions are made."""
 
     @property
     def total(self) -> int:
@@ -52,9 +55,14 @@ class Plan:
                 f"operations: {self.total / 1e12:.4g} TFLOP = {parts}",
                 str(self.recording),
                 f"memory: about {self.peak / 1e9:.3g} GB at the peak, "
-                f"{self.weights / 1e9:.3g} GB of it weights",
+                f"{self.weights / 1e9:.3g} GB of it weights" + self._offloaded(),
             )
         )
+
+    def _offloaded(self) -> str:
+        if not self.offloaded:
+            return ""
+        return f", of which {self.offloaded / 1e9:.3g} GB wait on the host while it samples"
 
 
 def predict(
@@ -137,11 +145,21 @@ def predict(
     if not evaluations:
         flops["encode"] -= encode.flops * frames
     networks = [x for x in (*vars(twin).values(), vae) if isinstance(x, nn.Module)]
-    weights = sum(x.nbytes for network in networks for x in network.parameters())
+    weights = sum(map(_bytes, networks))
     latents_bytes = 4 * channels * frames * (height // s) * (width // s)
     kept = latents_bytes * (1 + len(needed)) + recording.bytes("device")
+    at_once = min(frames, frames_at_once(editor.vae.activation_bytes(height, width), device))
+    least = editor.backbone.activation_bytes(3, frames, height // s, width // s)
+    comfort = comfortable(least, editor.graphs is not False) + recording.bytes("device")
+    towers = encoder = 0
+    if editor.offload.is_for(comfort):
+        towers, encoder = sum(map(_bytes, twin.conditioners)), _bytes(vae.encoder)
+    passes = [cost.peak_bytes for cost in (*sampling.values(), *inverting.values())]
     work = max(
-        cost.peak_bytes for cost in (told, encode, decode, *sampling.values(), *inverting.values())
+        # conditions, and the edited frame between them
+        max(told.peak_bytes, encode.peak_bytes),
+        at_once * encode.peak_bytes - towers,
+        max(at_once * decode.peak_bytes, *passes) - towers - encoder,
     )
     if device.type == "cpu":
         work = round(work * HEAP) + CODE
@@ -149,4 +167,9 @@ def predict(
         n * (edits * branches + (bool(sites) and not replayed))
         for (sites, replayed), n in kinds.items()
     )
-    return Plan(evaluations, rows, flops, recording, weights, weights + kept + work)
+    peak = weights + kept + work
+    return Plan(evaluations, rows, flops, recording, weights, peak, towers + encoder)
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(x.nbytes for x in network.parameters())

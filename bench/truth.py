@@ -33,6 +33,7 @@ WANTED = {
     "layer_norm": ("_WANTED", "_WANTED_ADD"),
     "geglu": ("_WANTED",),
     "linear": ("_WANTED",),
+    "residual_sum": ("_WANTED",),
 }
 """Kernel -> where its module keeps what the environment asks for."""
 

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anyv2v.kernels import attention, geglu, group_norm_silu, layer_norm, linear, short_attention
+from anyv2v.kernels import (
+    attention,
+    geglu,
+    group_norm_silu,
+    layer_norm,
+    linear,
+    residual_sum,
+    short_attention,
+)
 from anyv2v.kernels.choose import Implementation
 
 HEAD_DIM, GROUPS, CONTEXT = 64, 32, 145
@@ -84,6 +92,10 @@ def cases(frames: int = 16, levels: tuple[tuple[int, int], ...] = LEVELS) -> Ite
                 (GROUPS, 1e-5),
                 options,
             )
+
+    for side, c in levels:
+        x = (frames, side, side, c)
+        yield Case("residual_sum", f"{side}x{side}x{c}", residual_sum.TABLE, (x, x, (c,)))
 
     for side, c in levels[:3]:
         x = (frames, side * side, c)

@@ -64,6 +64,8 @@ class Backbone(Protocol):
     """The sites that are injected unless others are asked for: group name -> sites."""
     device: torch.device
     dtype: torch.dtype
+    conditioners: tuple[nn.Module, ...]
+    """The networks that make conditions and that predictions do not need."""
 
     def condition(self, prompt: str, first: FirstFrame, negative: bool = False) -> Conditions:
         """The conditions of one branch; `negative` for the branch that guidance leads away from."""

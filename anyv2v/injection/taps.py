@@ -31,7 +31,11 @@ class Taps:
     """
 
     sites: frozenset[str] | None = None
-    """Where it does anything; None: perhaps everywhere."""
+    """Where it does anything; None: perhaps everywhere.
+
+    Residual features elsewhere are not shown to it: they need not exist by themselves, since their
+    bias may be added in the sum with the input.
+    """
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
         """A residual feature h (g b f, h, w, c); gives back the same shape."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from anyv2v.injection.taps import Taps
 from anyv2v.kernels.group_norm_silu import group_norm_silu
+from anyv2v.kernels.residual_sum import residual_sum
 
 
 class GroupNorm(nn.GroupNorm):
@@ -24,7 +25,20 @@ class Conv2d(nn.Conv2d):
     """A 2D convolution of x (r, h, w, c)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self._convolved(x, self.bias)
+
+    def before_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The convolution, and the bias (c,) that its reader has yet to add; None if it has it.
+
+        On a GPU PyTorch adds the bias in a pass of its own over all that cuDNN gave, which the
+        next operation can do on its way. On a CPU oneDNN adds it for nothing.
+        """
+        if x.device.type == "cpu":
+            return self(x), None
+        return self._convolved(x, None), self.bias
+
+    def _convolved(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, bias).permute(0, 2, 3, 1)
 
 
 class ResnetBlock(nn.Module):
@@ -57,15 +71,24 @@ class ResnetBlock(nn.Module):
 
         Fewer rows where taps let the first of them leave.
         """
-        h = taps.residual(self.site, self.residual, x, time)
+        if taps.sites is None or self.site in taps.sites:
+            h, bias = taps.residual(self.site, self.residual, x, time), None
+        else:
+            h, bias = self.conv2.before_bias(self._before_last(x, time))
         x = taps.leaving(self.site, x)
-        return h + (x if self.shortcut is None else self.shortcut(x))
+        if self.shortcut is not None:
+            x, more = self.shortcut.before_bias(x)
+            bias = _sum(bias, more)
+        return h + x if bias is None else residual_sum(x, h, bias)
 
     def residual(self, x: Tensor, time: Tensor | None) -> Tensor:
-        h = self.conv1(self.norm1(x, silu=True))
+        return self.conv2(self._before_last(x, time))
+
+    def _before_last(self, x: Tensor, time: Tensor | None) -> Tensor:
+        h, bias = self.conv1.before_bias(self.norm1(x, silu=True))
         # every frame of a branch gets the same shift
         shift = None if time is None else self.time(F.silu(time))
-        return self.conv2(self.norm2(h, silu=True, shift=shift))
+        return self.norm2(h, silu=True, shift=_sum(shift, None if bias is None else bias[None]))
 
 
 class TemporalConv(nn.Module):
@@ -83,7 +106,14 @@ class TemporalConv(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x (g b f, h, w, c) -> the same shape."""
-        h = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames)
+        h, bias = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames), None
         for i in range(1, 5):
-            h = self.get_submodule(f"conv{i}")(self.get_submodule(f"norm{i}")(h, silu=True))
-        return x + h.reshape(x.shape)
+            norm, conv = self.get_submodule(f"norm{i}"), self.get_submodule(f"conv{i}")
+            shift = None if bias is None else bias[None]
+            h, bias = conv.before_bias(norm(h, silu=True, shift=shift))
+        h = h.reshape(x.shape)
+        return x + h if bias is None else residual_sum(x, h, bias)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else b if a is None else a + b

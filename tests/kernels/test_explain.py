@@ -35,7 +35,7 @@ def test_every_case_is_a_call_that_its_definition_takes(case):
 def test_a_cpu_runs_pytorch_and_a_gpu_the_kernels():
     assert "triton" not in taken("cpu").values()
     on_gpu = taken("cuda", torch.bfloat16)
-    for operation in ("group_norm_silu", "geglu", "add_layer_norm"):
+    for operation in ("group_norm_silu", "geglu", "add_layer_norm", "residual_sum"):
         assert {v for (o, _), v in on_gpu.items() if o == operation} == {"triton"}
     assert {v for (o, _), v in on_gpu.items() if o == "layer_norm"} == {"eager"}
 

@@ -31,6 +31,7 @@ class Toy(nn.Module):
     sites = ("mix.cross",)
     groups = {"cross": frozenset(sites)}
     device, dtype = torch.device("cpu"), torch.float32
+    conditioners = ()
 
     def condition(self, prompt, first, negative=False):
         place = first.latents.mean().view(1)

@@ -4,11 +4,14 @@ import re
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from anyv2v.accounting import fakes
 from anyv2v.backbones.i2vgen.conditioning import Conditions
 from anyv2v.convert.i2vgen import UNET
 from anyv2v.convert.rename import rename
-from anyv2v.injection.taps import NO_TAPS
+from anyv2v.injection.taps import NO_TAPS, Record, ShareSource, Taps
+from anyv2v.nn.resnet import Conv2d
 from anyv2v.nn.steering import Steering
 from tests import golden
 
@@ -137,6 +140,73 @@ def run(editor, rows, t=None, **changed):
 
 def test_a_batch_of_branches_equals_the_original(editor):
     assert golden.relative_error(run(editor, slice(None)), G["out"]) < 1e-5
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts those with a bias, and those without."""
+
+    def __init__(self):
+        super().__init__()
+        self.biased, self.bare = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.biased += args[2] is not None
+            self.bare += args[2] is None
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def biases_later(monkeypatch):
+    """As on a GPU: biases are not the convolutions' business."""
+    bare = lambda self, x: (self._convolved(x, None), self.bias)  # noqa: E731
+    monkeypatch.setattr(Conv2d, "before_bias", bare)
+
+
+def test_biases_added_later_equal_the_original(editor, biases_later):
+    with Convolutions() as convolutions:
+        out = run(editor, slice(None))
+    assert golden.relative_error(out, G["out"]) < 1e-5
+    assert convolutions.bare > convolutions.biased
+
+
+def test_taps_see_residual_features_with_their_bias(editor, request):
+    """Whether all are looked at, or one; and sharing them changes nothing that it should not."""
+    unet, (site, other) = editor.backbone.unet, ("up.1.res.1", "up.2.res.0")
+
+    def predict(taps, rows=slice(1, 2), copies=1):
+        x = torch.cat([G["in.sample"][rows]] * copies)
+        told = Conditions.stack([conditions(editor, rows)] * copies)
+        with torch.no_grad():
+            return unet(x, G["in.timestep"].expand(len(x)), told, taps)
+
+    class Sees(Taps):
+        def hidden(self, site, h):
+            seen[site] = h
+            return h
+
+    seen = {}
+    plain = predict(Sees())
+    request.getfixturevalue("biases_later")
+    record = Record([site, other])
+    assert golden.relative_error(predict(record), plain) < 1e-5
+    for name in (site, other):
+        assert golden.relative_error(record.kept[name][0], seen[name]) < 1e-5
+        # it is far from what it is without
+        bias = unet.get_submodule(name).conv2.bias
+        assert golden.relative_error(seen[name] - bias, seen[name]) > 1e-3
+    shared = predict(ShareSource([site, other], 2, other), copies=2)
+    assert golden.relative_error(shared, plain) < 1e-5
+
+
+def test_on_a_gpu_hardly_a_convolution_has_a_bias(editor):
+    with fakes("cuda") as device, torch.no_grad(), Convolutions() as convolutions:
+        twin = editor.backbone.blank(device)
+        told = twin.blank_conditions(F, H, W)
+        conditioning = convolutions.biased
+        twin.predict(torch.empty(1, 4, F, H, W, device=device), 1, told)
+    # in, out, and three times half and double the size
+    assert convolutions.biased - conditioning == 8 and convolutions.bare > 100
 
 
 @pytest.mark.parametrize("t", [1, 101, 999])

@@ -73,6 +73,10 @@ class I2VGen:
     def dtype(self) -> torch.dtype:
         return self.unet.conv_out.weight.dtype
 
+    @property
+    def conditioners(self) -> tuple[nn.Module, ...]:
+        return self.text, self.vision
+
     def tokenize(self, text: str) -> Tensor:
         """int64 (1, 77)."""
         return self.tokenizer(text)

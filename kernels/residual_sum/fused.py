@@ -1,0 +1,53 @@
+"""residual_sum in Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from anyv2v.kernels import gpu
+from anyv2v.kernels.aot import Configuration
+
+ROWS, CHANNELS, WARPS = 32, 64, 4
+
+
+@triton.jit
+def residual_sum_kernel(X, Branch, Bias, Y, rows, c, ROWS: tl.constexpr, C: tl.constexpr):
+    """A tile of ROWS rows and C channels; programs that follow one another share their rows."""
+    across = tl.cdiv(c, C)
+    row = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(0) % across * C + tl.arange(0, C)
+    exists = channel < c
+    inside = (row < rows)[:, None] & exists[None, :]
+    at = row[:, None] * c + channel[None, :]
+    total = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
+    total += tl.load(Branch + at, mask=inside, other=0.0).to(tl.float32)
+    total += tl.load(Bias + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
+    tl.store(Y + at, total.to(Y.dtype.element_ty), mask=inside)
+
+
+def fused(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
+    c = x.shape[-1]
+    rows, y = x.numel() // c, torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    with gpu.on(x):
+        residual_sum_kernel[(triton.cdiv(rows, ROWS) * triton.cdiv(c, CHANNELS),)](
+            *(x, branch, bias, y, rows, c), ROWS=ROWS, C=CHANNELS, num_warps=WARPS
+        )
+    return y
+
+
+def configurations() -> Iterator[Configuration]:
+    for dtype in ("bf16", "fp32"):
+        pointers = dict.fromkeys(("X", "Branch", "Bias", "Y"), f"*{dtype}")
+        yield Configuration(
+            f"residual_sum {dtype}",
+            residual_sum_kernel,
+            pointers | {"rows": "i32", "c": "i32"},
+            {"ROWS": ROWS, "C": CHANNELS},
+            {"num_warps": WARPS},
+            divisible=("c",),
+        )

@@ -1,0 +1,191 @@
+"""What waits on the host while it is not needed; copies on the CPU stand in for those on a GPU."""
+
+import threading
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+import anyv2v
+from anyv2v import InputError, offload
+from anyv2v.offload import Offload
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def networks():
+    torch.manual_seed(0)
+    return nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), nn.BatchNorm1d(5)
+
+
+@pytest.fixture
+def places(monkeypatch):
+    """Where the weights of networks are; they are moved by copying them."""
+    on_host = {}
+
+    def moved(x, device):
+        copy = x.clone()
+        if device == CPU:
+            # kept, so that no other memory gets its address
+            on_host[copy.data_ptr()] = copy
+        return copy
+
+    monkeypatch.setattr(offload, "_moved", moved)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: mock.Mock())
+
+    def places(*networks):
+        return [
+            {"host" if x.data_ptr() in on_host else "gpu" for x in network.state_dict().values()}
+            for network in networks
+        ]
+
+    return places
+
+
+def test_they_come_when_needed_and_leave_with_the_last_user(places):
+    one, two = networks()
+    before = {name: x.clone() for name, x in one.state_dict().items()}
+    strides, objects = one.weight.stride(), [id(p) for p in one.parameters()]
+    waiting = Offload((one, two), GPU, True)
+    assert places(one, two) == [{"host"}, {"host"}] and waiting.freeable == 0
+    with waiting.here(one):
+        assert places(one, two) == [{"gpu"}, {"host"}]
+        assert one.weight.stride() == strides
+        with waiting.here(one, two):
+            assert places(one, two) == [{"gpu"}, {"gpu"}]
+        assert places(one, two) == [{"gpu"}, {"host"}]
+        assert waiting.freeable == sum(x.nbytes for x in one.state_dict().values())
+    assert places(one, two) == [{"host"}, {"host"}]
+    # the same weights in the same objects
+    assert all(torch.equal(x, before[name]) for name, x in one.state_dict().items())
+    assert [id(p) for p in one.parameters()] == objects and one.weight.stride() == strides
+
+
+def test_they_leave_after_an_error_too(places):
+    (one, _), waiting = (pair := networks()), Offload(pair, GPU, True)
+    with pytest.raises(ZeroDivisionError), waiting.here(one):
+        raise ZeroDivisionError
+    assert places(one) == [{"host"}]
+
+
+def test_auto_waits_for_a_job_that_is_short(places, monkeypatch):
+    one, two = networks()
+    monkeypatch.setattr(offload, "free_bytes", lambda device: 1000)
+    waiting = Offload((one, two), GPU, "auto")
+    waiting.begin(1000)
+    with waiting.here(one):
+        assert not waiting.is_for(1000) and waiting.is_for(1001)
+    assert places(one, two) == [{"gpu"}, {"gpu"}] and waiting.freeable > 0
+    with waiting.here(one):
+        waiting.begin(1001)  # another thread's
+        assert places(one, two) == [{"gpu"}, {"host"}]
+    assert places(one, two) == [{"host"}, {"host"}] and waiting.is_for(0)
+
+
+@pytest.mark.parametrize("wanted", [True, "auto", False])
+def test_on_a_cpu_and_where_it_is_not_wanted_they_stay(wanted, places, monkeypatch):
+    monkeypatch.setattr(offload, "free_bytes", lambda device: 0)
+    one, two = networks()
+    stays = [Offload((one, two), CPU, wanted)]
+    if wanted is False:
+        stays.append(Offload((one, two), GPU, False))
+    for waiting in stays:
+        before = places(one, two)
+        waiting.begin(10**12)
+        with waiting.here(one):
+            pass
+        assert places(one, two) == before and not waiting.is_for(10**12)
+        assert waiting.freeable == 0
+
+
+def test_several_threads_may_use_them(places):
+    """Nobody finds a network gone while he uses it, and in the end all have left."""
+    one, two = networks()
+    waiting, wrong = Offload((one, two), GPU, True), []
+    start = threading.Barrier(8)
+
+    def work(seed):
+        start.wait()
+        for i in range(200):
+            used = (one, two)[: 1 + (seed + i) % 2]
+            with waiting.here(*used):
+                wrong.extend(p for p in places(*used) if p != {"gpu"})
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and places(one, two) == [{"host"}, {"host"}]
+
+
+def test_what_else_is_asked_for_is_refused(weights):
+    with pytest.raises(InputError, match="offload: 'sometimes' is not True, False or 'auto'"):
+        anyv2v.load(weights, "cpu", offload="sometimes")
+
+
+@pytest.fixture
+def watched(weights, monkeypatch):
+    """An editor whose networks refuse to run while they are away, and the moves that were made."""
+    editor, moves = anyv2v.load(weights, "cpu"), []
+    backbone = editor.backbone
+    named = {"text": backbone.text, "vision": backbone.vision, "encoder": editor.vae.encoder}
+    names = {id(next(network.parameters())): name for name, network in named.items()}
+
+    def come(self, device):
+        if self.away:
+            moves.append("+" + names[id(self.tensors[0])])
+        self.away = False
+
+    def leave(self, host):
+        moves.append("-" + names[id(self.tensors[0])])
+        self.away = True
+
+    monkeypatch.setattr(offload._Waiting, "come", come)
+    monkeypatch.setattr(offload._Waiting, "leave", leave)
+    editor.offload = Offload(named.values(), CPU, True, host=GPU)
+    for network in named.values():
+
+        def check(module, args):
+            assert not editor.offload._waiting[module].away
+
+        network.register_forward_pre_hook(check)
+    return editor, moves
+
+
+def test_every_stage_brings_what_it_needs_and_sends_it_home(watched, editor, video, edited_frame):
+    ours, moves = watched
+    towers = ["text", "vision"]
+
+    def moved(come, leave):
+        assert moves == [f"+{x}" for x in come] + [f"-{x}" for x in leave]
+        moves.clear()
+
+    assert sorted(moves) == ["-encoder", "-text", "-vision"]
+    moves.clear()
+    ours.encode_text("a robot")
+    moved(towers, towers)
+    ours.encode_image(edited_frame)
+    moved(towers, towers)
+    ours.encode_frames(video.frames)
+    moved(["encoder"], ["encoder"])
+    seen = []
+    source = ours.invert(video, steps=5, on_step=lambda *_: seen.append(list(moves)))
+    # while it runs, nothing moves: encoder first, then what makes conditions
+    assert len(seen) == 5 and all(now == moves for now in seen)
+    assert moves == ["+encoder", "-encoder", "+text", "+vision", "-text", "-vision"]
+    moves.clear()
+    options = {"steps": 5, "on_step": lambda *_: seen.append(list(moves))}
+    seen.clear()
+    edit = ours.edit(source, edited_frame, "a robot", **options)
+    assert len(seen) == 5 and all(now == moves for now in seen)
+    assert sorted(moves[-2:]) == ["-text", "-vision"] and "+encoder" in moves
+    ours.reconstruct(source, steps=5)
+    ours.generate(edited_frame, "a robot", 4, (128, 64), steps=5)
+    ours.condition("a robot", edited_frame, 4, (128, 64))
+    ours.record(source, ours.recording(video, steps=5))
+    assert all(waiting.away for waiting in ours.offload._waiting.values())
+    plain = editor.edit(editor.invert(video, steps=5), edited_frame, "a robot", steps=5)
+    assert torch.equal(plain.latents, edit.latents)
