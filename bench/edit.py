@@ -180,8 +180,9 @@ def at_published_size(bench: Bench) -> None:
 
 def savings(bench: Bench) -> None:
     """Each saving alone and added last, % of sampling one edit with the source in the batch."""
+    real = published_size()  # a network made among fakes cannot be cast
     with fakes("cuda") as device:
-        counted = Counted(published_size(), device)
+        counted = Counted(real, device)
         plain, least = counted.riding(NOTHING), counted.riding(Savings())
         for name, words in WORDS.items():
             alone = plain - counted.riding(replace(NOTHING, **{name: True}))
