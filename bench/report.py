@@ -176,10 +176,12 @@ def glance(results: Results) -> str:
     gpu = results.of("edit", "cuda")
     on_gpu, of_original, card = [NO_GPU] * 3, [], ""
     if gpu:
-        rows = [named(cases(gpu, "edit")["edit"], w) for w in ways]
+        rows = [named([r for r in gpu["rows"] if "median_s" in r], w) for w in ways]
         on_gpu = [spread(r) + " extrapolated" * ("extrapolated" in r) for r in rows]
-        of_original = [digits(r["median_s"] / rows[0]["median_s"]) for r in rows]
-        card = f"On a GPU: {circumstances(gpu['about'])}, {rows[0]['extrapolated']}.\n\n"
+        if rows[0]:
+            of_original = [digits(r["median_s"] / rows[0]["median_s"]) if r else "" for r in rows]
+        how = "".join(f"; extrapolated {r['extrapolated']}" for r in rows if "extrapolated" in r)
+        card = f"On a GPU: {circumstances(gpu['about'])}{how}.\n\n"
     weights = b[1]["facts"]["weights_gb"]
     lines = [
         line("**demo weights, measured on a CPU**", ["", "", ""]),
@@ -198,8 +200,8 @@ def glance(results: Results) -> str:
             "memory on a GPU, float16, weights included",
             ["", *(f"{digits(weights + r['peak_mb'] / 1e3)} GB{marked(r)}" for r in b[1:])],
         ),
-        line(f"time on {gpu['about']['device']}" if gpu else "time on a GPU", on_gpu),
-        *([line("of the original's time", of_original)] if of_original else []),
+        line("time on a GPU", on_gpu),
+        *([line("of the original's", of_original)] if of_original else []),
     ]
     header = ["", "the original's way", "first edit", "each further edit of the clip"]
     frames = real_case.removeprefix("edit, demo weights, ")

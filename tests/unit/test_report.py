@@ -118,6 +118,39 @@ def test_gpu_results_take_the_place_of_their_absence(root):
     assert "not measured" not in line and "40.0 s" in line
 
 
+def test_the_facts_of_a_rental_are_gpu_results(root):
+    about = {"torch": "2.11.0", "triton": "3.6.0", "commit": "abc", "date": "2026-01-01"}
+    about |= {"part": 1, "card": "a card", "headline": True, "since_start_s": 1.0, "status": "ok"}
+
+    def fact(step, case, implementation="", **columns):
+        return {"step": step, "case": case, "implementation": implementation, **about, **columns}
+
+    def times(seconds):
+        return {"median_s": seconds, "p20_s": seconds, "p80_s": seconds, "rounds": 1}
+
+    lines = [
+        fact("S0", "rates", copy_gbs=3000.0, matrix_tflops=700.0),
+        fact("S4", "edit", report.FIRST, **times(10.0), evaluations=160),
+        fact("S4", "edit", report.NEXT, **times(5.0), peak_gb=7.5),
+        fact("S5", "edit", report.ORIGINAL, **times(40.0), extrapolated="from 20 steps"),
+        fact("S3", "profile of a forward", "convolution", ms=12.5),
+        fact("S4", "step", "whole edits", ended_s=99.0),
+    ]
+    path = root / "bench" / "results" / "rental.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    marked = "<!-- bench:{} -->\n<!-- /bench -->\n"
+    (root / "README.md").write_text(marked.format("glance"))
+    (root / "bench" / "README.md").write_text(marked.format("all-edit") + marked.format("rental"))
+    report.main([], root)
+    glance = (root / "README.md").read_text()
+    assert "| time on a GPU | 40.0 s extrapolated | 10.0 s | 5.00 s |" in glance
+    assert "| of the original's | 1.00 | 0.250 | 0.125 |" in glance
+    assert "a card" in glance and "extrapolated from 20 steps" in glance
+    told = (root / "bench" / "README.md").read_text()
+    assert "7.50 GB" in told and "ms 12.5" in told and "99" not in told
+    assert report.main(["--check"], root) == 0
+
+
 def test_the_full_set_goes_before_the_small_one(root):
     fuller = edits()
     fuller["rows"][0]["median_s"] = 50
