@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from anyv2v.injection.taps import Taps
 from anyv2v.kernels.geglu import geglu
-from anyv2v.kernels.layer_norm import add_layer_norm
+from anyv2v.kernels.layer_norm import add_layer_norm, layer_norm
 from anyv2v.nn.attention import Attention, TemporalAttention
 from anyv2v.nn.linear import Linear
 from anyv2v.nn.resnet import GroupNorm
@@ -27,6 +27,13 @@ class GegluFeedForward(nn.Module):
         return self.down(geglu(x, self.up.weight, self.up.bias))
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer normalization by the kernels of this project."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
 class AddNorm(nn.LayerNorm):
     """The sum of a block so far and a branch of it, and that sum normalised for the next one.
 
@@ -42,7 +49,7 @@ class SpatialBlock(nn.Module):
 
     def __init__(self, site: str, width: int, heads: int, head_dim: int, context_width: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.self = Attention(f"{site}.self", width, heads, head_dim)
         self.norm2 = AddNorm(width)
         self.cross = Attention(f"{site}.cross", width, heads, head_dim, context_width)
@@ -66,7 +73,7 @@ class TemporalBlock(nn.Module):
 
     def __init__(self, site: str, width: int, heads: int, head_dim: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.self = TemporalAttention(f"{site}.self", width, heads, head_dim)
         self.norm2 = AddNorm(width)
         self.self2 = TemporalAttention(f"{site}.self2", width, heads, head_dim)

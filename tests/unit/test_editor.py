@@ -648,3 +648,12 @@ def test_half_precision_is_as_close_as_its_dtype_allows(
 def test_latents_that_are_not_finite_are_never_shown_as_a_picture(editor):
     with pytest.raises(RuntimeError, match="not finite"):
         editor.decode(torch.full((1, 4, 1, 8, 8), float("nan")))
+
+
+def test_a_kernel_that_is_asked_for_by_name_does_not_stop_what_only_looks_at_shapes(
+    editor, video, monkeypatch
+):
+    """ANYV2V_ATTENTION=triton: a recording's size is found on tensors without data."""
+    monkeypatch.setattr("anyv2v.kernels.attention._WANTED", "triton")
+    fresh = anyv2v.Editor(editor.backbone, editor.vae, editor.defaults, editor.fingerprint)
+    assert fresh.recording(video, steps=10).sizes == editor.recording(video, steps=10).sizes
