@@ -41,8 +41,8 @@ _SAID: set[str] = set()
 _ALONE = threading.Lock()
 """Held by who captures, replays or destroys a graph.
 
-During a capture PyTorch marks the device's generator of random numbers, which every replay asks,
-whatever thread it is in: it would be refused.
+All register with the one generator of random numbers of their device, and PyTorch has no lock
+there. During a capture it is marked as captured: some versions refuse replays of other threads.
 """
 
 
@@ -129,7 +129,8 @@ class Cuda:
     def clear(self) -> None:
         """Ends its graphs, even if a traceback still holds them.
 
-        A graph that ends frees what cuBLAS works in on this stream, which the next run will have.
+        In some versions of PyTorch a graph that ends frees what cuBLAS works in on this stream,
+        which the next run will have.
         """
         with _ALONE:
             for graph in self._graphs:

@@ -281,7 +281,7 @@ def captured_graph(run: Callable[[], Any]) -> Callable[[], Any]:
 
     If it cannot be captured, that is raised, and later cases run as if it had not been tried.
     """
-    # a graph that ends frees what cuBLAS works in on its stream, so those that live share none
+    # in some versions a graph that ends frees what cuBLAS works in on its stream: none is shared
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
