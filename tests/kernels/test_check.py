@@ -544,7 +544,8 @@ def test_on_a_gpu_a_capture_takes_what_was_checked_and_nothing_else():
         with torch.cuda.graph(graph):
             out = attention.attention(q, q, v)
         graph.replay()
-        return out
+        torch.cuda.synchronize()
+        return out.clone()
 
     # what stands in for it is warm
     attention.attention(q, q, v, impl="sdpa")
