@@ -55,7 +55,7 @@ class Small:
         generator = torch.Generator(device).manual_seed(0)
 
         def drawn(shape: tuple[int, ...]) -> Tensor:
-            x = torch.randn(shape, generator=generator, device=device)
+            x = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
             if len(shape) == 1:
                 # no channel is so quiet that what is wrong with it would not show
                 x = 1 + x / 4
@@ -150,9 +150,11 @@ def measure(
     args, options = small.draw(device, dtype)
     truth = _tensors(reference(*map(_wide, args), **{k: _wide(v) for k, v in options.items()}))
     # what an allocator hands out next is most likely this, so that nothing unwritten looks right
-    del [torch.full_like(x, nothing, dtype=dtype) for x in truth][:]
+    poison = [torch.full_like(x, nothing, dtype=dtype) for x in truth]
+    del poison
     try:
-        ours = _tensors(run(*args, **options))
+        with torch.autocast(device.type, enabled=False):
+            ours = _tensors(run(*args, **options))
         failure = _other_kind(ours, truth, dtype)
         errors = [] if failure else [_errors(*x, small.part) for x in zip(ours, truth, strict=True)]
     except torch.OutOfMemoryError:
@@ -177,7 +179,7 @@ def objection(
 
     Warns, once, of one that fails its check, or raises `Untrusted` if $ANYV2V_CHECK says so. No
     check runs while a compiler traces or where tensors have no data, for nothing is launched there,
-    and none in a capture, where a kernel that was not seen before is not trusted.
+    and none in a capture: a kernel whose code was not met before it is not trusted in it.
     """
     if implementation.small is None or torch.compiler.is_compiling():
         return None
@@ -187,24 +189,23 @@ def objection(
         return None
     call = implementation, device, _signature(args), _signature(options.values())
     if call not in _verdicts:
-        if _capturing(device):
+        small = _shrunk(implementation, args, options)
+        key = implementation, device, dtype, small
+        if key not in _verdicts and _capturing(device):
             reason = "it was first met in a capture of a CUDA graph, where it cannot be checked"
             warnings.warn(f"{op}: {implementation.name}: {reason}", RuntimeWarning, stacklevel=3)
             return reason
         with _lock:
-            if call not in _verdicts:
-                small = _shrunk(implementation, args, options)
-                key = implementation, device, dtype, small
-                if key not in _verdicts:
-                    _verdicts[key] = _judge(implementation, reference, small, device, dtype)
-                    if _verdicts[key] is not None and mode != "raise":
-                        warnings.warn(
-                            f"{op}: {implementation.name} failed its check in {dtype} on {device} "
-                            f"and is not used for such calls: {_verdicts[key]}",
-                            RuntimeWarning,
-                            stacklevel=3,
-                        )
-                _verdicts[call] = _verdicts[key]
+            if key not in _verdicts:
+                _verdicts[key] = _judge(implementation, reference, small, device, dtype)
+                if _verdicts[key] is not None and mode != "raise":
+                    warnings.warn(
+                        f"{op}: {implementation.name} failed its check in {dtype} on {device} "
+                        f"and is not used for such calls: {_verdicts[key]}",
+                        RuntimeWarning,
+                        stacklevel=3,
+                    )
+        _verdicts[call] = _verdicts[key]
     reason = _verdicts[call]
     if reason is not None and mode == "raise":
         raise Untrusted(f"{op}: {implementation.name} failed its check: {reason}")
@@ -213,7 +214,7 @@ def objection(
 
 _verdicts: dict[Hashable, str | None] = {}
 """Calls, and small calls: what is wrong, or None. Only what is right or wrong is here."""
-_lock = threading.RLock()
+_lock = threading.Lock()
 
 
 def _shrunk(
