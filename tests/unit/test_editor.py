@@ -10,6 +10,9 @@ import torch
 import anyv2v
 from anyv2v import Injection, InputError, Taps
 from anyv2v.injection.features import Features
+
+
+from anyv2v import Injection, InputError, Taps, memory
 from anyv2v.source import Unfinished
 from tests import golden
 
@@ -337,6 +340,30 @@ def test_batches_are_as_large_as_memory_allows(editor, monkeypatch):
     for rows, edits in ((2, 1), (4, 1), (5, 2), (7, 3), (100, 8)):
         monkeypatch.setattr("anyv2v.editor.free_bytes", lambda device, n=rows: n * one_row)
         assert editor._batch((128, 64), 4, 8) == edits
+
+
+def test_frames_go_through_the_autoencoder_together_where_they_fit(editor, video, monkeypatch):
+    each = 2 * editor.vae.activation_bytes(64, 128)
+    for free, count in ((0, 1), (2 * each - 1, 1), (2 * each, 2), (100 * each, 4)):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        assert memory.frames_at_once(each // 2, torch.device("meta")) == count
+        # more are no faster there
+        assert memory.frames_at_once(each // 2, torch.device("cpu")) == 1
+
+    noise = torch.randn(1, 4, len(video.frames), 8, 16, generator=torch.Generator().manual_seed(0))
+    latents, frames = editor.encode_frames(video.frames), editor.decode(noise)
+    sampled = editor.encode_frames(video.frames, torch.Generator().manual_seed(1))
+    encode, decode, rows = editor.vae.encode, editor.vae.decode, []
+    monkeypatch.setattr(editor, "_frames_at_once", lambda size: 3 if size == (128, 64) else 0)
+    monkeypatch.setattr(editor.vae, "encode", lambda x, g: rows.append(len(x)) or encode(x, g))
+    monkeypatch.setattr(editor.vae, "decode", lambda x: rows.append(len(x)) or decode(x))
+    assert golden.relative_error(editor.encode_frames(video.frames), latents) < 1e-6
+    difference = editor.decode(noise).astype(int) - frames.astype(int)
+    assert abs(difference).max() <= 1 and (difference != 0).mean() < 1e-3
+    assert rows == [3, 1] * 2
+    # samples of the posterior are drawn in the order of the frames, whatever fits
+    again = editor.encode_frames(video.frames, torch.Generator().manual_seed(1))
+    assert torch.equal(again, sampled) and rows[4:] == [1] * 4
 
 
 def test_what_is_wrong_with_one_of_many_is_found_before_the_first(editor, solved, edited_frame):
