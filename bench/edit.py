@@ -50,6 +50,9 @@ NEXT = "anyv2v, next edit of the source"
 PUBLISHED = f"published size, {SIZE}x{SIZE}, {FRAMES} frames"
 GRAPHS = ", CUDA graphs (the default)"
 ALLOWED = {torch.float32: 1e-4, torch.float16: 5e-2}
+"""Relative, in the 2-norm. In float16 the demo's edit is off by 0.65 % from that in float32, its
+inverted noise by 3.2 %. By how much random weights amplify rounding is not known.
+"""
 GPU_BYTES = 80 * 10**9
 
 
