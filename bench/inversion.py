@@ -165,7 +165,7 @@ def invert(
     video: anyv2v.Video,
     clean: Tensor,
     prompt: str,
-    steps: int = STEPS,
+    steps: int,
 ) -> tuple[anyv2v.Source, Inverted, int]:
     """A source for a sampling run of `steps`; the method's last state; evaluations counted."""
     frames, height, width, _ = video.frames.shape
@@ -193,7 +193,7 @@ def invert(
 
 
 @torch.no_grad()
-def check(editor: Editor, video: anyv2v.Video, steps: int = STEPS) -> list[str]:
+def check(editor: Editor, video: anyv2v.Video, steps: int) -> list[str]:
     """What is wrong with the product's fixed point; each of its own steps is recomputed."""
     faults, schedule = [], editor.schedule
     source = editor.invert(video, "fixed-point", steps)
@@ -225,7 +225,7 @@ def measure(editor: Editor, method: Method, edit: SceneEdit, frames: int) -> dic
     video = anyv2v.Video(truth.source, FPS)
     clean = editor.encode_frames(video.frames)
 
-    source, state, calls = invert(editor, method, video, clean, "")
+    source, state, calls = invert(editor, method, video, clean, "", STEPS)
     if calls != state.evaluations:
         raise Wrong(f"{method.name}: {state.evaluations} reported, {calls} counted")
     again = editor.reconstruct(source, steps=STEPS)
@@ -235,7 +235,7 @@ def measure(editor: Editor, method: Method, edit: SceneEdit, frames: int) -> dic
         "reconstruction": psnr(again.frames, video.frames),
     }
     if BEST.prompted:
-        source, _, _ = invert(editor, method, video, clean, edit.source.caption)
+        source, _, _ = invert(editor, method, video, clean, edit.source.caption, STEPS)
     made = editor.edit(
         source,
         truth.frames[0],
@@ -259,7 +259,7 @@ def run(bench: Bench) -> None:
     )
     video = anyv2v.Video(first.source, FPS)
     check_network(editor, video, 1e-5)
-    if faults := check(editor, video):
+    if faults := check(editor, video, STEPS):
         raise Wrong("; ".join(faults))
     for method in methods:
         found = []

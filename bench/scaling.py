@@ -16,8 +16,8 @@ import anyv2v
 from anyv2v.editor import Editor
 from anyv2v.plan import Plan, predict
 from bench.core import Bench, Contender
-from bench.edit import planned
-from bench.subjects import Job, Watched, demo, published
+from bench.edit import job_of, planned
+from bench.subjects import Watched, demo, published
 from bench.truth import check_network, check_schedule
 
 WITHIN = 0.05
@@ -54,7 +54,7 @@ def run(bench: Bench) -> None:
     editor = (published if bench.cuda else demo)(bench.device)
     size, frames = editor.defaults.size, editor.defaults.frames
     check_schedule(editor.schedule)
-    clip = Job.rendered(size, frames).video
+    clip = job_of(bench, size, frames).video
     check_network(editor, clip, 5e-2 if bench.cuda else 1e-5)
     few = PUBLISHED_FEW if bench.cuda else DEMO
     all_ = PUBLISHED if bench.cuda else DEMO_FULL
@@ -75,7 +75,7 @@ def run(bench: Bench) -> None:
 
 def measured(bench: Bench, editor: Editor, point: Point, steps: int) -> None:
     watched = Watched(editor)
-    job = Job.rendered((point.size, point.size), point.frames)
+    job = job_of(bench, (point.size, point.size), point.frames)
     wanted = [anyv2v.EditRequest(job.frame, job.prompt)] * point.edits
     needed = editor.needed_timesteps(steps, 0, anyv2v.Injection())
     inverted: list[int] = []

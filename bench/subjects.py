@@ -35,6 +35,17 @@ class Job:
         truth = Truth.of(edit, size, frames)
         return cls(anyv2v.Video(truth.source, 8), truth.frames[0], edit.truth.caption)
 
+    @classmethod
+    def enlarged(cls, size: tuple[int, int], frames: int) -> Job:
+        """A small one with each pixel repeated, where only time matters: drawing takes longer."""
+        small = cls.rendered((32, 32), frames)
+        width, height = size
+        rows, columns = np.arange(height) * 32 // height, np.arange(width) * 32 // width
+        pictures = small.video.frames[:, rows][:, :, columns]
+        return cls(
+            anyv2v.Video(pictures, small.video.fps), small.frame[rows][:, columns], small.prompt
+        )
+
 
 def demo(device: str) -> Editor:
     return anyv2v.load("demo", device=device, dtype=torch.float32)
@@ -48,7 +59,7 @@ def published(device: str) -> Editor:
     backbone = editor.backbone
     for network in (backbone.unet, backbone.text, backbone.vision, editor.vae):
         draw(network.to_empty(device=device))
-    backbone.unet.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # as weights are loaded
     return editor
 
 

@@ -7,17 +7,23 @@ import math
 from dataclasses import fields, replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 import anyv2v
 from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.clip.text import TextConfig
+from anyv2v.clip.vision import VisionConfig
 from anyv2v.diffusion.inversion import Inverted, fixed_point
 from anyv2v.diffusion.schedule import Schedule
+from anyv2v.kernels import attention
+from anyv2v.vae.autoencoder import AutoencoderConfig
 from bench import __main__ as command
-from bench import core, inversion, kernels, unet
+from bench import core, edit, inversion, kernels, scaling, subjects, truth, unet
 from bench import counted as costs
 from bench.core import Bench, Contender
+from tests import snapshot
 
 SCHEDULE = Schedule()
 STEPS = 50
@@ -324,3 +330,73 @@ def test_the_published_size_has_the_originals_sites():
     editor = costs.published_size()
     plan = editor.plan(STEPS, 0, anyv2v.Injection())
     assert [len(sites) for sites in plan.values()] == [17] * 10 + [8] * 15 + [0] * 25
+
+
+def test_enlarged_pictures_are_those_of_the_demo_pixel_by_pixel():
+    small = subjects.Job.rendered((32, 32), 2)
+    large = subjects.Job.enlarged((96, 64), 2)
+    assert large.video.frames.shape == (2, 64, 96, 3) and large.frame.shape == (64, 96, 3)
+    assert np.array_equal(large.video.frames[:, ::2, ::3], small.video.frames)
+    assert np.array_equal(large.video.frames[:, 1::2, 2::3], small.video.frames)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_definition_in_parts_is_the_definition(monkeypatch, causal):
+    q, k = draw(5, 7, 2, 8), draw(5, 7, 2, 8, seed=1)
+    v = draw(15, 7, 2, 8, seed=2)
+    whole = attention.attention(q, k, v, causal=causal, impl="reference")
+    monkeypatch.setattr(truth, "MOST_SCORES", 2 * 7 * 7 * 2)
+    with truth.by_definition():
+        parts = attention.attention(q, k, v, causal=causal)
+    assert torch.allclose(parts, whole, rtol=1e-6, atol=1e-6)
+
+
+def tiny_as_published(monkeypatch):
+    """The published model's stand-in, as many layers and next to no width."""
+    monkeypatch.setattr(costs, "UNET", UNetConfig(4, (8, 16), (True, False), 1, 8, 16, 4))
+    monkeypatch.setattr(costs, "VAE", AutoencoderConfig(3, 4, (8, 8), 1, 4, 0.2))
+    monkeypatch.setattr(costs, "TEXT", TextConfig(9, 77, 16, 2, 1, 16, "gelu", 1e-5))
+    monkeypatch.setattr(costs, "VISION", VisionConfig(28, 14, 16, 2, 1, 16, "gelu", 1e-5, 16))
+
+
+def test_random_weights_lie_as_loaded_ones_do_and_stay_finite(monkeypatch):
+    tiny_as_published(monkeypatch)
+    editor = subjects.published("cpu")
+    for network in (editor.vae, editor.backbone.unet, editor.backbone.vision):
+        for name, x in network.named_parameters():
+            assert x.isfinite().all(), name
+            assert x.ndim != 4 or x.is_contiguous(memory_format=torch.channels_last), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", command.SUBJECTS)
+def test_nothing_of_a_full_set_fails(monkeypatch, small, capsys, subject):
+    """Every set-up of it, on tiny sizes and in one round."""
+    case, load = Bench.case, anyv2v.load
+    few = {"least": 1}
+    monkeypatch.setattr(Bench, "case", lambda *a, **options: case(*a, **options | few))
+
+    def tiny(*args, **options):
+        editor = load(*args, **options)
+        if args[0] != "demo":
+            return editor
+        defaults = anyv2v.Defaults((16, 16), 2, 8)
+        return anyv2v.Editor(editor.backbone, editor.vae, defaults, editor.fingerprint)
+
+    monkeypatch.setattr(anyv2v, "load", tiny)
+    tiny_as_published(monkeypatch)
+    monkeypatch.setattr(unet, "FULL", unet.SMALL)
+    monkeypatch.setattr(edit, "STEPS", 10)
+    monkeypatch.setattr(edit, "INVERSION", 20)
+    base = scaling.Point(16, 2)
+    monkeypatch.setattr(scaling, "DEMO_FULL", scaling.points(base, (16,), (2,), (2,)))
+    monkeypatch.setattr(scaling, "PUBLISHED", [base])
+    monkeypatch.setitem(snapshot.PRESETS, "full", snapshot.PRESETS["tiny"])
+    monkeypatch.setattr(inversion, "CLIPS", 1)
+    monkeypatch.setattr(inversion, "STEPS", 5)
+    methods = tuple(replace(m, steps=m.steps // 10) for m in inversion.METHODS)
+    monkeypatch.setattr(inversion, "METHODS", methods)
+
+    status, _ = small(subject, "--set", "full")
+    told = capsys.readouterr()
+    assert status == 0 and "FAULT" not in told.out + told.err
