@@ -8,11 +8,8 @@ import pytest
 import torch
 
 import anyv2v
-from anyv2v import Injection, InputError, Taps
-from anyv2v.injection.features import Features
-
-
 from anyv2v import Injection, InputError, Taps, memory
+from anyv2v.injection.features import Features
 from anyv2v.source import Unfinished
 from tests import golden
 
