@@ -1,4 +1,4 @@
-"""S4, S5: whole edits and the original's procedure. T5: features on the host, edits in a row."""
+"""S4, S5: whole edits and the original's procedure. T3: features on the host, edits in a row."""
 
 from __future__ import annotations
 

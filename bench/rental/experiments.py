@@ -1,4 +1,4 @@
-"""T3, T4, T6: what would be gained by other tiles, switches, larger products, a compiler."""
+"""T2, T4, T6: what would be gained by switches, other tiles, larger products, a compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""T1: the tests that need a GPU. T2: the kernels under a sanitizer."""
+"""T1: the tests that need a GPU. T5: the kernels under a sanitizer."""
 
 from __future__ import annotations
 

@@ -52,11 +52,11 @@ PARTS: dict[int, tuple[Step, ...]] = {
     ),
     2: (
         Step("T1", "pytest -m gpu", "proof:tests", 150, 40),
-        Step("T2", "what a sanitizer finds in the kernels", "proof:sanitizer", 70, 20),
-        Step("T3", "tiles of the attention kernel", "experiments:tiles", 60, 15, interpreted=True),
-        Step("T4", "one switch at a time, on a forward", "experiments:switches", 80, 20),
-        Step("T5", "features on the host, and edits in a row", "edits:in_a_row", 60, 20),
-        Step("T6", "what torch.compile makes of a forward", "experiments:compiled", 100, 60),
+        Step("T2", "one switch at a time, on a forward", "experiments:switches", 80, 20),
+        Step("T3", "features on the host, and edits in a row", "edits:in_a_row", 120, 40),
+        Step("T4", "tiles of the attention kernel", "experiments:tiles", 60, 15, interpreted=True),
+        Step("T5", "what a sanitizer finds in the kernels", "proof:sanitizer", 70, 20),
+        Step("T6", "what torch.compile makes of a forward", "experiments:compiled", 100, 50),
     ),
 }
 
