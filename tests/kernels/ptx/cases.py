@@ -163,30 +163,33 @@ KERNELS = {
 }
 
 
-def without(ptx: str, operation: str, number: int) -> str:
-    """The PTX without the so-manieth instruction of a kind."""
-    found = list(re.finditer(rf"\b{re.escape(operation)}\b[^;]*;", ptx))[number]
-    return ptx[: found.start()] + ptx[found.end() :]
+def _without(ptx: str, operation: str, number: int | None) -> str:
+    """The PTX less one instruction of a kind, or less all of them."""
+    found = list(re.finditer(rf"\b{re.escape(operation)}\b[^;]*;", ptx))
+    for match in reversed(found if number is None else [found[number]]):
+        ptx = ptx[: match.start()] + ptx[match.end() :]
+    return ptx
 
 
 def check(
     case: str,
     *args: Any,
     odd_strides: bool = False,
-    remove: tuple[str, int] | None = None,
+    remove: tuple[str, int | None] | None = None,
     add: tuple[str, int] | None = None,
     replace: tuple[str, str] | None = None,
     **options: Any,
 ) -> Errors:
     """Run a case, perhaps with a fault.
 
-    `remove`: an operation and which of its instructions, taken out of the PTX; `add`: an argument
-    and what is added to it; `replace`: a piece of the kernel's source and what stands for it.
+    `remove`: an operation and which of its instructions is taken out of the PTX, None for all;
+    `add`: an argument and what is added to it; `replace`: a piece of the kernel's source and what
+    stands for it.
     """
 
     def change(ptx: str, values: Values) -> tuple[str, Values]:
         if remove is not None:
-            ptx = without(ptx, *remove)
+            ptx = _without(ptx, *remove)
         if add is not None:
             values = values | {add[0]: values[add[0]] + add[1]}
         return ptx, values

@@ -9,12 +9,19 @@ import numpy as np
 from tests.kernels.ptx.memory import WARP
 from tests.kernels.ptx.parse import KINDS, Statement, Unknown, names, unsigned
 
+Mask = np.ndarray | None
+"""(lanes,) of bool, those that run an instruction; None: all of them."""
+
+
+def everyone(m: Mask, lanes: int) -> np.ndarray:
+    return np.ones(lanes, bool) if m is None else m
+
 
 class Table(list):
     """Pairs of a pattern of operations, and what builds one.
 
-    That is a function of a machine, a statement and the groups of the pattern; it gives a function
-    of the mask of lanes, (lanes,) of bool or None for all of them.
+    That is a function of a machine, a statement and the groups of the pattern; what it gives is a
+    function of a mask that runs the instruction.
     """
 
     def __call__(self, pattern: str) -> Callable:
@@ -33,10 +40,10 @@ def _flushed(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)
 
 
-def _simple_operation(compute: Callable, result: str, *sources: str) -> Callable:
+def _computed(compute: Callable, *sources: str) -> Callable:
     """An instruction whose first operand is `compute` of the others."""
 
-    def build(machine: Machine, statement: Statement, flush: bool = False) -> Callable:
+    def build(machine, statement: Statement, flush: bool = False) -> Callable:
         if len(statement.operands) != 1 + len(sources):
             raise Unknown("another number of operands")
         write = machine.target(statement.operands[0])
@@ -78,12 +85,12 @@ FLOATS = TWO | {"min": np.fmin, "max": np.fmax, "div": np.divide}
 def _integers(machine, statement, name, kind):
     if kind.endswith("64") and name in ("div", "rem"):
         raise Unknown("64-bit division")
-    return _simple_operation(INTEGERS[name], kind, kind, kind)(machine, statement)
+    return _computed(INTEGERS[name], kind, kind)(machine, statement)
 
 
 @TABLE(r"(add|sub|mul|min|max|div)(?:\.rn|\.full)?(\.ftz)?\.f32")
 def _floats(machine, statement, name, flush):
-    return _simple_operation(FLOATS[name], "f32", "f32", "f32")(machine, statement, bool(flush))
+    return _computed(FLOATS[name], "f32", "f32")(machine, statement, bool(flush))
 
 
 @TABLE(r"(add)(?:\.rn)?\.(f16|bf16)x2")
@@ -92,7 +99,7 @@ def _pairs(machine, statement, name, kind):
         pairs = zip(halves(a, kind), halves(b, kind), strict=True)
         return _packed([TWO[name](x, y) for x, y in pairs], kind)
 
-    return _simple_operation(both, "b32", "b32", "b32")(machine, statement)
+    return _computed(both, "b32", "b32")(machine, statement)
 
 
 @TABLE(r"fma\.rn(\.ftz)?\.f32")
@@ -101,7 +108,7 @@ def _fma(machine, statement, flush):
         # the product of two float32 is exact in float64
         return (a.astype(np.float64) * b + c).astype(np.float32)
 
-    return _simple_operation(fma, "f32", "f32", "f32", "f32")(machine, statement, bool(flush))
+    return _computed(fma, "f32", "f32", "f32")(machine, statement, bool(flush))
 
 
 APPROXIMATE = {
@@ -118,13 +125,13 @@ APPROXIMATE = {
 
 @TABLE(r"(neg|abs|(?:ex2|lg2|sqrt|rcp|rsqrt)\.approx|rcp\.rn)(\.ftz)?\.f32")
 def _one_float(machine, statement, name, flush):
-    return _simple_operation(APPROXIMATE[name], "f32", "f32")(machine, statement, bool(flush))
+    return _computed(APPROXIMATE[name], "f32")(machine, statement, bool(flush))
 
 
 @TABLE(r"(neg|not)\.(pred|[bs]\d+)")
 def _one_integer(machine, statement, name, kind):
     compute = np.negative if name == "neg" else np.invert
-    return _simple_operation(compute, kind, kind)(machine, statement)
+    return _computed(compute, kind)(machine, statement)
 
 
 def _twice(kind: str) -> str:
@@ -140,16 +147,16 @@ def _long_product(machine, statement, part, kind):
         whole = a.astype(wide) * b.astype(wide)
         return whole if part == "wide" else (whole >> wide.type(bits)).astype(KINDS[kind])
 
-    return _simple_operation(product, kind, kind, kind)(machine, statement)
+    return _computed(product, kind, kind)(machine, statement)
 
 
 @TABLE(r"mad\.(lo|wide)\.([su]\d+)")
 def _product_and_sum(machine, statement, part, kind):
     result = _twice(kind) if part == "wide" else kind
     wide = KINDS[result]
-    return _simple_operation(
-        lambda a, b, c: a.astype(wide) * b.astype(wide) + c, result, kind, kind, result
-    )(machine, statement)
+    return _computed(lambda a, b, c: a.astype(wide) * b.astype(wide) + c, kind, kind, result)(
+        machine, statement
+    )
 
 
 @TABLE(r"(shl|shr)\.([bsu]\d+)")
@@ -164,7 +171,7 @@ def _shift(machine, statement, direction, kind):
             return np.where(beyond, dtype.type(0), a << by)
         return np.where(beyond & (kind[0] != "s"), dtype.type(0), a >> by)
 
-    return _simple_operation(shift, kind, kind, "u32")(machine, statement)
+    return _computed(shift, kind, "u32")(machine, statement)
 
 
 @TABLE(r"bfe\.([su])32")
@@ -177,7 +184,7 @@ def _bit_field(machine, statement, sign):
     start, count = (int(x, 0) for x in statement.operands[2:])
     if count == 0 or start + count > 32:
         raise Unknown("a field beyond the register")
-    return _simple_operation(field, "u32", f"{sign}32", "s32", "s32")(machine, statement)
+    return _computed(field, f"{sign}32", "s32", "s32")(machine, statement)
 
 
 COMPARISONS = {
@@ -200,15 +207,13 @@ COMPARISONS = {
 def _compare(machine, statement, name, kind):
     if name not in COMPARISONS:
         raise Unknown("comparison")
-    return _simple_operation(COMPARISONS[name], "pred", kind, kind)(machine, statement)
+    return _computed(COMPARISONS[name], kind, kind)(machine, statement)
 
 
 @TABLE(r"selp\.([bsuf]\d+)")
 def _select(machine, statement, kind):
     kind = unsigned(kind)
-    return _simple_operation(lambda a, b, p: np.where(p, a, b), kind, kind, kind, "pred")(
-        machine, statement
-    )
+    return _computed(lambda a, b, p: np.where(p, a, b), kind, kind, "pred")(machine, statement)
 
 
 # moving and converting
@@ -235,7 +240,7 @@ def _move(machine, statement, kind):
 
         return run
     kind = unsigned(kind)
-    return _simple_operation(lambda a: a, kind, kind)(machine, statement)
+    return _computed(lambda a: a, kind)(machine, statement)
 
 
 def _joined(parts: list[np.ndarray], lanes: int) -> np.ndarray:
@@ -272,29 +277,27 @@ def _packed(halves: list[np.ndarray], kind: str) -> np.ndarray:
 
 @TABLE(r"cvt\.([su]\d+)\.([su]\d+)")
 def _convert_integers(machine, statement, to, kind):
-    return _simple_operation(lambda a: a.astype(KINDS[to]), to, kind)(machine, statement)
+    return _computed(lambda a: a.astype(KINDS[to]), kind)(machine, statement)
 
 
 @TABLE(r"cvt\.rn\.f32\.([su]\d+)")
 def _convert_to_float(machine, statement, kind):
-    return _simple_operation(lambda a: a.astype(np.float32), "f32", kind)(machine, statement)
+    return _computed(lambda a: a.astype(np.float32), kind)(machine, statement)
 
 
 @TABLE(r"cvt\.rn\.(f16|bf16)\.f32")
 def _narrow(machine, statement, kind):
-    return _simple_operation(lambda a: _to_half(a, kind), "b16", "f32")(machine, statement)
+    return _computed(lambda a: _to_half(a, kind), "f32")(machine, statement)
 
 
 @TABLE(r"cvt\.rn\.(f16|bf16)x2\.f32")
 def _narrow_two(machine, statement, kind):
-    return _simple_operation(lambda high, low: _packed([low, high], kind), "b32", "f32", "f32")(
-        machine, statement
-    )
+    return _computed(lambda high, low: _packed([low, high], kind), "f32", "f32")(machine, statement)
 
 
 @TABLE(r"cvt\.f32\.(f16|bf16)")
 def _widen(machine, statement, kind):
-    return _simple_operation(lambda a: from_half(a, kind), "f32", "b16")(machine, statement)
+    return _computed(lambda a: from_half(a, kind), "b16")(machine, statement)
 
 
 @TABLE(r"shfl\.sync\.(bfly|idx)\.b32")
@@ -396,8 +399,7 @@ def _wait(machine, statement, what):
 
     def run(m):
         machine.products.wait(m, newest)
-        if not machine.products:
-            machine.accumulating.clear()
+        machine.accumulating = [x for x in machine.accumulating if x[1].any()]
 
     return run
 

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from tests.kernels.ptx import instructions, matrix
+from tests.kernels.ptx.instructions import Mask, everyone
 from tests.kernels.ptx.memory import WARP, Fault, Global, Race, Shared
 from tests.kernels.ptx.parse import BRANCHES, KINDS, Program, Statement, Unknown, unsigned
 
-Mask = np.ndarray | None
-"""(lanes,) of bool; None: all of them."""
-STEPS = 100_000
+STEPS = 20_000
 """Instructions after which a launch hangs."""
 
 
@@ -62,6 +61,18 @@ class Flying:
         return bool(self._open) or any(parts for _, parts in self._groups)
 
 
+class _Registers(dict[str, np.ndarray]):
+    """Name -> (lanes,); what nobody wrote is poison, NaN if read as a float."""
+
+    def __init__(self, width: Callable[[str], np.dtype], lanes: int) -> None:
+        self._width, self._lanes = width, lanes
+
+    def __missing__(self, name: str) -> np.ndarray:
+        width = self._width(name)
+        self[name] = np.full(self._lanes, False if width.kind == "b" else ~width.type(0))
+        return self[name]
+
+
 class Machine:
     """One launch of a program."""
 
@@ -75,10 +86,10 @@ class Machine:
         self.block = self.lane // threads
         self.shared = Shared(x * y * z, threads, shared_size)
         self.copies, self.products = Flying(self.lanes), Flying(self.lanes)
-        self.accumulating: set[str] = set()
-        """Registers that a product of warp groups may still write."""
+        self.accumulating: list[tuple[frozenset[str], np.ndarray]] = []
+        """Registers that products of warp groups still use, and of which lanes."""
         self.arguments: dict[str, np.ndarray] = {}
-        self._values: dict[str, np.ndarray] = {}
+        self._values = _Registers(self._register, self.lanes)
         places = {
             "%tid.x": self.lane % threads,
             "%laneid": self.lane % WARP,
@@ -150,11 +161,7 @@ class Machine:
         match = re.match(r"%[a-z]+", name)
         if match is None or match[0] not in self.program.registers:
             raise Unknown(f"the register {name}")
-        width = self.program.registers[match[0]]
-        if name not in self._values:
-            # what nobody wrote is poison: NaN, if read as a float
-            self._values[name] = np.full(self.lanes, False if width == bool else ~width.type(0))
-        return width
+        return self.program.registers[match[0]]
 
     # running
 
@@ -192,9 +199,10 @@ class Machine:
         """Gives where the lanes go on."""
         for run, statement, touched in self._blocks[at]:
             self.shared.now += 1
-            if self.accumulating and not statement.operation.startswith("wgmma"):
-                if not self.accumulating.isdisjoint(touched):
-                    raise Race(f"a register of a product that nobody waited for: {statement}")
+            if not statement.operation.startswith("wgmma"):
+                for registers, flying in self.accumulating:
+                    if not registers.isdisjoint(touched) and (flying & lanes).any():
+                        raise Race(f"a register of a product that nobody waited for: {statement}")
             m = lanes
             if statement.predicate is not None:
                 m = m & (self.source(statement.predicate, "pred")() ^ statement.negated)
@@ -207,7 +215,3 @@ class Machine:
             lanes = lanes & ~m
         if lanes.any():
             yield at + 1, lanes
-
-
-def everyone(m: Mask, lanes: int) -> np.ndarray:
-    return np.ones(lanes, bool) if m is None else m

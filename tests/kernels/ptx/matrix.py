@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.kernels.ptx.instructions import Table, from_half, halves
+from tests.kernels.ptx.instructions import Table, everyone, from_half, halves
 from tests.kernels.ptx.memory import WARP
 from tests.kernels.ptx.parse import Unknown, names
 
@@ -116,6 +116,7 @@ def _product_of_a_group(machine, statement, n, kind):
         fragments = [machine.source(r, "b32") for r in names(a)]
     else:
         left = _matrix_in_shared_memory(machine, statement, a, 64, bool(flags[2]), kind)
+    used = frozenset(registers) | frozenset(names(a) if from_registers else ())
     # which row of the warp's 16 and which column a register has, in order
     places = [(row, 8 * i + e) for i in range(n // 8) for row in (0, 8) for e in (0, 1)]
 
@@ -126,7 +127,13 @@ def _product_of_a_group(machine, statement, n, kind):
         else:
             rows = left(chosen)
         product = (rows @ right(chosen).swapaxes(1, 2)).reshape(-1, 16, n)
-        machine.accumulating.update(registers)
+        flying = everyone(m, machine.lanes).copy()
+        machine.accumulating.append((used, flying))
+
+        def end(done):
+            flying[done] = False
+
+        machine.products.start(end)
         keep = np.broadcast_to(adds(), machine.lanes)
         for j, (row, column) in enumerate(places):
             sums = product[:, row + ROW, column + COLUMN].reshape(-1)

@@ -87,6 +87,8 @@ class Global:
         at = self._at(addresses, data.shape[1], blocks, text)
         self._data[at] = data
         self._writer[at] = blocks[:, None]
+        if (self._writer[at] != blocks[:, None]).any():
+            raise Race(f"two blocks write one place: {text}")
 
 
 class Shared:
@@ -130,9 +132,7 @@ class Shared:
         addresses = addresses.astype(np.int64)
         bad = (addresses < 0) | (addresses + count > self.size)
         if bad.any():
-            raise OutOfBounds(
-                f"{bad.sum()} lanes beyond {self.size} bytes of shared memory: {text}"
-            )
+            raise OutOfBounds(f"{bad.sum()} lanes beyond the shared memory of a block: {text}")
         return _bytes(addresses + lanes // self.threads * self.size, count)
 
     def _after_barrier(
