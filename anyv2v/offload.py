@@ -72,13 +72,15 @@ class Offload:
         used = [self._waiting[network] for network in networks]
         with self._lock:
             for waiting in used:
-                waiting.come(self._device)
                 waiting.users += 1
         try:
+            with self._lock:
+                for waiting in used:
+                    waiting.come(self._device)
             yield
         finally:
-            # what was started here may still be running, and reads what is about to leave
-            if self._leaving and self._device.type == "cuda":
+            # what was started here may still be running, and reads what may be about to leave
+            if self._wanted and self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()
             with self._lock:
                 for waiting in used:
@@ -107,8 +109,10 @@ class _Waiting:
 
     def come(self, device: torch.device) -> None:
         if self.away:
-            for x in self.tensors:
-                x.data = _moved(x.data, device)
+            # all or, if memory ends, none
+            come = [_moved(x.data, device) for x in self.tensors]
+            for x, there in zip(self.tensors, come, strict=True):
+                x.data = there
             self.away = False
 
     def leave(self, host: torch.device) -> None:

@@ -200,6 +200,10 @@ def test_a_plan_is_printed_before_anything_runs(run, clip, weights, no_inversion
         assert line in out
     status, out, _ = run("plan", clip, "--feature-memory", 0, "--method", "ddim", *options)
     assert status == 0 and "at most 451 to invert, 25 branches" in out
+    # nothing waits elsewhere on a CPU
+    assert run("plan", clip, "--feature-memory", 0, "--offload", "on", *options)[0] == 0
+    status, _, err = run("plan", clip, "--offload", "some", *options)
+    assert status != 0 and "--offload" in err
     assert os.listdir() == []
 
 

@@ -73,6 +73,24 @@ def test_they_leave_after_an_error_too(places):
     assert places(one) == [{"host"}]
 
 
+def test_where_one_does_not_fit_all_stay_at_home(places, monkeypatch):
+    (one, two), moved = networks(), offload._moved
+    waiting = Offload((one, two), GPU, True)
+
+    def full(x, device):
+        if x.shape == (5,):
+            raise torch.OutOfMemoryError("full")
+        return moved(x, device)
+
+    monkeypatch.setattr(offload, "_moved", full)
+    with pytest.raises(torch.OutOfMemoryError), waiting.here(one, two):
+        raise AssertionError("one is missing")
+    assert places(one, two) == [{"host"}, {"host"}]
+    monkeypatch.setattr(offload, "_moved", moved)
+    with waiting.here(one, two):
+        assert places(one, two) == [{"gpu"}, {"gpu"}]
+
+
 def test_auto_waits_for_a_job_that_is_short(places, monkeypatch):
     one, two = networks()
     monkeypatch.setattr(offload, "free_bytes", lambda device: 1000)
