@@ -85,14 +85,16 @@ def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]
     def record(compact: bool = True) -> Recording:
         return editor.recording(job.video, steps=STEPS, compact=compact)
 
-    def invert(recording: Recording | None) -> anyv2v.Source:
-        return editor.invert(job.video, steps=STEPS, timesteps=needed, recording=recording)
+    def invert(recording: Recording | None, source_pass: str = "shared") -> anyv2v.Source:
+        read = editor.needed_timesteps(STEPS, 0, anyv2v.Injection(), source_pass)
+        return editor.invert(job.video, steps=STEPS, timesteps=read, recording=recording)
 
     def as_original() -> Tensor:
         return edit(editor.invert(job.video, "ddim", INVERSION), "always")
 
     def ours(recorded: bool = True, compact: bool = True, source_pass: str = "shared") -> Tensor:
-        return edit(invert(record(compact) if recorded else None), source_pass)
+        recording = record(compact) if recorded else None
+        return edit(invert(recording, source_pass), source_pass)
 
     kept = invert(record())
     found = {ORIGINAL: as_original, FIRST: ours, NEXT: lambda: edit(kept)}
