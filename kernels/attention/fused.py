@@ -153,7 +153,7 @@ class Tiles:
 _HOPPER = {
     1: Tiles(128, 128, 8, 3),
     2: Tiles(128, 64, 8, 3),
-    3: Tiles(128, 64, 8, 2),
+    3: Tiles(128, 64, 8, 3),
     4: Tiles(128, 64, 8, 2),
 }
 _NARROW = {

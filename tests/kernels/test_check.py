@@ -21,6 +21,7 @@ from anyv2v.kernels import (
     gpu,
     group_norm_silu,
     layer_norm,
+    residual_sum,
     short_attention,
     trust,
 )
@@ -34,6 +35,7 @@ from anyv2v.kernels.attention import fused as attention_fused  # noqa: E402
 from anyv2v.kernels.geglu import fused as geglu_fused  # noqa: E402
 from anyv2v.kernels.group_norm_silu import fused as group_norm_fused  # noqa: E402
 from anyv2v.kernels.layer_norm import fused as layer_norm_fused  # noqa: E402
+from anyv2v.kernels.residual_sum import fused as residual_sum_fused  # noqa: E402
 from anyv2v.kernels.short_attention import fused as short_fused  # noqa: E402
 
 HALF = Injection(0.5, 0.5, 0.5)
@@ -47,6 +49,7 @@ TABLES = {
     (geglu, "TABLE"): "geglu",
     (layer_norm, "TABLE"): "layer_norm",
     (layer_norm, "ADD_TABLE"): "add_layer_norm",
+    (residual_sum, "TABLE"): "residual_sum",
 }
 KERNELS = (
     (attention_fused, ("attention_kernel",)),
@@ -55,6 +58,7 @@ KERNELS = (
     (group_norm_fused, ("whole_kernel", "moments_kernel", "combine_kernel", "normalise_kernel")),
     (geglu_fused, ("gate_kernel",)),
     (layer_norm_fused, ("layer_norm_kernel",)),
+    (residual_sum_fused, ("residual_sum_kernel",)),
 )
 
 
@@ -82,6 +86,7 @@ TILES = {
     "geglu": (geglu_fused, "gate", lambda out: out.flatten(0, -2)[:16, :256]),
     "layer_norm": (layer_norm_fused, "_launch", lambda out: out[1].flatten(0, -2)[-1:]),
     "add_layer_norm": (layer_norm_fused, "_launch", lambda out: out[0].flatten(0, -2)[:1]),
+    "residual_sum": (residual_sum_fused, "fused", lambda out: out.flatten(0, -2)[:32, :64]),
 }
 
 
@@ -105,6 +110,8 @@ def call(operation, dtype=torch.float32, n=21, **options):
         return geglu.geglu(channels, weight, x(80, dtype=dtype), **options)
     if operation == "layer_norm":
         return layer_norm.layer_norm(channels, width, width, **options)
+    if operation == "residual_sum":
+        return residual_sum.residual_sum(channels, channels, width, **options)
     return torch.cat(layer_norm.add_layer_norm(channels, channels, width, width, **options))
 
 

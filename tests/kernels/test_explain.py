@@ -35,9 +35,9 @@ def test_every_case_is_a_call_that_its_definition_takes(case):
 def test_a_cpu_runs_pytorch_and_a_gpu_the_kernels():
     assert "triton" not in taken("cpu").values()
     on_gpu = taken("cuda", torch.bfloat16)
-    for operation in ("group_norm_silu", "geglu", "add_layer_norm", "residual_sum"):
+    operations = "group_norm_silu", "geglu", "layer_norm", "add_layer_norm", "residual_sum"
+    for operation in operations:
         assert {v for (o, _), v in on_gpu.items() if o == operation} == {"triton"}
-    assert {v for (o, _), v in on_gpu.items() if o == "layer_norm"} == {"eager"}
 
 
 def test_without_triton_pytorch_runs_and_the_reason_is_given(monkeypatch, capsys):

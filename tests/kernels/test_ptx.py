@@ -263,7 +263,7 @@ def test_group_norm_split(check, dtype, shifts):
 
 @slow
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("case", ["layer_norm", "add_layer_norm", "gate"])
+@pytest.mark.parametrize("case", ["layer_norm", "add_layer_norm", "gate", "residual_sum"])
 def test_rows(check, dtype, case):
     check(case, dtype, 21, 320)
 

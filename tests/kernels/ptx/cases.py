@@ -18,6 +18,7 @@ import anyv2v.kernels.attention.fused as whole_attention
 import anyv2v.kernels.geglu.fused as geglu
 import anyv2v.kernels.group_norm_silu.fused as group_norm_silu
 import anyv2v.kernels.layer_norm.fused as layer_normalisation
+import anyv2v.kernels.residual_sum.fused as sums
 import anyv2v.kernels.short_attention.fused as short
 from anyv2v.kernels.attention.reference import reference as attention_reference
 from anyv2v.kernels.group_norm_silu.reference import reference as group_norm_reference
@@ -142,6 +143,13 @@ def gate(dtype: torch.dtype, rows: int, width: int) -> Errors:
     return {"y": relative_error(run(geglu.gate, h), value * F.gelu(gates))}
 
 
+def residual_sum(dtype: torch.dtype, rows: int, width: int) -> Errors:
+    x, _, bias = _rows_and_parameters(dtype, rows, width)
+    branch = draw(rows, width, seed=3).to(dtype)
+    x64, branch64, bias64 = wide(x, branch, bias)
+    return {"y": relative_error(run(sums.fused, x, branch, bias), x64 + branch64 + bias64)}
+
+
 CASES = {
     case.__name__: case
     for case in (
@@ -153,6 +161,7 @@ CASES = {
         layer_norm,
         add_layer_norm,
         gate,
+        residual_sum,
     )
 }
 KERNELS = {
