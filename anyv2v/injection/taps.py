@@ -31,11 +31,7 @@ class Taps:
     """
 
     sites: frozenset[str] | None = None
-    """Where it does anything; None: perhaps everywhere.
-
-    Residual features elsewhere are not shown to it: they need not exist by themselves, since their
-    bias may be added in the sum with the input.
-    """
+    """Where it does anything; None: perhaps everywhere."""
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
         """A residual feature h (g b f, h, w, c); gives back the same shape."""
@@ -49,6 +45,14 @@ class Taps:
         divisor of them: groups of that many rows of values then share them.
         """
         return q, k
+
+    def looks_at(self, site: str | None) -> bool:
+        """Whether `residual` has to be asked at a site.
+
+        Elsewhere the residual feature need not exist by itself: a bias may be added in its sum with
+        the input. Only who promises by a `signature` to do nothing outside `sites` is not asked.
+        """
+        return self.sites is None or site in self.sites or self.signature() is None
 
     def residual(
         self,

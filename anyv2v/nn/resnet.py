@@ -71,7 +71,7 @@ class ResnetBlock(nn.Module):
 
         Fewer rows where taps let the first of them leave.
         """
-        if taps.sites is None or self.site in taps.sites:
+        if taps.looks_at(self.site):
             h, bias = taps.residual(self.site, self.residual, x, time), None
         else:
             h, bias = self.conv2.before_bias(self._before_last(x, time))
