@@ -1,11 +1,14 @@
 """A wrong kernel is found before its first launch, and the next implementation takes its calls."""
 
+import os
 import re
+import subprocess
 import sys
 import threading
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +41,7 @@ from anyv2v.kernels.layer_norm import fused as layer_norm_fused  # noqa: E402
 from anyv2v.kernels.residual_sum import fused as residual_sum_fused  # noqa: E402
 from anyv2v.kernels.short_attention import fused as short_fused  # noqa: E402
 
+ROOT = Path(__file__).parents[2]
 HALF = Injection(0.5, 0.5, 0.5)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TABLES = {
@@ -372,16 +376,30 @@ def test_tensors_without_data_are_not_checked(monkeypatch):
     assert chosen.name == "triton" and not trust._verdicts
 
 
-def test_a_compiler_traces_the_choice_without_a_check(monkeypatch):
-    monkeypatch.setattr(trust, "measure", lambda *_: pytest.fail("checked"))
-    seen = []
+def test_a_compiler_traces_the_choice_without_a_check():
+    """In a process of its own: what was compiled once changes what later tests count."""
+    code = """
+import torch
+from anyv2v.kernels import attention, trust
+from anyv2v.kernels.choose import choose
 
-    def chosen(q):
-        seen.append(choose("op", attention.TABLE, None, q, q, q, causal=False).name)
-        return q + 1
+def checked(*_):
+    raise AssertionError("checked")
 
-    torch.compile(chosen, backend="eager", fullgraph=True)(x(1, 16, 2, 64))
-    assert seen and not trust._verdicts
+trust.measure, seen = checked, []
+
+def chosen(q):
+    seen.append(choose("op", attention.TABLE, "triton", q, q, q, causal=False).name)
+    return q + 1
+
+torch.compile(chosen, backend="eager", fullgraph=True)(torch.ones(1, 16, 2, 64))
+assert seen == ["triton"] and not trust._verdicts
+"""
+    environment = os.environ | {"ANYV2V_CHECK": "1", "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def code(kernel, args, options):
