@@ -221,5 +221,8 @@ def planned(size: int, frames: int, edits: int = 1, **options) -> Plan:
     backbone = Stand(real.backbone, device=torch.device("cuda"))
     editor = anyv2v.Editor(backbone, real.vae, real.defaults)
     video = anyv2v.Video(np.zeros((frames, size, size, 3), np.uint8), 8)
-    with mock.patch("anyv2v.editor.free_bytes", return_value=GPU_BYTES):
+    with (
+        mock.patch("anyv2v.editor.free_bytes", return_value=GPU_BYTES),
+        mock.patch("anyv2v.memory.free_bytes", return_value=GPU_BYTES),
+    ):
         return predict(editor, video, edits=edits, **options)

@@ -388,6 +388,7 @@ def test_nothing_of_a_full_set_fails(monkeypatch, small, capsys, subject):
     monkeypatch.setattr(unet, "FULL", unet.SMALL)
     monkeypatch.setattr(edit, "STEPS", 10)
     monkeypatch.setattr(edit, "INVERSION", 20)
+    monkeypatch.setattr(edit, "WORDS", dict([*edit.WORDS.items()][:1]))
     base = scaling.Point(16, 2)
     monkeypatch.setattr(scaling, "DEMO_FULL", scaling.points(base, (16,), (2,), (2,)))
     monkeypatch.setattr(scaling, "PUBLISHED", [base])
