@@ -16,8 +16,10 @@ from torch import Tensor
 from anyv2v.diffusion.ddim import Predict
 from anyv2v.diffusion.schedule import TRAIN_STEPS, Schedule
 
-TOLERANCE = 3e-4
+TOLERANCE = 2e-3
 """Of the fixed point, by default: relative to the latents. What it buys is in README."""
+LAST = 0.1
+"""Part of the tolerance that is allowed in the last, noisiest step."""
 STEP_CAP = 12
 """Evaluations that one step may take."""
 MEMORY = 4
@@ -82,6 +84,7 @@ def fixed_point(
     steps: int,
     tolerance: float = TOLERANCE,
     budget: int | None = None,
+    last: float = LAST,
 ) -> Iterator[Inverted]:
     """Solves each step of sampling for the latents it would have come from.
 
@@ -90,13 +93,15 @@ def fixed_point(
     x -> (x_s + sin(d) v(x, t)) / cos(d), which contracts because d is small; nothing is singular
     at any level. It starts where the last two v, extrapolated linearly, lead, and goes on by
     Anderson's acceleration (doi 10.1145/321296.321305) until the residual is within `tolerance` or
-    the evaluations are spent: STEP_CAP in one step, `budget` (2 * steps) in all.
+    the evaluations are spent: STEP_CAP in one step, `budget` (see `most`) in all. The last step
+    has to come within `last` * tolerance: sampling starts from its latents as they are kept, while
+    of the others the next step takes the iterate after.
 
     What is kept is the iterate that was evaluated last: what the network computed there is what
     it will compute of the source in sampling. The next step starts from the iterate after it, which
     is nearer by one contraction and costs nothing.
     """
-    budget = 2 * steps if budget is None else budget
+    budget = most(steps) if budget is None else budget
     for i, t in _todo(state, schedule, steps):
         turn = _angle(schedule, t) - _angle(schedule, t - TRAIN_STEPS // steps)
 
@@ -105,13 +110,14 @@ def fixed_point(
 
         x = solve(_extrapolated(state.slopes)) if state.slopes else state.latents
         spare = budget - state.evaluations - (steps - i)
+        within = tolerance * (last if i == steps - 1 else 1)
         tried, solved = [], []
         for _ in range(1 + max(0, min(STEP_CAP - 1, spare))):
             v = predict(i, t, x)
             tried.append(x)
             solved.append(solve(v))
             residual, weights = _look_back(tried[-MEMORY:], solved[-MEMORY:])
-            if residual <= tolerance:
+            if residual <= within:
                 break
             # where the residuals of the last ones best cancel, if they change along straight lines
             x = solved[-1]
@@ -125,6 +131,11 @@ def fixed_point(
             slopes=(*state.slopes, v.float())[-2:],
         )
         yield state
+
+
+def most(steps: int) -> int:
+    """The evaluations that a fixed point of so many steps may take in all, by default."""
+    return steps + (steps + 1) // 2
 
 
 METHODS: dict[str, Inversion] = {"fixed-point": fixed_point, "ddim": ddim}
