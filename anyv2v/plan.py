@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from anyv2v.accounting import Cost, count, fakes
+from anyv2v.diffusion.inversion import most
 from anyv2v.editor import STEPS, Editor
 from anyv2v.injection.features import Recording
 from anyv2v.injection.plan import Injection
@@ -87,7 +88,8 @@ def predict(
     needed = editor.needed_timesteps(steps, start, injection)
     visited = [t for t in editor.schedule.timesteps(inversion_steps) if t <= max(needed)]
     if evaluations is None:
-        evaluations = len(visited) * (2 if method == "fixed-point" else 1)
+        spare = most(inversion_steps) - inversion_steps if method == "fixed-point" else 0
+        evaluations = len(visited) + spare
 
     # what is recorded on the way of an inversion that solves the very steps of sampling
     free = method == "fixed-point" and inversion_steps == steps

@@ -149,13 +149,13 @@ METHODS = (
     Method("videoshop", STEPS, videoshop),
     Method("linear", STEPS, partial(fixed_point, budget=STEPS)),
     Method("fixed-point 60", STEPS, partial(fixed_point, tolerance=3e-3, budget=60)),
-    Method("fixed-point 100 (default)", STEPS, fixed_point),
+    Method("fixed-point 75 (default)", STEPS, fixed_point),
     Method("fixed-point 150", STEPS, partial(fixed_point, tolerance=3e-5, budget=150)),
     *(Method(f"plain x{n}", STEPS, partial(plain, evaluations=n)) for n in (2, 3)),
     *(Method(f"renoise x{n}", STEPS, partial(renoise, evaluations=n)) for n in (2, 3)),
 )
 
-FEW = ("ddim 50", "ddim 100", "ddim 500", "linear", "fixed-point 100 (default)", "fixed-point 150")
+FEW = ("ddim 50", "ddim 100", "ddim 500", "linear", "fixed-point 75 (default)", "fixed-point 150")
 
 
 @torch.no_grad()

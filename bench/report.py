@@ -298,6 +298,33 @@ def inversion(results: Results) -> str:
     )
 
 
+def tolerance(results: Results) -> str:
+    found = results.of("tolerance")
+    if found is None:
+        return "No results yet."
+    lines = []
+    for row in found["rows"]:
+        f = row["facts"]
+        cells = [row["implementation"], whole(f["scenes"])]
+        cells.append(f"{row['evaluations']:.1f} ({whole(f['most_evaluations'])})")
+        cells += [digits(f["latent_error"], 2), digits(f.get("of_ddim_error"), 2)]
+        cells.append(f"{f['edit_db']:.2f} dB" if "edit_db" in f else "")
+        cells.append(bounded(f, "difference_db", " dB"))
+        cells.append(f"{f['edit_trajectory_px']:.3f} px" if "edit_trajectory_px" in f else "")
+        lines.append([*cells, bounded(f, "difference_px", " px")])
+    header = ["tolerance, budget", "scenes", "evaluations (most)", "round trip", "of ddim 500's"]
+    header += ["edit, PSNR", "its difference", "trajectory", "its difference"]
+    return f"{table(header, lines)}\n\n{circumstances(found['about'])}"
+
+
+def bounded(facts: dict, name: str, unit: str) -> str:
+    """A mean and its interval."""
+    if name not in facts:
+        return ""
+    mean, low, high = (f"{facts[name + end]:+.3f}" for end in ("", "_low", "_high"))
+    return f"{mean} [{low}, {high}]{unit}"
+
+
 def everything(subject: str) -> Callable[[Results], str]:
     """All rows of a subject, on every device that it was measured on."""
 
@@ -383,6 +410,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "glance": glance,
     "unet": unet,
     "inversion": inversion,
+    "tolerance": tolerance,
     **{f"all-{subject}": everything(subject) for subject in SUBJECTS},
     "rental": rental,
 }

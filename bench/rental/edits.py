@@ -139,18 +139,20 @@ def default(lab: Lab) -> None:
         run("parts of an edit", name, part, headline=True)
     # the autoencoder's heads are wider than our kernel's: they stay with PyTorch
     name = "sdpa" if lab.dry else "triton,sdpa"
+    source = job.invert()
     with attending(name):
-        job.edit(job.invert())
-        run("edit", f"anyv2v, first edit, ANYV2V_ATTENTION={name}", lambda: job.edit(job.invert()))
+        job.edit(source)
+        run("edit", f"anyv2v, next edit, ANYV2V_ATTENTION={name}", lambda: job.edit(source))
+    source = None
     run(
         "edit",
         "anyv2v, first edit, --feature-memory 0",
         lambda: job.edit(job.invert(memory=0)),
         headline=True,
     )
-    for memory, words in ((None, "offload"), (0, "offload, --feature-memory 0")):
-        job.editor = Editor(editor.backbone, editor.vae, editor.defaults, offload=True)
-        job.edit(job.invert(memory=memory))  # after which towers and encoder are on the host
+    # towers and encoder wait on the host from here on
+    job.editor = Editor(editor.backbone, editor.vae, editor.defaults, offload=True)
+    for memory, words in ((0, "offload, --feature-memory 0"), (None, "offload")):
         run(
             "edit",
             f"anyv2v, first edit, {words}",

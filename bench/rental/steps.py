@@ -46,7 +46,7 @@ PARTS: dict[int, tuple[Step, ...]] = {
         ),
         Step("S2", "one forward of the network, each way to run it", "network:forward", 70, 20),
         Step("S3", "where the time of a forward goes", "network:profile_of_a_forward", 40, 10),
-        Step("S4", "whole edits, as a user makes them", "edits:default", 90, 30),
+        Step("S4", "whole edits, as a user makes them", "edits:default", 150, 30),
         Step("S5", "the original's procedure on the same network", "edits:original", 40, 10),
         Step("S6", "kernels against their peers", "kernels:raced", 80, 10, interpreted=True),
     ),

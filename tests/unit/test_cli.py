@@ -192,7 +192,7 @@ def test_a_plan_is_printed_before_anything_runs(run, clip, weights, no_inversion
     status, out, err = run("plan", clip, *options)
     assert (status, err) == (0, "")
     for line in (
-        "evaluations: at most 20 to invert, 20 branches to sample",
+        "evaluations: at most 15 to invert, 20 branches to sample",
         "operations: ",
         "features: 5 of 5 steps kept",
         "memory: ",

@@ -5,7 +5,9 @@ injection 28.3, from random noise 21.5, first frame repeated 18.4, unedited 17.8
 the true path, without injection 1.6. The margins are about two thirds of the differences.
 """
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
 from anyv2v.weights.demo.settings import BEST
 from anyv2v.weights.verify import verify
+from bench.tolerance import DDIM, FIRST_SEED
 
+ROOT = Path(__file__).parents[2]
 SCENES = (9, 10)
 
 
@@ -100,3 +104,33 @@ def test_the_folder_is_whole_and_small_and_in_float16():
     assert sum(facts["bytes"] for facts in files.values()) <= 25e6
     kinds = {d for facts in files.values() for d, _ in facts.get("tensors", {}).values()}
     assert kinds == {"F16"}
+
+
+def there_and_back(editor, video, method: str, prompt: str = "") -> tuple[int, float]:
+    """Evaluations of the inversion, and the error of the clean latents, relative to them."""
+    source = editor.invert(video, method, timesteps=[981], prompt=prompt)
+    clean, again = source.trajectory[0], editor.reconstruct(source, prompt).latents
+    return source.evaluations, ((again - clean).norm() / clean.norm()).item()
+
+
+def test_the_default_inversion_is_ten_times_as_exact_as_was_measured_of_the_originals(editor):
+    """On the first scene of the study, against what plain DDIM of 500 steps lost there."""
+    with (ROOT / "bench" / "results" / "tolerance.csv").open(encoding="utf-8") as file:
+        row = next(r for r in csv.DictReader(file) if (r["setting"], r["scene"]) == (DDIM, "0"))
+    edit = draw_edit(row["kind"], "held-out", FIRST_SEED)
+    frames = Truth.of(edit, editor.defaults.size, editor.defaults.frames).source
+    video = anyv2v.Video(frames, editor.defaults.fps)
+    evaluations, lost = there_and_back(editor, video, "fixed-point", edit.source.caption)
+    assert evaluations <= 60 and lost < float(row["error"]) / 10
+
+
+@pytest.mark.slow
+def test_the_default_inversion_is_ten_times_as_exact_as_the_originals(editor):
+    """There and back on two frames, against plain DDIM of 500 steps."""
+    edit = draw_edit("shape", "validation", SCENES[0])
+    frames = Truth.of(edit, editor.defaults.size, editor.defaults.frames).source[:2]
+    video = anyv2v.Video(frames, editor.defaults.fps)
+    evaluations, lost = there_and_back(editor, video, "fixed-point")
+    plainly, lost_plainly = there_and_back(editor, video, "ddim")
+    assert plainly == 491 and evaluations <= 60
+    assert lost < lost_plainly / 10

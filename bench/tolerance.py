@@ -1,0 +1,315 @@
+"""How exact an inversion has to be: tolerance and budget of the fixed point against what they cost.
+
+    python -m bench.tolerance [--first 0] [--scenes 48] [--settings NAME ...] [-o bench-out]
+    python -m bench.tolerance --save
+
+On the demo weights, with its best settings; held-out scenes that nothing else was tried on, edited
+in six ways in turn. Each is inverted, told the caption of the source, then reconstructed (round
+trip: the error of the clean latents, relative to them) and edited (PSNR to the rendered truth,
+distance of the sprite from its true place). Plain DDIM is only sent there and back.
+
+One line of JSON for each scene and setting is appended to tolerance.jsonl at once; what is there is
+not done again, so a run may be stopped, continued and widened. Six scenes, one edit of each kind,
+run together: on a CPU that halves the time and changes results by rounding only. --save condenses
+the lines into bench/results, from where `python bench/report.py` takes the table in README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import anyv2v
+from anyv2v.diffusion.ddim import Predict, sample
+from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
+from anyv2v.diffusion.schedule import Schedule
+from anyv2v.editor import Editor
+from anyv2v.files import atomic_path
+from anyv2v.injection.taps import NO_TAPS, Record, Replay, Taps
+from anyv2v.weights.demo.scenes import KINDS, draw_edit
+from anyv2v.weights.demo.scores import Truth, scores
+from anyv2v.weights.demo.settings import BEST
+from bench.core import RESULTS, Bench, circumstances, save
+from bench.inversion import TRACKED, interval
+
+FPS = 8
+FIRST_SEED = 6_000_000
+"""Of the scenes: below are those of README's other figures."""
+SCORES = ("psnr", "ssim", "trajectory")
+DDIM, BEFORE = "ddim 500", "3e-4, 100"
+"""What the round trip and what the edits are compared with: the original's way, and the default
+before this was measured."""
+DEFAULT = "2e-3"
+
+Run = Callable[[Predict, Inverted, Schedule, int], Iterator[Inverted]]
+SETTINGS: dict[str, Run] = {
+    DDIM: lambda predict, state, schedule, steps: ddim(predict, state, schedule, 500),
+    "linear": partial(fixed_point, budget=50),
+    "3e-3": partial(fixed_point, tolerance=3e-3),
+    "2e-3": partial(fixed_point, tolerance=2e-3),
+    "1.5e-3": partial(fixed_point, tolerance=1.5e-3),
+    "3e-4, 100": partial(fixed_point, tolerance=3e-4, budget=100, last=1.0),
+}
+
+
+class Clips:
+    """Several scenes of one size as a batch: what the network is told of each."""
+
+    def __init__(self, editor: Editor, scenes: Sequence[int]):
+        self.editor, self.scenes = editor, scenes
+        size, frames = editor.defaults.size, editor.defaults.frames
+        edits = [draw_edit(KINDS[i % len(KINDS)], "held-out", FIRST_SEED + i) for i in scenes]
+        self.edits = edits
+        self.truths = [Truth.of(edit, size, frames) for edit in edits]
+        self.clean = [editor.encode_frames(truth.source) for truth in self.truths]
+        self._source, self._edit = (
+            [
+                editor.condition(caption, clip[0], frames, size, FPS)
+                for caption, clip in zip(captions, clips, strict=True)
+            ]
+            for captions, clips in (
+                ([e.source.caption for e in edits], [t.source for t in self.truths]),
+                ([e.truth.caption for e in edits], [t.frames for t in self.truths]),
+            )
+        )
+
+    def predict(
+        self, t: int, latents: Mapping[int, Tensor], edit: bool = False, taps: Taps = NO_TAPS
+    ) -> dict[int, Tensor]:
+        """v by row, of latents (1, c, f, h, w) by row; row r is of scene r modulo the scenes."""
+        told = self._edit if edit else self._source
+        told = [told[row % len(told)] for row in latents]
+        v = self.editor.predict(
+            torch.cat(list(latents.values())), t, type(told[0]).stack(told), taps
+        )
+        return dict(zip(latents, v.split(1), strict=True))
+
+
+def together(
+    runs: Sequence[Run], clips: Clips, sites: Mapping[int, frozenset[str]]
+) -> list[tuple[Inverted, dict[int, dict]]]:
+    """Inverts all scenes by all runs, (run, scene) in order; features of `sites` by timestep.
+
+    Each inversion has a thread, which waits while those behind it are evaluated: at the earliest
+    timestep that is asked for, all that ask for it in one batch.
+    """
+    schedule, count = clips.editor.schedule, len(clips.scenes)
+    jobs = [(run, clean) for run in runs for clean in clips.clean]
+    asked: queue.Queue = queue.Queue()
+    answers = [queue.Queue() for _ in jobs]
+    found: list[tuple[Inverted, dict]] = [None] * len(jobs)
+    features: list[dict[int, dict]] = [{} for _ in jobs]
+
+    def work(row: int) -> None:
+        def predict(i: int, t: int, latents: Tensor) -> Tensor:
+            asked.put((row, t, latents))
+            return answers[row].get()
+
+        run, clean = jobs[row]
+        last = schedule.timesteps(BEST.steps)[0]
+        try:
+            for state in run(predict, Inverted.of(clean), schedule, BEST.steps):
+                if state.latest == last:
+                    break
+            found[row] = state, features[row]
+            asked.put((row, None, None))
+        except Exception as error:  # else the others would wait for it forever
+            asked.put((row, None, error))
+
+    for row in range(len(jobs)):
+        threading.Thread(target=work, args=(row,), daemon=True).start()
+    waiting, alive = {}, count * len(runs)
+    while alive:
+        while len(waiting) < alive:
+            row, t, latents = asked.get()
+            if isinstance(latents, Exception):
+                raise latents
+            if t is None:
+                alive -= 1
+            else:
+                waiting[row] = t, latents
+        if not alive:
+            break
+        now = min(t for t, _ in waiting.values())
+        rows = {row: waiting.pop(row)[1] for row in sorted(waiting) if waiting[row][0] == now}
+        taps = Record(sites.get(now, ()))
+        v = clips.predict(now, rows, taps=taps)
+        for i, row in enumerate(rows):
+            # of the evaluation that came last, which is the one at the latents that are kept
+            features[row][now] = {s: part(x, i, len(rows)) for s, (x,) in taps.kept.items()}
+            answers[row].put(v[row])
+    return found
+
+
+def part(x: Tensor, i: int, of: int) -> Tensor:
+    """The rows of one clip in a feature (b f, h, w, c)."""
+    return x.chunk(of)[i]
+
+
+@torch.no_grad()
+def measure(clips: Clips, settings: Sequence[str]) -> list[list[dict]]:
+    """For each setting, for each scene: what it cost and how good it was."""
+    editor, count = clips.editor, len(clips.scenes)
+    schedule, steps = editor.schedule, BEST.steps
+    timesteps, plan = schedule.timesteps(steps), editor.plan(steps, 0, BEST.injection)
+    sites = {timesteps[i]: at for i, at in plan.items() if at}
+    edited = settings != [DDIM]
+    found = together([SETTINGS[s] for s in settings], clips, sites if edited else {})
+    begin = torch.cat([state.kept[timesteps[0]] for state, _ in found])
+
+    def back(i: int, t: int, x: Tensor) -> Tensor:
+        return torch.cat(list(clips.predict(t, dict(enumerate(x.split(1)))).values()))
+
+    def injected(i: int, t: int, x: Tensor) -> Tensor:
+        kept = [features[t] for _, features in found]
+        replay = Replay({s: (torch.cat([k[s] for k in kept]),) for s in plan[i]})
+        rows = dict(enumerate(x.split(1)))
+        return torch.cat(list(clips.predict(t, rows, True, replay).values()))
+
+    again = sample(back, begin, schedule, steps).split(1)
+    made = sample(injected, begin, schedule, steps).split(1) if edited else None
+    rows = []
+    for row, (state, _) in enumerate(found):
+        clean, truth = clips.clean[row % count], clips.truths[row % count]
+        one = {
+            "evaluations": state.evaluations,
+            "error": ((again[row] - clean).norm() / clean.norm()).item(),
+        }
+        if edited:
+            scored = scores(editor.decode(made[row]), truth)
+            one |= {s: None if math.isnan(scored[s]) else round(scored[s], 5) for s in SCORES}
+        rows.append(one)
+    return [rows[i : i + count] for i in range(0, len(rows), count)]
+
+
+def read(path: Path) -> dict[str, dict[int, dict]]:
+    """Setting -> scene -> what was measured."""
+    found: dict[str, dict[int, dict]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        row = json.loads(line)
+        found.setdefault(row["setting"], {})[row["scene"]] = row
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
+    path = args.output / "tolerance.jsonl"
+    args.output.mkdir(parents=True, exist_ok=True)
+    editor = anyv2v.load("demo", device="cpu", dtype=torch.float32)
+    for first in range(args.first, args.first + args.scenes, len(KINDS)):
+        scenes = range(first, min(first + len(KINDS), args.first + args.scenes))
+        done = read(path)
+        left = [s for s in args.settings if not all(i in done.get(s, {}) for i in scenes)]
+        # plain DDIM visits other timesteps, so it shares no batch with the others
+        for settings in ([s for s in left if s == DDIM], [s for s in left if s != DDIM]):
+            if not settings:
+                continue
+            began = time.monotonic()
+            measured = measure(Clips(editor, scenes), settings)
+            with path.open("a", encoding="utf-8") as file:
+                for setting, rows in zip(settings, measured, strict=True):
+                    for i, row in zip(scenes, rows, strict=True):
+                        row = {"scene": i, "kind": KINDS[i % len(KINDS)], "setting": setting} | row
+                        file.write(json.dumps(row) + "\n")
+            taken = time.monotonic() - began
+            print(f"{', '.join(settings)}: scenes {scenes[0]} to {scenes[-1]}, {taken:.0f} s")
+
+
+def summary(found: dict[str, dict[int, dict]]) -> list[dict]:
+    """A row for each setting: means over its scenes, differences over those it shares."""
+    rows = []
+    for setting, scenes in found.items():
+        facts: dict[str, float] = {"scenes": len(scenes)}
+        told = list(scenes.values())
+        facts["most_evaluations"] = max(r["evaluations"] for r in told)
+        facts |= spread("latent_error", [r["error"] for r in told])
+        shared = [i for i in scenes if i in found.get(DDIM, {})]
+        if setting != DDIM and shared:
+            plain = sum(found[DDIM][i]["error"] for i in shared)
+            facts["scenes_of_ddim"] = len(shared)
+            facts["of_ddim_error"] = sum(scenes[i]["error"] for i in shared) / plain
+        if setting != DDIM:
+            facts |= spread("edit_db", [r["psnr"] for r in told])
+            tracked = [r["trajectory"] for r in told if r["kind"] in TRACKED]
+            facts |= spread("edit_trajectory_px", tracked)
+        base = found.get(BEFORE, {})
+        shared = [i for i in scenes if i in base]
+        if setting not in (DDIM, BEFORE) and shared:
+            facts["scenes_of_difference"] = len(shared)
+            facts |= spread("difference_db", [scenes[i]["psnr"] - base[i]["psnr"] for i in shared])
+            tracked = [
+                scenes[i]["trajectory"] - base[i]["trajectory"]
+                for i in shared
+                if scenes[i]["kind"] in TRACKED
+                and None not in (scenes[i]["trajectory"], base[i]["trajectory"])
+            ]
+            facts |= spread("difference_px", tracked)
+        rows.append(
+            {
+                "case": "inversion, held-out scenes",
+                "implementation": setting + " (default)" * (setting == DEFAULT),
+                "peer": False,
+                "status": "counted",
+                "evaluations": sum(r["evaluations"] for r in told) / len(told),
+                "facts": {k: float(f"{v:.4g}") for k, v in facts.items() if v == v},
+            }
+        )
+    return rows
+
+
+def spread(name: str, values: list[float | None]) -> dict[str, float]:
+    """Mean and the bounds of its 95 % bootstrap interval, named."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True))
+
+
+def condense(path: Path) -> None:
+    """Every line into tolerance.csv, their means into cpu-full.json and .csv."""
+    found = read(path)
+    found = {
+        setting: dict(sorted(found[setting].items())) for setting in SETTINGS if setting in found
+    }
+    columns = ("setting", "scene", "kind", "evaluations", "error", *SCORES)
+    with (
+        atomic_path(RESULTS / "tolerance.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for scenes in found.values():
+            for row in scenes.values():
+                writer.writerow(row | {"error": f"{row['error']:.4g}"})
+    bench = Bench("cpu", True, 0.0, torch.float32)
+    about = circumstances(bench, "python -m bench.tolerance")
+    # rates of the machine, which nothing here depends on
+    about = {k: v for k, v in about.items() if v == v}
+    save(RESULTS, "cpu-full", "tolerance", about, summary(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--scenes", type=int, default=48)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
+    parser.add_argument("--save", action="store_true", help="what is there, into bench/results")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.save:
+        condense(args.output / "tolerance.jsonl")
+    else:
+        run(args)
+
+
+if __name__ == "__main__":
+    main()
