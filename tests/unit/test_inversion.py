@@ -114,6 +114,13 @@ def test_by_default_three_evaluations_for_two_steps_are_never_exceeded(steps):
     assert len(asked) == most(steps) == math.ceil(1.5 * steps)
 
 
+def test_no_latents_are_kept_twice_under_two_names():
+    """A source could not be saved; the first step may be near enough where it starts."""
+    inverted = run(bent, draw(1, 4, 3, 5, 6), tolerance=10.0)
+    assert inverted.evaluations == STEPS
+    assert len({x.data_ptr() for x in inverted.kept.values()}) == 1 + STEPS
+
+
 @pytest.mark.parametrize("last", [1.0, 0.1, 0.01])
 def test_the_last_step_is_solved_more_exactly_than_the_others(last):
     clean, tolerance = draw(1, 4, 3, 5, 6), 1e-3
