@@ -181,6 +181,10 @@ def glance(results: Results) -> str:
         if rows[0]:
             of_original = [digits(r["median_s"] / rows[0]["median_s"]) if r else "" for r in rows]
         how = "".join(f"; extrapolated {r['extrapolated']}" for r in rows if "extrapolated" in r)
+        evaluations = [r.get("evaluations") for r in rows[1:]]
+        if all(evaluations):
+            how += "; random weights, which spend every evaluation that an inversion may take: "
+            how += " and ".join(f"{n:.0f}" for n in evaluations) + " evaluations of one branch"
         card = f"On a GPU: {circumstances(gpu['about'])}{how}.\n\n"
     weights = b[1]["facts"]["weights_gb"]
     lines = [
