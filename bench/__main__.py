@@ -93,6 +93,15 @@ def main(argv: list[str] | None = None) -> int:
             print(", ".join(f"{k} {v}" for k, v in about.items() if v == v and v))
             rates = bench.measure_rates()
         bench.copy_rate, bench.matrix_rate = rates
+        command = ["python", "-m", "bench", name, "--device", args.device, "--set", args.set]
+        command += ["--compile"] * args.compile
+        if not on_gpu and args.threads != os.cpu_count():
+            command += ["--threads", str(args.threads)]
+        about = circumstances(bench, shlex.join(command))
+        # rows are on disk as soon as they are known: the subject may never end
+        bench.on_row = lambda _, name=name, about=about, bench=bench: save(
+            folder, f"{args.device}-{args.set}", name, about, bench.rows
+        )
         print(f"== {name}: {SUBJECTS[name]}", flush=True)
         began = time.monotonic()
         try:
@@ -101,13 +110,6 @@ def main(argv: list[str] | None = None) -> int:
             bench.fault(f"{name}: nothing is timed: {e}")
         except Exception as e:
             bench.fault(f"{name}: {type(e).__name__}: {e}")
-        if bench.rows:
-            command = ["python", "-m", "bench", name, "--device", args.device, "--set", args.set]
-            command += ["--compile"] * args.compile
-            if not on_gpu and args.threads != os.cpu_count():
-                command += ["--threads", str(args.threads)]
-            about = circumstances(bench, shlex.join(command))
-            save(folder, f"{args.device}-{args.set}", name, about, bench.rows)
         faults += bench.faults
         print(f"== {name}: {len(bench.rows)} rows, {time.monotonic() - began:.0f} s\n", flush=True)
     print(f"{time.monotonic() - started:.0f} s, results in {folder}")

@@ -401,3 +401,16 @@ def test_nothing_of_a_full_set_fails(monkeypatch, small, capsys, subject):
     status, _ = small(subject, "--set", "full")
     told = capsys.readouterr()
     assert status == 0, told.err
+
+
+def test_rows_are_on_disk_before_their_subject_ends(monkeypatch, small, tmp_path):
+    seen = []
+
+    def run(bench):
+        bench.skip("a case", "somebody", "no reason")
+        seen.append(json.loads((tmp_path / "cpu-small.json").read_text())["kernels"]["rows"])
+        raise ValueError("the end")
+
+    monkeypatch.setattr(kernels, "run", run)
+    status, rows = small("kernels")
+    assert status == 1 and seen == [rows["kernels"]] and len(rows["kernels"]) == 1
