@@ -174,13 +174,16 @@ def glance(results: Results) -> str:
         return [words, *(cell or "" for cell in cells)]
 
     gpu = results.of("edit", "cuda")
-    on_gpu, of_original, card = [NO_GPU] * 3, [], ""
+    on_gpu, of_original, peaks, card = [NO_GPU] * 3, [], [], ""
     if gpu:
         rows = [named([r for r in gpu["rows"] if "median_s" in r], w) for w in ways]
         on_gpu = [spread(r) + " extrapolated" * ("extrapolated" in r) for r in rows]
         if rows[0]:
             of_original = [digits(r["median_s"] / rows[0]["median_s"]) if r else "" for r in rows]
         how = "".join(f"; extrapolated {r['extrapolated']}" for r in rows if "extrapolated" in r)
+        # one peak of both edits: the features that a first edit keeps serve the next
+        rounds = cases(gpu).get("edit, default", [{}])
+        peaks = [megabytes(rounds[-1].get("peak_mb"))] * 2
         evaluations = [r.get("evaluations") for r in rows[1:]]
         if all(evaluations):
             how += "; random weights, which spend every evaluation that an inversion may take: "
@@ -206,6 +209,7 @@ def glance(results: Results) -> str:
         ),
         line("time on a GPU", on_gpu),
         *([line("of the original's", of_original)] if of_original else []),
+        *([line("memory there, measured", ["", *peaks])] if any(peaks) else []),
     ]
     header = ["", "the original's way", "first edit", "each further edit of the clip"]
     frames = real_case.removeprefix("edit, demo weights, ")
