@@ -141,8 +141,13 @@ def test_stage_one_is_over_before_stage_two_loads(run, clip, small, monkeypatch)
             return [255 - request.frame for _ in seeds]
 
     load = loading.load
+
+    def load_two(*args, **options):
+        order.append("stage two")
+        return load(*args, **options)
+
     monkeypatch.setattr("anyv2v.editors.arguments.make", lambda *args, **kwargs: Toy())
-    monkeypatch.setattr(loading, "load", lambda *a: order.append("stage two") or load(*a))
+    monkeypatch.setattr(loading, "load", load_two)
     assert run("edit", clip, *small, "--editor", "edges", "-o", "out.mp4")[0] == 0
     assert order == ["stage one", "stage two"]
 
