@@ -489,8 +489,8 @@ def test_an_edit_comes_out_right_with_wrong_kernels(
     out, warned = told(latents)
     assert torch.equal(out, wanted)
     found = {w.split(":")[0] for w in warned}
-    # the sites that replay probabilities are few, and nothing is a norm alone
-    assert found == set(wrong) - {"short_probabilities", "apply_probabilities", "layer_norm"}
+    # nothing is replayed here, and on a CPU no convolution leaves its bias to the sum
+    assert found == set(wrong) - {"short_probabilities", "apply_probabilities", "residual_sum"}
     assert len(warned) == len(checks)
 
 
