@@ -376,6 +376,7 @@ def test_tensors_without_data_are_not_checked(monkeypatch):
     assert chosen.name == "triton" and not trust._verdicts
 
 
+@pytest.mark.slow
 def test_a_compiler_traces_the_choice_without_a_check():
     """In a process of its own: what was compiled once changes what later tests count."""
     code = """

@@ -59,6 +59,7 @@ for command in (
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.mp4", "b.png"}
 
 
+@pytest.mark.slow
 def test_every_module_with_tests_for_a_gpu_is_collected():
     """A module that is skipped for want of an oracle would take them along."""
     code = """

@@ -214,6 +214,7 @@ def test_every_stage_brings_what_it_needs_and_sends_it_home(watched, editor, vid
     assert torch.equal(plain.latents, edit.latents)
 
 
+@pytest.mark.slow
 def test_the_published_model_edits_in_less_than_6_5_gb(monkeypatch):
     """512x512, 16 frames, float16, the source riding along: as `anyv2v plan` counts it."""
     editor = published_size()

@@ -31,6 +31,7 @@ def short(monkeypatch):
     monkeypatch.setattr(tolerance, "SETTINGS", {"loose": loose, "tight": tight})
 
 
+@pytest.mark.slow
 def test_scenes_in_a_batch_are_inverted_and_edited_as_alone(editor, short):
     clips = tolerance.Clips(editor, (1, 4))
     found = tolerance.measure(clips, ["loose", "tight"])
