@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from unittest import mock
@@ -73,8 +74,6 @@ def tiles(lab: Lab) -> None:
 @contextmanager
 def wanting(kernel: str, name: str) -> Iterator[None]:
     """Inside, one kernel is by the implementation of that name."""
-    import importlib
-
     module = importlib.import_module(f"anyv2v.kernels.{kernel}")
     patches = [mock.patch.object(module, place, name) for place in WANTED[kernel]]
     for patch in patches:

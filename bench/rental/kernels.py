@@ -12,6 +12,7 @@ from bench.core import Bench
 from bench.kernels import OURS, error, measure
 from bench.rental.lab import Lab
 
+TEMPORAL = ("short_attention", "short_probabilities", "apply_probabilities")
 TINY = (2, ((4, 64), (2, 64), (2, 64), (2, 64)))
 
 
@@ -62,9 +63,7 @@ def every(lab: Lab) -> Iterator[tuple[Case, torch.dtype]]:
         # clips of other lengths: other tiles of the temporal kernels
         for frames in (3,) if lab.dry else (8, 24):
             for case in cases(frames, *TINY[1:]) if lab.dry else cases(frames):
-                if case.operation in ("short_attention", "short_probabilities") or (
-                    case.operation == "apply_probabilities"
-                ):
+                if case.operation in TEMPORAL:
                     yield case, dtype
 
 

@@ -275,11 +275,12 @@ def test_shapes_that_are_known_are_not_asked_of_the_network_again(editor, video,
 
 
 def test_features_that_are_on_no_gpu_are_waited_for_on_none(monkeypatch):
-    features = Features({1: "host"})
+    features, asked = Features({1: "host"}), []
     features.add(1, {"a": (torch.zeros(2),)})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: pytest.fail("asked a GPU"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *device: asked.append(device))
     features.settle()
+    assert not asked and features.serve(1, frozenset("a"))
 
 
 def test_only_a_fixed_point_without_guidance_can_record_on_the_way(editor, video):
