@@ -1,9 +1,13 @@
 import os
+import stat
+import subprocess
+import sys
 
 import pytest
 
+import anyv2v.files
 from anyv2v.errors import InputError
-from anyv2v.files import atomic_path, check_output
+from anyv2v.files import MARKER, atomic_path, check_output, scratch
 
 
 def test_the_file_appears_at_the_end_with_the_mode_that_umask_gives(tmp_path):
@@ -35,9 +39,13 @@ def test_nothing_is_left_of_a_failure_and_the_old_file_stays(tmp_path, error):
 
 def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path):
     dead, keeping = tmp_path / ".anyv2v-0000.part", tmp_path / ".anyv2v-1111.part"
+    unmarked = tmp_path / ".anyv2v-2222.part"
     for left in (dead, keeping / "old"):
         left.mkdir(parents=True)
         (left / "new.mp4").write_bytes(b"half")
+    for left in (dead, keeping):
+        (left / MARKER).touch()
+    unmarked.mkdir()
     with atomic_path(tmp_path / "a.mp4") as living:
         living.write_bytes(b"a")
         with atomic_path(tmp_path / "b.mp4") as temporary:
@@ -45,6 +53,113 @@ def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path
     # what was the user's before a run replaced it is nobody's to remove
     assert sorted(os.listdir(tmp_path)) == [".anyv2v-1111.part", "a.mp4", "b.mp4"]
     assert (tmp_path / "a.mp4").read_bytes() == b"a"
+
+
+def test_a_folder_that_only_looks_like_ours_stays(tmp_path):
+    theirs = tmp_path / ".anyv2v-0123abcd.part"
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("years of work")
+    with atomic_path(tmp_path / "out.mp4") as temporary:
+        temporary.write_bytes(b"whole")
+    check_output(tmp_path / "out.mp4", force=True)
+    assert (theirs / "thesis.tex").read_text() == "years of work"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from anyv2v.files import atomic_path
+folder, number = Path(sys.argv[1]), sys.argv[2]
+sys.stdin.readline()
+for i in range(150):
+    for name in (f"{number}.txt", "shared.txt"):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(f"{number} {i}")
+"""
+
+
+def test_many_processes_write_into_one_folder_and_nothing_is_lost(tmp_path):
+    code = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [
+        subprocess.Popen([*code, str(n)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for n in range(8)
+    ]
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    failures = [writer.communicate()[1] for writer in writers]
+    assert failures == [""] * 8
+    for n in range(8):
+        assert (tmp_path / f"{n}.txt").read_text() == f"{n} 149"
+    assert sorted(os.listdir(tmp_path)) == [*(f"{n}.txt" for n in range(8)), "shared.txt"]
+
+
+@pytest.mark.parametrize("moment", ["before the lock", "with the lock"])
+def test_a_folder_taken_for_a_dead_one_before_it_was_locked_is_not_used(
+    tmp_path, monkeypatch, moment
+):
+    real, made = anyv2v.files._lock, []
+
+    def lock(folder):
+        if not made:
+            # what another process may do between our mkdir and our lock
+            made.append(folder)
+            other = real(folder)
+            if moment == "with the lock":
+                made.append(other)
+            else:
+                folder.rmdir()
+                os.close(other)
+        return real(folder)
+
+    monkeypatch.setattr(anyv2v.files, "_lock", lock)
+    with scratch(tmp_path) as folder:
+        assert folder != made[0] and folder.exists()
+        assert real_lock_is_held(folder, real)
+    if moment == "with the lock":
+        os.close(made[1])
+
+
+def real_lock_is_held(folder, lock):
+    try:
+        os.close(lock(folder))
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_a_link_to_a_name_without_a_suffix_can_be_written(tmp_path):
+    # as git-annex, DVC and object stores keep files
+    (tmp_path / "store").mkdir()
+    link = tmp_path / "out.mp4"
+    link.symlink_to(tmp_path / "store" / "0a1b2c")
+    check_output(link, force=False, suffixes=(".mp4",))
+    with atomic_path(link) as temporary:
+        assert temporary.suffix == ".mp4"
+        temporary.write_bytes(b"whole")
+    assert link.is_symlink() and (tmp_path / "store" / "0a1b2c").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o755])
+def test_what_is_replaced_leaves_its_permissions(tmp_path, mode):
+    target = tmp_path / "out.mp4"
+    target.write_bytes(b"old")
+    target.chmod(mode)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"new")
+        temporary.chmod(0o600)
+    assert stat.S_IMODE(target.stat().st_mode) == mode and target.read_bytes() == b"new"
+
+
+def test_what_is_no_plain_file_or_read_only_is_never_replaced(tmp_path):
+    pipe, device, locked = (tmp_path / f"{n}.mp4" for n in ("pipe", "device", "locked"))
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/null")
+    locked.touch(0o444)
+    for path, says in ((pipe, "pipe"), (device, "device"), (locked, "read-only")):
+        with pytest.raises(InputError, match=says):
+            check_output(path, force=True)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
 def test_a_link_stays_a_link(tmp_path):
