@@ -35,6 +35,7 @@ setup(
         "tokenizers>=0.20",
         "regex",
         "tqdm",
+        "pyyaml>=6",
     ],
     extras_require={
         # for `anyv2v weights fetch`
@@ -52,5 +53,5 @@ setup(
             "transformers>=5",
         ],
     },
-    entry_points={"console_scripts": ["anyv2v = anyv2v.cli:main"]},
+    entry_points={"console_scripts": ["anyv2v = anyv2v.__main__:main"]},
 )

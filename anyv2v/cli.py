@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from anyv2v import checks, demo, loading, models
 from anyv2v.convert.fetch import fetch
 from anyv2v.convert.released import convert
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
-from anyv2v.edit import EditRequest
+from anyv2v.edit import Edit, EditRequest
 from anyv2v.editor import STEPS, Editor
 from anyv2v.editors import EDITORS, arguments
 from anyv2v.editors.base import FrameEditor
@@ -34,6 +30,9 @@ from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES, pyav, read_video, write_video
 from anyv2v.options import OFFLOADS, parser
+from anyv2v.process import Signals, unfailing_streams
+from anyv2v.progress import Progress
+from anyv2v.sidecar import Provenance, check_sidecar, comment, sidecar_of, write_sidecar
 from anyv2v.source import SUFFIX, Source, Unfinished
 
 DEMO_NOTICE = (
@@ -42,17 +41,11 @@ DEMO_NOTICE = (
 )
 
 
-_INTERRUPTED = threading.Event()
-
-
-def _interrupt(*_) -> None:
-    # an exception that is raised within a library's callback may be lost there: steps ask again
-    _INTERRUPTED.set()
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit status: 0, 2 for what the caller got wrong, 1 for the rest."""
+    """Runs one command; gives its exit status.
+
+    0; 2 for what the caller got wrong; 128 + n after signal n; 1 for the rest.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     commands = {
         "demo": run_demo,
@@ -65,24 +58,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         "invert": run_invert,
         "reconstruct": run_reconstruct,
     }
-    if threading.current_thread() is threading.main_thread():
-        # a terminated run leaves as little behind as an interrupted one
-        _INTERRUPTED.clear()
-        for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(ending, _interrupt)
+    with unfailing_streams() as out, Signals() as signals:
+        status = _run(argv, commands, signals)
+    lost = isinstance(out.failure, OSError) and not isinstance(out.failure, BrokenPipeError)
+    if lost and status == 0 and any(command in argv for command in ("plan", "verify")):
+        # what they print is all that they do
+        return _fail(argv, out.failure, "stdout: ")
+    return status
+
+
+def _run(argv: list[str], commands: dict[str, Callable], signals: Signals) -> int:
     try:
         args = parser(commands).parse_args(argv)
+        args.signals = signals
+        if args.unused:
+            _say(f"{args.config}: {args.command} has no {', '.join(args.unused)}")
         args.run(args)
         return 0
-    except InputError as error:
-        return _fail(argv, error, 2)
     except KeyboardInterrupt:
-        _INTERRUPTED.clear()
-        return _fail(argv, "interrupted", 1)
+        _say("interrupted")
+        return signals.status
+    except SomeFailed as error:
+        statuses = [_fail(argv, why, f"{output}: ") for output, why in error.failures.items()]
+        return 2 if set(statuses) == {2} else 1
     except Exception as error:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _is_cpu_out_of_memory(error):
-            return _fail(argv, "not enough memory: a smaller size or fewer frames need less", 2)
-        return _fail(argv, f"{type(error).__name__}: {error}", 1)
+        return _fail(argv, error)
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -97,7 +97,7 @@ def run_demo(args: argparse.Namespace) -> None:
     for name in demo.FILES:
         check_output(folder / name, args.force)
     editor = _load(args)
-    with Progress(args.quiet) as progress:
+    with _progress(args) as progress:
         scores = demo.run(editor, folder, args.kind, args.seed, progress)
     for name, values in scores.items():
         print(f"{name:13} PSNR to the truth {values['psnr']:.2f} dB")
@@ -105,10 +105,9 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    with _bytes_done("convert", args.quiet) as progress:
-        config = convert(
-            args.src, args.dst, models.expected_shapes, _dtype(args), args.force, progress
-        )
+    with _progress(args) as progress:
+        done = progress.bytes("convert")
+        config = convert(args.src, args.dst, models.expected_shapes, _dtype(args), args.force, done)
     option = "--editor-weights" if "model" in config else "--weights"
     if "adapter" in config:
         option = f"--editor-option adapter={args.dst}"
@@ -116,31 +115,20 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> None:
-    with _bytes_done("verify", args.quiet) as progress:
-        report = models.inspect(args.dir, progress)
+    with _progress(args) as progress:
+        report = models.inspect(args.dir, progress.bytes("verify"))
     print(report)
 
 
 def run_fetch(args: argparse.Namespace) -> None:
-    dtype, quiet = _dtype(args), _silent(args.quiet)
-    with _bytes_done("convert", args.quiet) as progress:
-        folder = fetch(args.dst, loading.expected_shapes, dtype, args.force, progress, quiet)
-    with _bytes_done("verify", args.quiet) as progress:
-        report = loading.inspect(args.dst, progress)
+    # the library that downloads shows bars of its own, which are for terminals only
+    dtype, no_bars = _dtype(args), args.quiet or not sys.stderr.isatty()
+    with _progress(args) as progress:
+        done = progress.bytes("convert")
+        folder = fetch(args.dst, loading.expected_shapes, dtype, args.force, done, no_bars)
+        report = loading.inspect(args.dst, progress.bytes("verify"))
     print(report)
     print(f"{args.dst}: ready for --weights; the download in {folder} is no longer needed")
-
-
-@contextmanager
-def _bytes_done(title: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes; what it gives is called with those done and those there are."""
-    with tqdm(unit="B", unit_scale=True, desc=title, disable=_silent(quiet)) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
 
 
 def run_edit(args: argparse.Namespace) -> None:
@@ -167,9 +155,12 @@ def run_edit(args: argparse.Namespace) -> None:
         )
         for frame, prompt in zip(frames, args.prompt, strict=True)
     ]
+    made = _provenance(args)
     editor, source = _source(args, injection, video=video)
-    with Progress(args.quiet) as progress:
-        edits = editor.edit_many(
+    failures: dict[str, Exception] = {}
+    done: dict[str, Edit] = {}
+    with _progress(args) as progress:
+        each = editor.edit_each(
             source,
             requests,
             steps=args.steps,
@@ -178,10 +169,31 @@ def run_edit(args: argparse.Namespace) -> None:
             fps=args.fps,
             on_step=progress("edit", args.steps - args.start),
         )
-    for output, edit in zip(args.output, edits, strict=True):
-        write_video(output, edit.frames, edit.fps, args.force)
+        for i, (output, edit) in enumerate(zip(args.output, each, strict=True)):
+            try:
+                if isinstance(edit, Exception):
+                    raise edit
+                facts = made.of(editor, source, edit.latents, i, None if args.frame else frames[i])
+                _write_video(args, output, edit, facts)
+                done[output] = edit
+            except Exception as error:
+                failures[output] = error
+    # all that can be written is, before anything is said of it
+    for output, edit in done.items():
         _report(output, edit.frames, edit.fps)
     _notice(args)
+    if len(args.output) == 1 and failures:
+        raise failures[args.output[0]]
+    if failures:
+        raise SomeFailed(failures)
+
+
+class SomeFailed(Exception):
+    """Output -> why it was not made; the others were."""
+
+    def __init__(self, failures: dict[str, Exception]):
+        self.failures = failures
+        super().__init__(f"{', '.join(failures)} failed")
 
 
 def _check_edit(args: argparse.Namespace, by_editor: bool) -> None:
@@ -211,6 +223,7 @@ def run_edit_frame(args: argparse.Namespace) -> None:
     files = arguments.frame_files(args.output, args.candidates)
     for file in files:
         _check_output(args, file, (".png",), args.video, *arguments.pictures(args))
+    made = _provenance(args)
     editor = _frame_editor(args)
     if editor is None:
         raise InputError(f"edit-frame needs an --editor: one of {', '.join(EDITORS)}")
@@ -219,6 +232,7 @@ def run_edit_frame(args: argparse.Namespace) -> None:
     seeds = [args.seed + i for i in range(args.candidates)]
     found = candidates(editor, wanted, seeds, args.keep_unchanged)
     arguments.write_candidates(args.output, frame, found, args.seed)
+    write_sidecar(args.output, made.of())
     for file in files:
         print(file)
 
@@ -265,8 +279,11 @@ def run_invert(args: argparse.Namespace) -> None:
     if _is_source(args.video):
         raise InputError(f"{args.video}: is inverted already")
     unfinished = Unfinished(args.output + ".unfinished", args.resume)
+    made = _provenance(args)
     editor, source = _source(args, _chosen(args) if args.features else None, unfinished)
     source.save(args.output, args.force, features=args.features)
+    noisiest = source.trajectory[max(source.trajectory)]
+    write_sidecar(args.output, made.of(editor, source, noisiest))
     unfinished.remove()
     _report(args.output, source.video.frames, source.video.fps)
     _notice(args)
@@ -275,10 +292,11 @@ def run_invert(args: argparse.Namespace) -> None:
 def run_reconstruct(args: argparse.Namespace) -> None:
     if args.output:
         _check_output(args, args.output, SUFFIXES, args.video)
+    made = _provenance(args)
     began = time.monotonic()
     editor, source = _source(args, NO_INJECTION)
     inverted = time.monotonic()
-    with Progress(args.quiet) as progress:
+    with _progress(args) as progress:
         again = editor.reconstruct(
             source,
             args.prompt,
@@ -293,7 +311,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     clean = source.trajectory[0].to(again.latents.device)
     error = ((again.latents - clean).norm() / clean.norm()).item()
     if args.output:
-        write_video(args.output, again.frames, again.fps, args.force)
+        _write_video(args, args.output, again, made.of(editor, source, again.latents))
     print(
         f"PSNR {psnr(again.frames, source.video.frames):.2f} dB · "
         f"relative error of the latents {error:.3g} · "
@@ -350,7 +368,7 @@ def _source(
         if method == "fixed-point" and inversion_steps == steps:
             recording = editor.recording(video, injection, steps, start, memory)
             print(recording)
-    with Progress(args.quiet) as progress:
+    with _progress(args) as progress:
         source = editor.invert(
             video,
             method=method,
@@ -389,31 +407,8 @@ def _chosen(args: argparse.Namespace) -> Injection:
     return Injection(args.conv, args.spatial, args.temporal)
 
 
-class Progress:
-    """Bars on stderr, one per stage: progress(title, steps) gives what to call after each step."""
-
-    def __init__(self, quiet: bool):
-        self._disable, self._bars = _silent(quiet), ExitStack()
-
-    def __call__(self, title: str, steps: int) -> Callable[..., None]:
-        bar = self._bars.enter_context(tqdm(total=steps, desc=title, disable=self._disable))
-
-        def step(*_) -> None:
-            if _INTERRUPTED.is_set():
-                raise KeyboardInterrupt
-            bar.update()
-
-        return step
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._bars.close()
-
-
-def _silent(quiet: bool) -> bool:
-    return quiet or not sys.stderr.isatty()
+def _progress(args: argparse.Namespace) -> Progress:
+    return Progress(args.quiet, args.signals.check)
 
 
 def _load(args: argparse.Namespace) -> Editor:
@@ -440,8 +435,23 @@ def _check_output(
     if weights in output.parents:
         raise InputError(f"-o {path}: is in the folder of the weights")
     check_output(path, args.force, suffixes)
+    check_sidecar(path, args.force)
     if suffixes == SUFFIXES:
         pyav()  # else its absence were found when all is computed
+
+
+def _provenance(args: argparse.Namespace) -> Provenance:
+    made = Provenance(args)
+    for line in made.changes():
+        _say(line)
+    return made
+
+
+def _write_video(args: argparse.Namespace, output: str, edit: Edit, facts: dict) -> None:
+    # the sidecar of a video that is replaced would speak of another if this ended in between
+    sidecar_of(output).unlink(missing_ok=True)
+    write_video(output, edit.frames, edit.fps, args.force, comment(facts))
+    write_sidecar(output, facts)
 
 
 def _report(output: str, frames: np.ndarray, fps: float) -> None:
@@ -451,15 +461,26 @@ def _report(output: str, frames: np.ndarray, fps: float) -> None:
 
 def _notice(args: argparse.Namespace) -> None:
     if args.weights == loading.DEMO:
-        print(f"anyv2v: {DEMO_NOTICE}", file=sys.stderr)
+        _say(DEMO_NOTICE)
 
 
 def _is_cpu_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def _fail(argv: Sequence[str], message: object, status: int) -> int:
+def _fail(argv: Sequence[str], error: Exception, prefix: str = "") -> int:
+    """Says what went wrong, in one line; gives the exit status."""
     if "--debug" in argv:
-        traceback.print_exc()
-    print(f"anyv2v: {' '.join(str(message).split())}", file=sys.stderr)
+        traceback.print_exception(error)
+    if isinstance(error, InputError):
+        message, status = error, 2
+    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _is_cpu_out_of_memory(error):
+        message, status = "not enough memory: a smaller size or fewer frames need less", 2
+    else:
+        message, status = f"{type(error).__name__}: {error}", 1
+    _say(f"{prefix}{message}")
     return status
+
+
+def _say(message: object) -> None:
+    print(f"anyv2v: {' '.join(str(message).split())}", file=sys.stderr)

@@ -14,7 +14,7 @@ z_0            decode                    frames   (f, h, w, 3) uint8
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -274,7 +274,33 @@ class Editor:
         """Several edits of one source, in batches as large as memory allows: see `edit`.
 
         Those of a batch share one source: its rows, or what was recorded of it. `on_step` gets the
-        latents of a batch, (its edits, c, f, h/s, w/s).
+        latents of a batch, (its edits, c, f, h/s, w/s). The first that fails ends them all.
+        """
+        done: list[Edit] = []
+        for edit in self.edit_each(
+            source, edits, steps, start, injection, fps, on_step, source_pass
+        ):
+            if isinstance(edit, Exception):
+                raise edit
+            done.append(edit)
+        return done
+
+    @torch.no_grad()
+    def edit_each(
+        self,
+        source: Source,
+        edits: Sequence[EditRequest],
+        steps: int = 50,
+        start: int = 0,
+        injection: Injection = Injection(),  # noqa: B008 - frozen
+        fps: int = 8,
+        on_step: OnStep | None = None,
+        source_pass: SourcePass = "shared",
+    ) -> Iterator[Edit | Exception]:
+        """As `edit_many`, each edit as soon as it is done, and one that fails stops no other.
+
+        What an edit fails with is given in its place. A batch that fails is run again one by one.
+        What is wrong with the arguments of any of them is raised before the first is run.
         """
         if not edits:
             raise InputError("edits: there is none")
@@ -300,27 +326,33 @@ class Editor:
         # what can be wrong with one edit is found before the first is run
         latents = [self._begin(edit, inverted) for edit in edits]
         pictures = [fit_frame(read_image(edit.frame), size, edit.fit) for edit in edits]
+        scales = [checks.finite("guidance", edit.guidance) for edit in edits]
 
-        done: list[Edit] = []
-        while len(done) < len(edits):
-            batch = slice(len(done), len(done) + self._batch(size, frames, len(edits) - len(done)))
+        def run(batch: slice) -> list[Edit]:
             with self._conditioning():
                 branches = [
                     self.backbone.branches(
                         edit.prompt,
                         edit.negative_prompt,
                         self._encoded(picture, frames, fps),
-                        checks.finite("guidance", edit.guidance),
+                        scale,
                     )
-                    for edit, picture in zip(edits[batch], pictures[batch], strict=True)
+                    for edit, picture, scale in zip(
+                        edits[batch], pictures[batch], scales[batch], strict=True
+                    )
                 ]
             played = playback(source.features, replayed, self.backbone.device)
             begin = torch.cat(latents[batch])
             with played as kept, self._forward() as forward:
                 predict = injected(forward, branches, at, kept)
                 clean = sample(predict, begin, self.schedule, steps, start, on_step)
-            done += [Edit(self.decode(x), source.video.fps, x) for x in clean.split(1)]
-        return done
+            return [Edit(self.decode(x), source.video.fps, x) for x in clean.split(1)]
+
+        done = 0
+        while done < len(edits):
+            count = self._batch(size, frames, len(edits) - done)
+            yield from _each(run, slice(done, done + count))
+            done += count
 
     @torch.no_grad()
     def reconstruct(
@@ -619,6 +651,23 @@ class Editor:
         if noise.shape != shape:
             raise InputError(f"noise is {tuple(noise.shape)}, the latents are {tuple(shape)}")
         return noise.to(self.backbone.device, torch.float32)
+
+
+def _each(run: Callable[[slice], list[Edit]], batch: slice) -> Iterator[Edit | Exception]:
+    """What `run` makes of a batch; if it fails, of each of them alone, or why it fails."""
+    done, failure = [], None
+    try:
+        done = run(batch)
+    except Exception as error:
+        failure = error
+    if failure is None:
+        yield from done
+    elif batch.stop - batch.start == 1:
+        yield failure
+    else:
+        failure = None  # its traceback holds the tensors of the whole batch
+        for i in range(batch.start, batch.stop):
+            yield from _each(run, slice(i, i + 1))
 
 
 def _size(frames: np.ndarray) -> tuple[int, int]:

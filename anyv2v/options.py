@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import anyv2v
+from anyv2v.config_file import options_of
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.edit import NEGATIVE_PROMPT
 from anyv2v.editor import STEPS
@@ -20,6 +21,8 @@ from anyv2v.offload import Wanted
 from anyv2v.weights.demo.scenes import KINDS
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
+NOT_SETTINGS = ("help", "list", "config", "force", "quiet", "debug")
+"""Options that say nothing of what comes out."""
 OFFLOADS: dict[str, Wanted] = {"auto": "auto", "on": True, "off": False}
 
 
@@ -35,6 +38,41 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f"there is no option {rest[0]} (see {known.prog} --help)")
         return known
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does; options that are not given come from the file of --config first."""
+        if (path := _config_of(args)) is None or "--config" not in self._option_string_actions:
+            return super().parse_known_args(args, namespace)
+        mine = [a for a in self._actions if a.dest in self.settable]
+        found, unused = options_of(path, mine, self.names)
+        for action in found:
+            # None where it is not given; nobody can give that
+            action.required, action.default = False, None
+            if not action.option_strings:
+                action.nargs = "?"
+        known, rest = super().parse_known_args(args, namespace)
+        for action, value in found.items():
+            if getattr(known, action.dest) is None:
+                setattr(known, action.dest, value)
+        known.unused = unused
+        return known, rest
+
+    names: frozenset[str] = frozenset()
+    """Of the options of all commands, in a file of --config."""
+
+    @property
+    def settable(self) -> list[str]:
+        """The options of this command that such a file may have."""
+        return [a.dest for a in self._actions if a.dest not in NOT_SETTINGS]
+
+
+def _config_of(args) -> str | None:
+    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    only.add_argument("--config")
+    try:
+        return only.parse_known_args(args)[0].config
+    except argparse.ArgumentError:
+        return None
+
 
 def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     """The parser of all commands; what runs one is found in the namespace as `run`."""
@@ -42,9 +80,9 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     top.add_argument("--version", action="version", version=f"anyv2v {anyv2v.__version__}")
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(
-        name: str, text: str, *groups: Callable, among=subparsers
-    ) -> argparse.ArgumentParser:
+    made: list[Parser] = []
+
+    def command(name: str, text: str, *groups: Callable, among=subparsers) -> Parser:
         sub = among.add_parser(
             name.split()[-1],
             help=text,
@@ -52,12 +90,16 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        sub.set_defaults(run=commands[name], prog=sub.prog)
+        sub.set_defaults(run=commands[name], prog=sub.prog, command=name)
         for group in groups:
             group(sub)
+        sub.add_argument(
+            "--config", metavar="FILE", help="options that are not given here, in YAML or JSON"
+        )
         sub.add_argument("--force", action="store_true", help="overwrite existing output")
-        sub.add_argument("--quiet", action="store_true", help="no progress bars")
+        sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        made.append(sub)
         return sub
 
     sub = command("demo", "edit a clip that is rendered here, and judge it", _model)
@@ -135,6 +177,9 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     sub.add_argument("--negative-prompt", default="", metavar="TEXT", help="what it does not")
     sub.add_argument("--guidance", type=_number, default=1.0, help="towards the prompt; 1: none")
     sub.add_argument("-o", "--output", metavar="OUT.mp4", help="the video that came back")
+    for sub in made:
+        sub.names = frozenset(name for each in made for name in each.settable)
+        sub.set_defaults(settable=sub.settable, unused=[])
     return top
 
 

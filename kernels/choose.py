@@ -10,6 +10,9 @@ from torch import Tensor
 
 from anyv2v.kernels import trust
 
+USED: dict[str, set[str]] = {}
+"""Operation -> the implementations that this process chose for tensors with data."""
+
 
 class Unsupported(RuntimeError):
     """An implementation that was asked for by name cannot take this call."""
@@ -32,6 +35,16 @@ class Implementation:
 
 
 def choose(
+    op: str, table: tuple[Implementation, ...], wanted: str | None, *args: Any, **options: Any
+) -> Implementation:
+    """The implementation of `table` that runs a call, noted in USED: see `_chosen`."""
+    found = _chosen(op, table, wanted, *args, **options)
+    if not any(isinstance(x, Tensor) and x.is_meta for x in args):
+        USED.setdefault(op, set()).add(found.name)
+    return found
+
+
+def _chosen(
     op: str, table: tuple[Implementation, ...], wanted: str | None, *args: Any, **options: Any
 ) -> Implementation:
     """The first of `table` not to decline the call; what is asked for by name must not refuse.

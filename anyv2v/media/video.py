@@ -105,13 +105,18 @@ def read_video(
 
 
 def write_video(
-    path: str | os.PathLike, frames: np.ndarray, fps: float, force: bool = True
+    path: str | os.PathLike,
+    frames: np.ndarray,
+    fps: float,
+    force: bool = True,
+    comment: str = "",
 ) -> None:
     """Writes frames, uint8 RGB (f, h, w, 3), numpy or tensor, as H.264 that any player shows.
 
     yuv420p, BT.709, limited range. That format has even sizes only: an odd width or height gets its
     last column or row twice. The file appears whole or not at all; without `force` an existing one
     is an InputError, as are a missing or unwritable folder and a suffix that is not in SUFFIXES.
+    `comment`: a text that the file carries.
     """
     frames = as_frames(frames)
     rate = Fraction(checks.positive("fps", fps)).limit_denominator(100_000)
@@ -121,7 +126,7 @@ def write_video(
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with atomic_path(path) as temporary:
-        _encode(temporary, frames, rate)
+        _encode(temporary, frames, rate, comment)
 
 
 @contextmanager
@@ -250,13 +255,15 @@ def _upright(picture: np.ndarray, matrix) -> np.ndarray:
     return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-def _encode(path: Path, frames: np.ndarray, rate: Fraction) -> None:
+def _encode(path: Path, frames: np.ndarray, rate: Fraction, comment: str) -> None:
     av = pyav()
     reformatter = av.video.reformatter
     interpolation = reformatter.Interpolation
     # the index goes to the front, so that a player can start before it has the whole file
     options = {} if path.suffix.lower() == ".mkv" else {"movflags": "faststart"}
     with av.open(f"file:{path}", "w", options=options) as container:
+        if comment:
+            container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -57,7 +57,7 @@ for command in (
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
     assert len(said) == 5 and all("pip install av" in line for line in said), done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.mp4", "b.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.mp4", "b.png", "b.png.json"}
 
 
 @pytest.mark.slow

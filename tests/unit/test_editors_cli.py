@@ -119,7 +119,7 @@ def test_both_stages_in_one_command(run, clip, small, tool, monkeypatch):
 
     monkeypatch.setattr("anyv2v.cli.write_video", write_video)
     made = ("--editor-command", tool("invert"), "--save-frame", "f.png")
-    status, out, err = run("edit", clip, *small, *made, "-o", "out.mp4")
+    status, out, err = run("edit", clip, *small, *made, "-o", "out.mp4", "-q")
     assert (status, err) == (0, "")
     assert out == "f.png\nout.mp4: 3 frames, 64x64, 8 fps\n"
     first = anyv2v.read_video(clip, size=(64, 64), frames=3, fps=8).frames[0]
@@ -127,7 +127,8 @@ def test_both_stages_in_one_command(run, clip, small, tool, monkeypatch):
     # the same as with the frame that was kept
     assert run("edit", clip, *small, "--frame", "f.png", "-o", "again.mp4")[0] == 0
     assert np.array_equal(written["out.mp4"], written["again.mp4"])
-    assert sorted(os.listdir()) == ["again.mp4", "f.png", "out.mp4"]
+    files = [name for name in sorted(os.listdir()) if not name.endswith(".json")]
+    assert files == ["again.mp4", "f.png", "out.mp4"]
 
 
 def test_stage_one_is_over_before_stage_two_loads(run, clip, small, monkeypatch):
@@ -215,7 +216,7 @@ def test_candidates_and_their_sheet(run, picture):
     status, out, err = run(*run_once, "--candidates", 3, "--seed", 5)
     assert (status, err) == (0, "")
     assert out.split() == ["f.png", "f-1.png", "f-2.png", "f-3.png", "f-sheet.png"]
-    assert sorted(os.listdir()) == sorted(out.split())
+    assert sorted(os.listdir()) == sorted([*out.split(), "f.png.json"])
     frame = np.array(Image.open(picture))
     for i in range(3):
         one = anyv2v.edit_frame(frame, "posterise", seed=5 + i)
@@ -295,7 +296,7 @@ def test_a_tool_is_told_words_as_they_are(run, picture, tool, tmp_path_factory):
     words = said.read_text().split("\n")
     assert words[:3] == [instruction, f"--text={instruction}", "7"]
     assert words[3].endswith("reference.png") and not os.path.exists(words[3])
-    assert os.listdir() == ["f.png"]
+    assert sorted(os.listdir()) == ["f.png", "f.png.json"]
 
 
 @pytest.mark.parametrize(

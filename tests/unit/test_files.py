@@ -55,6 +55,17 @@ def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path
     assert (tmp_path / "a.mp4").read_bytes() == b"a"
 
 
+def test_what_a_run_leaves_that_is_killed_while_it_tries_an_output_goes_too(tmp_path):
+    code = (
+        "import os, sys, anyv2v.files as f; f._remove = lambda folder: os._exit(9)\n"
+        "f.check_output(sys.argv[1], force=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out.mp4")])
+    assert done.returncode == 9 and len(os.listdir(tmp_path)) == 1
+    check_output(tmp_path / "out.mp4", force=False)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_that_only_looks_like_ours_stays(tmp_path):
     theirs = tmp_path / ".anyv2v-0123abcd.part"
     theirs.mkdir()

@@ -83,7 +83,7 @@ class Commands:
         self._process.wait()
 
 
-def check_killed(args, folder, output, check, moments, seed, late):
+def check_killed(args, folder, output, check, moments, seed, late, beside=()):
     """Kills the command at so many moments; every other one in its last part, from `late` on."""
     commands, hit = Commands(seed, args, folder), 0
     try:
@@ -100,7 +100,7 @@ def check_killed(args, folder, output, check, moments, seed, late):
             assert commands.run("again") == 0
             check(output)
             # what the killed run left is gone too
-            assert os.listdir(folder) == [output.name]
+            assert sorted(os.listdir(folder)) == [output.name, *beside]
     finally:
         commands.close()
     # a run that ended before its moment shows nothing
@@ -142,7 +142,8 @@ def test_an_inversion_is_killed(clip, weights, tmp_path):
             assert sum(name.startswith("latents.") for name in file.keys()) == 9
         anyv2v.Source.load(path)
 
-    check_killed(args, tmp_path, output, check, 17, 2, 0.5)
+    beside = [f"{output.name}.json"]
+    check_killed(args, tmp_path, output, check, 17, 2, 0.5, beside)
 
 
 @pytest.mark.slow
@@ -156,4 +157,5 @@ def test_an_edit_is_killed(clip, weights, tmp_path, tmp_path_factory):
     def check(path):
         assert anyv2v.read_video(path).frames.shape == (3, 32, 32, 3)
 
-    check_killed(args, tmp_path, output, check, 17, 3, 0.7)
+    beside = [f"{output.name}.json"]
+    check_killed(args, tmp_path, output, check, 17, 3, 0.7, beside)

@@ -1,0 +1,91 @@
+"""Options of a command from a file, YAML or JSON: `--config FILE`.
+
+A file's keys are the names of options, with - or _, and of what stands without a name (video, src).
+Options given on the command line win. What a finished run left beside its output is such a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from anyv2v.errors import InputError
+
+LARGEST = 2**20
+"""Bytes; nobody writes more options."""
+SETTINGS, COMMAND = "settings", "command"
+"""Where a sidecar has its options, and the command that they are of."""
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Name of an option, with _ for -, -> its value; InputError names what is wrong with a file."""
+    try:
+        if Path(path).stat().st_size > LARGEST:
+            raise InputError(f"{path}: is no config file: it is larger than {LARGEST} bytes")
+        values = _parsed(path, Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no config file: it is not text in UTF-8") from error
+    if isinstance(values, Mapping) and isinstance(values.get(SETTINGS), Mapping):
+        values = values[SETTINGS]
+    if not isinstance(values, Mapping):
+        raise InputError(f"{path}: is no config file: it has no lines such as `steps: 50`")
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
+def _parsed(path: str, text: str) -> Any:
+    import yaml
+
+    try:
+        # JSON by its own reader: YAML 1.1 takes 1e-3 for a text
+        return json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as YAML or JSON: {error}") from error
+
+
+def options_of(
+    path: str, actions: Collection[argparse.Action], known: Collection[str]
+) -> tuple[dict[argparse.Action, Any], list[str]]:
+    """What a file says of a parser's options, converted and checked as the command line would.
+
+    `known`: names that other commands have. Those of them that the file has and this parser lacks
+    are given beside. Any other name is an InputError.
+    """
+    values = {name: value for name, value in read_config(path).items() if value is not None}
+    mine = {action.dest: action for action in actions}
+    if unknown := sorted(values.keys() - mine.keys() - {*known, COMMAND}):
+        raise InputError(f"{path}: there is no option {unknown[0]!r}")
+    found = {
+        mine[name]: _converted(f"{path}: {name}", mine[name], value)
+        for name, value in values.items()
+        if name in mine
+    }
+    return found, sorted(values.keys() - mine.keys() - {COMMAND})
+
+
+def _converted(name: str, action: argparse.Action, value: Any) -> Any:
+    if isinstance(action, argparse._StoreTrueAction):
+        if not isinstance(value, bool):
+            raise InputError(f"{name}: {value!r} is neither true nor false")
+        return value
+    if isinstance(action, argparse._AppendAction):
+        return [_text(name, action, x) for x in (value if isinstance(value, list) else [value])]
+    if isinstance(value, list) and action.dest == "size" and len(value) == 2:
+        value = f"{value[0]}x{value[1]}"
+    return _text(name, action, value)
+
+
+def _text(name: str, action: argparse.Action, value: Any) -> Any:
+    if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+        raise InputError(f"{name}: {value!r} is neither a text nor a number")
+    try:
+        value = action.type(str(value)) if action.type else str(value)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{name}: {error}") from error
+    if action.choices is not None and value not in action.choices:
+        raise InputError(f"{name}: {value!r} is not one of {', '.join(map(str, action.choices))}")
+    return value

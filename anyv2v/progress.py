@@ -1,0 +1,98 @@
+"""How far long work is: a bar on a terminal, a plain line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from tqdm import tqdm
+
+EVERY = 30.0
+"""Seconds between two plain lines at most, while there is something new to say."""
+SHARE = 0.1
+"""Part of the work after which there is a plain line in any case."""
+BRIEF = 1.0
+"""Seconds; files that are read or written in less need no plain line."""
+
+
+class Progress:
+    """Shows on stderr how far each stage is; a context manager.
+
+    progress(title, steps) begins a stage and gives what is to be called after each step, for
+    instance as `on_step`:
+
+        with Progress() as progress:
+            editor.edit(..., steps=50, on_step=progress("edit", 50))
+
+    On a terminal each stage is a bar with steps and remaining time. Elsewhere it is a plain line
+    every tenth of the work, or every 30 seconds if that comes first.
+    """
+
+    def __init__(self, quiet: bool = False, check: Callable[[], None] | None = None):
+        """`quiet`: nothing is shown. `check`: called at each step; what it raises ends the run."""
+        self._quiet, self._check, self._stages = quiet, check, ExitStack()
+
+    def __call__(self, title: str, steps: int) -> Callable[..., None]:
+        stage = self._stage(title, steps, "step")
+
+        def step(*_) -> None:
+            if self._check is not None:
+                self._check()
+            stage.update(1)
+
+        return step
+
+    def bytes(self, title: str) -> Callable[[int, int], None]:
+        """A stage of bytes: what it gives is called with those that are done and their total."""
+        stage, before = self._stage(title, 0, "B"), 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal before
+            stage.total = total
+            stage.update(done - before)
+            before = done
+
+        return progress
+
+    def _stage(self, title: str, total: int, unit: str) -> tqdm | Lines:
+        if not self._quiet and not sys.stderr.isatty():
+            return Lines(title, total, unit)
+        bar = tqdm(total=total, desc=title, unit=unit, unit_scale=unit == "B", disable=self._quiet)
+        return self._stages.enter_context(bar)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stages.close()
+
+
+class Lines:
+    """A plain line on stderr every `SHARE` of the work or `EVERY` seconds, and at its end."""
+
+    def __init__(self, title: str, total: int, unit: str):
+        self._title, self.total, self._unit = title, total, unit
+        self._began = self._said_at = time.monotonic()
+        self._done = self._said = 0
+
+    def update(self, more: int) -> None:
+        self._done += more
+        now = time.monotonic()
+        tenths = [int(n / max(self.total, 1) / SHARE + 1e-9) for n in (self._said, self._done)]
+        if tenths[0] == tenths[1] and now - self._said_at < EVERY:
+            return
+        if self._unit == "B" and now - self._began < BRIEF:
+            return
+        self._said, self._said_at = self._done, now
+        print(self._line(now - self._began), file=sys.stderr, flush=True)
+
+    def _line(self, seconds: float) -> str:
+        share = self._done / max(self.total, 1)
+        if self._unit == "B":
+            count = f"{self._done / 1e9:.2f} of {self.total / 1e9:.2f} GB"
+        else:
+            count = f"{self._done} of {self.total} {self._unit}s"
+        left = tqdm.format_interval(seconds / share - seconds) if share else "?"
+        return f"{self._title}: {count} ({share:.0%}), {tqdm.format_interval(seconds)} < {left}"
