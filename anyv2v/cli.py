@@ -167,7 +167,7 @@ def run_edit(args: argparse.Namespace) -> None:
             start=args.start,
             injection=injection,
             fps=args.fps,
-            on_step=progress("edit", args.steps - args.start),
+            on_step=progress("edit", (args.steps - args.start) * len(requests)),
         )
         for i, (output, edit) in enumerate(zip(args.output, each, strict=True)):
             try:

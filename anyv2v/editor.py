@@ -274,15 +274,14 @@ class Editor:
         """Several edits of one source, in batches as large as memory allows: see `edit`.
 
         Those of a batch share one source: its rows, or what was recorded of it. `on_step` gets the
-        latents of a batch, (its edits, c, f, h/s, w/s). The first that fails ends them all.
+        latents of a batch, (its edits, c, f, h/s, w/s). They agree with those of each edit alone
+        to rounding.
         """
-        done: list[Edit] = []
-        for edit in self.edit_each(
-            source, edits, steps, start, injection, fps, on_step, source_pass
-        ):
-            if isinstance(edit, Exception):
-                raise edit
-            done.append(edit)
+        run = self._edits(source, edits, steps, start, injection, fps, on_step, source_pass)
+        size, done = _size(source.video.frames), []
+        while (left := len(edits) - len(done)) > 0:
+            count = self._batch(size, len(source.video.frames), left)
+            done += run(slice(len(done), len(done) + count))
         return done
 
     @torch.no_grad()
@@ -297,11 +296,31 @@ class Editor:
         on_step: OnStep | None = None,
         source_pass: SourcePass = "shared",
     ) -> Iterator[Edit | Exception]:
-        """As `edit_many`, each edit as soon as it is done, and one that fails stops no other.
+        """Several edits of one source, each as soon as it is done; one that fails stops no other.
 
-        What an edit fails with is given in its place. A batch that fails is run again one by one.
-        What is wrong with the arguments of any of them is raised before the first is run.
+        What an edit fails with is given in its place. Each has the very latents that `edit` gives
+        it. What is wrong with the arguments of any of them is raised before the first is run.
         """
+        run = self._edits(source, edits, steps, start, injection, fps, on_step, source_pass)
+        for i in range(len(edits)):
+            try:
+                (edit,) = run(slice(i, i + 1))
+            except Exception as error:
+                edit = error
+            yield edit
+
+    def _edits(
+        self,
+        source: Source,
+        edits: Sequence[EditRequest],
+        steps: int,
+        start: int,
+        injection: Injection,
+        fps: int,
+        on_step: OnStep | None,
+        source_pass: SourcePass,
+    ) -> Callable[[slice], list[Edit]]:
+        """What runs some of the edits together; all that can be wrong with any is found here."""
         if not edits:
             raise InputError("edits: there is none")
         self.check_source(source)
@@ -348,11 +367,7 @@ class Editor:
                 clean = sample(predict, begin, self.schedule, steps, start, on_step)
             return [Edit(self.decode(x), source.video.fps, x) for x in clean.split(1)]
 
-        done = 0
-        while done < len(edits):
-            count = self._batch(size, frames, len(edits) - done)
-            yield from _each(run, slice(done, done + count))
-            done += count
+        return run
 
     @torch.no_grad()
     def reconstruct(
@@ -651,23 +666,6 @@ class Editor:
         if noise.shape != shape:
             raise InputError(f"noise is {tuple(noise.shape)}, the latents are {tuple(shape)}")
         return noise.to(self.backbone.device, torch.float32)
-
-
-def _each(run: Callable[[slice], list[Edit]], batch: slice) -> Iterator[Edit | Exception]:
-    """What `run` makes of a batch; if it fails, of each of them alone, or why it fails."""
-    done, failure = [], None
-    try:
-        done = run(batch)
-    except Exception as error:
-        failure = error
-    if failure is None:
-        yield from done
-    elif batch.stop - batch.start == 1:
-        yield failure
-    else:
-        failure = None  # its traceback holds the tensors of the whole batch
-        for i in range(batch.start, batch.stop):
-            yield from _each(run, slice(i, i + 1))
 
 
 def _size(frames: np.ndarray) -> tuple[int, int]:

@@ -96,6 +96,10 @@ MADE = {
     "ddim": (*EDIT, "--frame", "a.png", "-o", "out.mp4", "--method", "ddim", "--start", "1"),
     "invert": ("invert", "clip.mp4", "-o", "out.safetensors"),
     "reconstruct": ("reconstruct", "clip.mp4", "--prompt", "x", "-o", "out.mp4"),
+    "several": (
+        *(*EDIT, "--frame", "a.png", "-o", "out.mp4"),
+        *("--frame", "b.png", "--prompt", "y", "-o", "two.mp4"),
+    ),
     "from a source": ("edit", "s.safetensors", "--prompt", "x", "--frame", "a.png", "-o", "o.mp4"),
 }
 
@@ -169,7 +173,7 @@ def several(count):
 
 @pytest.fixture
 def broken(monkeypatch):
-    """broken(at): sampling the edit with this prompt fails, alone and in any batch."""
+    """broken(prompt): sampling the edit with this prompt fails."""
 
     def broken(prompt):
         branches = anyv2v.load("demo").backbone.__class__.branches
