@@ -159,7 +159,8 @@ def test_folders_at_the_top_are_no_packages():
 
 def test_importing_defines_and_does_nothing_else(tmp_path):
     code = (
-        "import os, sys, torch; before = torch.get_num_threads(), torch.is_grad_enabled()\n"
+        "import os, sys, anyv2v, anyv2v.__main__; assert 'torch' not in sys.modules\n"
+        "import torch; before = torch.get_num_threads(), torch.is_grad_enabled()\n"
         "import anyv2v, anyv2v.cli\n"
         "assert before == (torch.get_num_threads(), torch.is_grad_enabled())\n"
         "assert not os.listdir(), os.listdir()\n"
