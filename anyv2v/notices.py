@@ -1,7 +1,7 @@
 """What has no effect, or is lost, on the command line: a line for each, said before the work.
 
-Only what the user gave, here or by --config, is spoken of, never a default; an option whose wish is fulfilled anyway
-(`--feature-memory 0` where nothing is kept) is not.
+Only what the user gave, there or by --config, is spoken of, never a default. An option whose wish
+is fulfilled anyway (`--feature-memory 0` where nothing is kept) is not.
 """
 
 from __future__ import annotations

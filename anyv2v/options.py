@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -37,17 +36,21 @@ class Parser(argparse.ArgumentParser):
         known, rest = self.parse_known_args(args, namespace)
         if rest:
             raise InputError(f"there is no option {rest[0]} (see {known.prog} --help)")
-        # no option may be abbreviated, and none may stand where a value is due
-        words = sys.argv[1:] if args is None else args
-        known.given = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
         return known
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse does; options that are not given come from the file of --config first."""
-        if (path := _config_of(args)) is None or "--config" not in self._option_string_actions:
+        if "--config" not in self._option_string_actions:
             return super().parse_known_args(args, namespace)
+        # no option may be abbreviated, and none may stand where a value is due
+        given = {word[2:].partition("=")[0] for word in args if word.startswith("--")}
+        if (path := _config_of(args)) is None:
+            known, rest = super().parse_known_args(args, namespace)
+            known.given = given
+            return known, rest
         mine = [a for a in self._actions if a.dest in self.settable]
         found, unused = options_of(path, mine, self.names)
+        given |= {a.dest.replace("_", "-") for a, value in found.items() if value != a.default}
         for action in found:
             # None where it is not given; nobody can give that
             action.required, action.default = False, None
@@ -57,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         for action, value in found.items():
             if getattr(known, action.dest) is None:
                 setattr(known, action.dest, value)
-        known.unused = unused
+        known.unused, known.given = unused, given
         return known, rest
 
     names: frozenset[str] = frozenset()
@@ -81,7 +84,8 @@ def _config_of(args) -> str | None:
 def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     """The parser of all commands; what runs one is found in the namespace as `run`.
 
-    And as `given` the names of the options that are on the command line.
+    And as `given` the names of the options that are there or, with another value than the default,
+    in the file of --config.
     """
     top = Parser(prog="anyv2v", description=anyv2v.__doc__)
     top.add_argument("--version", action="version", version=f"anyv2v {anyv2v.__version__}")
