@@ -95,8 +95,9 @@ def cut_off(path: str, clip: Size, size: Size, factor: int, told: int | None = N
         return None
     whole = size_of_short_side(min(size), clip, factor)
     keeps = ""
-    if told is None and part_cut(clip, whole)[1] < part / 2:
-        keeps = f"--size {min(size)} keeps its proportions, about, at {_by(whole)}; "
+    if told is None and (still := part_cut(clip, whole)[1]) < part / 2:
+        nearly = "" if still <= ALIKE else "nearly "
+        keeps = f"--size {min(size)} ({_by(whole)}) {nearly}keeps its proportions, "
     return (
         f"{path} is {_by(clip)}: {part:.0%} of its {side} is cut off to reach {_by(size)}; "
         f"{keeps}--fit pad adds bars"

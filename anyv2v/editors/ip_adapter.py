@@ -65,8 +65,8 @@ class IPAdapter:
         checks.whole("size", self.size, 8, 2**14)
         if self.t2i:
             check_condition(self.kind, self.condition)
-        elif (self.kind, self.condition, self.condition_scale) != ("canny", "", 1.0):
-            raise InputError("kind, condition and condition_scale have no effect without t2i")
+        elif (self.condition, self.condition_scale) != ("", 1.0):
+            raise InputError("condition and condition_scale have no effect without t2i")
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
         if request.reference is None:

@@ -189,7 +189,8 @@ def test_features_are_recorded_on_the_way_and_announced(edit, run, clip, weights
 
 
 def test_a_plan_is_printed_before_anything_runs(run, clip, weights, no_inversion):
-    options = ("--weights", weights, "--size", "128x64", "--frames", 3, "--steps", 10)
+    options = ("--weights", weights, "--size", "64x64", "--fit", "crop")
+    options += ("--frames", 3, "--steps", 10)
     status, out, err = run("plan", clip, *options)
     assert (status, err) == (0, "")
     for line in (
