@@ -242,7 +242,7 @@ def run_edit_frame(args: argparse.Namespace) -> None:
         raise InputError(f"edit-frame needs an --editor: one of {', '.join(EDITORS)}")
     whole = _first_frame(args)
     size = _target(args, _size(whole), _size(whole), 1)
-    frame = fit_frame(whole, size, args.fit or "crop")
+    frame = whole if size == _size(whole) else fit_frame(whole, size, args.fit or "crop")
     (wanted,) = arguments.requests_of(args, editor, frame, 1, _size(whole))
     seeds = [args.seed + i for i in range(args.candidates)]
     found = candidates(editor, wanted, seeds, args.keep_unchanged)

@@ -58,8 +58,10 @@ def without_effect(
 def unread(args: Namespace, lost: Callable[[str], str], tokens: int) -> list[str]:
     """The prompts that are too long for the text tower, each with the words that are lost.
 
-    lost: what of a text is not read, "" if all is; tokens: how many are.
+    lost: what of a text is not read, "" if all is; tokens: how many are. A plan reads none.
     """
+    if args.command == "plan":
+        return []
     texts = [("prompt", text) for text in _listed(getattr(args, "prompt", None))]
     if "negative-prompt" in args.given and args.guidance > 1:
         texts.append(("negative-prompt", args.negative_prompt))
