@@ -7,13 +7,13 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from anyv2v import checks, demo, loading, models
+from anyv2v import checks, demo, loading, models, notices
 from anyv2v.convert.fetch import fetch
 from anyv2v.convert.released import convert
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
@@ -25,8 +25,10 @@ from anyv2v.editors.run import candidates
 from anyv2v.errors import InputError
 from anyv2v.files import check_output
 from anyv2v.injection.plan import NO_INJECTION, Injection
+from anyv2v.media import container
 from anyv2v.media.clip import Video
 from anyv2v.media.image import fit_frame, read_image
+from anyv2v.media.proportions import Size, check_fit, size_of_short_side
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES, pyav, read_video, write_video
 from anyv2v.options import OFFLOADS, parser
@@ -34,6 +36,7 @@ from anyv2v.process import Signals, unfailing_streams
 from anyv2v.progress import Progress
 from anyv2v.sidecar import Provenance, check_sidecar, comment, sidecar_of, write_sidecar
 from anyv2v.source import SUFFIX, Source, Unfinished
+from anyv2v.weights import hub
 
 DEMO_NOTICE = (
     "the demo weights know rendered shapes of 32x32 pixels and nothing else. "
@@ -97,6 +100,7 @@ def run_demo(args: argparse.Namespace) -> None:
     for name in demo.FILES:
         check_output(folder / name, args.force)
     editor = _load(args)
+    _tell(_without_effect(args))
     with _progress(args) as progress:
         scores = demo.run(editor, folder, args.kind, args.seed, progress)
     for name, values in scores.items():
@@ -108,6 +112,8 @@ def run_convert(args: argparse.Namespace) -> None:
     with _progress(args) as progress:
         done = progress.bytes("convert")
         config = convert(args.src, args.dst, models.expected_shapes, _dtype(args), args.force, done)
+    if snapshot := hub.snapshots(args.src):
+        _say(f"{args.src} {hub.WHAT}: {snapshot[0]} was read")
     option = "--editor-weights" if "model" in config else "--weights"
     if "adapter" in config:
         option = f"--editor-option adapter={args.dst}"
@@ -117,6 +123,7 @@ def run_convert(args: argparse.Namespace) -> None:
 def run_verify(args: argparse.Namespace) -> None:
     with _progress(args) as progress:
         report = models.inspect(args.dir, progress.bytes("verify"))
+    _tell(_without_effect(args))
     print(report)
 
 
@@ -135,11 +142,17 @@ def run_edit(args: argparse.Namespace) -> None:
     frame_editor = _frame_editor(args)
     _check_edit(args, frame_editor is not None)
     injection, video = _chosen(args), None
+    clip, size = _sizes(args)
     if frame_editor is None:
         frames = [read_image(frame) for frame in args.frame]
+        fits = [
+            args.fit or check_fit(path, _size(frame), clip, size)
+            for path, frame in zip(args.frame, frames, strict=True)
+        ]
     else:
         video = Source.load(args.video).video if _is_source(args.video) else _video(args)
-        frames = arguments.edited(args, frame_editor, video.frames[0], len(args.output))
+        frames = arguments.edited(args, frame_editor, video.frames[0], len(args.output), clip)
+        fits = ["crop"] * len(frames)  # they have the clip's size
         for path, frame in zip(args.save_frame or [], frames, strict=False):
             arguments.write_picture(path, frame)
             print(path)
@@ -151,12 +164,12 @@ def run_edit(args: argparse.Namespace) -> None:
             args.guidance,
             args.random_ratio,
             args.seed,
-            args.fit,
+            fit,
         )
-        for frame, prompt in zip(frames, args.prompt, strict=True)
+        for frame, prompt, fit in zip(frames, args.prompt, fits, strict=True)
     ]
     made = _provenance(args)
-    editor, source = _source(args, injection, video=video)
+    editor, source = _source(args, injection, video=video, uses=arguments.uses(frame_editor))
     failures: dict[str, Exception] = {}
     done: dict[str, Edit] = {}
     with _progress(args) as progress:
@@ -227,10 +240,14 @@ def run_edit_frame(args: argparse.Namespace) -> None:
     editor = _frame_editor(args)
     if editor is None:
         raise InputError(f"edit-frame needs an --editor: one of {', '.join(EDITORS)}")
-    frame = _first_frame(args)
-    (wanted,) = arguments.requests_of(args, editor, frame, 1)
+    whole = _first_frame(args)
+    size = _target(args, _size(whole), _size(whole), 1)
+    frame = whole if size == _size(whole) else fit_frame(whole, size, args.fit or "crop")
+    (wanted,) = arguments.requests_of(args, editor, frame, 1, _size(whole))
     seeds = [args.seed + i for i in range(args.candidates)]
     found = candidates(editor, wanted, seeds, args.keep_unchanged)
+    _tell(_without_effect(args, arguments.uses(editor)))
+    _tell(notices.of_the_size(args, _size(whole), size))
     arguments.write_candidates(args.output, frame, found, args.seed)
     write_sidecar(args.output, made.of())
     for file in files:
@@ -244,12 +261,10 @@ def _frame_editor(args: argparse.Namespace) -> FrameEditor | None:
 def _first_frame(args: argparse.Namespace) -> np.ndarray:
     """Of a picture, a video or a source."""
     if _is_source(args.video):
-        frame = Source.load(args.video).video.frames[0]
-    elif Path(args.video).suffix.lower() in SUFFIXES:
-        frame = read_video(args.video, frames=1, start_time=args.start_time or 0.0).frames[0]
-    else:
-        frame = read_image(args.video)
-    return frame if args.size is None else fit_frame(frame, args.size, args.fit)
+        return Source.load(args.video).video.frames[0]
+    if _is_video(args.video):
+        return read_video(args.video, frames=1, start_time=args.start_time or 0.0).frames[0]
+    return read_image(args.video)
 
 
 def run_plan(args: argparse.Namespace) -> None:
@@ -271,6 +286,7 @@ def run_plan(args: argparse.Namespace) -> None:
         inversion_steps=steps,
         feature_memory=args.feature_memory,
     )
+    _tell(_of_the_run(args, editor))
     print(predicted)
 
 
@@ -328,11 +344,13 @@ def _source(
     injection: Injection | None = None,
     unfinished: Unfinished | None = None,
     video: Video | None = None,
+    uses: frozenset[str] = frozenset(),
 ) -> tuple[Editor, Source]:
     """The editor, and the source that VIDEO is or is inverted to.
 
-    Everything that can be wrong is found before the inversion; `injection`: what the run that
-    follows injects, None if no run follows; `video`: VIDEO if it was read already.
+    Everything that can be wrong is found before the inversion, and what has no effect is said;
+    `injection`: what the run that follows injects, None if no run follows; `video`: VIDEO if it was
+    read already; `uses`: what an editor of the frame makes something of.
     """
     loading.choose_device(args.device)
     method, inversion_steps = _method(args)
@@ -355,6 +373,7 @@ def _source(
         editor = _load(args)
         source = editor.load_source(args.video)
         editor.check_kept(source.trajectory, needed(editor))
+        _tell(_of_the_run(args, editor, uses))
         return editor, source
 
     video = _video(args) if video is None else video
@@ -362,6 +381,8 @@ def _source(
     visited = editor.schedule.timesteps(inversion_steps)
     editor.check_kept([0, *visited], needed(editor))
     wanted = needed(editor) if hasattr(args, "steps") else visited
+    editor.check_memory(_size(video.frames[0]), len(video.frames), rows=1)
+    _tell(_of_the_run(args, editor, uses))
     recording, memory = None, getattr(args, "feature_memory", None)
     if injection not in (None, NO_INJECTION) and memory != 0:
         # they are passed on the way if the inversion solves the steps that sampling takes
@@ -385,15 +406,38 @@ def _source(
 
 
 def _video(args: argparse.Namespace) -> Video:
-    defaults, factor = loading.peek(args.weights)
+    defaults, _ = loading.peek(args.weights)
+    if args.frames == 1:
+        raise InputError("--frames 1: 1 frame is no video; at least 2 are needed")
     return read_video(
         args.video,
-        size=checks.size(args.size or defaults.size, factor),
+        size=_sizes(args)[1],
         frames=args.frames or defaults.frames,
         fps=args.sample_fps or defaults.fps,
         start_time=args.start_time or 0.0,
-        fit=args.fit,
+        fit=args.fit or "crop",
     )
+
+
+def _sizes(args: argparse.Namespace) -> tuple[Size, Size]:
+    """(width, height) of the clip as it is, and of what is made of it."""
+    if _is_source(args.video):
+        size = Source.frame_size(args.video)
+        return size, size
+    defaults, factor = loading.peek(args.weights)
+    there = container.facts(args.video)
+    clip = there.width, there.height
+    return clip, _target(args, clip, defaults.size, factor)
+
+
+def _target(args: argparse.Namespace, clip: Size, default: Size, factor: int) -> Size:
+    if isinstance(args.size, int):
+        return size_of_short_side(args.size, clip, factor)
+    return checks.size(args.size or default, factor)
+
+
+def _size(picture: np.ndarray) -> Size:
+    return picture.shape[1], picture.shape[0]
 
 
 def _method(args: argparse.Namespace) -> tuple[str, int]:
@@ -422,6 +466,10 @@ def _dtype(args: argparse.Namespace) -> torch.dtype | None:
 
 def _is_source(path: str) -> bool:
     return Path(path).suffix.lower() == SUFFIX
+
+
+def _is_video(path: str) -> bool:
+    return Path(path).suffix.lower() in SUFFIXES
 
 
 def _check_output(
@@ -457,6 +505,38 @@ def _write_video(args: argparse.Namespace, output: str, edit: Edit, facts: dict)
 def _report(output: str, frames: np.ndarray, fps: float) -> None:
     count, height, width, _ = frames.shape
     print(f"{output}: {count} frames, {width}x{height}, {fps:g} fps")
+
+
+def _tell(lines: Iterable[str | None]) -> None:
+    for line in lines:
+        if line is not None:
+            _say(line)
+
+
+def _without_effect(args: argparse.Namespace, uses: frozenset[str] = frozenset()) -> list[str]:
+    method, steps = _method(args) if hasattr(args, "method") else ("", 0)
+    on_cpu = loading.choose_device(getattr(args, "device", "cpu")).type == "cpu"
+    video = getattr(args, "video", "")
+    inverted, still = _is_source(video), not _is_video(video)
+    return notices.without_effect(args, method, steps, uses, inverted, still, on_cpu)
+
+
+def _of_the_run(
+    args: argparse.Namespace, editor: Editor, uses: frozenset[str] = frozenset()
+) -> list[str | None]:
+    """What has no effect or is lost in a run that begins now."""
+    lines: list[str | None] = [*_without_effect(args, uses)]
+    if hasattr(editor.backbone, "tokenizer"):
+        tokenizer = editor.backbone.tokenizer
+        lines += notices.unread(args, tokenizer.lost, tokenizer.tokens)
+    if not _is_source(args.video):
+        lines += notices.of_the_size(args, *_sizes(args), editor.vae.config.factor)
+        if getattr(args, "output", None):
+            lines.append(notices.silent(args.video, container.facts(args.video).audio))
+    if hasattr(args, "resume"):
+        path = f"{args.output}.unfinished"
+        lines.append(notices.beginning_again(path, os.path.exists(path), args.resume))
+    return lines
 
 
 def _notice(args: argparse.Namespace) -> None:

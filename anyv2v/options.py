@@ -40,10 +40,17 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse does; options that are not given come from the file of --config first."""
-        if (path := _config_of(args)) is None or "--config" not in self._option_string_actions:
+        if "--config" not in self._option_string_actions:
             return super().parse_known_args(args, namespace)
+        # no option may be abbreviated, and none may stand where a value is due
+        given = {word[2:].partition("=")[0] for word in args if word.startswith("--")}
+        if (path := _config_of(args)) is None:
+            known, rest = super().parse_known_args(args, namespace)
+            known.given = given
+            return known, rest
         mine = [a for a in self._actions if a.dest in self.settable]
         found, unused = options_of(path, mine, self.names)
+        given |= {a.dest.replace("_", "-") for a, value in found.items() if value != a.default}
         for action in found:
             # None where it is not given; nobody can give that
             action.required, action.default = False, None
@@ -53,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         for action, value in found.items():
             if getattr(known, action.dest) is None:
                 setattr(known, action.dest, value)
-        known.unused = unused
+        known.unused, known.given = unused, given
         return known, rest
 
     names: frozenset[str] = frozenset()
@@ -75,7 +82,11 @@ def _config_of(args) -> str | None:
 
 
 def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
-    """The parser of all commands; what runs one is found in the namespace as `run`."""
+    """The parser of all commands; what runs one is found in the namespace as `run`.
+
+    And as `given` the names of the options that are there or, with another value than the default,
+    in the file of --config.
+    """
     top = Parser(prog="anyv2v", description=anyv2v.__doc__)
     top.add_argument("--version", action="version", version=f"anyv2v {anyv2v.__version__}")
     subparsers = top.add_subparsers(metavar="COMMAND", required=True)
@@ -202,18 +213,25 @@ def _machine(sub: argparse.ArgumentParser) -> None:
 
 def _clip(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("video", metavar="VIDEO", help="a video, or a source written by invert")
-    sub.add_argument("--size", type=_size, metavar="WxH", help="else the weights' own")
+    text = "or N, the shorter side, in the clip's proportions; else the weights' own"
+    sub.add_argument("--size", type=_size, metavar="WxH", help=text)
     sub.add_argument("--frames", type=_from_1, help="else the weights' own")
     sub.add_argument("--sample-fps", type=_above_0, help="frames taken per second of the video")
     sub.add_argument("--start-time", type=_number, metavar="SECONDS", help="of the first frame")
-    sub.add_argument("--fit", choices=FITS, default="crop", help="how pictures get to the size")
+    text = (
+        "how the clip and --frame get to the size; else the clip is cropped, a frame of its "
+        "proportions too, and one of the size's is taken as it is. pad: black bars, which stay"
+    )
+    sub.add_argument("--fit", choices=FITS, help=text)
 
 
 def _first_frame(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("video", metavar="VIDEO|IMAGE", help="of which the first frame is edited")
-    sub.add_argument("--size", type=_size, metavar="WxH", help="else its own")
+    text = "or N, the shorter side, in its proportions; else its own"
+    sub.add_argument("--size", type=_size, metavar="WxH", help=text)
     sub.add_argument("--start-time", type=_number, metavar="SECONDS", help="of the first frame")
-    sub.add_argument("--fit", choices=FITS, default="crop", help="how it gets to the size")
+    text = "how it gets to the size, and a mask with it; else it is cropped. pad: black bars"
+    sub.add_argument("--fit", choices=FITS, help=text)
 
 
 def _inversion(sub: argparse.ArgumentParser) -> None:
@@ -261,11 +279,13 @@ def _bytes(text: str) -> int:
     return int(size)
 
 
-def _size(text: str) -> tuple[int, int]:
-    width, x, height = text.lower().partition("x")
-    if not (x and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
-    return int(width), int(height)
+def _size(text: str) -> tuple[int, int] | int:
+    sides = text.lower().split("x")
+    if not (len(sides) <= 2 and all(side.isdecimal() and int(side) for side in sides)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not WIDTHxHEIGHT, such as 512x512, nor the shorter side alone"
+        )
+    return (int(sides[0]), int(sides[1])) if len(sides) == 2 else int(sides[0])
 
 
 def _from_0(text: str, least: int = 0) -> int:

@@ -115,6 +115,18 @@ class Source:
             source._check()
         return source
 
+    @staticmethod
+    def frame_size(path: str | os.PathLike) -> tuple[int, int]:
+        """(width, height) of the frames in a saved source, from the file's header alone."""
+        if not os.path.exists(path):
+            raise InputError(f"{path}: no such file")
+        try:
+            with safe_open(path, framework="pt") as file:
+                _, height, width, _ = file.get_slice("frames").get_shape()
+        except UNREADABLE as error:
+            raise InputError(f"{path}: cannot be read as a source: {error}") from error
+        return width, height
+
     def _check(self) -> None:
         frames = len(self.video.frames)
         for t, x in self.trajectory.items():

@@ -8,6 +8,7 @@ import torch
 from anyv2v.convert import adapters, huggingface, original, stable_diffusion
 from anyv2v.convert.model import FLOATS, Model, write_model
 from anyv2v.errors import InputError
+from anyv2v.weights import hub
 from anyv2v.weights.folder import check_target
 from anyv2v.weights.manifest import CONFIG, MANIFEST, Shapes, read_json
 
@@ -37,13 +38,14 @@ def convert(
 ) -> dict:
     """Write a published model in our format, tensor by tensor; gives back our config of it.
 
+    src: its folder or file; of a cache folder of the Hugging Face hub the one snapshot is taken.
     expected: our config -> component -> our key -> shape. dtype: float32, float16 or bfloat16;
     None keeps the source's. force: replace a folder that was converted before. progress: called
     with the bytes written and the bytes there will be. DST appears whole or not at all.
     InputError: every missing, extra and misshapen key, before anything is written; configs that
     mean another computation; values that are not finite, here or in dtype.
     """
-    src, dst = Path(src), Path(dst)
+    src, dst = hub.only_snapshot(src), Path(dst)
     if dtype is not None and dtype not in FLOATS:
         raise InputError(f"dtype is {dtype}; weights are kept in {', '.join(map(str, FLOATS))}")
     read = _reader(src)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from anyv2v.errors import InputError
-from anyv2v.weights import manifest
+from anyv2v.weights import hub, manifest
 from anyv2v.weights.tensors import (
     NAMES,
     Entry,
@@ -41,6 +41,14 @@ class Checkpoint:
         if not folder.is_dir():
             what = "is a file, not a folder of weights" if folder.exists() else "no such folder"
             raise InputError(f"{folder}: {what}")
+        if there := hub.snapshots(folder):
+            converted = (there[0] / manifest.MANIFEST).is_file()
+            first, *others = map(str, there)
+            raise InputError(
+                f"{folder}: {hub.WHAT}; "
+                + (f"give {first}" if converted else f"anyv2v convert {first} NEW_FOLDER, first")
+                + (f"; or of {', '.join(others)}" if others else "")
+            )
         if (folder / "model_index.json").is_file():
             raise InputError(
                 f"{folder}: is a Hugging Face folder; convert it first: "

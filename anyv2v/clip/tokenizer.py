@@ -6,7 +6,9 @@ differently: it gives other ids for CJK, emoji and control characters.
 """
 
 import json
+import logging
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -29,8 +31,18 @@ CJK = regex.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df"
     "\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
 )
+# what is read or lost as a whole, in a text that is not normalised yet
+PIECE = regex.compile(
+    rf"<\|startoftext\|>|<\|endoftext\|>|{CJK.pattern}"
+    rf"|(?:(?!{CJK.pattern})[\p{{L}}\p{{M}}])+|\p{{N}}|[^\s\p{{L}}\p{{M}}\p{{N}}]+",
+    regex.IGNORECASE,
+)
 # the original reads no further in merges.txt
 MAX_MERGES = 49152 - 256 - 2
+LONGEST = 400
+"""Characters of lost text that a warning shows."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class Tokenizer:
         longest_first = sorted(self._special, key=len, reverse=True)
         self._cut = regex.compile(f"({'|'.join(map(regex.escape, longest_first))})")
         self._symbols = byte_symbols()
+        self._told: set[str] = set()
         self._bpe = BPE(vocab, merges, unk_token=config.unknown, end_of_word_suffix="</w>")
 
     @classmethod
@@ -78,15 +91,33 @@ class Tokenizer:
         return cls(vocab, read_merges(Path(folder) / "merges.txt", vocab), config, tokens)
 
     def __call__(self, text: str) -> Tensor:
-        """int64 (1, tokens): the ids, cut to fit before the end token, padded behind it."""
+        """int64 (1, tokens): the ids, cut to fit before the end token, padded behind it.
+
+        What is cut off is logged as a warning, once for each text that `lost` was not asked about.
+        """
         ids = self.ids(text)
         if len(ids) > self.tokens:
             ids = [*ids[: self.tokens - 1], self.end]
+            if text not in self._told:
+                log.warning("anyv2v: %s", cut_text("a text", self.tokens, self.lost(text)))
         return torch.tensor([ids + [self.pad] * (self.tokens - len(ids))])
 
     def ids(self, text: str) -> list[int]:
         """All ids of the text, between those of the start and the end token."""
         return [self.start, *self._ids(text), self.end]
+
+    def lost(self, text: str) -> str:
+        """The words at the end of a text that are not read, or not whole; "" if all are.
+
+        Who asks knows: a later call with that text does not warn.
+        """
+        if len(self.ids(text)) <= self.tokens:
+            return ""
+        self._told.add(text)
+        ends = [0, *(piece.end() for piece in PIECE.finditer(text))]
+        room = self.tokens - 2
+        fitting = bisect_right(ends, room, key=lambda end: sum(1 for _ in self._ids(text[:end])))
+        return text[ends[fitting - 1] :].strip()
 
     def _ids(self, text: str) -> Iterator[int]:
         for piece in self._cut.split(text):
@@ -99,6 +130,13 @@ class Tokenizer:
                     continue
                 symbols = "".join(self._symbols[byte] for byte in word.encode())
                 yield from (token.id for token in self._bpe.tokenize(symbols))
+
+
+def cut_text(what: str, tokens: int, lost: str) -> str:
+    """One line on a text that was too long."""
+    shown = " ".join(lost.split())
+    shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ..."
+    return f'{what} is cut after {tokens} tokens; not read: "{shown}"'
 
 
 def normalise(text: str) -> str:

@@ -13,12 +13,13 @@ from PIL import Image
 
 from anyv2v.editors import EDITORS
 from anyv2v.editors.base import FrameEditor, FrameRequest
-from anyv2v.editors.choose import describe, make
+from anyv2v.editors.choose import SETUP, describe, make
 from anyv2v.editors.run import candidates, request
 from anyv2v.editors.sheet import contact_sheet
 from anyv2v.errors import InputError
 from anyv2v.files import atomic_path
 from anyv2v.media.image import fit_frame, read_image
+from anyv2v.media.proportions import Size, check_fit
 
 
 class _List(argparse.Action):
@@ -76,10 +77,21 @@ def editor_of(
     return make(name, given, device=device, dtype=dtype)
 
 
+def uses(editor: FrameEditor | None) -> frozenset[str]:
+    """Of "instruction", "reference", "seed" and what the tool fills, what it makes something of."""
+    if editor is None:
+        return frozenset()
+    told = getattr(editor, "uses", frozenset({"instruction", "reference", "seed"}))
+    return told.union(name for name in SETUP if hasattr(editor, name))
+
+
 def requests_of(
-    args: argparse.Namespace, editor: FrameEditor, frame: np.ndarray, count: int
+    args: argparse.Namespace, editor: FrameEditor, frame: np.ndarray, count: int, clip: Size
 ) -> list[FrameRequest]:
-    """What is asked of the editor, for each of `count` edits; masks are cut as the frame was."""
+    """What is asked of the editor, for each of `count` edits; masks are cut as the frame was.
+
+    clip: (width, height) that the frame had before.
+    """
     size = (frame.shape[1], frame.shape[0])
     told = [
         _each(count, name, getattr(args, name)) for name in ("instruction", "reference", "mask")
@@ -90,17 +102,24 @@ def requests_of(
             frame,
             instruction or "",
             reference,
-            None if mask is None else fit_frame(read_image(mask), size, args.fit),
+            None if mask is None else _mask(args, mask, size, clip),
         )
         for instruction, reference, mask in zip(*told, strict=True)
     ]
 
 
+def _mask(args: argparse.Namespace, path: str, size: Size, clip: Size) -> np.ndarray:
+    """A mask as the frame came to its size, or as it is if it has the proportions already."""
+    picture = read_image(path)
+    given = picture.shape[1], picture.shape[0]
+    return fit_frame(picture, size, args.fit or check_fit(f"--mask {path}", given, clip, size))
+
+
 def edited(
-    args: argparse.Namespace, editor: FrameEditor, frame: np.ndarray, count: int
+    args: argparse.Namespace, editor: FrameEditor, frame: np.ndarray, count: int, clip: Size
 ) -> list[np.ndarray]:
-    """The edited frame of each of `count` edits."""
-    wanted = requests_of(args, editor, frame, count)
+    """The edited frame of each of `count` edits; clip: see `requests_of`."""
+    wanted = requests_of(args, editor, frame, count, clip)
     return [candidates(editor, one, [args.seed], args.keep_unchanged)[0] for one in wanted]
 
 

@@ -33,6 +33,14 @@ class FrameEditor(Protocol):
     needs: ClassVar[frozenset[str]]
     """Of "instruction", "reference" and "mask", those that have to be given."""
 
+    @property
+    def uses(self) -> frozenset[str]:
+        """Of "instruction", "reference" and "seed", those that change what it makes.
+
+        May be left out: then it is taken for all. Masks hold for every editor.
+        """
+        ...
+
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
         """A candidate for each seed, (h, w, 3) uint8 RGB, as large as the frame.
 

@@ -53,6 +53,10 @@ class Command:
                 f"editor command {self.command!r} has no {{output}}: where its picture is to go"
             )
 
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset(name for name in PLACEHOLDERS if f"{{{name}}}" in self.command)
+
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
         given = {"reference": request.reference, "mask": request.mask}
         given["instruction"] = request.instruction or None

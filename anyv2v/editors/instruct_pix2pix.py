@@ -40,6 +40,7 @@ class InstructPix2Pix:
     dtype: torch.dtype | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"instruction"})
+    uses: ClassVar[frozenset[str]] = frozenset({"instruction", "seed"})
 
     def __post_init__(self):
         checks.whole("steps", self.steps, 1, 999)

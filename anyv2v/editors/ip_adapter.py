@@ -56,6 +56,7 @@ class IPAdapter:
     dtype: torch.dtype | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"reference"})
+    uses: ClassVar[frozenset[str]] = frozenset({"instruction", "reference", "seed"})
 
     def __post_init__(self):
         self._painting()
@@ -64,6 +65,8 @@ class IPAdapter:
         checks.whole("size", self.size, 8, 2**14)
         if self.t2i:
             check_condition(self.kind, self.condition)
+        elif (self.condition, self.condition_scale) != ("", 1.0):
+            raise InputError("condition and condition_scale have no effect without t2i")
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
         if request.reference is None:

@@ -31,6 +31,10 @@ class Palette:
         checks.one_of("method", self.method, ("gaussian", "transport"))
         checks.fraction("strength", self.strength)
 
+    @property
+    def uses(self) -> frozenset[str]:
+        return frozenset({"reference", "seed"} if self.method == "transport" else {"reference"})
+
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
         lab = from_rgb(request.frame)
         chosen = np.full(lab.shape[:2], True) if request.mask is None else request.mask > 0

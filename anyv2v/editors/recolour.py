@@ -35,6 +35,7 @@ class Recolour:
     are changed too; 1: only that one; 0: all."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"instruction"})
+    uses: ClassVar[frozenset[str]] = frozenset({"instruction"})
 
     def __post_init__(self) -> None:
         checks.fraction("lightness", self.lightness)

@@ -27,6 +27,7 @@ class Posterise:
     """Of the shorter side: how far details are evened out first."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    uses: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     def __post_init__(self) -> None:
         checks.whole("colours", self.colours, 2, 256)
@@ -56,6 +57,7 @@ class Edges:
     """Only the lines, on white."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    uses: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         checks.fraction("strength", self.strength)

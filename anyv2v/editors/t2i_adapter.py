@@ -59,6 +59,7 @@ class T2IAdapter:
     dtype: torch.dtype | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"instruction"})
+    uses: ClassVar[frozenset[str]] = frozenset({"instruction", "seed"})
 
     def __post_init__(self):
         self._painting()

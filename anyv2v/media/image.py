@@ -10,8 +10,9 @@ from torch import Tensor
 
 from anyv2v import checks
 from anyv2v.errors import InputError
+from anyv2v.media.proportions import inside
 
-FITS = ("crop", "stretch")
+FITS = ("crop", "stretch", "pad")
 
 
 def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
@@ -76,12 +77,29 @@ def fit_frame(image: Image.Image | np.ndarray, size: tuple[int, int], fit: str) 
     """uint8 RGB (h, w, 3) of `size` (width, height).
 
     fit: "crop" cuts the centre (`center_crop`); "stretch" resizes with LANCZOS whatever the
-    proportions, as the original's run script does with the edited frame.
+    proportions, as the original's run script does with the edited frame; "pad" keeps all of the
+    picture, between black bars (`letterbox`).
     """
     checks.one_of("fit", fit, FITS)
     if fit == "crop":
         return center_crop(image, size)
+    if fit == "pad":
+        return letterbox(image, size)
     return np.array(_as_pil(image).resize(checks.size(size), Image.Resampling.LANCZOS))
+
+
+def letterbox(image: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The whole image within `size` (width, height), in the middle of black: uint8 RGB (h, w, 3).
+
+    Resized by a box filter, as `center_crop` does: of an image of the size's proportions both make
+    the same. Of an odd number of black rows or columns there is one more below or on the right.
+    """
+    width, height = size = checks.size(size)
+    image = _as_pil(image)
+    image = image.resize(inside(image.size, size), Image.Resampling.BOX)
+    whole = Image.new("RGB", size)
+    whole.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return np.array(whole)
 
 
 def to_pixels(frames: np.ndarray | Tensor) -> Tensor:

@@ -63,6 +63,7 @@ def edit(run, clip, frame, weights):
             "prompt": "a robot",
             "weights": weights,
             "size": "64x64",
+            "fit": "crop",
             "frames": 3,
             "steps": 2,
             "inversion-steps": 4,
@@ -188,7 +189,8 @@ def test_features_are_recorded_on_the_way_and_announced(edit, run, clip, weights
 
 
 def test_a_plan_is_printed_before_anything_runs(run, clip, weights, no_inversion):
-    options = ("--weights", weights, "--size", "64x64", "--frames", 3, "--steps", 10)
+    options = ("--weights", weights, "--size", "64x64", "--fit", "crop")
+    options += ("--frames", 3, "--steps", 10)
     status, out, err = run("plan", clip, *options)
     assert (status, err) == (0, "")
     for line in (
@@ -316,7 +318,8 @@ def test_bad_frames(edit, data):
     "changed, words",
     [
         (dict(size="60x64"), ("60x64", "divisible by 8", "nearest", "64x64")),
-        (dict(size="64"), ("--size", "64", "WIDTHxHEIGHT")),
+        (dict(size="64x"), ("--size", "64x", "WIDTHxHEIGHT")),
+        (dict(size="0"), ("--size", "'0'")),
         (dict(size="0x64"), ("0x64",)),
         (dict(conv=1.5), ("conv: 1.5", "between 0 and 1")),
         (dict(spatial=-0.1), ("spatial: -0.1",)),
@@ -512,6 +515,8 @@ def test_an_interrupted_run_leaves_nothing(clip, frame, weights, tmp_path, sent)
         "50",
         "--inversion-steps",
         "500",
+        "--fit",
+        "crop",
         "-q",
     ]
     child = subprocess.Popen(

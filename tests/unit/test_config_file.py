@@ -45,6 +45,8 @@ def test_a_file_says_what_the_command_line_would(tmp_path, kind):
     wanted = parser(COMMANDS).parse_args(typed.split())
     wanted.prompt[0] = "a robot"
     wanted.config = str(tmp_path / "c.yml")
+    assert {"config", "size", "conv", "keep-unchanged"} < args.given
+    args.given = wanted.given
     assert vars(args) == vars(wanted)
 
 

@@ -93,7 +93,7 @@ def run(capfd, monkeypatch, tmp_path):
 @pytest.fixture
 def small(weights):
     return [
-        *("--weights", weights, "--size", "64x64", "--frames", 3, "--steps", 2),
+        *("--weights", weights, "--size", "64x64", "--fit", "crop", "--frames", 3, "--steps", 2),
         *("--inversion-steps", 4, "--prompt", "a robot", "--device", "cpu"),
     ]
 

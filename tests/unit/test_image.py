@@ -109,8 +109,8 @@ def test_sizes_that_are_none(size):
 
 
 def test_an_unknown_fit_names_the_known():
-    with pytest.raises(InputError, match="'pad' is not one of crop, stretch"):
-        fit_frame(noise(4, 4), (4, 4), "pad")
+    with pytest.raises(InputError, match="'bend' is not one of crop, stretch, pad"):
+        fit_frame(noise(4, 4), (4, 4), "bend")
 
 
 def test_a_line_is_not_blown_up_to_gigabytes():

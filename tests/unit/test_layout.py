@@ -24,6 +24,7 @@ STAGE_TWO = (
     "anyv2v.guidance",
     "anyv2v.loading",
     "anyv2v.memory",
+    "anyv2v.notices",
     "anyv2v.offload",
     "anyv2v.plan",
     "anyv2v.source",

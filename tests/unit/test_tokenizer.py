@@ -167,3 +167,48 @@ def test_windows_line_ends_change_nothing(copy, tokenizer):
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     text = PROMPTS["negative"]["text"]
     assert Tokenizer.load(copy, CONFIG).ids(text) == tokenizer.ids(text)
+
+
+# letters are one token each, ideographs and signs their three bytes
+@pytest.mark.parametrize(
+    "text, lost",
+    [
+        ("a b c d e f g", ""),
+        ("a b c d e f g h i", "h i"),
+        ("  a b c d e f g   h\ti ", "h\ti"),
+        ("A B C D E F G, H", ", H"),
+        ("1234567890", "890"),
+        ("山川山川", "山川"),
+        ("a山川 b, c", "b, c"),
+        ("\u20ac \u2713 \u20ac \u2713 a", "\u20ac \u2713 a"),
+        # a word that is read in part is not read
+        ("a b c d e f " + "zqxj" * 5, "zqxj" * 5),
+        (f"a b c d e f {END} g", "g"),
+        ("", ""),
+    ],
+)
+def test_what_is_cut_off_is_known(folder, text, lost):
+    tokenizer = Tokenizer.load(folder, CONFIG, tokens=9)
+    assert tokenizer.lost(text) == lost
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_what_is_lost_is_what_the_ids_lack(folder, name):
+    text = PROMPTS[name]["text"]
+    tokenizer = Tokenizer.load(folder, CONFIG, tokens=12)
+    lost = tokenizer.lost(text)
+    read = text.strip().removesuffix(lost) if lost else text
+    kept = tokenizer.ids(read)[1:-1]
+    assert kept == PROMPTS[name]["ids"][1 : 1 + len(kept)]
+    assert len(kept) <= 10
+    assert bool(lost) == (len(PROMPTS[name]["ids"]) > 12)
+
+
+def test_a_cut_is_logged_once(folder, caplog):
+    tokenizer = Tokenizer.load(folder, CONFIG, tokens=9)
+    for text in ("a b c d e f g h i", "a b c d e f g h i", "a"):
+        tokenizer(text)
+    assert caplog.messages == ['anyv2v: a text is cut after 9 tokens; not read: "h i"']
+    tokenizer.lost("i h g f e d c b a")
+    tokenizer("i h g f e d c b a")
+    assert len(caplog.records) == 1

@@ -19,6 +19,7 @@ from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.config import section
+from anyv2v.edit import NEGATIVE_PROMPT
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.nn.blank import blank
@@ -52,11 +53,14 @@ class I2VGen:
                 f"preprocess: size {preprocess.size} is not vision: image_size {vision.image_size}"
             )
         special = section(config, "tokenizer", TokenizerConfig)
+        tokenizer = Tokenizer.load(folder / "tokenizer", special, text.tokens, text.vocab_size)
+        # the default is nobody's own words: that a small tower does not read it all is not told
+        tokenizer.lost(NEGATIVE_PROMPT)
         return cls(
             unet=networks["unet"],
             text=networks["text"],
             vision=networks["vision"],
-            tokenizer=Tokenizer.load(folder / "tokenizer", special, text.tokens, text.vocab_size),
+            tokenizer=tokenizer,
             preprocess=preprocess,
             groups=_groups(config.get("injection")),
         )

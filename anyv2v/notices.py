@@ -1,0 +1,211 @@
+"""What has no effect, or is lost, on the command line: a line for each, said before the work.
+
+Only what the user gave, there or by --config, is spoken of, never a default. An option whose wish
+is fulfilled anyway (`--feature-memory 0` where nothing is kept) is not.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Collection, Iterator
+
+from anyv2v.clip.tokenizer import cut_text
+from anyv2v.media.proportions import ALIKE, Size, part_cut, size_of_short_side
+
+INJECTED = ("conv", "spatial", "temporal")
+UNPREDICTED = ("inversion-prompt", "tolerance", "fps")
+"""Options that a plan takes because an edit does, and that change nothing of what it predicts."""
+
+
+def without_effect(
+    args: Namespace,
+    method: str = "fixed-point",
+    inversion_steps: int = 50,
+    uses: Collection[str] = (),
+    inverted: bool = False,
+    still: bool = False,
+    on_cpu: bool = False,
+) -> list[str]:
+    """The options of a command that change nothing of what it does.
+
+    args: as `options.parser` gives them; `given` holds the names of those that were given.
+    method, inversion_steps: of the inversion. uses: of "instruction", "reference", "seed", "device"
+    and "dtype", what the editor of the frame makes something of. inverted: VIDEO is a source.
+    still: it is one picture.
+    """
+    command = args.command
+    lines = [*_of_guidance(args), *_of_the_editor(args, command, uses)]
+    lines += _of_injection(args, command, method, inversion_steps, inverted)
+    given = args.given
+    if command == "plan":
+        lines += [
+            _no_effect(x, "nothing predicted depends on it") for x in UNPREDICTED if x in given
+        ]
+    elif "tolerance" in given and method == "ddim":
+        lines.append(_no_effect("tolerance", "ddim solves nothing to a tolerance"))
+    if "fit" in given and _is_fitting(args, command, inverted):
+        lines.append(_no_effect("fit", "nothing has to get to another size"))
+    if command == "edit-frame" and "start-time" in given and (inverted or still):
+        lines.append(_no_effect("start-time", f"{args.video} has but one first frame"))
+    if getattr(args, "offload", None) == "on" and "offload" in given and on_cpu:
+        lines.append(_no_effect("offload", "on a CPU nothing waits elsewhere"))
+    writes = command not in ("plan", "weights verify") and getattr(args, "output", "") is not None
+    if "force" in given and not writes:
+        lines.append(_no_effect("force", "nothing is written"))
+    return list(dict.fromkeys(lines))
+
+
+def unread(args: Namespace, lost: Callable[[str], str], tokens: int) -> list[str]:
+    """The prompts that are too long for the text tower, each with the words that are lost.
+
+    lost: what of a text is not read, "" if all is; tokens: how many are. A plan reads none.
+    """
+    if args.command == "plan":
+        return []
+    texts = [("prompt", text) for text in _listed(getattr(args, "prompt", None))]
+    if "negative-prompt" in args.given and args.guidance > 1:
+        texts.append(("negative-prompt", args.negative_prompt))
+    texts += [("inversion-prompt", text) for text in _listed(args.inversion_prompt)]
+    return [
+        cut_text(f"--{name}", tokens, words)
+        for name, text in dict.fromkeys(texts)
+        if (words := lost(text))
+    ]
+
+
+def silent(path: str, audio: bool) -> str | None:
+    """Whether the sound of a clip stays behind."""
+    return f"{path} has sound; what is written has none" if audio else None
+
+
+def of_the_size(args: Namespace, clip: Size, size: Size, factor: int = 1) -> list[str | None]:
+    """What is lost on the way of a clip to its size, unless --fit says how it gets there."""
+    told = args.size if isinstance(args.size, int) else None
+    return [
+        None if told is None else rounded(told, size, factor),
+        cut_off(args.video, clip, size, factor, told) if args.fit is None else None,
+    ]
+
+
+def cut_off(path: str, clip: Size, size: Size, factor: int, told: int | None = None) -> str | None:
+    """How much of a clip a crop to `size` leaves out, and how it would all stay.
+
+    factor: what sides are multiples of. told: the shorter side, if `size` comes from that.
+    """
+    side, part = part_cut(clip, size)
+    if part <= ALIKE:
+        return None
+    whole = size_of_short_side(min(size), clip, factor)
+    keeps = ""
+    if told is None and (still := part_cut(clip, whole)[1]) < part / 2:
+        nearly = "" if still <= ALIKE else "nearly "
+        keeps = f"--size {min(size)} ({_by(whole)}) {nearly}keeps its proportions, "
+    return (
+        f"{path} is {_by(clip)}: {part:.0%} of its {side} is cut off to reach {_by(size)}; "
+        f"{keeps}--fit pad adds bars"
+    )
+
+
+def rounded(told: int, size: Size, factor: int) -> str | None:
+    """Whether a shorter side is not what was asked for, because of what sides are multiples of."""
+    if min(size) == told:
+        return None
+    return f"--size {told} is not divisible by {factor}; {_by(size)} is taken"
+
+
+def beginning_again(path: str, there: bool, resume: bool) -> str | None:
+    """What becomes of an unfinished inversion in a file."""
+    if resume and not there:
+        return _no_effect("resume", f"there is no {path}; the inversion begins at its start")
+    if there and not resume:
+        return f"{path} is replaced: the inversion begins at its start; --resume would go on"
+    return None
+
+
+def _of_guidance(args: Namespace) -> Iterator[str]:
+    if "guidance" in args.given and args.guidance < 1:
+        yield f"--guidance {args.guidance:g} is taken as 1, no guidance"
+    if "negative-prompt" in args.given and args.guidance <= 1:
+        yield _no_effect("negative-prompt", f"guidance {args.guidance:g} leads away from nothing")
+
+
+def _of_the_editor(args: Namespace, command: str, uses: Collection[str]) -> Iterator[str]:
+    if command not in ("edit", "edit-frame"):
+        return
+    name = args.editor or "command"
+    for option in ("instruction", "reference"):
+        if option in args.given and option not in uses:
+            yield _no_effect(option, f"the editor {name} makes nothing of it")
+    if command == "edit":
+        if "seed" in args.given and "seed" not in uses and not args.random_ratio:
+            yield _no_effect("seed", "nothing is drawn; --random-ratio mixes noise in")
+        return
+    for option in ("device", "dtype"):
+        if option in args.given and option not in uses:
+            yield _no_effect(option, f"the editor {name} runs no network")
+    if "seed" not in uses:
+        if "seed" in args.given:
+            yield _no_effect("seed", f"the editor {name} draws nothing")
+        if args.candidates > 1:
+            yield f"--candidates {args.candidates} are all the same: {name} draws nothing"
+
+
+def _of_injection(
+    args: Namespace, command: str, method: str, inversion_steps: int, inverted: bool
+) -> Iterator[str]:
+    if command not in ("edit", "plan", "invert"):
+        return
+    steps, start = getattr(args, "steps", inversion_steps), getattr(args, "start", 0)
+    parts = {name: getattr(args, name) for name in INJECTED}
+    kept = [name for name in (*INJECTED, "feature-memory") if name in args.given]
+    if command == "invert" and not args.features:
+        yield from (_no_effect(name, "it goes with --features") for name in kept)
+        return
+    idle = [name for name, part in parts.items() if part > 0 and int(steps * part) <= start]
+    for name in idle:
+        if name in args.given:
+            yield _no_effect(name, _too_early(steps, parts[name], start))
+    nothing = all(part <= 0 or name in idle for name, part in parts.items())
+    if nothing and idle and not set(idle) & set(args.given):
+        yield f"nothing of the source is injected: {_too_early(steps, max(parts.values()), start)}"
+
+    reason = None
+    if inverted:
+        reason = f"{args.video} is inverted already"
+    elif method == "ddim":
+        reason = "a ddim inversion does not pass the features that sampling needs"
+    elif inversion_steps != steps:
+        reason = f"an inversion of {inversion_steps} steps passes none of the {steps} of sampling"
+    elif nothing:
+        reason = "nothing is injected"
+    elif command == "invert" and args.feature_memory == 0:
+        reason = "--feature-memory 0 keeps none"
+    option = "features" if command == "invert" else "feature-memory"
+    if reason and option in args.given and (option == "features" or args.feature_memory):
+        yield _no_effect(option, reason)
+
+
+def _too_early(steps: int, part: float, start: int) -> str:
+    over = f"{part:g} of {steps} steps is {int(steps * part)}"
+    return f"{over}, and --start is {start}" if start else over
+
+
+def _is_fitting(args: Namespace, command: str, inverted: bool) -> bool:
+    """Whether all pictures have their size already; a frame that an editor makes has."""
+    if getattr(args, "mask", None):
+        return False
+    if command == "edit-frame":
+        return args.size is None
+    return inverted and not getattr(args, "frame", None)
+
+
+def _no_effect(option: str, why: str) -> str:
+    return f"--{option} has no effect: {why}"
+
+
+def _listed(text: str | list[str] | None) -> list[str]:
+    return [text] if isinstance(text, str) else text or []
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
