@@ -168,7 +168,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     text = "what an edit would cost, before anything runs"
     sub = command("plan", text, _model, _clip, _inversion, _sampling, _injection)
     sub.add_argument("--guidance", type=_number, default=9.0, help="towards the prompt; 1: none")
-    sub.add_argument("--edits", type=_from_1, default=1, help="of the one source, in one batch as Editor.edit_many makes them")
+    sub.add_argument("--edits", type=_from_1, default=1, help="in one batch, as Editor.edit_many")
 
     text = "invert a video for later edits"
     sub = command("invert", text, _model, _clip, _inversion, _injection)
