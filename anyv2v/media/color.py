@@ -39,23 +39,23 @@ BRADFORD = np.array(
 )
 
 REFUSED_MATRICES = {
-    8: "the YCgCo matrix",
+    8: "YCgCo",
     10: "BT.2020 constant luminance",
-    11: "the Y'D'zD'x matrix of SMPTE ST 2085",
-    12: "a nonconstant luminance matrix derived from the primaries",
-    13: "a constant luminance matrix derived from the primaries",
+    11: "Y'D'zD'x (SMPTE ST 2085)",
+    12: "nonconstant luminance derived from the primaries",
+    13: "constant luminance derived from the primaries",
     14: "ICtCp",
     15: "IPT-PQ-C2",
-    16: "the YCgCo-Re matrix",
-    17: "the YCgCo-Ro matrix",
+    16: "YCgCo-Re",
+    17: "YCgCo-Ro",
 }
 REFUSED_TRANSFERS = {
     8: "linear light",
     9: "a logarithmic curve (100:1)",
     10: "a logarithmic curve (316:1)",
-    17: "the transfer curve of SMPTE ST 428-1 (digital cinema)",
+    17: "the gamma of digital cinema (SMPTE ST 428-1)",
 }
-REFUSED_PRIMARIES = {10: "CIE XYZ colors (SMPTE ST 428-1)"}
+REFUSED_PRIMARIES = {10: "CIE XYZ (SMPTE ST 428-1)"}
 LAST_TRANSFER = 18
 
 # pixels that are worked on together: few enough for a processor's cache
@@ -73,7 +73,8 @@ def check(name, matrix: int | None, primaries: int, transfer: int) -> None:
         what = what or f"the unknown transfer curve {transfer}"
     if what:
         raise InputError(
-            f"{name} has {what}, which is not understood; convert its colors to BT.709 first"
+            f"{name}: its colors are in {what}, which is not understood; "
+            "convert them to BT.709 first"
         )
 
 
@@ -97,14 +98,15 @@ def to_sdr(signal: np.ndarray, white: int, primaries: int, transfer: int) -> np.
     flat = signal.reshape(-1, 3)
     out = np.empty(flat.shape, np.uint8)
     for begin in range(0, len(flat), CHUNK):
-        light = table[flat[begin : begin + CHUNK]]
+        light = table.take(flat[begin : begin + CHUNK])
         if transfer == HLG:
             light *= (PEAK / WHITE) * (light @ _luminance(BT2020))[:, None] ** np.float32(0.2)
         if to_709 is not None and primaries != BT709:
             light = light @ to_709.T
         np.maximum(light, 0, out=light)
         if transfer in (PQ, HLG):
-            brightest = light.max(axis=1, keepdims=True)
+            # numpy's maximum along so short an axis would take half of all the time
+            brightest = np.maximum(np.maximum(light[:, :1], light[:, 1:2]), light[:, 2:])
             light *= mobius(brightest) / np.maximum(brightest, np.float32(1e-6))
         np.minimum(light, 1, out=light)
         out[begin : begin + CHUNK] = 255 * light ** np.float32(1 / GAMMA) + np.float32(0.5)

@@ -67,7 +67,7 @@ def _find(path: Path, start: float) -> _Place | None:
         keyframe = _landing(container, stream, begins - round(NEAR / stream.time_base))
         if keyframe is None or not frame.pts < keyframe.pts <= begins:
             return None
-        sought = min(keyframe.pts, keyframe.dts) - 1
+        sought = min(x for x in (keyframe.pts, keyframe.dts) if x is not None) - 1
         before = _landing(container, stream, sought)
         if before is None or before.pts >= keyframe.pts:
             return None
@@ -75,12 +75,12 @@ def _find(path: Path, start: float) -> _Place | None:
 
 
 def _landing(container, stream, sought: int):
-    """The packet at which seeking arrives, if it is a keyframe with timestamps."""
+    """The packet at which seeking arrives, if it is a keyframe with a timestamp."""
     av = pyav()
     try:
         container.seek(sought, stream=stream)
         packet = next(container.demux(stream), None)
     except av.FFmpegError:
         return None
-    known = packet is not None and packet.pts is not None and packet.dts is not None
-    return packet if known and packet.is_keyframe else None
+    is_one = packet is not None and packet.is_keyframe and packet.pts is not None
+    return packet if is_one else None

@@ -99,11 +99,15 @@ def read_first_frame(path: str | os.PathLike, start_time: float = 0.0) -> np.nda
     try:
         film = is_video(path)
     except InputError as no_video:
+        if not Path(path).is_file():
+            raise
         try:
             return read_image(path)
         except InputError as no_picture:
             raise InputError(f"{no_video}; nor is it a picture") from no_picture
-    return read_video(path, frames=1, start_time=start_time).frames[0] if film else read_image(path)
+    if not film:
+        return read_image(path)
+    return read_video(path, frames=1, start_time=start_time).frames[0]
 
 
 def write_video(
@@ -164,8 +168,11 @@ def _encode(path: Path, frames: np.ndarray, rate: Fraction, comment: str) -> Non
     av = pyav()
     reformatter = av.video.reformatter
     interpolation = reformatter.Interpolation
-    # the index goes to the front, so that a player can start before it has the whole file
-    options = {} if path.suffix.lower() == ".mkv" else {"movflags": "faststart"}
+    # without numbers drawn by chance, so that equal frames give equal files
+    options = {"fflags": "+bitexact"}
+    if path.suffix.lower() != ".mkv":
+        # the index goes to the front, so that a player can start before it has the whole file
+        options["movflags"] = "faststart"
     with av.open(f"file:{path}", "w", options=options) as container:
         if comment:
             container.metadata["comment"] = comment
