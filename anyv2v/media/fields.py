@@ -10,8 +10,8 @@ from anyv2v.media.ffmpeg import pyav
 FIRST_FIELD = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 # AV_CODEC_PROP_FIELDS: frames of such a codec say themselves whether they are interlaced
 CODES_FIELDS = 1 << 4
-# columns and lines that the filter needs
-LEAST = 4
+# columns and lines of a frame; the filter needs three of every plane
+LEAST = 12
 
 
 def deinterlaced(stream, frames) -> Iterator:

@@ -90,30 +90,28 @@ def sampled(frames: Iterable[tuple], start: float, fps: float) -> Iterator:
         count += 1
 
 
-def enough(spans: list[tuple[float, float]], start: float, fps: float | None, count: int) -> dict:
-    """What would make `count` frames out of a clip with too few from `start` on.
+def rate_for(
+    count: int, start: float, fps: float | None, spans: list[tuple[float, float]]
+) -> float | None:
+    """A sampling rate, above `fps`, that gives `count` frames from `start` on; None: there is none.
 
-    spans: begin and end of every frame. Of "frames", "fps", "start_time" those that help, each to
-    be changed alone.
+    spans: begin and end of the clip's frames, to the last.
     """
-    end = spans[-1][1] - ROUNDING
-    ways = {}
-    if fps is None:
-        there = sum(begin > start - ROUNDING for begin, _ in spans)
-        earlier = spans[-count][0] if count <= len(spans) else -1.0
+    length = spans[-1][1] - ROUNDING - start
+    if length <= 0:
+        return None
+    # the last frame taken has to lie before the end
+    rate = round(math.ceil(100 * (count - 1) / length) / 100 + 0.01, 2)
+    return rate if (fps or 0) < rate <= RATES[1] else None
+
+
+def start_for(count: int, fps: float | None, spans: list[tuple[float, float]]) -> float | None:
+    """The latest start, in whole milliseconds, that gives `count` frames; None: there is none."""
+    if fps is not None:
+        latest = spans[-1][1] - 2 * ROUNDING - (count - 1) / fps
     else:
-        there = math.ceil((end - start) * fps)
-        earlier = end - (count - 1) / fps - ROUNDING
-    if there > 0:
-        ways["frames"] = there
-    if start < end:
-        # the last one has to be before the end
-        rate = math.ceil(100 * (count - 1) / (end - start)) / 100 + 0.01
-        if (fps is None or rate > fps) and rate <= RATES[1]:
-            ways["fps"] = rate
-    if 0 <= earlier < start:
-        ways["start_time"] = math.floor(1000 * earlier) / 1000
-    return ways
+        latest = spans[-count][0] if count <= len(spans) else -1.0
+    return math.floor(1000 * latest) / 1000 if latest >= 0 else None
 
 
 def _stamped(frames: Iterable, fps: float) -> Iterator[tuple]:

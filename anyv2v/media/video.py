@@ -20,7 +20,7 @@ from anyv2v.media.container import is_video, names
 from anyv2v.media.ffmpeg import pyav
 from anyv2v.media.frame import exact, to_rgb
 from anyv2v.media.image import FITS, as_frames, fit_frame, read_image
-from anyv2v.media.seek import Opened, open_at
+from anyv2v.media.seek import open_at
 from anyv2v.memory import free_bytes, require
 
 SUFFIXES = (".mp4", ".mov", ".mkv")
@@ -67,9 +67,12 @@ def read_video(
         require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
     path = Path(path)
     pictures: list[np.ndarray] = []
+    spans: list[tuple[float, float]] = []
     room = free_bytes(torch.device("cpu")) // 2
     with open_at(path, start_time) as clip:
-        own_fps, timed = _timed(path, clip)
+        own_fps = float(clip.stream.average_rate or clip.stream.guessed_rate or 25)
+        longest, until = timing.limits(names(clip.container), clip.container.duration)
+        timed = _noted(timing.timed(clip.frames, own_fps, longest, until, clip.first), spans)
         if fps is None:
             shown = timing.shown_from(timed, start_time)
         else:
@@ -87,7 +90,7 @@ def read_video(
                     "into memory; say how many to read (frames), or a smaller size"
                 )
     if len(pictures) < (frames or 1):
-        raise _too_few(path, len(pictures), frames or 1, fps, own_fps, start_time)
+        raise _too_few(path, len(pictures), frames or 1, fps, own_fps, start_time, spans)
     return Video(np.stack(pictures), fps or own_fps)
 
 
@@ -140,27 +143,30 @@ def _rate(fps: float) -> float:
     return float(fps)
 
 
-def _timed(path: Path, clip: Opened) -> tuple[float, Iterator[tuple]]:
-    """The clip's average rate, and its frames with the times at which each is shown."""
-    fps = float(clip.stream.average_rate or clip.stream.guessed_rate or 25)
-    longest, until = timing.limits(names(clip.container), clip.container.duration)
-    return fps, timing.timed(clip.frames, fps, longest, until, clip.first)
+def _noted(frames: Iterator[tuple], spans: list[tuple[float, float]]) -> Iterator[tuple]:
+    """The frames, while begin and end of each are added to `spans`."""
+    for begin, end, frame in frames:
+        spans.append((begin, end))
+        yield begin, end, frame
 
 
-def _too_few(path, found: int, wanted: int, fps, own_fps: float, start: float) -> InputError:
+def _too_few(path, found: int, wanted: int, fps, own_fps: float, start: float, spans) -> InputError:
     """What the clip has, and what would do."""
-    with open_at(path, 0.0) as clip:
-        spans = [(begin, end) for begin, end, _ in _timed(path, clip)[1]]
     if not spans:
         return InputError(f"{path} has no frame that can be decoded")
-    length = spans[-1][1]
     if not found:
-        return InputError(f"start_time {start:g} s is past the end of {path}, at {length:g} s")
-    ways = timing.enough(spans, start, fps, wanted)
-    would_do = ", or ".join(f"{name}={value:g}" for name, value in ways.items())
+        end = spans[-1][1]
+        return InputError(
+            f"start_time {start:g} s is past the end of {path}, which is at {end:g} s"
+        )
+    ways = [f"{found} frame{'s' * (found > 1)} (--frames)"]
+    if (rate := timing.rate_for(wanted, start, fps, spans)) is not None:
+        ways.append(f"{rate} fps (--sample-fps)")
+    if (earlier := timing.start_for(wanted, fps, spans)) is not None:
+        ways.append(f"a start at {earlier} s (--start-time)")
     return InputError(
         f"{path} has {found} frame{'s' * (found > 1)} at {fps or own_fps:g} fps from {start:g} s "
-        f"on, fewer than the {wanted} asked for; {would_do} would do"
+        f"on, fewer than the {wanted} asked for; {', or '.join(ways)} would do"
     )
 
 
