@@ -157,18 +157,25 @@ def _open(path: Path):
     if status.st_size == 0:
         raise InputError(f"{path} is empty")
     with ExitStack() as stack:
-        # the prefix keeps a name with a colon from being taken for a protocol
-        name = f"file:{path}"
-        if "%" in path.name:
-            # it would be taken for a pattern of numbered files, so FFmpeg gets a number instead
-            name = stack.enter_context(open(os.open(path, os.O_RDONLY), "rb"))
         try:
-            # titles and the like may be in any encoding
-            container = av.open(name, container_options=OPTIONS, metadata_errors="replace")
-        except (av.error.InvalidDataError, av.error.ArgumentError) as error:
-            reason = _not_read(path, isinstance(error, av.error.ArgumentError)) or error.strerror
-            raise InputError(f"{path} cannot be read as a video: {reason}") from error
+            # the prefix keeps a name with a colon from being taken for a protocol
+            container = _read_header(f"file:{path}")
+        except av.error.ArgumentError:
+            # refused, perhaps because of the name alone: with a % it is a pattern of numbered
+            # files to FFmpeg, and with a picture's suffix it counts for more than some contents
+            file = stack.enter_context(open(os.open(path, os.O_RDONLY), "rb"))
+            try:
+                container = _read_header(file)
+            except (av.error.ArgumentError, av.error.InvalidDataError) as error:
+                raise _not_read(path, "its content is in no video format that is read") from error
+        except av.error.InvalidDataError as error:
+            raise _not_read(path, error.strerror) from error
         yield stack.enter_context(container)
+
+
+def _read_header(file):
+    # titles and the like may be in any encoding
+    return pyav().open(file, container_options=OPTIONS, metadata_errors="replace")
 
 
 def _choose(path: Path, container):
@@ -193,13 +200,12 @@ def _worth(stream) -> int:
     return stream.codec_context.width * stream.codec_context.height + DEFAULT_IS_WORTH * default
 
 
-def _not_read(path: Path, refused: bool) -> str | None:
-    """What a file is whose format is unknown, or known and refused."""
+def _not_read(path: Path, reason: str) -> InputError:
     text = _beginning(path).lstrip(b"\xef\xbb\xbf \t\r\n")
     for begins, what in PLAYLISTS.items():
         if text.startswith(begins):
-            return f"it is {what}; give the video file itself"
-    return "its content is not in one of the video formats that are read" if refused else None
+            reason = f"it is {what}; give the video file itself"
+    return InputError(f"{path} cannot be read as a video: {reason}")
 
 
 def _beginning(path: Path) -> bytes:
