@@ -134,6 +134,9 @@ def decode(container, stream) -> Iterator:
             if begun:
                 break
             continue
+        except IndexError:
+            # PyAV's way to end a file in which another stream turned up on the way
+            break
         if packet is None:
             break
         for frame in decoded:

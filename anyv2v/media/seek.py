@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import dropwhile
 from pathlib import Path
 
@@ -50,12 +51,15 @@ def open_at(path: Path, start: float) -> Iterator[Opened]:
             yield Opened(container, stream, deinterlaced(stream, decode(container, stream)), None)
             return
         container.seek(place.sought, stream=stream)
-        tick = stream.time_base
-        frames = dropwhile(
-            lambda frame: frame.pts is None or frame.pts * frame.time_base < place.keyframe * tick,
-            deinterlaced(stream, decode(container, stream)),
-        )
-        yield Opened(container, stream, frames, float(place.first * tick))
+        shown = place.keyframe * stream.time_base
+        frames = deinterlaced(stream, decode(container, stream))
+        frames = dropwhile(lambda frame: not _is_from(frame, shown), frames)
+        yield Opened(container, stream, frames, float(place.first * stream.time_base))
+
+
+def _is_from(frame, time: Fraction) -> bool:
+    known = frame.pts is not None and frame.time_base is not None
+    return known and frame.pts * frame.time_base >= time
 
 
 def _find(path: Path, start: float) -> _Place | None:
