@@ -7,7 +7,6 @@ import pytest
 
 from anyv2v.errors import InputError
 from anyv2v.media import seek, timing
-from anyv2v.media.container import open_video
 from anyv2v.media.video import read_video
 from tests.clips import clip, encode, numbers
 
@@ -69,10 +68,10 @@ def with_damage(path, codec, at):
     """90 frames of which the one at `at` claims to be shown 25 minutes later."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.max_b_frames = 1, 0
         packets = []
-        for index, picture in enumerate(clip(30).repeat(3, axis=0)):
+        for index, picture in enumerate(clip(30, 48, 32).repeat(3, axis=0)):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, 25)
             packets += stream.encode(frame)
@@ -135,8 +134,8 @@ def check_beginning(path, monkeypatch, starts, at_once):
 def test_beginning_in_the_middle_changes_no_bit(
     tmp_path, monkeypatch, moving, name, codec, options, times
 ):
-    path = encode(tmp_path / name, moving, codec=codec, options=options, times=times)
-    check_beginning(path, monkeypatch, [5.03], at_once=True)
+    path = encode(tmp_path / name, moving[:110], codec=codec, options=options, times=times)
+    check_beginning(path, monkeypatch, [3.83], at_once=True)
 
 
 @pytest.mark.slow
@@ -174,16 +173,15 @@ def test_a_start_before_the_second_keyframe_or_past_the_end(tmp_path):
 # what would do instead
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 @pytest.mark.parametrize(
-    ("wanted", "fps", "start", "helps"),
+    ("name", "wanted", "fps", "start", "helps"),
     [
-        (47, None, 0.0, ["frames", "fps"]),
-        (47, 8, 0.3, ["frames", "fps", "start_time"]),
-        (47, 8, 4.7, ["frames", "fps", "start_time"]),
-        (47, 3.3, 0.0, ["frames", "fps"]),
-        (20, None, 2.5, ["frames", "fps", "start_time"]),
-        (9000, None, 0.0, ["frames"]),
+        ("a.mp4", 47, None, 0.0, ["frames", "fps"]),
+        ("a.mkv", 47, 8, 0.3, ["frames", "fps", "start_time"]),
+        ("a.mp4", 47, 8, 4.7, ["frames", "fps", "start_time"]),
+        ("a.ts", 47, 3.3, 0.0, ["frames", "fps"]),
+        ("a.mkv", 20, None, 2.5, ["frames", "fps", "start_time"]),
+        ("a.mp4", 9000, None, 0.0, ["frames"]),
     ],
 )
 def test_a_clip_that_is_too_short_says_what_would_do(tmp_path, name, wanted, fps, start, helps):
@@ -269,13 +267,10 @@ def test_interlaced_frames_are_deinterlaced(tmp_path, name, codec, pix_fmt, opti
         np.testing.assert_array_equal(later.frames, video.frames[5:])
 
 
-def test_frames_that_are_not_interlaced_pass_unchanged(tmp_path):
-    """Though the stream says so; and a stream that says so of a codec with fields of its own."""
-    path = tmp_path / "a.mp4"
-    encode(path, woven()[0], options={"x264-params": "fake-interlaced=1"})
-    with open_video(path) as (container, stream):
-        assert stream.codec_context.codec.properties & 1 << 4
-    # such frames are marked as progressive
-    plain = encode(tmp_path / "b.mp4", woven()[0])
-    np.testing.assert_allclose(read_video(path).frames, read_video(plain).frames, atol=40)
-    assert combs(read_video(path).frames) > 4
+def test_frames_that_are_not_interlaced_pass_unchanged(tmp_path, monkeypatch):
+    # the stream is marked as interlaced, but its frames are not, and this codec's know
+    path = encode(tmp_path / "a.mp4", woven()[0], options={"x264-params": "fake-interlaced=1"})
+    frames = read_video(path).frames
+    assert combs(frames) > 4
+    monkeypatch.setattr(seek, "deinterlaced", lambda stream, decoded: decoded)
+    np.testing.assert_array_equal(frames, read_video(path).frames)
