@@ -40,10 +40,10 @@ def timed(
     """(begin, end, frame), in seconds after `first`, which is the first frame's own timestamp.
 
     fps: the clip's own rate, which counts where a frame has no timestamp, as in a bare stream
-    without a container. A timestamp is damaged if
-    it goes back, jumps and comes back, or comes more than `longest` seconds after the one before or
-    after `until`, the clip's end. Then its frame follows the one before by 1 / fps; and if no other
-    comes back, the clock has been set, and all that follow are shifted with it.
+    without a container. A timestamp is damaged if it goes back, jumps and comes back, or is more
+    than `longest` seconds after the one before or after `until`, the clip's end. Then its frame
+    follows the one before by 1 / fps; and if the next does not come back, the clock has been set,
+    and all that follow are shifted with it.
     """
     begin, shift = None, 0.0
     none = math.inf, 0.0, None
