@@ -1,5 +1,7 @@
 """The only module that imports PyAV, by which FFmpeg is reached."""
 
+from importlib.util import find_spec
+
 from anyv2v.errors import InputError
 
 
@@ -8,5 +10,8 @@ def pyav():
     try:
         import av
     except ImportError as error:
-        raise InputError(f"videos need PyAV (pip install av): {error}") from error
+        if find_spec("av") is None:
+            raise InputError(f"videos need PyAV (pip install av): {error}") from error
+        # a library that it needs is missing, or does not fit into memory
+        raise InputError(f"videos need PyAV, which cannot be loaded: {error}") from error
     return av

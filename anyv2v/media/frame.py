@@ -34,8 +34,8 @@ def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
         frame.color_primaries,
         frame.color_trc,
     )
-    # a chroma position that the file does not say is taken for the center, as FFmpeg's converter
-    # does; PyAV has no way to tell it another one
+    # where a file does not say where its chroma lies, FFmpeg's converter takes the center, and zimg
+    # the left: PyAV tells neither which files these are nor the converter another place
     rgb = frame.reformat(
         width=display_width(frame, pixel_aspect),
         format="rgb48le" if foreign else "rgb24",

@@ -41,7 +41,7 @@ def read_video(
 ) -> Video:
     """The first `frames` frames from `start_time` (seconds after the clip's first frame) on.
 
-    size: (width, height), reached by `fit` ("crop" or "stretch", see `fit_frame`). fps: samples by
+    size: (width, height), reached by `fit` ("crop", "stretch" or "pad", see `fit_frame`). fps: samples by
     timestamps, taking for each moment the frame that is shown then. None: the clip's own size, all
     frames, its own frames and average rate. Rotation, mirroring and non-square pixels are undone
     (by EXIF as well, in Motion JPEG); interlaced frames are deinterlaced by FFmpeg's bwdif; alpha

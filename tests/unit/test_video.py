@@ -331,7 +331,7 @@ def test_no_video_is_one_line_naming_the_path(tmp_path):
         {"fps": float("nan")},
         {"start_time": -1},
         {"start_time": float("inf")},
-        {"fit": "pad"},
+        {"fit": "zoom"},
     ],
 )
 def test_impossible_arguments_name_themselves(tmp_path, arguments):

@@ -1,5 +1,7 @@
 """What is opened as a video, which of its streams is read, and what is refused."""
 
+import importlib.abc
+import importlib.util
 import io
 import os
 import subprocess
@@ -13,6 +15,7 @@ from PIL import Image
 from anyv2v.cli import main
 from anyv2v.errors import InputError
 from anyv2v.media.container import VideoFacts, facts, is_video
+from anyv2v.media.ffmpeg import pyav
 from anyv2v.media.video import read_first_frame, read_video, write_video
 from tests.clips import clip, encode, numbers
 
@@ -309,6 +312,21 @@ def test_a_lack_of_memory_is_not_the_clip_s_fault(tmp_path, monkeypatch, error, 
         monkeypatch.setattr("anyv2v.media.seek.decode", fails)
     with pytest.raises(InputError, match="a.mp4 could not be read: .*memory"):
         read_video(path)
+
+
+def test_a_library_that_cannot_be_loaded_is_named(monkeypatch):
+    class Loader(importlib.abc.Loader):
+        def exec_module(self, module):
+            raise ImportError("libdrm.so: failed to map segment")
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            return importlib.util.spec_from_loader(name, Loader()) if name == "av" else None
+
+    monkeypatch.delitem(sys.modules, "av")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with pytest.raises(InputError, match="PyAV, which cannot be loaded: libdrm.so: failed to map"):
+        pyav()
 
 
 @pytest.mark.slow
