@@ -41,12 +41,12 @@ def read_video(
 ) -> Video:
     """The first `frames` frames from `start_time` (seconds after the clip's first frame) on.
 
-    size: (width, height), reached by `fit` ("crop", "stretch" or "pad", see `fit_frame`). fps: samples by
-    timestamps, taking for each moment the frame that is shown then. None: the clip's own size, all
-    frames, its own frames and average rate. Rotation, mirroring and non-square pixels are undone
-    (by EXIF as well, in Motion JPEG); interlaced frames are deinterlaced by FFmpeg's bwdif; alpha
-    is dropped. Of several video streams the one that ffmpeg takes is read. Of a damaged file what
-    comes before the damage is read.
+    size: (width, height), reached by `fit` ("crop", "stretch" or "pad", see `fit_frame`). fps:
+    samples by timestamps, taking for each moment the frame that is shown then. None: the clip's own
+    size, all frames, its own frames and average rate. Rotation, mirroring and non-square pixels are
+    undone (by EXIF as well, in Motion JPEG); interlaced frames are deinterlaced by FFmpeg's bwdif;
+    alpha is dropped. Of several video streams the one that ffmpeg takes is read. Of a damaged file
+    what comes before the damage is read.
 
     Frames come as an SDR screen shows them. HDR (PQ, HLG) is tone-mapped in linear light by the
     Möbius curve, with 203 cd/m2 as white; wide gamuts (BT.2020, P3) become BT.709's. See
