@@ -21,8 +21,9 @@ def whole(name: str, value: int, least: int = 1, most: int | None = None) -> int
 
 def finite(name: str, value: float) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        # a text is no number, whatever it says: where it is used next, it would be a text again
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise InputError(f"{name}: {value!r} is not a finite number")

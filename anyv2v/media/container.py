@@ -1,30 +1,216 @@
-"""What a video is, from its container and its first frame."""
+"""Video files: which are opened, which of their streams is taken, and the frames in it."""
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from anyv2v.errors import InputError
-from anyv2v.media.video import _decode, _open, _to_rgb
+from anyv2v.media.ffmpeg import pyav
+from anyv2v.media.frame import display_size
+
+# of a frame; twice what is filmed today. decoders hold some twenty frames
+MOST_PIXELS = 2**26
+
+# FFmpeg's names of the formats that are one file and hold pictures in motion. a format that is
+# not here is refused as soon as it is recognized, before its reader opens anything: playlists
+# (hls, dash, concat, sdp, image2's numbered files) name other files, and some of them never end
+FILMS = """
+    3dostr 4xm anm apng apv asf asf_o av1 avi avs avs2 avs3 bethsoftvid bfi bink bmv c93
+    cavsvideo cdg cdxl cine dcstr derf dfa dhav dirac dnxhd dsicin dv dxa ea ea_cdata evc
+    film_cpk filmstrip flic flv gdv gif gxf h261 h263 h264 hevc hnm hxvs idcin iff ifv ingenient
+    ipmovie ipu iss iv8 ivf ivr jpegxl_anim jv kux lmlm4 luodat lvf lxf m4v matroska webm mgsts
+    mjpeg mjpeg_2000 mlv mm mods moflex mov mp4 3gp 3g2 mj2 mpeg mpegts mpegtsraw mpegvideo
+    mpjpeg mtv mv mvi mxf mxg nc nsv nut nuv obu ogg paf pdv pmp psxstr pva r3d rl2 rm roq rpl
+    ser sga siff simbiosis_imx smjpeg smk smush swf thp tiertexseq tmv ty usm vc1 vc1test
+    vividas vivo vmd vvc wc3movie wsvqa wtv xmv yop yuv4mpegpipe
+""".split()
+# and of those that are one picture
+PICTURES = """
+    bmp_pipe cri_pipe dds_pipe dpx_pipe exr_pipe fits gif_pipe hdr_pipe ico j2k_pipe jpeg_pipe
+    jpegls_pipe jpegxl_pipe jpegxs_pipe pam_pipe pbm_pipe pcx_pipe pfm_pipe pgm_pipe pgmyuv_pipe
+    pgx_pipe phm_pipe png_pipe ppm_pipe psd_pipe qdraw_pipe qoi_pipe sgi_pipe sunrast_pipe
+    tiff_pipe vbn_pipe webp_pipe xbm_pipe xpm_pipe xwd_pipe
+""".split()
+OPTIONS = {"format_whitelist": ",".join(FILMS + PICTURES), "protocol_whitelist": "file"}
+
+# how texts that name other files begin
+PLAYLISTS = {
+    b"#EXTM3U": "an HLS playlist",
+    b"ffconcat": "a list of files to concatenate",
+    b"v=0": "an SDP description",
+    b"<?xml": "an XML text",
+    b"<MPD": "a DASH manifest",
+}
+
+# brands of ISO base media files that are a picture (ISO/IEC 23008-12, AVIF)
+STILL_BRANDS = (b"avif", b"heic", b"heix", b"mif1")
+
+# without these the system has no memory or no thread to give
+NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)
+
+# what ffmpeg adds to the pixels of a stream that is marked as the default (ffmpeg_mux_init.c)
+DEFAULT_IS_WORTH = 5_000_000
 
 
 @dataclass(frozen=True)
 class VideoFacts:
+    """width, height: as shown, upright and with square pixels. audio: whether there is sound."""
+
     width: int
-    """In square pixels, upright, as `read_video` gives the frames."""
     height: int
     audio: bool
-    """Whether there is sound."""
+
+
+def names(container) -> set[str]:
+    """FFmpeg's names of a container's format."""
+    return set(container.format.name.split(","))
+
+
+def is_video(path: str | os.PathLike) -> bool:
+    """Whether a file is a video by its content, whatever its name, and no still picture.
+
+    InputError if it is neither or cannot be opened.
+    """
+    path = Path(path)
+    with open_video(path) as (container, _):
+        if names(container) & set(PICTURES):
+            return False
+    return _beginning(path)[4:12] not in [b"ftyp" + brand for brand in STILL_BRANDS]
 
 
 def facts(path: str | os.PathLike) -> VideoFacts:
-    """Of a video; InputError if it is none that can be read."""
-    with _open(Path(path)) as (container, stream):
-        audio = bool(container.streams.audio)
-        frame = next(_decode(container, stream), None)
+    """What a video's header and first frame tell. InputError as in `read_video`."""
+    path = Path(path)
+    with open_video(path) as (container, stream):
+        frame = next(decode(container, stream), None)
         if frame is None:
             raise InputError(f"{path} has no frame that can be decoded")
-        height, width, _ = _to_rgb(frame, stream.sample_aspect_ratio).shape
-    return VideoFacts(width, height, audio)
+        width, height = display_size(frame, stream.sample_aspect_ratio)
+        return VideoFacts(width, height, bool(container.streams.audio))
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple]:
+    """PyAV's container and its video stream; InputError that names the path if there is none.
+
+    Of several streams that which ffmpeg takes: the largest, where being marked as the default
+    counts for 5,000,000 pixels. Cover pictures do not count.
+    """
+    av = pyav()
+    try:
+        with _open(path) as container:
+            yield container, _choose(path, container)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, av.FFmpegError, MemoryError) as error:
+        code = getattr(error, "errno", None)
+        if code in NO_MEMORY or isinstance(error, MemoryError):
+            raise InputError(
+                f"{path} could not be read: this process may have no more memory or threads "
+                "(ulimit -v, ulimit -u)"
+            ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read as a video: {reason}") from error
+
+
+def decode(container, stream) -> Iterator:
+    """Whole frames in the order they are shown, up to the first damage after a frame."""
+    av = pyav()
+    packets = container.demux(stream)
+    begun = False
+    while True:
+        try:
+            packet = next(packets, None)
+            decoded = [] if packet is None else packet.decode()
+        except av.FFmpegError as error:
+            if error.errno in NO_MEMORY:
+                raise
+            # a stream cut out of a longer one may begin with packets that need earlier ones
+            if begun:
+                break
+            continue
+        except IndexError:
+            # PyAV's way to end a file in which another stream turned up on the way
+            break
+        if packet is None:
+            break
+        for frame in decoded:
+            if not frame.is_corrupt:
+                begun = True
+                yield frame
+    # after damage the decoder still holds frames from before it; otherwise there are none left
+    with suppress(av.FFmpegError):
+        yield from (frame for frame in stream.codec_context.decode(None) if not frame.is_corrupt)
+
+
+@contextmanager
+def _open(path: Path):
+    """The container, whatever is in it."""
+    av = pyav()
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a video")
+    status = path.stat()
+    if not path.is_file():
+        raise InputError(f"{path} is no regular file, so no video")
+    if status.st_size == 0:
+        raise InputError(f"{path} is empty")
+    with ExitStack() as stack:
+        try:
+            # the prefix keeps a name with a colon from being taken for a protocol
+            container = _read_header(f"file:{path}")
+        except av.error.ArgumentError:
+            # refused, perhaps because of the name alone: with a % it is a pattern of numbered
+            # files to FFmpeg, and with a picture's suffix it counts for more than some contents
+            file = stack.enter_context(open(os.open(path, os.O_RDONLY), "rb"))
+            try:
+                container = _read_header(file)
+            except (av.error.ArgumentError, av.error.InvalidDataError) as error:
+                raise _not_read(path, "its content is in no video format that is read") from error
+        except av.error.InvalidDataError as error:
+            raise _not_read(path, error.strerror) from error
+        yield stack.enter_context(container)
+
+
+def _read_header(file):
+    # titles and the like may be in any encoding
+    return pyav().open(file, container_options=OPTIONS, metadata_errors="replace")
+
+
+def _choose(path: Path, container):
+    cover = pyav().stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & cover]
+    # the first of the best, as ffmpeg does
+    stream = max((s for s in streams if s.codec_context is not None), key=_worth, default=None)
+    if stream is None:
+        raise InputError(f"{path} has no video stream that can be decoded")
+    # with frame threads the decoder hides errors and loses whole frames before the damage
+    stream.thread_type = "SLICE"
+    # a few bytes may claim any size, at the beginning or later on
+    codec = stream.codec_context
+    if codec.width * codec.height > MOST_PIXELS:
+        raise InputError(f"{path} has frames of {codec.width}x{codec.height}, too large")
+    codec.options = {"max_pixels": str(MOST_PIXELS)}
+    return stream
+
+
+def _worth(stream) -> int:
+    default = bool(stream.disposition & pyav().stream.Disposition.default)
+    return stream.codec_context.width * stream.codec_context.height + DEFAULT_IS_WORTH * default
+
+
+def _not_read(path: Path, reason: str) -> InputError:
+    text = _beginning(path).lstrip(b"\xef\xbb\xbf \t\r\n")
+    for begins, what in PLAYLISTS.items():
+        if text.startswith(begins):
+            reason = f"it is {what}; give the video file itself"
+    return InputError(f"{path} cannot be read as a video: {reason}")
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)

@@ -23,6 +23,7 @@ from anyv2v import checks
 from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.config import section
 from anyv2v.errors import LONGEST, InputError
+from anyv2v.media import container, timing
 from anyv2v.media import video as videos
 from anyv2v.media.image import read_image
 from anyv2v.source import Source, Unfinished
@@ -356,12 +357,12 @@ class Shown:
 
 
 @pytest.mark.parametrize(
-    "frames", [[Shown(0), Shown(1), Shown(2**40)], [Shown(0), Shown(1, 2**60)]]
+    "frames", [[Shown(0), Shown(1), Shown(2**40)], [Shown(0), Shown(1), Shown(2, 2**60)]]
 )
 def test_a_timestamp_of_years_does_not_fill_the_memory(frames):
-    timed = list(videos._timed("clip", frames, 8.0))
-    assert [begin for begin, _, _ in timed] == [0, 1 / 8]
-    assert timed[-1][1] <= 1 / 8 + videos.LONGEST
+    timed = list(timing.timed(frames, 8.0))
+    assert [begin for begin, _, _ in timed] == [0, 1 / 8, 2 / 8]
+    assert timed[-1][1] <= 2 / 8 + timing.LONGEST
 
 
 def test_frames_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
@@ -374,7 +375,7 @@ def test_frames_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
 
 def test_frames_that_are_too_large_are_refused(tmp_path, monkeypatch):
     videos.write_video(tmp_path / "a.mp4", np.zeros((4, 16, 16, 3), np.uint8), 8)
-    monkeypatch.setattr(videos, "MOST_PIXELS", 255)
+    monkeypatch.setattr(container, "MOST_PIXELS", 255)
     with pytest.raises(InputError, match="16x16, too large"):
         videos.read_video(tmp_path / "a.mp4")
 

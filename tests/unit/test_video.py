@@ -9,44 +9,9 @@ import torch
 from anyv2v.errors import InputError
 from anyv2v.media import video as module
 from anyv2v.media.video import Video, read_video, write_video
+from tests.clips import clip, encode, levels, numbers
 
 av = pytest.importorskip("av")
-
-
-def clip(count: int, width: int = 96, height: int = 64) -> np.ndarray:
-    """Frame i is grey of level 16 + 6 i, with a red corner at the top left and a ramp below."""
-    frames = np.zeros((count, height, width, 3), np.uint8)
-    frames += (16 + 6 * np.arange(count, dtype=np.uint8))[:, None, None, None]
-    frames[:, : height // 4, : width // 4] = (255, 0, 0)
-    frames[:, -height // 4 :] = np.linspace(0, 255, width).astype(np.uint8)[:, None]
-    return frames
-
-
-def numbers(video: Video) -> list[int]:
-    """What `clip` wrote: which frames these are."""
-    h, w = video.frames.shape[1:3]
-    middle = video.frames[:, h * 3 // 8 : h * 5 // 8, w * 3 // 8 : w * 5 // 8]
-    return ((middle.astype(float).mean(axis=(1, 2, 3)) - 16) / 6).round().astype(int).tolist()
-
-
-def encode(path, frames, rate=25, codec="libx264", pix_fmt="yuv420p", times=None, **context):
-    """A file as any other program would write it; `times` in milliseconds."""
-    tick = Fraction(1, 1000) if times else 1 / Fraction(rate)
-    options = {"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {}
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = pix_fmt
-        stream.codec_context.time_base = tick
-        stream.bit_rate = 4_000_000
-        for name, value in context.items():
-            setattr(stream.codec_context, name, value)
-        for index, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = (times[index] if times else index), tick
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def with_display_matrix(path, a, b, c, d):
@@ -134,16 +99,6 @@ def test_a_name_with_a_colon(tmp_path, monkeypatch):
 
 
 # colours
-
-
-def levels(r, g, b, kr, kb, full):
-    """Y, Cb, Cr of an RGB colour, from the definition in BT.601 and BT.709."""
-    r, g, b = r / 255, g / 255, b / 255
-    y = kr * r + (1 - kr - kb) * g + kb * b
-    cb, cr = (b - y) / (2 * (1 - kb)), (r - y) / (2 * (1 - kr))
-    if full:
-        return 255 * y, 128 + 255 * cb, 128 + 255 * cr
-    return 16 + 219 * y, 128 + 224 * cb, 128 + 224 * cr
 
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 30, 90), (12, 240, 130), (255, 255, 255)]
@@ -254,8 +209,8 @@ def test_time_counts_from_the_first_frame(tmp_path):
 def test_only_the_frames_asked_for_are_converted(tmp_path, monkeypatch):
     path = encode(tmp_path / "a.mp4", clip(30))
     converted = []
-    convert = module._to_rgb
-    monkeypatch.setattr(module, "_to_rgb", lambda *a: converted.append(1) or convert(*a))
+    convert = module.to_rgb
+    monkeypatch.setattr(module, "to_rgb", lambda *a: converted.append(1) or convert(*a))
     assert numbers(read_video(path, frames=4, fps=8)) == [0, 3, 6, 9]
     assert len(converted) == 4
     # and once only, however often one is shown
@@ -376,7 +331,7 @@ def test_no_video_is_one_line_naming_the_path(tmp_path):
         {"fps": float("nan")},
         {"start_time": -1},
         {"start_time": float("inf")},
-        {"fit": "pad"},
+        {"fit": "zoom"},
     ],
 )
 def test_impossible_arguments_name_themselves(tmp_path, arguments):

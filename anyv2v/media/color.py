@@ -1,0 +1,168 @@
+"""Colors of videos that are not those of an SDR screen: HDR, wide gamuts, and what is refused.
+
+Numbers of matrices, primaries and transfer characteristics are those of ITU-T H.273, which are
+FFmpeg's as well.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from anyv2v.errors import InputError
+
+UNSPECIFIED = 2
+BT709, BT2020, DCI_P3, DISPLAY_P3 = 1, 9, 11, 12
+PQ, HLG = 16, 18
+BT2020_MATRIX = 9
+
+# cd/m2 of diffuse white in HDR, and of its highlights (ITU-R BT.2408: reference white, nominal
+# peak). brighter ones are clipped
+WHITE, PEAK = 203.0, 1000.0
+# of SDR white; what is darker stays as it is
+KNEE = 0.6
+# of a reference SDR screen (ITU-R BT.1886)
+GAMMA = 2.4
+
+# x, y of red, green, blue and white (ITU-R BT.709, BT.2020, SMPTE RP 431-2, EG 432-1)
+D65 = (0.3127, 0.3290)
+CHROMATICITIES = {
+    BT709: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), D65),
+    BT2020: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), D65),
+    DCI_P3: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)),
+    DISPLAY_P3: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), D65),
+}
+# cone responses of Bradford's chromatic adaptation
+BRADFORD = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
+
+REFUSED_MATRICES = {
+    8: "YCgCo",
+    10: "BT.2020 constant luminance",
+    11: "Y'D'zD'x (SMPTE ST 2085)",
+    12: "nonconstant luminance derived from the primaries",
+    13: "constant luminance derived from the primaries",
+    14: "ICtCp",
+    15: "IPT-PQ-C2",
+    16: "YCgCo-Re",
+    17: "YCgCo-Ro",
+}
+REFUSED_TRANSFERS = {
+    8: "linear light",
+    9: "a logarithmic curve (100:1)",
+    10: "a logarithmic curve (316:1)",
+    17: "the gamma of digital cinema (SMPTE ST 428-1)",
+}
+REFUSED_PRIMARIES = {10: "CIE XYZ (SMPTE ST 428-1)"}
+LAST_TRANSFER = 18
+
+# pixels that are worked on together: few enough for a processor's cache
+CHUNK = 2**16
+
+
+def check(name, matrix: int | None, primaries: int, transfer: int) -> None:
+    """InputError that says which colors a video has, if they are not understood.
+
+    matrix: None for RGB.
+    """
+    what = REFUSED_MATRICES.get(matrix) or REFUSED_PRIMARIES.get(primaries)
+    what = what or REFUSED_TRANSFERS.get(transfer)
+    if transfer > LAST_TRANSFER:
+        what = what or f"the unknown transfer curve {transfer}"
+    if what:
+        raise InputError(
+            f"{name}: its colors are in {what}, which is not understood; "
+            "convert them to BT.709 first"
+        )
+
+
+def is_foreign(primaries: int, transfer: int) -> bool:
+    """Whether `to_sdr` is needed."""
+    return transfer in (PQ, HLG) or primaries in (BT2020, DCI_P3, DISPLAY_P3)
+
+
+def to_sdr(signal: np.ndarray, white: int, primaries: int, transfer: int) -> np.ndarray:
+    """uint16 R'G'B' (h, w, 3) of any primaries and transfer as uint8 R'G'B' for an SDR screen.
+
+    white: the level of signal 1.0. HDR (PQ of SMPTE ST 2084, HLG of ARIB STD-B67 with the OOTF of
+    ITU-R BT.2100 for 1000 cd/m2) is shown with 203 cd/m2 as SDR white; its highlights up to 1000
+    are compressed by the Möbius curve of FFmpeg's filter `tonemap`, identity below 60 % of white,
+    on the largest of the three channels, which keeps hues. Primaries become BT.709's in linear
+    light, what is outside of them is clipped; the result is for BT.1886's gamma of 2.4, by which
+    SDR is decoded as well.
+    """
+    table = _linear(transfer, white)
+    to_709 = None if primaries not in CHROMATICITIES else _between(primaries, BT709)
+    flat = signal.reshape(-1, 3)
+    out = np.empty(flat.shape, np.uint8)
+    for begin in range(0, len(flat), CHUNK):
+        light = table.take(flat[begin : begin + CHUNK])
+        if transfer == HLG:
+            light *= (PEAK / WHITE) * (light @ _luminance(BT2020))[:, None] ** np.float32(0.2)
+        if to_709 is not None and primaries != BT709:
+            light = light @ to_709.T
+        np.maximum(light, 0, out=light)
+        if transfer in (PQ, HLG):
+            # numpy's maximum along so short an axis would take half of all the time
+            brightest = np.maximum(np.maximum(light[:, :1], light[:, 1:2]), light[:, 2:])
+            light *= mobius(brightest) / np.maximum(brightest, np.float32(1e-6))
+        np.minimum(light, 1, out=light)
+        out[begin : begin + CHUNK] = 255 * light ** np.float32(1 / GAMMA) + np.float32(0.5)
+    return out.reshape(signal.shape)
+
+
+def mobius(light: np.ndarray, knee: float = KNEE, peak: float = PEAK / WHITE) -> np.ndarray:
+    """FFmpeg's tone curve of this name: identity up to `knee`, smooth, and 1 at `peak`."""
+    a = -(knee**2) * (peak - 1) / (knee**2 - 2 * knee + peak)
+    b = (knee**2 - 2 * knee * peak + peak) / (peak - 1)
+    scale = (b**2 + 2 * b * knee + knee**2) / (b - a)
+    return np.where(light > knee, scale * (light + a) / (np.maximum(light, knee) + b), light)
+
+
+def pq_to_light(signal: np.ndarray) -> np.ndarray:
+    """The EOTF of SMPTE ST 2084: cd/m2, up to 10,000."""
+    m1, m2 = 2610 / 16384, 2523 / 4096 * 128
+    c1, c2, c3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
+    power = signal ** (1 / m2)
+    return 10_000 * (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1)
+
+
+def hlg_to_scene(signal: np.ndarray) -> np.ndarray:
+    """The inverse OETF of ITU-R BT.2100: light of the scene, 0..1."""
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
+
+
+@lru_cache(maxsize=4)
+def _linear(transfer: int, white: int) -> np.ndarray:
+    """Per level of 16 bits: of HLG the scene's light, else light, 1.0 being SDR white."""
+    signal = np.minimum(np.arange(2**16) / white, 1)
+    if transfer == PQ:
+        light = pq_to_light(signal) / WHITE
+    elif transfer == HLG:
+        light = hlg_to_scene(signal)
+    else:
+        light = signal**GAMMA
+    return light.astype(np.float32)
+
+
+def _to_xyz(primaries: int) -> np.ndarray:
+    """(3, 3): linear RGB to CIE XYZ (SMPTE RP 177)."""
+    *colors, white = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in CHROMATICITIES[primaries])
+    columns = np.stack(colors, axis=1)
+    return columns * np.linalg.solve(columns, white)
+
+
+def _luminance(primaries: int) -> np.ndarray:
+    return _to_xyz(primaries)[1].astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _between(source: int, target: int) -> np.ndarray:
+    """float32 (3, 3): linear RGB of one gamut in another, white staying white."""
+    here, there = _to_xyz(source), _to_xyz(target)
+    cones = (BRADFORD @ there.sum(axis=1)) / (BRADFORD @ here.sum(axis=1))
+    adapted = np.linalg.inv(BRADFORD) @ (cones[:, None] * BRADFORD) @ here
+    return (np.linalg.inv(there) @ adapted).astype(np.float32)

@@ -1,0 +1,121 @@
+"""A decoded frame of a video as an upright uint8 RGB picture."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+
+import numpy as np
+
+from anyv2v.media import color
+from anyv2v.media.ffmpeg import pyav
+
+# where FFmpeg's converter puts the white of limited range YUV in RGB of 16 bits
+LIMITED_WHITE = 65283
+
+# the side data of a frame that FFmpeg may know and PyAV does not
+NEWER_SIDE_DATA = 16
+
+# AVCOL_RANGE_JPEG
+FULL = 2
+
+
+def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
+    """uint8 RGB (h, w, 3), upright, with square pixels, in the colors of an SDR screen.
+
+    InputError with the `name` of the video if its colors are not understood.
+    """
+    interpolation = pyav().video.reformatter.Interpolation
+    matrix = _matrix(frame)
+    foreign = color.is_foreign(frame.color_primaries, frame.color_trc)
+    color.check(
+        name,
+        None if _is_rgb(frame) else frame.colorspace,
+        frame.color_primaries,
+        frame.color_trc,
+    )
+    # where a file does not say where its chroma lies, FFmpeg's converter takes the center, and zimg
+    # the left: PyAV tells neither which files these are nor the converter another place
+    rgb = frame.reformat(
+        width=display_width(frame, pixel_aspect),
+        format="rgb48le" if foreign else "rgb24",
+        src_colorspace=matrix,
+        interpolation=exact(interpolation),
+    ).to_ndarray()
+    if foreign:
+        white = 65535 if _is_rgb(frame) or frame.color_range == FULL else LIMITED_WHITE
+        primaries = frame.color_primaries
+        if primaries == color.UNSPECIFIED:
+            primaries = color.BT2020
+        rgb = color.to_sdr(rgb, white, primaries, frame.color_trc)
+    return _upright(rgb, display_matrix(frame))
+
+
+def display_size(frame, pixel_aspect: Fraction | None) -> tuple[int, int]:
+    """(width, height) of what `to_rgb` gives."""
+    size = display_width(frame, pixel_aspect), frame.height
+    matrix = display_matrix(frame)
+    return size[::-1] if matrix is not None and _is_turned(matrix) else size
+
+
+def display_width(frame, pixel_aspect: Fraction | None) -> int:
+    # beyond these it is a damaged header, not a camera
+    stretch = pixel_aspect if pixel_aspect and 1 / 4 <= pixel_aspect <= 4 else 1
+    return max(1, round(frame.width * stretch))
+
+
+def display_matrix(frame) -> bytes | None:
+    """FFmpeg's AV_FRAME_DATA_DISPLAYMATRIX; pictures' EXIF orientation is in it as well."""
+    try:
+        found = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV's enum is older than its FFmpeg: one datum of a kind that it lacks (EXIF, the views
+        # of stereo video) hides all. FFmpeg's own filter takes those out
+        found = _without_newer_side_data(frame).side_data.get("DISPLAYMATRIX")
+    return None if found is None else bytes(found)
+
+
+def exact(interpolation):
+    """Without these swscale rounds down and is up to 3 levels off in saturated colours."""
+    return interpolation.BICUBIC | interpolation.ACCURATE_RND | interpolation.FULL_CHR_H_INT
+
+
+def _matrix(frame) -> int:
+    if frame.colorspace != color.UNSPECIFIED:
+        return frame.colorspace
+    if frame.color_trc in (color.PQ, color.HLG) or frame.color_primaries == color.BT2020:
+        return color.BT2020_MATRIX
+    # players take high definition for BT.709 when the file does not say
+    return color.BT709 if frame.height >= 720 else color.UNSPECIFIED
+
+
+def _is_rgb(frame) -> bool:
+    return frame.format.is_rgb or frame.format.has_palette
+
+
+def _without_newer_side_data(frame):
+    av = pyav()
+    newest = max(kind.value for kind in av.sidedata.sidedata.Type)
+    graph = av.filter.Graph()
+    nodes = [graph.add_buffer(template=frame, time_base=Fraction(1))]
+    for kind in range(newest + 1, newest + 1 + NEWER_SIDE_DATA):
+        nodes.append(graph.add("sidedata", mode="delete", type=str(kind)))
+    graph.link_nodes(*nodes, graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
+
+
+def _is_turned(matrix: bytes) -> bool:
+    """By a quarter."""
+    a, b = struct.unpack("=2i", matrix[:8])
+    return abs(b) > abs(a)
+
+
+def _upright(picture: np.ndarray, matrix: bytes | None) -> np.ndarray:
+    """Applies the quarter turns and mirrorings of a display matrix: x' = ax + cy, y' = bx + dy."""
+    if matrix is None:
+        return picture
+    a, b, _, c, d = struct.unpack("=5i", matrix[:20])
+    if _is_turned(matrix):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

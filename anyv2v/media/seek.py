@@ -1,0 +1,90 @@
+"""Beginning in the middle of a video, with the frames that decoding all of it would give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import dropwhile
+from pathlib import Path
+
+from anyv2v.media.container import decode, names, open_video
+from anyv2v.media.ffmpeg import pyav
+from anyv2v.media.fields import deinterlaced
+
+# formats with timestamps and an index of keyframes; others are decoded from their beginning
+INDEXED = {"mov", "matroska"}
+# seconds that are decoded sooner than sought; the index may go by decoding times, which are earlier
+NEAR = 1.0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open video: frames are deinterlaced; first: seconds, None if it is the first of them."""
+
+    container: object
+    stream: object
+    frames: Iterator
+    first: float | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Timestamps of the clip's first frame, a keyframe, and what to seek for the one before it."""
+
+    first: int
+    keyframe: int
+    sought: int
+
+
+@contextmanager
+def open_at(path: Path, start: float) -> Iterator[Opened]:
+    """`open_video`, with frames from some keyframe on that is shown at `start` seconds or before.
+
+    Decoding begins at the keyframe before that one: frames that are shown ahead of a keyframe, and
+    pictures that are refreshed bit by bit, need what came before it, as deinterlacing does.
+    """
+    place = _find(path, start) if start > NEAR else None
+    with open_video(path) as (container, stream):
+        if place is None:
+            yield Opened(container, stream, deinterlaced(stream, decode(container, stream)), None)
+            return
+        container.seek(place.sought, stream=stream)
+        shown = place.keyframe * stream.time_base
+        frames = deinterlaced(stream, decode(container, stream))
+        frames = dropwhile(lambda frame: not _is_from(frame, shown), frames)
+        yield Opened(container, stream, frames, float(place.first * stream.time_base))
+
+
+def _is_from(frame, time: Fraction) -> bool:
+    known = frame.pts is not None and frame.time_base is not None
+    return known and frame.pts * frame.time_base >= time
+
+
+def _find(path: Path, start: float) -> _Place | None:
+    with open_video(path) as (container, stream):
+        frame = next(decode(container, stream), None)
+        if not names(container) & INDEXED or frame is None or frame.pts is None:
+            return None
+        begins = frame.pts + round(start / stream.time_base)
+        keyframe = _landing(container, stream, begins - round(NEAR / stream.time_base))
+        if keyframe is None or not frame.pts < keyframe.pts <= begins:
+            return None
+        sought = min(x for x in (keyframe.pts, keyframe.dts) if x is not None) - 1
+        before = _landing(container, stream, sought)
+        if before is None or before.pts >= keyframe.pts:
+            return None
+        return _Place(frame.pts, keyframe.pts, sought)
+
+
+def _landing(container, stream, sought: int):
+    """The packet at which seeking arrives, if it is a keyframe with a timestamp."""
+    av = pyav()
+    try:
+        container.seek(sought, stream=stream)
+        packet = next(container.demux(stream), None)
+    except av.FFmpegError:
+        return None
+    is_one = packet is not None and packet.is_keyframe and packet.pts is not None
+    return packet if is_one else None

@@ -1,0 +1,122 @@
+"""When the frames of a video are shown, and which of them a sampling rate takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
+
+# frames per second
+RATES = 0.01, 1000
+
+# seconds; timestamps in some containers are rounded to milliseconds
+ROUNDING = 1e-3
+
+# seconds; a frame that is shown for longer is a damaged timestamp, not a film
+LONGEST = 3600.0
+# the same in MPEG streams, whose timestamps are at most 0.7 s apart (ISO/IEC 13818-1, 2.7.4)
+LONGEST_MPEG = 10.0
+MPEG = {"mpeg", "mpegts", "mpegtsraw"}
+# formats whose header tells how long they are; of others FFmpeg infers it from the timestamps
+TELL_LENGTH = {"asf", "matroska", "mov"}
+# seconds by which a clip may be longer than its header says
+OVERTIME = 1.0
+
+
+def limits(formats: set[str], duration: int | None) -> tuple[float, float]:
+    """`longest` and `until` of `timed`, of a container with a duration in microseconds."""
+    if formats & MPEG:
+        return LONGEST_MPEG, math.inf
+    return LONGEST, duration / 1e6 if duration and formats & TELL_LENGTH else math.inf
+
+
+def timed(
+    frames: Iterable,
+    fps: float,
+    longest: float = LONGEST,
+    until: float = math.inf,
+    first: float | None = None,
+) -> Iterator[tuple]:
+    """(begin, end, frame), in seconds after `first`, which is the first frame's own timestamp.
+
+    fps: the clip's own rate, which counts where a frame has no timestamp, as in a bare stream
+    without a container. A timestamp is damaged if it goes back, jumps and comes back, or is more
+    than `longest` seconds after the one before or after `until`, the clip's end. Then its frame
+    follows the one before by 1 / fps; and if the next does not come back, the clock has been set,
+    and all that follow are shifted with it.
+    """
+    begin, shift = None, 0.0
+    none = math.inf, 0.0, None
+
+    def may_follow(time: float) -> bool:
+        gap = time - begin
+        return -ROUNDING < gap <= longest and (time <= until + OVERTIME or gap <= OVERTIME)
+
+    for (time, lasts, frame), (following, _, _) in pairwise(chain(_stamped(frames, fps), [none])):
+        regular = 0.0 if begin is None else begin + 1 / fps
+        if first is None and time is not None:
+            first = time - regular
+        own = regular if time is None else time - first - shift
+        following = math.inf if following is None or first is None else following - first - shift
+        if begin is None or (may_follow(own) and not begin < following < own - ROUNDING):
+            begin = own
+        elif may_follow(following):
+            begin = min(regular, following)
+        else:
+            begin = regular
+            shift += own - begin
+        if begin + lasts > until + OVERTIME:
+            lasts = min(lasts, max(until - begin, 1 / fps))
+        yield begin, begin + min(lasts, longest), frame
+
+
+def shown_from(frames: Iterable[tuple], start: float) -> Iterator:
+    """Every frame that begins at `start` or later."""
+    for begin, _, frame in frames:
+        if begin > start - ROUNDING:
+            yield frame
+
+
+def sampled(frames: Iterable[tuple], start: float, fps: float) -> Iterator:
+    """The frame shown at start, start + 1 / fps, ...; the last one counts until it ends."""
+    count, last_end, shown = 0, 0.0, None
+    for begin, end, frame in frames:
+        while shown is not None and start + count / fps < begin - ROUNDING:
+            yield shown
+            count += 1
+        shown, last_end = frame, end
+    while shown is not None and start + count / fps < last_end - ROUNDING:
+        yield shown
+        count += 1
+
+
+def rate_for(
+    count: int, start: float, fps: float | None, spans: list[tuple[float, float]]
+) -> float | None:
+    """A sampling rate, above `fps`, that gives `count` frames from `start` on; None: there is none.
+
+    spans: begin and end of the clip's frames, to the last.
+    """
+    length = spans[-1][1] - ROUNDING - start
+    if length <= 0:
+        return None
+    # the last frame taken has to lie before the end
+    rate = round(math.ceil(100 * (count - 1) / length) / 100 + 0.01, 2)
+    return rate if (fps or 0) < rate <= RATES[1] else None
+
+
+def start_for(count: int, fps: float | None, spans: list[tuple[float, float]]) -> float | None:
+    """The latest start, in whole milliseconds, that gives `count` frames; None: there is none."""
+    if fps is not None:
+        latest = spans[-1][1] - 2 * ROUNDING - (count - 1) / fps
+    else:
+        latest = spans[-count][0] if count <= len(spans) else -1.0
+    return math.floor(1000 * latest) / 1000 if latest >= 0 else None
+
+
+def _stamped(frames: Iterable, fps: float) -> Iterator[tuple]:
+    """(time or None, how long it is shown, frame), as the file says."""
+    for frame in frames:
+        tick = frame.time_base
+        time = float(frame.pts * tick) if tick and frame.pts is not None else None
+        yield time, float(frame.duration * tick) if tick and frame.duration else 1 / fps, frame
