@@ -101,7 +101,7 @@ def read_video(
             f"{fps or own_fps:g} fps from "
             f"{start_time:g} s on, fewer than the {frames} asked for"
         )
-    return Video(np.stack(pictures), fps or own_fps)
+    return Video.owning(np.stack(pictures), fps or own_fps)
 
 
 def write_video(
