@@ -127,8 +127,16 @@ def expected_shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
 def shapes_of(
     builders: dict[str, Callable[[], nn.Module]],
 ) -> dict[str, dict[str, tuple[int, ...]]]:
+    networks = {}
     with torch.device("meta"):
-        networks = {name: build() for name, build in builders.items()}
+        for name, build in builders.items():
+            try:
+                networks[name] = build()
+            except InputError:
+                raise
+            # torch's layers have their own words for sizes that cannot be
+            except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+                raise InputError(f"{name}: {error}") from error
     return {
         name: {key: tuple(x.shape) for key, x in network.state_dict().items()}
         for name, network in networks.items()
