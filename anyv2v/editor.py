@@ -31,7 +31,7 @@ from anyv2v.diffusion.schedule import TRAIN_STEPS, Schedule
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.edit import NEGATIVE_PROMPT, Edit, EditRequest, Frame, SourcePass
 from anyv2v.errors import InputError
-from anyv2v.finite import FiniteCheck, not_finite, nth, remedy
+from anyv2v.finite import FiniteCheck, Which, in_steps, not_finite, nth, remedy
 from anyv2v.graphs import Forward, graphed, wanted
 from anyv2v.guidance import SourceAt, guided, injected, recorded
 from anyv2v.injection.features import Features, Kept, Recorder, Recording, playback
@@ -55,9 +55,6 @@ STEPS = {"fixed-point": 50, "ddim": 500}
 """Of an inversion; the original's numbers of sampling and of inversion steps."""
 BLANKS = 16
 """Kinds of recording whose shapes an editor remembers."""
-
-Which = Callable[[list[int]], str]
-"""Rows of a batch -> which edits they are, as a message goes on; empty where there is but one."""
 
 
 @dataclass(frozen=True)
@@ -736,22 +733,11 @@ class Editor:
         return np.concatenate(frames)
 
     def _step_check(
-        self,
-        doing: str,
-        steps: int,
-        guidance: Sequence[float],
-        which: Which = lambda rows: "",
+        self, doing: str, steps: int, guidance: Sequence[float], which: Which = lambda rows: ""
     ) -> FiniteCheck:
         """Of a run; rows are the edits of a batch, with the guidance of each."""
-
-        def tell(place: tuple[int, int], rows: list[int]) -> str:
-            i, t = place
-            where = f"in step {nth(i, steps, f'timestep {t}')}{which(rows)}"
-            strongest = max((guidance[row] for row in rows), key=abs)
-            then = remedy(self.backbone.dtype, strongest)
-            return not_finite(f"{doing}: the network (UNet)", where, then)
-
-        return FiniteCheck(tell)
+        what, dtype = f"{doing}: the network (UNet)", self.backbone.dtype
+        return FiniteCheck(in_steps(what, steps, dtype, guidance, which))
 
     def _frame_check(self, part: str, count: int, which: Which = lambda rows: "") -> FiniteCheck:
         """Of a network that goes through `count` frames; rows are frames from the place on."""

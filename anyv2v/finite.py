@@ -7,7 +7,7 @@ clamped to pixels is black.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +22,8 @@ FAR = 1000.0
 
 Tell = Callable[[Any, list[int]], str]
 """(place, rows that are not finite) -> message."""
+Which = Callable[[list[int]], str]
+"""Rows of a batch -> which edits they are, as a message goes on; empty where there is but one."""
 
 
 class Event(Protocol):
@@ -32,9 +34,27 @@ class Event(Protocol):
     def synchronize(self) -> None: ...
 
 
-def in_step(place: tuple[int, int], rows: list[int]) -> str:
+def in_step(place: tuple[int, float], rows: list[int]) -> str:
     """The plainest message; place: index of the step as `on_step` gets it, timestep."""
     return not_finite("the network", f"in step {place[0]} (timestep {place[1]})")
+
+
+def in_steps(
+    what: str,
+    steps: int,
+    dtype: torch.dtype,
+    guidance: Sequence[float] = (0.0,),
+    which: Which = lambda rows: "",
+) -> Tell:
+    """Messages on the steps of a run, places as for `in_step`. `guidance`: that of each row."""
+
+    def tell(place: tuple[int, float], rows: list[int]) -> str:
+        i, t = place
+        where = f"in step {nth(i, steps, f'timestep {t:g}')}{which(rows)}"
+        strongest = max((guidance[row] for row in rows), key=abs)
+        return not_finite(what, where, remedy(dtype, strongest))
+
+    return tell
 
 
 class FiniteCheck:
@@ -89,7 +109,7 @@ class FiniteCheck:
 
 def finite_rows(x: Tensor) -> Tensor:
     """x (rows, ...) -> bool (rows,), on its device. Makes no copy of a contiguous x."""
-    low, high = x.detach().flatten(1).aminmax(dim=1)
+    low, high = x.detach().reshape(len(x), -1).aminmax(dim=1)
     return low.isfinite() & high.isfinite()
 
 

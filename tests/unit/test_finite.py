@@ -1,6 +1,7 @@
 """Values that are not finite, put into every part: told where they are, and never shown."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -332,3 +333,44 @@ def test_nothing_is_written(weights, source, tmp_path, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "autoencoder's decoder" in line and "frame 0" in line
     assert not output.exists()
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_not_waited_for():
+    check, x = FiniteCheck(), torch.zeros(2, 4, 3, 5, 6, device="cuda")
+    check.look(x, (0, 0))  # asks for pinned memory
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(2 * 10**9)  # about a second
+        began = time.monotonic()
+        for i in range(1, 50):
+            x[1, 0, 0, 0, 0] = math.nan if i == 30 else 0.0
+            check.look(x, (i, i))
+        assert time.monotonic() - began < 0.5
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(NotFiniteError, match=r"in step 30 \(") as error:
+        check.finish()
+    assert error.value.rows == (1,)
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_tells_the_step_soon(video, monkeypatch):
+    editor = anyv2v.load("demo", device="cuda", dtype=torch.float16)
+    clip = anyv2v.Video(video.frames[:4, :32, :32], 8)
+    source = editor.invert(clip, "ddim", steps=25)
+    predict, steps = editor.predict, []
+    bad = editor.schedule.timesteps(25)[7]
+
+    def wrong(latents, t, conditions, taps=anyv2v.NO_TAPS):
+        v = predict(latents, t, conditions, taps)
+        return v * torch.where(torch.as_tensor(t, device=v.device) == bad, math.nan, 1.0)
+
+    monkeypatch.setattr(editor, "predict", wrong)
+    told = r"the network .* in step {} \(number {} of 25, timestep {}\): --dtype bfloat16"
+    with pytest.raises(NotFiniteError, match="sampling: " + told.format(7, 8, bad)):
+        editor.reconstruct(source, steps=25, on_step=lambda *a: steps.append(a))
+    for method in ("ddim", "fixed-point"):
+        with pytest.raises(NotFiniteError, match="inversion: " + told.format(17, 18, bad)):
+            editor.invert(clip, method, steps=25)
