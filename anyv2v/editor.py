@@ -478,7 +478,8 @@ class Editor:
     def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
         """(1, 77, d): hidden states before the last `clip_skip` layers, final norm applied."""
         with self._conditioning():
-            return self.backbone.encode_text(checks.text("text", text), clip_skip)
+            checks.text("text", text), checks.whole("clip_skip", clip_skip, 0)
+            return self.backbone.encode_text(text, clip_skip)
 
     @torch.no_grad()
     def encode_image(
@@ -502,6 +503,8 @@ class Editor:
         With a generator, samples of the posterior, as the original draws them.
         """
         frames = as_frames(frames)
+        if generator is not None:
+            checks.kind("generator", generator, torch.Generator, "a torch.Generator")
         size = self.check_size(_size(frames))
         # not all of them, so that memory does not grow with the length of the clip; samples are
         # drawn for one after the other, as the original draws them
@@ -553,6 +556,11 @@ class Editor:
     ) -> Tensor:
         """v of latents (b, c, f, h, w) at timestep t, float32; b rows of conditions."""
         checks.kind("latents", latents, Tensor, "a tensor (b, c, f, h, w)")
+        if latents.ndim != 5:
+            raise InputError(f"latents: {tuple(latents.shape)} is not (b, c, f, h, w)")
+        if not hasattr(conditions, "stack"):
+            given = checks.shown(conditions)
+            raise InputError(f"conditions: {given} is not what editor.condition gives")
         if not isinstance(t, Tensor):
             checks.whole("t", t, 0, TRAIN_STEPS - 1)
         self._check_taps(taps)
@@ -577,6 +585,7 @@ class Editor:
         """Index of each step that is run -> sites that are injected there."""
         if not callable(getattr(injection, "groups", None)):
             raise InputError(f"injection: {checks.shown(injection)} is not an Injection")
+        checks.whole("start", start, 0, len(self.schedule.timesteps(steps)) - 1)
         return sites_per_step(injection.groups(self.backbone.groups), steps, start, self.sites)
 
     def needed_timesteps(
@@ -588,7 +597,6 @@ class Editor:
     ) -> list[int]:
         """The timesteps whose latents a run takes from its source, the one it starts from first."""
         timesteps = self.schedule.timesteps(steps)
-        checks.whole("start", start, 0, steps - 1)
         checks.one_of("source_pass", source_pass, SourcePass.__args__)
         plan = self.plan(steps, start, injection)
         return [

@@ -52,7 +52,7 @@ def request(
     mask: Frame | None = None,
 ) -> FrameRequest:
     """What is asked of an editor, read and checked; InputError if it needs more than is given."""
-    if not callable(editor) or not hasattr(editor, "needs"):
+    if not callable(editor) or not hasattr(editor, "needs") or isinstance(editor, type):
         raise InputError(
             f"editor: {checks.shown(editor)} is no editor; give one of {', '.join(EDITORS)}, "
             "or one that was made"

@@ -10,7 +10,7 @@ from PIL import Image
 
 import anyv2v
 from anyv2v import EditRequest, Injection, InputError, Record, Replay, ShareSource, Taps, Video
-from anyv2v.editors.recolour import colours
+from anyv2v.editors.recolour import Recolour, colours
 from anyv2v.loading import DEMO_FOLDER, folder_of
 
 
@@ -140,6 +140,11 @@ def test_arguments_of_the_stages(editor, source):
         "t: 1000": lambda: editor.predict(latents, 1000, conditions),
         "taps: None": lambda: editor.predict(latents, 1, conditions, None),
         "taps: 'x'": lambda: editor.predict(latents, 1, conditions, "x"),
+        r"latents: \(4, 2, 2, 2\) is": lambda: editor.predict(latents[0], 1, conditions),
+        "conditions: None": lambda: editor.predict(latents, 1, None),
+        "clip_skip: -1": lambda: editor.encode_text("", -1),
+        "generator: 5": lambda: editor.encode_frames(source.video.frames, 5),
+        "start: '0'": lambda: editor.plan(2, "0", Injection()),
         "path: None": lambda: editor.load_source(None),
         "path: 3": lambda: source.save(3),
         "weights: 5": lambda: anyv2v.load(5),
@@ -148,6 +153,7 @@ def test_arguments_of_the_stages(editor, source):
         r"fps: '8'": lambda: Video(FRAME[None], "8"),
         r"frames: \[\[1\], \[1, 2\]\]": lambda: Video([[1], [1, 2]], 8),
         "editor: 5 is no editor": lambda: anyv2v.edit_frame(FRAME, 5),
+        "editor: <class": lambda: anyv2v.edit_frame(FRAME, Recolour),
         "editor: <function": lambda: anyv2v.edit_frame(FRAME, lambda *a: []),
         "instruction: None": lambda: anyv2v.edit_frame(FRAME, "recolour", None),
         "seed: 18446744073709551616": lambda: anyv2v.edit_frame(
