@@ -248,7 +248,7 @@ class BinFile:
         ):
             raise InputError(f"{self.path}: is not a dict of names and tensors")
         for name, tensor in state.items():
-            if tensor.dtype not in NAMES or tensor.is_quantized:
+            if tensor.dtype not in NAMES:
                 known = ", ".join(map(str, NAMES))
                 raise InputError(f"{self.path}: {name} is {tensor.dtype}; known are {known}")
         return state

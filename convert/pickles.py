@@ -54,7 +54,7 @@ def _problem(path: Path, inert: tuple[str, ...]) -> str:
         if stream.read(len(ZIP)) != ZIP:
             return ""
     with zipfile.ZipFile(path) as file:
-        if problem := _names_problem(file.infolist()):
+        if problem := _names_problem(file.namelist()):
             return problem
         (name,) = (name for name in file.namelist() if PICKLE.fullmatch(name))
         with file.open(name) as stream:
@@ -75,14 +75,11 @@ def _problem(path: Path, inert: tuple[str, ...]) -> str:
     return ""
 
 
-def _names_problem(entries: list[zipfile.ZipInfo]) -> str:
+def _names_problem(names: list[str]) -> str:
     """Names that two readers of zip files may understand differently; "" if there are none.
 
     torch's does not look at the case of letters, and takes the first name's folder for that of all.
     """
-    names = [entry.filename for entry in entries]
-    if odd := [entry for entry in entries if entry.orig_filename != entry.filename]:
-        return f"lies beside an entry called {odd[0].orig_filename!r}"
     seen: dict[str, str] = {}
     for name in names:
         if (other := seen.setdefault(name.lower(), name)) is not name:

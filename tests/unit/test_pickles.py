@@ -132,6 +132,14 @@ def test_a_broken_deflate(path, seed):
     refused(path, "its pickle is malformed")
 
 
+def test_two_readers_of_one_archive(path, monkeypatch):
+    """Whatever makes zipfile find another pickle than torch's reader finds."""
+    write(path, moved(PICKLE))
+    harmless = honest()[PICKLE]
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *args: io.BytesIO(harmless))
+    refused(path, "another one to torch.load")
+
+
 def test_a_pickle_of_another_sum(path):
     """The bytes are good, their checksum is not: no reader should go on."""
     write(path, honest().items())
@@ -165,7 +173,7 @@ def test_storages_that_no_weights_are_kept_in(tmp_path, storage):
     path = tmp_path / "weights.bin"
     write(path, moved(PICKLE, quantized(storage)))
     with pytest.raises(InputError, match=str(path)):
-        BinFile(path).read("a")
+        BinFile(path)
 
 
 def test_a_tensor_that_cannot_be_read(tmp_path, monkeypatch):
