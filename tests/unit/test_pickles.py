@@ -168,6 +168,7 @@ def quantized(storage: str) -> bytes:
     return honest()[PICKLE].replace(b"FloatStorage", storage.encode())
 
 
+@pytest.mark.filterwarnings("ignore:.*quantize")
 @pytest.mark.parametrize("storage", ["QInt8Storage", "QUInt8Storage", "QInt32Storage"])
 def test_storages_that_no_weights_are_kept_in(tmp_path, storage):
     path = tmp_path / "weights.bin"
