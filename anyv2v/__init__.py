@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from anyv2v.edit import NEGATIVE_PROMPT, Edit, EditRequest
     from anyv2v.editor import Defaults, Editor
     from anyv2v.editors.run import edit_frame
-    from anyv2v.errors import InputError
+    from anyv2v.errors import InputError, NotFiniteError
     from anyv2v.injection.plan import Injection
     from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource, Taps
     from anyv2v.loading import load
@@ -27,7 +27,7 @@ _HOMES = {
     "anyv2v.edit": ("NEGATIVE_PROMPT", "Edit", "EditRequest"),
     "anyv2v.editor": ("Defaults", "Editor"),
     "anyv2v.editors.run": ("edit_frame",),
-    "anyv2v.errors": ("InputError",),
+    "anyv2v.errors": ("InputError", "NotFiniteError"),
     "anyv2v.injection.plan": ("Injection",),
     "anyv2v.injection.taps": ("NO_TAPS", "Record", "Replay", "ShareSource", "Taps"),
     "anyv2v.loading": ("load",),

@@ -14,8 +14,6 @@ from anyv2v.errors import InputError
 
 T = TypeVar("T")
 
-MOST = 2**24
-"""No count in a config is larger; more would only be built to run out of memory."""
 LONGEST = 8
 """No list is longer: levels of a network, channels of a picture."""
 DEEPEST = 64
@@ -36,8 +34,8 @@ def blaming(folder: Path) -> Iterator[None]:
 def section(config: dict, name: str, cls: type[T]) -> T:
     """The dataclass `cls` from config[name].
 
-    InputError unless it holds just its fields, each of its type: whole numbers from 1 to `MOST`,
-    finite numbers, texts, and lists of those.
+    InputError unless it holds just its fields, each of its type: whole numbers from 1 to
+    `checks.MOST`, finite numbers, texts, and lists of those.
     """
     values = config.get(name)
     if not isinstance(values, dict):
@@ -66,4 +64,4 @@ def _check(name: str, value: Any, kind: Any) -> None:
     elif type(value) is not kind:
         raise InputError(f"{name}: {value!r} is not of type {kind.__name__}")
     elif kind is int:
-        checks.whole(name, value, 1, MOST)
+        checks.count(name, value)

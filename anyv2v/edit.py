@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from anyv2v.checks import shown
+from anyv2v.media.clip import clip
 
 NEGATIVE_PROMPT = (
     "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, "
@@ -28,7 +31,7 @@ separate: it is run by itself first, recorded, and replayed.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditRequest:
     """One of several edits of a source: what `Editor.edit` takes for it."""
 
@@ -41,11 +44,18 @@ class EditRequest:
     fit: str = "crop"
     noise: Tensor | None = None
 
+    def __repr__(self) -> str:
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        return f"EditRequest({', '.join(f'{name}={shown(x)}' for name, x in told.items())})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Edit:
     frames: np.ndarray
     """(f, h, w, 3) uint8 RGB."""
     fps: float
     latents: Tensor
     """(1, c, f, h/s, w/s) float32, clean."""
+
+    def __repr__(self) -> str:
+        return f"Edit({clip(self.frames, self.fps)}, latents {tuple(self.latents.shape)})"

@@ -20,16 +20,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from anyv2v import checks
 from anyv2v.backbones.base import Backbone, Branches, Conditions, FirstFrame
 from anyv2v.diffusion.ddim import OnStep, sample
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE, Inverted, fixed_point
-from anyv2v.diffusion.schedule import Schedule
+from anyv2v.diffusion.schedule import TRAIN_STEPS, Schedule
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.edit import NEGATIVE_PROMPT, Edit, EditRequest, Frame, SourcePass
 from anyv2v.errors import InputError
+from anyv2v.finite import FiniteCheck, Which, in_steps, not_finite, nth, remedy
 from anyv2v.graphs import Forward, graphed, wanted
 from anyv2v.guidance import SourceAt, guided, injected, recorded
 from anyv2v.injection.features import Features, Kept, Recorder, Recording, playback
@@ -46,7 +48,7 @@ from anyv2v.media.image import (
 )
 from anyv2v.memory import comfortable, frames_at_once, free_bytes, require
 from anyv2v.offload import Offload, Wanted
-from anyv2v.source import InversionSettings, Source, Unfinished
+from anyv2v.source import SUFFIX, InversionSettings, Source, Unfinished
 from anyv2v.vae.autoencoder import Autoencoder
 
 STEPS = {"fixed-point": 50, "ddim": 500}
@@ -91,6 +93,14 @@ class Editor:
         self.schedule = Schedule()
         self._blanks: dict[Hashable, Kept] = {}
 
+    def __repr__(self) -> str:
+        (width, height), dtype = self.defaults.size, str(self.backbone.dtype).removeprefix("torch.")
+        return (
+            f"Editor({self.backbone.name}, {self.defaults.frames} frames of {width}x{height}, "
+            f"{self.defaults.fps:g} fps, {dtype} on {self.backbone.device}, "
+            f"weights {self.fingerprint[:12] or 'unknown'})"
+        )
+
     @property
     def sites(self) -> frozenset[str]:
         """The names of all places whose features can be recorded, replayed and injected."""
@@ -99,7 +109,7 @@ class Editor:
     @torch.no_grad()
     def invert(
         self,
-        video: Video,
+        video: Video | str | os.PathLike | np.ndarray,
         method: str = "fixed-point",
         steps: int | None = None,
         prompt: str = "",
@@ -114,6 +124,8 @@ class Editor:
     ) -> Source:
         """The noise that a video came from, and all that lies between (section 4.1).
 
+        `video`: a path is read with the size, frames and rate that are the weights' own, as the
+        command line does; an array of frames (f, h, w, 3) uint8 is taken for a clip of that rate.
         `method`: "fixed-point" solves the steps of a sampling run of as many `steps` (50) to
         `tolerance`; "ddim" is the original's (500). `fps` is what the network is told, not a
         sampling rate. `prompt` describes the source. `timesteps`: those that will be read; the
@@ -122,8 +134,18 @@ class Editor:
         """
         checks.one_of("method", method, tuple(METHODS))
         steps = STEPS[method] if steps is None else steps
-        guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
+        checks.text("prompt", prompt), checks.text("negative_prompt", negative_prompt)
+        guidance, fps = checks.finite("guidance", guidance), checks.count("fps", fps)
         tolerance = checks.positive("tolerance", tolerance)
+        checks.called("on_step", on_step)
+        timesteps = _timesteps(timesteps)
+        for name, value, kind in (
+            ("recording", recording, Recording),
+            ("unfinished", unfinished, Unfinished),
+        ):
+            if value is not None:
+                checks.kind(name, value, kind, f"a {kind.__name__}")
+        video = self._video(video)
         if len(video.frames) < 2:
             raise InputError("the video has 1 frame; at least 2 are needed")
         size, schedule = self.check_size(_size(video.frames)), self.schedule
@@ -153,17 +175,20 @@ class Editor:
 
         inversion = METHODS[method]
         options = {"tolerance": tolerance} if inversion is fixed_point else {}
+        check = self._step_check("inversion", steps, [guidance])
         if begin.latest < last:
             with self._forward() as forward:
                 predict = guided(forward, branches, recorder.taps)
-                for state in inversion(predict, begin, schedule, steps, **options):
+                for state in inversion(predict, begin, schedule, steps, check=check, **options):
                     recorder.settle(state.latest)
                     if on_step is not None:
                         on_step(state.steps - 1, state.latest, state.kept[state.latest])
                     if state.latest == last:
                         break
-                    if unfinished is not None:
+                    if unfinished is not None and unfinished.due:
+                        check.finish()
                         unfinished.save(state, video, settings, self.fingerprint)
+            check.finish()
         read = {0, *(timesteps or visited)}
         source = Source(
             video=video,
@@ -192,6 +217,7 @@ class Editor:
         Nothing is computed but shapes.
         """
         timesteps = self.schedule.timesteps(steps)
+        video = self._video(video)
         plan = self.plan(steps, start, injection)
         sites = {timesteps[i]: at for i, at in plan.items()}
         device, every = self.backbone.device, frozenset().union(*sites.values())
@@ -212,18 +238,25 @@ class Editor:
         One evaluation for each timestep of the recording that `features` lacks, of the source
         alone and only as far as its last site.
         """
+        checks.kind("recording", recording, Recording, "a Recording: see editor.recording")
+        self.check_source(source)
         features = features or Features(recording.places)
         missing = [t for t in recording.places if t not in features.kept]
         if missing:
-            self.check_source(source)
             self.check_kept(source.trajectory, missing)
             first = self._source_frame(source, source.settings.fps)
             with self._conditioning():
                 conditions = self.backbone.condition(source.settings.prompt, first)
+        check = FiniteCheck(self._tell_of_features)
         with self._forward() as forward:
             for t in missing:
                 sites, latents = recording.sites[t], source.trajectory[t]
-                features.add(t, recorded(forward, latents, t, conditions, sites, recording.compact))
+                kept = recorded(forward, latents, t, conditions, sites, recording.compact)
+                for site, parts in kept.items():
+                    for x in parts:
+                        check.look(x[None], (site, t))
+                features.add(t, kept)
+        check.finish()
         return replace(source, features=features)
 
     def edit(
@@ -321,12 +354,14 @@ class Editor:
         source_pass: SourcePass,
     ) -> Callable[[slice], list[Edit]]:
         """What runs some of the edits together; all that can be wrong with any is found here."""
+        edits = list(checks.kind("edits", edits, Sequence, "a list of EditRequest"))
         if not edits:
             raise InputError("edits: there is none")
         self.check_source(source)
+        checks.called("on_step", on_step)
         needed = self.needed_timesteps(steps, start, injection, source_pass)
         self.check_kept(source.trajectory, needed)
-        fps = checks.whole("fps", fps)
+        fps = checks.count("fps", fps)
         size, frames = _size(source.video.frames), len(source.video.frames)
         self._reserve(size, frames)
         plan = self.plan(steps, start, injection)
@@ -343,9 +378,11 @@ class Editor:
             of_source = self.backbone.condition(source.settings.prompt, first)
         at = SourceAt(source, of_source, plan, source_pass, replayed, self.backbone.sites)
         # what can be wrong with one edit is found before the first is run
+        for edit in edits:
+            _check_request(edit)
         latents = [self._begin(edit, inverted) for edit in edits]
-        pictures = [fit_frame(read_image(edit.frame), size, edit.fit) for edit in edits]
-        scales = [checks.finite("guidance", edit.guidance) for edit in edits]
+        pictures = [fit_frame(_read_frame(edit.frame), size, edit.fit) for edit in edits]
+        scales = [float(edit.guidance) for edit in edits]
 
         def run(batch: slice) -> list[Edit]:
             with self._conditioning():
@@ -364,8 +401,14 @@ class Editor:
             begin = torch.cat(latents[batch])
             with played as kept, self._forward() as forward:
                 predict = injected(forward, branches, at, kept)
-                clean = sample(predict, begin, self.schedule, steps, start, on_step)
-            return [Edit(self.decode(x), source.video.fps, x) for x in clean.split(1)]
+                which = _which(edits, batch.start)
+                check = self._step_check("sampling", steps, scales[batch], which)
+                clean = sample(predict, begin, self.schedule, steps, start, on_step, check)
+            done = []
+            for row, x in enumerate(clean.split(1)):
+                decoded = self._decode(x, _which(edits, batch.start + row))
+                done.append(Edit(decoded, source.video.fps, x))
+            return done
 
         return run
 
@@ -383,16 +426,18 @@ class Editor:
     ) -> Edit:
         """The source video again, from its inverted latents; nothing is injected."""
         self.check_source(source)
+        checks.text("prompt", prompt), checks.text("negative_prompt", negative_prompt)
+        checks.called("on_step", on_step)
         (first,) = needed = self.needed_timesteps(steps, start)
         self.check_kept(source.trajectory, needed)
-        guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
+        guidance, fps = checks.finite("guidance", guidance), checks.count("fps", fps)
         self._reserve(_size(source.video.frames), len(source.video.frames), 2)
         with self._conditioning():
             branches = self.backbone.branches(
                 prompt, negative_prompt, self._source_frame(source, fps), guidance
             )
         latents = source.trajectory[first].to(self.backbone.device)
-        return self._sample(branches, latents, steps, start, on_step, source.video.fps)
+        return self._sample(branches, latents, steps, start, guidance, on_step, source.video.fps)
 
     @torch.no_grad()
     def generate(
@@ -412,25 +457,28 @@ class Editor:
     ) -> Edit:
         """The plain image-to-video model: a clip that begins with `frame`, from random noise."""
         self.schedule.timesteps(steps)
+        checks.text("prompt", prompt), checks.text("negative_prompt", negative_prompt)
+        checks.called("on_step", on_step)
         size = self.check_size(self.defaults.size if size is None else size)
-        frames = checks.whole("frames", self.defaults.frames if frames is None else frames)
-        guidance, fps = checks.finite("guidance", guidance), checks.whole("fps", fps)
+        frames = checks.count("frames", self.defaults.frames if frames is None else frames)
+        guidance, fps = checks.finite("guidance", guidance), checks.count("fps", fps)
         self._reserve(size, frames, 2)
-        first = self._encoded(fit_frame(read_image(frame), size, fit), frames, fps)
+        first = self._encoded(fit_frame(_read_frame(frame), size, fit), frames, fps)
         with self._conditioning():
             branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
         one = first.latents.shape
         noise = self._noise(torch.Size((*one[:2], frames, *one[3:])), seed, noise)
-        return self._sample(branches, noise, steps, 0, on_step, fps)
+        return self._sample(branches, noise, steps, 0, guidance, on_step, fps)
 
     def tokenize(self, text: str) -> Tensor:
         """int64 (1, 77)."""
-        return self.backbone.tokenize(text)
+        return self.backbone.tokenize(checks.text("text", text))
 
     @torch.no_grad()
     def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
         """(1, 77, d): hidden states before the last `clip_skip` layers, final norm applied."""
         with self._conditioning():
+            checks.text("text", text), checks.whole("clip_skip", clip_skip, 0)
             return self.backbone.encode_text(text, clip_skip)
 
     @torch.no_grad()
@@ -441,9 +489,10 @@ class Editor:
 
         `black_edge` reproduces a fault of the original's crop: see `center_crop`.
         """
-        image = read_image(frame)
+        image = _read_frame(frame)
+        width = checks.count("width", image.shape[1] if width is None else width)
         with self._conditioning():
-            return self.backbone.encode_image(image, width or image.shape[1], black_edge)
+            return self.backbone.encode_image(image, width, black_edge)
 
     @torch.no_grad()
     def encode_frames(
@@ -454,27 +503,33 @@ class Editor:
         With a generator, samples of the posterior, as the original draws them.
         """
         frames = as_frames(frames)
+        if generator is not None:
+            checks.kind("generator", generator, torch.Generator, "a torch.Generator")
         size = self.check_size(_size(frames))
         # not all of them, so that memory does not grow with the length of the clip; samples are
         # drawn for one after the other, as the original draws them
         at_once = self._frames_at_once(size) if generator is None else 1
-        latents = []
+        latents, check = [], self._frame_check("the autoencoder's encoder", len(frames))
         with self.offload.here(self.vae.encoder):
             for start in range(0, len(frames), at_once):
                 pixels = to_pixels(frames[start : start + at_once])
                 pixels = pixels.to(self.backbone.device, self.backbone.dtype)
                 latents.append(self.vae.encode(pixels, generator).float())
+                check.look(latents[-1], start)
+        check.finish()
         return torch.cat(latents).transpose(0, 1)[None].contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """(1, c, f, h/s, w/s) scaled latents -> (f, h, w, 3) uint8."""
-        if not latents.isfinite().all():
-            raise RuntimeError("the latents are not finite: try --dtype bfloat16 or float32")
-        each = latents[0].transpose(0, 1).to(self.backbone.device, self.backbone.dtype)
-        s = self.vae.config.factor
-        at_once = self._frames_at_once((each.shape[3] * s, each.shape[2] * s))
-        return np.concatenate([to_frames(self.vae.decode(x)) for x in each.split(at_once)])
+        checks.kind("latents", latents, Tensor, "a tensor (1, c, f, h/s, w/s)")
+        c = self.vae.config.latent_channels
+        if latents.ndim != 5 or latents.shape[:2] != (1, c) or not latents.numel():
+            raise InputError(f"latents: {tuple(latents.shape)} is not (1, {c}, f, h/s, w/s)")
+        given = FiniteCheck(lambda place, rows: "the latents to be decoded are not finite")
+        given.look(latents, None)
+        given.finish()
+        return self._decode(latents)
 
     @torch.no_grad()
     def condition(
@@ -487,9 +542,10 @@ class Editor:
         negative: bool = False,
     ) -> Conditions:
         """What one branch is steered by; `negative` zeroes the image embedding."""
-        image = read_image(frame)
+        checks.text("prompt", prompt)
+        image = _read_frame(frame)
+        frames, fps = checks.count("frames", frames), checks.count("fps", fps)
         latents = self.encode_frames(center_crop(image, self.check_size(size))[None])
-        frames, fps = checks.whole("frames", frames), checks.whole("fps", fps)
         first = FirstFrame(image, latents, size[0], frames, fps)
         with self._conditioning():
             return self.backbone.condition(prompt, first, negative)
@@ -499,6 +555,15 @@ class Editor:
         self, latents: Tensor, t: int | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
         """v of latents (b, c, f, h, w) at timestep t, float32; b rows of conditions."""
+        checks.kind("latents", latents, Tensor, "a tensor (b, c, f, h, w)")
+        if latents.ndim != 5:
+            raise InputError(f"latents: {tuple(latents.shape)} is not (b, c, f, h, w)")
+        if not hasattr(conditions, "stack"):
+            given = checks.shown(conditions)
+            raise InputError(f"conditions: {given} is not what editor.condition gives")
+        if not isinstance(t, Tensor):
+            checks.whole("t", t, 0, TRAIN_STEPS - 1)
+        self._check_taps(taps)
         rows = latents.to(self.backbone.device, self.backbone.dtype)
         return self.backbone.predict(rows, t, conditions, taps).float()
 
@@ -518,6 +583,9 @@ class Editor:
 
     def plan(self, steps: int, start: int, injection: Injection) -> dict[int, frozenset[str]]:
         """Index of each step that is run -> sites that are injected there."""
+        if not callable(getattr(injection, "groups", None)):
+            raise InputError(f"injection: {checks.shown(injection)} is not an Injection")
+        checks.whole("start", start, 0, len(self.schedule.timesteps(steps)) - 1)
         return sites_per_step(injection.groups(self.backbone.groups), steps, start, self.sites)
 
     def needed_timesteps(
@@ -529,7 +597,6 @@ class Editor:
     ) -> list[int]:
         """The timesteps whose latents a run takes from its source, the one it starts from first."""
         timesteps = self.schedule.timesteps(steps)
-        checks.whole("start", start, 0, steps - 1)
         checks.one_of("source_pass", source_pass, SourcePass.__args__)
         plan = self.plan(steps, start, injection)
         return [
@@ -549,6 +616,9 @@ class Editor:
 
     def check_source(self, source: Source) -> None:
         """InputError unless the source was made with these weights."""
+        if not isinstance(source, Source):
+            hint = "editor.load_source(path) reads one, editor.invert(video) makes one"
+            raise InputError(f"source: {checks.shown(source)} is not a Source; {hint}")
         if source.fingerprint != self.fingerprint:
             raise InputError("the source was made with other weights; invert the video again")
         (width, height), s = _size(source.video.frames), self.vae.config.factor
@@ -558,6 +628,7 @@ class Editor:
 
     def load_source(self, path: str | os.PathLike) -> Source:
         """A saved source; InputError if it is none, or was made with other weights."""
+        path = checks.path("path", path)
         source = Source.load(path)
         try:
             self.check_source(source)
@@ -590,8 +661,7 @@ class Editor:
     def _check_features(self, source: Source) -> None:
         kept = source.features.kept
         every = frozenset(site for at in kept.values() for site in at)
-        if unknown := every - self.sites:
-            raise InputError(f"holds features of {sorted(unknown)[0]}, which is no site")
+        checks.known("features", every, self.sites, "site")
         fit = [self._blank_features(source.video, every, compact) for compact in (True, False)]
         for t, at in kept.items():
             for site, parts in at.items():
@@ -640,12 +710,81 @@ class Editor:
         return graphed(self.predict, self.backbone.device, self.graphs)
 
     def _sample(
-        self, branches: Branches, latents: Tensor, steps: int, start: int, on_step, fps: float
+        self,
+        branches: Branches,
+        latents: Tensor,
+        steps: int,
+        start: int,
+        guidance: float,
+        on_step: OnStep | None,
+        fps: float,
     ) -> Edit:
+        check = self._step_check("sampling", steps, [guidance])
         with self._forward() as forward:
             predict = guided(forward, branches)
-            clean = sample(predict, latents, self.schedule, steps, start, on_step)
-        return Edit(self.decode(clean), fps, clean)
+            clean = sample(predict, latents, self.schedule, steps, start, on_step, check)
+        return Edit(self._decode(clean), fps, clean)
+
+    def _decode(self, latents: Tensor, which: Which = lambda rows: "") -> np.ndarray:
+        """`decode`, of latents that are finite."""
+        each = latents[0].transpose(0, 1).to(self.backbone.device, self.backbone.dtype)
+        s = self.vae.config.factor
+        at_once = self._frames_at_once((each.shape[3] * s, each.shape[2] * s))
+        check = self._frame_check("the autoencoder's decoder", len(each), which)
+        frames = []
+        for start in range(0, len(each), at_once):
+            pixels = self.vae.decode(each[start : start + at_once])
+            check.look(pixels, start)
+            frames.append(to_frames(pixels))
+        # the frames have come from the device, and their flags before them
+        check.finish()
+        return np.concatenate(frames)
+
+    def _step_check(
+        self, doing: str, steps: int, guidance: Sequence[float], which: Which = lambda rows: ""
+    ) -> FiniteCheck:
+        """Of a run; rows are the edits of a batch, with the guidance of each."""
+        what, dtype = f"{doing}: the network (UNet)", self.backbone.dtype
+        return FiniteCheck(in_steps(what, steps, dtype, guidance, which))
+
+    def _frame_check(self, part: str, count: int, which: Which = lambda rows: "") -> FiniteCheck:
+        """Of a network that goes through `count` frames; rows are frames from the place on."""
+
+        def tell(start: int, rows: list[int]) -> str:
+            where = f"in frame {nth(start + rows[0], count)}{which([0])}"
+            return not_finite(part, where, remedy(self.backbone.dtype))
+
+        return FiniteCheck(tell)
+
+    def _tell_of_features(self, place: tuple[str, int], rows: list[int]) -> str:
+        site, t = place
+        where = f"at {site}, timestep {t}"
+        return not_finite(
+            "recording features: the network (UNet)", where, remedy(self.backbone.dtype)
+        )
+
+    def _check_taps(self, taps: Taps) -> None:
+        checks.kind("taps", taps, Taps, "an anyv2v.Taps")
+        if taps.sites is not None:
+            checks.known("taps", taps.sites, self.sites, "site")
+
+    def _video(self, video: Video | str | os.PathLike | np.ndarray) -> Video:
+        """What the caller calls a video, with frames that nobody else can change."""
+        if isinstance(video, Source):
+            raise InputError(f"video: {video} is inverted already; editor.edit takes it")
+        if isinstance(video, (str, os.PathLike)):
+            path = checks.path("video", video)
+            if path.suffix.lower() == SUFFIX:
+                raise InputError(f"video: {path} is a source; editor.load_source reads it")
+            from anyv2v.media.video import read_video
+
+            size, frames, fps = self.defaults.size, self.defaults.frames, self.defaults.fps
+            return read_video(path, size=size, frames=frames, fps=fps)
+        if isinstance(video, (np.ndarray, Tensor)):
+            return Video(video, self.defaults.fps)
+        what = "a Video, a path, or an array of frames, uint8 (f, h, w, 3)"
+        checks.kind("video", video, Video, what)
+        return Video(video.frames, video.fps)
 
     def _encoded(self, image: np.ndarray, frames: int, fps: int) -> FirstFrame:
         return self._first_frame(image, self.encode_frames(image[None]), frames, fps)
@@ -661,12 +800,48 @@ class Editor:
     def _noise(self, shape: torch.Size, seed: int, noise: Tensor | None) -> Tensor:
         if noise is None:
             # drawn on the CPU, so that a seed means the same on every device
-            generator = torch.Generator().manual_seed(checks.whole("seed", seed, 0))
+            generator = torch.Generator().manual_seed(checks.seed(seed))
             noise = torch.randn(shape, generator=generator)
+        checks.kind("noise", noise, Tensor, "a tensor")
         if noise.shape != shape:
             raise InputError(f"noise is {tuple(noise.shape)}, the latents are {tuple(shape)}")
+        if not noise.isfinite().all():
+            raise InputError("noise: it holds values that are not finite")
         return noise.to(self.backbone.device, torch.float32)
 
 
 def _size(frames: np.ndarray) -> tuple[int, int]:
     return frames.shape[2], frames.shape[1]
+
+
+def _read_frame(frame: Frame) -> np.ndarray:
+    right = "a path, a picture, or an array, uint8 (h, w, 3)"
+    return read_image(
+        checks.kind("frame", frame, (str, os.PathLike, np.ndarray, Image.Image, Tensor), right)
+    )
+
+
+def _check_request(edit: EditRequest) -> None:
+    checks.kind("edits", edit, EditRequest, "an EditRequest")
+    checks.text("prompt", edit.prompt), checks.text("negative_prompt", edit.negative_prompt)
+    checks.finite("guidance", edit.guidance)
+
+
+def _which(edits: Sequence[EditRequest], first: int) -> Which:
+    """Of rows of a batch that begins with edit `first`: which edits they are, in a message."""
+
+    def which(rows: list[int]) -> str:
+        if len(edits) == 1:
+            return ""
+        named = [f"{nth(first + row, len(edits))} {edits[first + row].prompt!r}" for row in rows]
+        return f", of edit {', '.join(named)}"
+
+    return which
+
+
+def _timesteps(timesteps: Collection[int] | None) -> list[int] | None:
+    try:
+        given = None if timesteps is None else list(timesteps)
+    except TypeError:
+        raise InputError(f"timesteps: {checks.shown(timesteps)} is not a list of them") from None
+    return given and [checks.whole("timesteps", t, 0, TRAIN_STEPS - 1) for t in given]

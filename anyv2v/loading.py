@@ -84,7 +84,8 @@ def _assemble(
 
 def folder_of(weights: str | os.PathLike) -> Path:
     """Where the weights are: "demo" is the folder that came with the package."""
-    return DEMO_FOLDER if weights == DEMO else Path(weights)
+    folder = checks.path("weights", weights)
+    return DEMO_FOLDER if os.fspath(weights) == DEMO else folder
 
 
 def peek(weights: str | os.PathLike) -> tuple[Defaults, int]:
@@ -126,8 +127,16 @@ def expected_shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
 def shapes_of(
     builders: dict[str, Callable[[], nn.Module]],
 ) -> dict[str, dict[str, tuple[int, ...]]]:
+    networks = {}
     with torch.device("meta"):
-        networks = {name: build() for name, build in builders.items()}
+        for name, build in builders.items():
+            try:
+                networks[name] = build()
+            except InputError:
+                raise
+            # torch's layers have their own words for sizes that cannot be
+            except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+                raise InputError(f"{name}: {error}") from error
     return {
         name: {key: tuple(x.shape) for key, x in network.state_dict().items()}
         for name, network in networks.items()
@@ -139,8 +148,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device: {device!r} is neither cpu nor cuda") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"device: {checks.shown(device)} is neither cpu nor cuda") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device: {device} is neither cpu nor cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -13,7 +13,7 @@ EVERY = 30.0
 """Seconds between two plain lines at most, while there is something new to say."""
 SHARE = 0.1
 """Part of the work after which there is a plain line in any case."""
-BRIEF = 1.0
+BRIEF = 5.0
 """Seconds; files that are read or written in less need no plain line."""
 
 

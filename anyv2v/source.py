@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.files import atomic_path, check_output
 from anyv2v.injection.features import NO_FEATURES, Features
-from anyv2v.media.clip import Video
+from anyv2v.media.clip import Video, clip
 
 FORMAT = "anyv2v source 2"
 UNFINISHED = "anyv2v unfinished inversion 1"
@@ -54,7 +53,7 @@ class InversionSettings:
     """Of the fixed point; plain DDIM has none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
     video: Video
     trajectory: Trajectory
@@ -69,8 +68,16 @@ class Source:
     features: Features = NO_FEATURES
     """What was recorded on the way."""
 
+    def __repr__(self) -> str:
+        made, video = self.settings, clip(self.video.frames, self.video.fps)
+        return (
+            f"Source({video}, {made.method} in {made.steps} steps, "
+            f"{self.evaluations} evaluations, weights {self.fingerprint[:12] or 'unknown'})"
+        )
+
     def save(self, path: str | os.PathLike, force: bool = True, features: bool = False) -> None:
         """Writes one safetensors file; whole or not at all. With `features`, those too."""
+        path = checks.path("path", path)
         check_output(path, force, (SUFFIX,))
         facts = {
             "format": FORMAT,
@@ -93,6 +100,7 @@ class Source:
     @classmethod
     def load(cls, path: str | os.PathLike) -> Source:
         """InputError if the file is not a whole source that `save` wrote."""
+        path = checks.path("path", path)
         with _reading(path, FORMAT, "a source written by `anyv2v invert`") as (facts, tensors):
             features: dict[int, dict[str, dict[int, Tensor]]] = {}
             for name in [name for name in tensors if name.startswith("features.")]:
@@ -104,7 +112,7 @@ class Source:
                 for t, at in features.items()
             }
             source = cls(
-                video=Video(tensors.pop("frames").numpy(), facts["fps"]),
+                video=Video.owning(tensors.pop("frames").numpy(), facts["fps"]),
                 trajectory=Trajectory(_latents(tensors)),
                 evaluations=int(facts["evaluations"]),
                 settings=section(facts, "settings", InversionSettings),
@@ -144,7 +152,7 @@ class Unfinished:
 
     def __init__(self, path: str | os.PathLike, resume: bool = True):
         """`resume`: go on from what is there, else begin again."""
-        self.path, self._resume = Path(path), resume
+        self.path, self._resume = checks.path("path", path), resume
         self._saved = time.monotonic()
 
     def load(
@@ -176,12 +184,14 @@ class Unfinished:
                 _check_values("latents", x, torch.float32)
         return state
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return time.monotonic() - self._saved >= SAVE_EVERY
+
     def save(
         self, state: Inverted, video: Video, settings: InversionSettings, fingerprint: str
     ) -> None:
-        """Now and then: called after each step."""
-        if time.monotonic() - self._saved < SAVE_EVERY:
-            return
         facts = {
             "format": UNFINISHED,
             "evaluations": state.evaluations,

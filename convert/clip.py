@@ -1,5 +1,6 @@
 """CLIP's two towers: names and configs, the image preprocessing and the tokenizer."""
 
+import sys
 from pathlib import Path
 
 from anyv2v.convert.fields import Fields
@@ -154,7 +155,7 @@ def preprocess_config(where: str, values: dict) -> dict:
     for name in ("image_mean", "image_std"):
         value = theirs[name]
         right = isinstance(value, list) and len(value) == 3
-        if not right or not all(type(v) in (int, float) for v in value):
+        if not right or not all(map(_is_number, value)):
             raise theirs.refuse(name, "one number per colour is needed")
         if name == "image_std" and min(value) <= 0:
             raise theirs.refuse(name, "deviations are positive")
@@ -163,6 +164,10 @@ def preprocess_config(where: str, values: dict) -> dict:
         "mean": list(theirs["image_mean"]),
         "std": list(theirs["image_std"]),
     }
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def tokenizer_config(folder: Path, vocab: dict[str, int], tokens: int) -> dict:
@@ -212,7 +217,10 @@ def tokenizer_files(folder: Path) -> tuple[dict[str, int], str]:
         if not isinstance(model, dict) or model.get("type") != "BPE":
             raise InputError(f"{where}: its model is not BPE, CLIP's is")
         vocab, pairs = model.get("vocab"), model.get("merges", [])
-        lines = (" ".join(pair) if isinstance(pair, list) else pair for pair in pairs)
+        try:
+            lines = [pair if isinstance(pair, str) else "{} {}".format(*pair) for pair in pairs]
+        except (IndexError, TypeError) as error:
+            raise InputError(f"{where}: its merges are no list of pairs") from error
         merges = "\n".join(["#version: 0.2", *lines]) + "\n"
     else:
         raise InputError(f"{folder}: has neither vocab.json and merges.txt nor tokenizer.json")

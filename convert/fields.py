@@ -1,9 +1,10 @@
 """Their configs, read field by field: every refusal names the file, the field and its value."""
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
+from anyv2v import checks
 from anyv2v.errors import InputError
 
 
@@ -45,10 +46,17 @@ class Fields:
             raise self.refuse(name, "a list of whole numbers from 1 is needed")
         return list(value)
 
+    def divides(self, name: str, widths: list[int], what: str) -> int:
+        """A count that divides each of `widths`, which the file calls `what`."""
+        number = self.count(name)
+        if odd := [width for width in widths if width % number]:
+            raise self.refuse(name, f"it must divide {what}, among which is {odd[0]}")
+        return number
+
     def number(self, name: str) -> float:
         """A positive number."""
         value = self[name]
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             raise self.refuse(name, "a positive number is needed")
         return float(value)
 
@@ -64,4 +72,4 @@ class Fields:
 
 
 def _is_count(value) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= checks.MOST

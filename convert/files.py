@@ -12,7 +12,7 @@ from torch import Tensor
 from anyv2v.convert.pickles import check_pickle
 from anyv2v.errors import InputError
 from anyv2v.weights.manifest import read_json
-from anyv2v.weights.tensors import Layout, open_file, read_header, read_tensor
+from anyv2v.weights.tensors import NAMES, Layout, open_file, read_header, read_tensor
 
 # safetensors is the safer of the two, so it comes first
 STEMS = {
@@ -216,20 +216,22 @@ class BinFile:
             # the old mapping goes before the new one comes
             self._state = None
             self._state, self._touched = self._open(), 0
-        tensor = self._state[name].detach()
-        tensor = tensor if rows is None else tensor[rows]
-        self._touched += tensor.nbytes
-        return tensor.clone(memory_format=torch.contiguous_format)
+        try:
+            tensor = self._state[name].detach()
+            tensor = tensor if rows is None else tensor[rows]
+            self._touched += tensor.nbytes
+            return tensor.clone(memory_format=torch.contiguous_format)
+        except RuntimeError as error:
+            raise InputError(f"{self.path}: {name} cannot be read: {_reason(error)}") from error
 
     def _open(self) -> dict[str, Tensor]:
         try:
             with torch.serialization.safe_globals(self._inert):
                 state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
             raise InputError(
                 f"{self.path}: cannot be read as tensors alone (torch.load, weights_only, the zip "
-                f"format that torch writes since 1.6): {reason}"
+                f"format that torch writes since 1.6): {_reason(error)}"
             ) from error
         if self._beside and isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             if unknown := [name for name in state if name not in ("state_dict", *self._beside)]:
@@ -245,7 +247,15 @@ class BinFile:
             for n, t in state.items()
         ):
             raise InputError(f"{self.path}: is not a dict of names and tensors")
+        for name, tensor in state.items():
+            if tensor.dtype not in NAMES:
+                known = ", ".join(map(str, NAMES))
+                raise InputError(f"{self.path}: {name} is {tensor.dtype}; known are {known}")
         return state
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def _flat(groups: dict) -> dict | None:

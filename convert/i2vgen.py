@@ -109,7 +109,7 @@ def unet_config(where: str, values: dict) -> dict:
         "layers": theirs.count("layers_per_block"),
         "head_dim": _head_dim(theirs),
         "context_width": theirs.count("cross_attention_dim"),
-        "groups": theirs.count("norm_num_groups"),
+        "groups": theirs.divides("norm_num_groups", widths, "block_out_channels"),
     }
 
 

@@ -6,7 +6,10 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from anyv2v.errors import InputError
+from anyv2v.weights.tensors import open_file
 
 LARGEST = 8 * 2**20
 """Bytes of a pickle. One of 1,511 tensors has 0.2 MB: the tensors themselves lie beside it."""
@@ -18,6 +21,12 @@ CALLED = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.\w+Storage"
 )
 """What a state_dict of plain tensors and parameters is made with."""
+
+PICKLE = re.compile(r"[^/\\]+/data\.pkl")
+"""The name of the pickle in the archive."""
+
+ZIP = b"PK\3\4"
+"""How a file begins that torch.load reads as a zip archive."""
 
 MARK = object()
 
@@ -31,26 +40,25 @@ def check_pickle(path: Path, inert: tuple[str, ...] = ()) -> None:
     torch.load, which does not unpickle it either.
     """
     try:
-        with zipfile.ZipFile(path) as file:
-            names = [name for name in file.namelist() if name.split("/")[-1] == "data.pkl"]
-            for name in names:
-                if problem := _problem(file, name, inert):
-                    raise InputError(
-                        f"{path}: cannot be read as tensors alone: its pickle {problem}"
-                    )
-    except zipfile.BadZipFile:
-        return
-    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path}: cannot be read as tensors alone: its pickle is malformed: {error}"
-        ) from error
+        problem = _problem(path, inert)
+    # zipfile and what it decompresses with raise whatever a broken archive brings them to
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        problem = f"is malformed: {reason}"
+    if problem:
+        raise InputError(f"{path}: cannot be read as tensors alone: its pickle {problem}")
 
 
-def _problem(file: zipfile.ZipFile, name: str, inert: tuple[str, ...]) -> str:
-    with file.open(name) as stream:
-        data = stream.read(LARGEST + 1)
+def _problem(path: Path, inert: tuple[str, ...]) -> str:
+    with open_file(path) as stream:
+        if stream.read(len(ZIP)) != ZIP:
+            return ""
+    with zipfile.ZipFile(path) as file:
+        if problem := _names_problem(file.namelist()):
+            return problem
+        (name,) = (name for name in file.namelist() if PICKLE.fullmatch(name))
+        with file.open(name) as stream:
+            data = stream.read(LARGEST + 1)
     if len(data) > LARGEST:
         return f"is longer than {LARGEST} bytes"
     for operation, argument in _operations(data):
@@ -59,7 +67,31 @@ def _problem(file: zipfile.ZipFile, name: str, inert: tuple[str, ...]) -> str:
             return f"wants {called}; nothing was run"
         if operation in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"):
             return f"has {operation}, which torch.save does not write"
-    return f"nests deeper than {DEEPEST} containers" if _depth(data) > DEEPEST else ""
+    if _depth(data) > DEEPEST:
+        return f"nests deeper than {DEEPEST} containers"
+    # what was looked at has to be what torch.load will unpickle, and it has a reader of its own
+    if torch._C.PyTorchFileReader(str(path)).get_record("data.pkl") != data:
+        return "is another one to torch.load than to zipfile"
+    return ""
+
+
+def _names_problem(names: list[str]) -> str:
+    """Names that two readers of zip files may understand differently; "" if there are none.
+
+    torch's does not look at the case of letters, and takes the first name's folder for that of all.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(name.lower(), name)) is not name:
+            return f"lies in an archive with entries {other!r} and {name!r}"
+    pickles = [name for name in names if name.lower().split("/")[-1] == "data.pkl"]
+    if len(pickles) != 1 or not PICKLE.fullmatch(pickles[0]):
+        found = ", ".join(map(repr, pickles[:3])) or "none"
+        return f"should be called */data.pkl, as torch.save does it; there is {found}"
+    root = pickles[0].partition("/")[0]
+    if apart := [name for name in names if name.partition("/")[0] != root]:
+        return f"is in {root}/, but the archive also has {apart[0]!r}"
+    return ""
 
 
 def _depth(data: bytes) -> int:

@@ -51,7 +51,12 @@ def convert(
     read = _reader(src)
     check_target(dst, force, src)
     model = read(src, dtype)
-    write_model(model, dst, expected(model.config), dtype, force, progress)
+    try:
+        shapes = expected(model.config)
+    # the networks are built of what the configs say, and torch has its own words for what cannot be
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{src}: its configs make no network: {error}") from error
+    write_model(model, dst, shapes, dtype, force, progress)
     return model.config
 
 

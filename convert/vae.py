@@ -76,6 +76,6 @@ def vae_config(where: str, values: dict) -> dict:
         "latent_channels": theirs.only("latent_channels", 4),
         "widths": widths,
         "layers": theirs.count("layers_per_block"),
-        "groups": theirs.count("norm_num_groups"),
+        "groups": theirs.divides("norm_num_groups", widths, "block_out_channels"),
         "scaling_factor": theirs.number("scaling_factor"),
     }

@@ -28,8 +28,14 @@ def read_json(path: Path) -> dict:
     """A file that holds one JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        # JSON can escape half of a pair of surrogates, which cannot be written as text again
+        raise InputError(
+            f"{path}: holds {error.object[error.start]!r}, half a character"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON: {error}") from error
     if not isinstance(value, dict):

@@ -1,7 +1,9 @@
 """Inversion: the latents at every timestep that sampling would have come from.
 
 Both methods are generators: they give where they stand after each step, and go on from there.
-The latents between the steps are float32, whatever the network computes in.
+The latents between the steps are float32, whatever the network computes in. Where they are not
+finite a NotFiniteError says so: what the method's `check` makes of (index of the step, timestep).
+On a GPU plain DDIM may find it some steps later, and of its last steps in `check.finish()`.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anyv2v.diffusion.ddim import Predict
 from anyv2v.diffusion.schedule import TRAIN_STEPS, Schedule
+from anyv2v.finite import FiniteCheck
 
 TOLERANCE = 3e-3
 """Of the fixed point, by default: relative to the latents. What it buys is in README."""
@@ -59,15 +63,23 @@ class Inverted:
 Inversion = Callable[..., Iterator[Inverted]]
 
 
-def ddim(predict: Predict, state: Inverted, schedule: Schedule, steps: int) -> Iterator[Inverted]:
+def ddim(
+    predict: Predict,
+    state: Inverted,
+    schedule: Schedule,
+    steps: int,
+    check: FiniteCheck | None = None,
+) -> Iterator[Inverted]:
     """Plain DDIM inversion (arXiv 2105.05233, appendix F), as the original runs it.
 
     The network is asked about the timestep that is stepped to, but at the latents that are
     stepped from: one evaluation a step, and inexact.
     """
+    check = check or FiniteCheck()
     for i, t in _todo(state, schedule, steps):
         v = predict(i, t, state.latents)
         latents = schedule.inverse_step(v, t, state.latents, steps)
+        check.look(latents, (i, t))
         state = replace(
             state,
             kept={**state.kept, t: latents},
@@ -85,6 +97,7 @@ def fixed_point(
     tolerance: float = TOLERANCE,
     budget: int | None = None,
     last: float = LAST,
+    check: FiniteCheck | None = None,
 ) -> Iterator[Inverted]:
     """Solves each step of sampling for the latents it would have come from.
 
@@ -101,6 +114,7 @@ def fixed_point(
     it will compute of the source in sampling. The next step starts from the iterate after it, which
     is nearer by one contraction and costs nothing.
     """
+    check = check or FiniteCheck()
     budget = most(steps) if budget is None else budget
     for i, t in _todo(state, schedule, steps):
         turn = _angle(schedule, t) - _angle(schedule, t - TRAIN_STEPS // steps)
@@ -118,6 +132,8 @@ def fixed_point(
             tried.append(x)
             solved.append(solve(v))
             residual, weights = _look_back(tried[-MEMORY:], solved[-MEMORY:])
+            if weights is None:
+                raise check.error((i, t), [0])
             if residual <= within:
                 break
             # where the residuals of the last ones best cancel, if they change along straight lines
@@ -158,15 +174,19 @@ def _extrapolated(slopes: tuple[Tensor, ...]) -> Tensor:
     return slopes[-1] if len(slopes) == 1 else 2 * slopes[-1] - slopes[-2]
 
 
-def _look_back(tried: list[Tensor], solved: list[Tensor]) -> tuple[float, list[float]]:
+def _look_back(tried: list[Tensor], solved: list[Tensor]) -> tuple[float, list[float] | None]:
     """The last residual, relative to its iterate; weights of the earlier solutions in a mixture.
 
-    With them the residuals best cancel. All products come from the device in one transfer.
+    With them the residuals best cancel. All products come from the device in one transfer. The
+    weights are None if a solution is not finite.
     """
     residuals = [b - a for a, b in zip(tried, solved, strict=True)]
     changes = [residuals[-1] - r for r in residuals[:-1]]
     rows = torch.stack([tried[-1], residuals[-1], *changes]).flatten(1).double()
     products = (rows @ rows.T).cpu()
+    # of float32 in float64, so they are finite if those are
+    if not np.isfinite(products.numpy()).all():
+        return math.nan, None
     size, missed, normal = products[0, 0], products[1, 1], products[2:, 2:]
     # residuals that are equal but for rounding leave the weights open. This keeps them small there,
     # below 5000, and is too little to be felt elsewhere

@@ -6,11 +6,11 @@ import logging
 import os
 import re
 import shlex
-import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -19,8 +19,10 @@ import numpy as np
 from PIL import Image
 
 from anyv2v import checks
+from anyv2v.editors import watch
 from anyv2v.editors.base import FrameRequest
 from anyv2v.errors import InputError
+from anyv2v.files import scratch
 from anyv2v.media.image import read_image
 
 PLACEHOLDERS = ("input", "output", "instruction", "reference", "mask", "seed")
@@ -63,8 +65,11 @@ class Command:
         for name, value in given.items():
             if f"{{{name}}}" in self.command and value is None:
                 raise InputError(f"the editor command has {{{name}}}, but no {name} is given")
-        with tempfile.TemporaryDirectory(prefix="anyv2v-") as folder:
-            return [self._edit(request, seed, Path(folder)) for seed in seeds]
+        with scratch(Path(tempfile.gettempdir())) as room:
+            folder = room / "pictures"
+            # whoever else uses the temporary folder has no business with them
+            folder.mkdir(mode=0o700)
+            return [self._edit(request, seed, folder) for seed in seeds]
 
     def _edit(self, request: FrameRequest, seed: int, folder: Path) -> np.ndarray:
         values = {"instruction": request.instruction, "seed": str(seed)}
@@ -89,20 +94,21 @@ class Command:
         return _of_size(read_image(output), request.frame.shape[:2])
 
     def _run(self, words: list[str], folder: Path) -> None:
-        with open(folder / "log", "w+b") as said:
+        with open(folder / "log", "w+b") as said, _watched() as tell:
             try:
                 process = subprocess.Popen(
                     words,
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=said,
-                    # a group of its own, which can be ended as a whole
+                    # a session of its own, which can be ended as a whole
                     start_new_session=True,
                 )
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise InputError(f"the editor command {words[0]} cannot run: {reason}") from error
             try:
+                tell(process)
                 status = process.wait(self.timeout)
             except subprocess.TimeoutExpired:
                 raise InputError(
@@ -117,11 +123,30 @@ class Command:
                 )
 
 
+@contextmanager
+def _watched() -> Iterator[Callable[[subprocess.Popen], None]]:
+    """Gives what is told of a process, which then ends when this one does, however that ends."""
+    if not hasattr(os, "killpg"):
+        yield lambda process: None
+        return
+    python = [sys.executable, "-I", "-S", watch.__file__]
+    with subprocess.Popen(python, stdin=subprocess.PIPE, start_new_session=True) as watcher:
+
+        def tell(process: subprocess.Popen) -> None:
+            with suppress(BrokenPipeError):
+                watcher.stdin.write(str(process.pid).encode())
+                watcher.stdin.flush()
+
+        try:
+            yield tell
+        finally:
+            watcher.kill()
+
+
 def _end(process: subprocess.Popen) -> None:
     """Ends it and what it left running."""
     if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        watch.end(process.pid)
     else:
         process.kill()
     process.wait()

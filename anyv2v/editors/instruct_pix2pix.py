@@ -17,6 +17,7 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.editors.base import FrameRequest
 from anyv2v.errors import InputError
+from anyv2v.finite import FiniteCheck, checked, in_steps
 from anyv2v.loading import choose_device, choose_dtype
 from anyv2v.media.image import to_frames, to_pixels
 from anyv2v.stable_diffusion.loading import StableDiffusion, load
@@ -113,8 +114,11 @@ def edit(
         return guide(found.float(), guidance, image_guidance)
 
     noise = noise.to(model.device)
-    latents = sample_euler_ancestral(predict, noise, model.schedule, steps, fresh, on_step)
-    return model.vae.decode(latents.to(model.dtype))
+    strongest = max(guidance, image_guidance, key=abs)
+    check = FiniteCheck(in_steps("the image editor's network", steps, model.dtype, [strongest]))
+    latents = sample_euler_ancestral(predict, noise, model.schedule, steps, fresh, on_step, check)
+    pixels = model.vae.decode(latents.to(model.dtype))
+    return checked(pixels, "the image editor's decoder", model.dtype)
 
 
 def guide(found: Tensor, guidance: float, image_guidance: float) -> Tensor:

@@ -77,13 +77,15 @@ def colours(instruction: str) -> tuple[np.ndarray | None, np.ndarray]:
 
 def _colour(name: str) -> np.ndarray:
     try:
-        rgb = ImageColor.getrgb(name if "(" in name else name.replace(" ", ""))
+        rgb = ImageColor.getrgb(name if "(" in name else name.replace(" ", ""))[:3]
+        if not max(rgb) <= 255:
+            raise ValueError
     except ValueError:
         raise InputError(
             f"recolour: {name!r} is no colour; give 'OLD > NEW' or 'NEW', "
             "with names such as red or steelblue, or #c03020"
         ) from None
-    return from_rgb(np.array(rgb[:3], dtype=np.uint8))
+    return from_rgb(np.array(rgb, dtype=np.uint8))
 
 
 def most_colourful(lab: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 
 from anyv2v import checks
 from anyv2v.edit import Frame
+from anyv2v.editors import EDITORS
 from anyv2v.editors.base import FrameEditor, FrameRequest
 from anyv2v.editors.choose import make
 from anyv2v.editors.mask import as_mask, blend, changed
@@ -40,7 +41,7 @@ def edit_frame(
     elif options:
         raise InputError(f"{next(iter(options))}: options go with the name of an editor")
     wanted = request(editor, frame, instruction, reference, mask)
-    return candidates(editor, wanted, [checks.whole("seed", seed, 0)], keep_unchanged)[0]
+    return candidates(editor, wanted, [checks.seed(seed)], keep_unchanged)[0]
 
 
 def request(
@@ -51,6 +52,12 @@ def request(
     mask: Frame | None = None,
 ) -> FrameRequest:
     """What is asked of an editor, read and checked; InputError if it needs more than is given."""
+    if not callable(editor) or not hasattr(editor, "needs") or isinstance(editor, type):
+        raise InputError(
+            f"editor: {checks.shown(editor)} is no editor; give one of {', '.join(EDITORS)}, "
+            "or one that was made"
+        )
+    instruction = checks.text("instruction", instruction)
     given = {"instruction": instruction.strip() or None, "reference": reference, "mask": mask}
     if missing := [what for what in sorted(editor.needs) if given[what] is None]:
         raise InputError(f"{type(editor).__name__} needs {' and '.join(missing)}")

@@ -35,9 +35,13 @@ class Injection:
     def __post_init__(self):
         for name, fraction in self._fractions().items():
             checks.fraction(f"injection: {name}", fraction)
+        if self.sites is not None:
+            checks.kind("injection: sites", self.sites, Mapping, "a mapping of groups to sites")
+            for name, sites in self.sites.items():
+                checks.names(f"injection: sites of {name}", sites)
         if unknown := set(self.sites or ()) - set(self._fractions()):
             raise InputError(
-                f"injection: no such group: {', '.join(sorted(unknown))}; "
+                f"injection: no such group: {', '.join(sorted(map(str, unknown)))}; "
                 f"there are {', '.join(self._fractions())}"
             )
 
@@ -68,8 +72,7 @@ def sites_per_step(
     is an InputError.
     """
     groups = tuple(groups)
-    if unknown := frozenset().union(*(g.sites for g in groups)) - known:
-        raise InputError(f"injection: no such site: {', '.join(sorted(unknown))}")
+    checks.known("injection", frozenset().union(*(g.sites for g in groups)), known, "site")
     return {
         step: frozenset().union(*(g.sites for g in groups if step < int(steps * g.until)))
         for step in range(start, steps)

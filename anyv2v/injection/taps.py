@@ -8,6 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from anyv2v import checks
+from anyv2v.errors import InputError
+
 
 class Projections(Protocol):
     """What an attention layer lets taps do with it."""
@@ -101,8 +104,10 @@ class ShareSource(Taps):
 
     def __init__(self, sites: Iterable[str], branches: int, last: str | None = None):
         """`branches` counts the source too. After the site `last` the source's rows leave."""
-        self.sites: frozenset[str] = frozenset(sites)
-        self.branches, self.last = branches, last
+        self.sites: frozenset[str] = checks.names("sites", sites)
+        self.branches, self.last = checks.whole("branches", branches), last
+        if last is not None and last not in self.sites:
+            raise InputError(f"last: {checks.shown(last)} is none of the sites")
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
         return torch.cat([self._source(h)] * self.branches) if site in self.sites else h
@@ -145,7 +150,7 @@ class Record(Taps):
     """
 
     def __init__(self, sites: Iterable[str], compact: bool = False, stop: bool = False):
-        self.sites: frozenset[str] = frozenset(sites)
+        self.sites: frozenset[str] = checks.names("sites", sites)
         self.compact, self.stop = compact, stop
         self.kept: dict[str, tuple[Tensor, ...]] = {}
 
@@ -179,6 +184,7 @@ class Replay(Taps):
     """
 
     def __init__(self, kept: Mapping[str, tuple[Tensor, ...]]):
+        checks.kind("kept", kept, Mapping, "a mapping of sites to what `Record` kept")
         self.kept, self.sites = kept, frozenset(kept)
 
     def hidden(self, site: str, h: Tensor) -> Tensor:

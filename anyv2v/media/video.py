@@ -91,7 +91,7 @@ def read_video(
                 )
     if len(pictures) < (frames or 1):
         raise _too_few(path, len(pictures), frames or 1, fps, own_fps, start_time, spans)
-    return Video(np.stack(pictures), fps or own_fps)
+    return Video.owning(np.stack(pictures), fps or own_fps)
 
 
 def read_first_frame(path: str | os.PathLike, start_time: float = 0.0) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anyv2v import checks
 from anyv2v.errors import InputError
+from anyv2v.finite import FiniteCheck, checked, in_steps
 from anyv2v.stable_diffusion.loading import StableDiffusion
 from anyv2v.stable_diffusion.sampling import ddim_start, sample_ddim
 from anyv2v.stable_diffusion.unet import ImageContext
@@ -71,5 +72,6 @@ def paint(
     if how.strength < 1:
         clean = model.vae.encode(pixels.to(device, dtype))
         latents = ddim_start(clean, latents, model.schedule, how.steps, how.first)
-    latents = sample_ddim(predict, latents, model.schedule, how.steps, first=how.first)
-    return model.vae.decode(latents.to(dtype))
+    check = FiniteCheck(in_steps("the image editor's network", how.steps, dtype, [how.guidance]))
+    latents = sample_ddim(predict, latents, model.schedule, how.steps, None, how.first, check)
+    return checked(model.vae.decode(latents.to(dtype)), "the image editor's decoder", dtype)

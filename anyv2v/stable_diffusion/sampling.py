@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from anyv2v import checks
+from anyv2v.finite import FiniteCheck
 
 TRAIN_STEPS = 1000
 BETAS = 0.00085, 0.012
@@ -108,17 +109,22 @@ def sample_ddim(
     steps: int,
     on_step: OnStep | None = None,
     first: int = 0,
+    check: FiniteCheck | None = None,
 ) -> Tensor:
     """Clean latents from noise of variance 1, by DDIM; or from what `ddim_start` gives.
 
-    first: the step that is run first, if not all are.
+    first: the step that is run first, if not all are. NotFiniteError, if latents are not finite
+    after a step: what `check` makes of (index, timestep).
     """
+    check = check or FiniteCheck()
     stride = TRAIN_STEPS // steps
     for i, t in list(enumerate(schedule.leading(steps)))[first:]:
         levels = schedule.alpha_bar(t), schedule.alpha_bar(t - stride)
         latents = ddim_step(latents, predict(t, latents), *levels)
+        check.look(latents, (i, t))
         if on_step is not None:
             on_step(i, latents)
+    check.finish()
     return latents
 
 
@@ -129,16 +135,21 @@ def sample_euler_ancestral(
     steps: int,
     fresh: Callable[[], Tensor],
     on_step: OnStep | None = None,
+    check: FiniteCheck | None = None,
 ) -> Tensor:
     """Clean latents from noise of variance 1, by ancestral Euler steps.
 
-    fresh: draws noise of variance 1 in the latents' shape; called once in each step.
+    fresh: draws noise of variance 1 in the latents' shape; called once in each step. `check` as in
+    `sample_ddim`.
     """
+    check = check or FiniteCheck()
     latents = latents.float() * schedule.first_sigma(steps)
     sigmas = schedule.sigmas(steps)
     for i, t in enumerate(schedule.timesteps(steps)):
         noise = predict(t, latents / math.hypot(sigmas[i], 1))
         latents = euler_ancestral_step(latents, noise, sigmas[i], sigmas[i + 1], fresh())
+        check.look(latents, (i, t))
         if on_step is not None:
             on_step(i, latents)
+    check.finish()
     return latents

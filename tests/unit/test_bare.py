@@ -42,7 +42,7 @@ names = "demo", "convert", "weights verify", "weights fetch", "edit", "edit-fram
 for name in ("", *names, "invert", "reconstruct"):
     assert status(f"{name} --help") == 0, name
 assert status("--version") == 0
-assert status("weights verify demo") == 0
+assert status("weights verify demo -q") == 0
 assert status("edit-frame a.png -o b.png --editor recolour --instruction blue") == 0
 for command in (
     "demo -o demo",

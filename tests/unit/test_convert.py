@@ -17,6 +17,7 @@ from anyv2v.convert import clip, files, i2vgen, vae
 from anyv2v.convert.released import convert
 from anyv2v.convert.rename import rename
 from anyv2v.errors import InputError
+from anyv2v.loading import expected_shapes
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.tensors import read_header
 from anyv2v.weights.verify import verify
@@ -936,3 +937,49 @@ def test_converting_holds_one_tensor_at_a_time(src, tmp_path, monkeypatch, form)
     print(f"{form}: {added:.0f} MB for 655 MB")
     # the tensor, its half, and from a mapped .bin the mapping too
     assert added < 164 * (1.5 if form == "safetensors" else 3) + 40
+
+
+@pytest.mark.parametrize(
+    "file, changes, message",
+    [
+        ("vae/config.json", {"norm_num_groups": ...}, "norm_num_groups is 32.*default"),
+        ("vae/config.json", {"norm_num_groups": 3}, "norm_num_groups is 3; it must divide"),
+        ("vae/config.json", {"block_out_channels": [8, 12, 8, 8]}, "norm_num_groups"),
+        ("vae/config.json", {"scaling_factor": 10**400}, "scaling_factor"),
+        ("vae/config.json", {"layers_per_block": 65}, "layers"),
+        ("unet/config.json", {"norm_num_groups": 3}, "norm_num_groups is 3; it must divide"),
+        ("unet/config.json", {"norm_num_groups": 2**40}, "norm_num_groups"),
+        ("unet/config.json", {"layers_per_block": 10**30}, "layers_per_block"),
+        ("text_encoder/config.json", {"vocab_size": 2**63}, "vocab_size"),
+        ("unet/config.json", {"attention_head_dim": 5}, None),
+        ("feature_extractor/preprocessor_config.json", {"image_std": [1, 1, 10**400]}, "image_std"),
+        ("feature_extractor/preprocessor_config.json", {"image_mean": [0, 0, math.nan]}, "mean"),
+        ("tokenizer/tokenizer_config.json", {"eos_token": "\ud800"}, "half a character"),
+        ("scheduler/scheduler_config.json", {"\udc00": 1}, "half a character"),
+    ],
+)
+def test_what_cannot_be_built_or_written_is_blamed_on_its_file(src, file, changes, message):
+    edit(src, file, **changes)
+    with pytest.raises(InputError, match=message) as refusal:
+        convert(src, src.parent / "out", expected_shapes)
+    # what torch alone knows to be wrong shows when the networks are built, of all configs together
+    assert str(src if "make no network" in str(refusal.value) else src / file) in str(refusal.value)
+    assert os.listdir(src.parent) == [src.name]
+
+
+@pytest.mark.parametrize("token", ["\ud800", "a\udfff</w>"])
+def test_a_token_that_is_no_text(src, token):
+    path = src / "tokenizer" / "vocab.json"
+    vocab = json.loads(path.read_text(encoding="utf-8"))
+    vocab[token] = vocab.pop(next(iter(vocab)))
+    path.write_text(json.dumps(vocab))
+    check_refused(src, f"{path}: holds .*, half a character")
+
+
+@pytest.mark.parametrize("merges", [5, None, [5], [["a"]], [None]])
+def test_merges_that_are_none(src, merges):
+    folder = src / "tokenizer"
+    model = {"type": "BPE", "vocab": json.loads((folder / "vocab.json").read_text("utf-8"))}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": model | {"merges": merges}}))
+    (folder / "merges.txt").unlink()
+    check_refused(src, f"{folder / 'tokenizer.json'}: its merges are no list of pairs")

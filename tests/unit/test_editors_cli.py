@@ -1,7 +1,9 @@
 """Stage one on the command line: both stages at once, candidates, and other tools as editors."""
 
 import os
+import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import anyv2v
 from anyv2v import loading
 from anyv2v.cli import main
 from anyv2v.editors import EDITORS
+from anyv2v.editors.base import FrameRequest
 from anyv2v.editors.command import Command
 from anyv2v.errors import InputError
 
@@ -342,3 +345,60 @@ def test_a_tool_that_is_not_there(run, picture, tool):
     )
     with pytest.raises(InputError, match="timeout"):
         Command("tool {output}", timeout=0)
+
+
+WAITS = """
+import os, subprocess, sys, time
+from pathlib import Path
+# the child of a shell, in a group of its own, as timeout(1) makes one
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], process_group=0)
+Path(sys.argv[1], "new").write_text(f"{os.getpid()} {child.pid}")
+os.rename(Path(sys.argv[1], "new"), Path(sys.argv[1], "runs"))
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_tool_ends_with_a_run_that_is_killed(tmp_path, monkeypatch):
+    """kill -9: within seconds nothing of it runs; its pictures go with the next run."""
+    (tmp_path / "tool.py").write_text(WAITS)
+    (temporary := tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    command = f"{sys.executable} {tmp_path / 'tool.py'} {tmp_path} {{output}}"
+    frame = FrameRequest(np.zeros((8, 8, 3), np.uint8))
+    child = os.fork()
+    if child == 0:
+        try:
+            Command(command)(frame, [0])
+        finally:
+            os._exit(1)
+    until(lambda: (tmp_path / "runs").exists())
+    (room,) = temporary.iterdir()
+    private = [path.stat().st_mode & 0o77 for path in room.iterdir() if path.is_dir()]
+    assert private == [0] and list(room.rglob("input.png"))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pids = [int(pid) for pid in (tmp_path / "runs").read_text().split()]
+    until(lambda: not any(map(alive, pids)))
+    assert room.exists()
+    assert Command("cp {input} {output}")(frame, [0])[0].shape == (8, 8, 3)
+    assert not list(temporary.iterdir())
+
+
+def until(done, seconds=10.0):
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.02)
+
+
+def alive(pid):
+    """Not even waiting to be asked how it ended, by whoever took it over."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return False
+    except OSError:  # there is no /proc
+        return True
+    return state != "Z"

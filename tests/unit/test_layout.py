@@ -21,6 +21,7 @@ STAGE_TWO = (
     "anyv2v.demo",
     "anyv2v.edit",
     "anyv2v.editor",
+    "anyv2v.finite",
     "anyv2v.guidance",
     "anyv2v.loading",
     "anyv2v.memory",

@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from anyv2v.convert.released import convert
 from anyv2v.editors import instruct_pix2pix
 from anyv2v.editors.base import FrameRequest
 from anyv2v.editors.instruct_pix2pix import InstructPix2Pix, guide, working_size
-from anyv2v.errors import InputError
+from anyv2v.errors import InputError, NotFiniteError
 from anyv2v.models import expected_shapes
 from anyv2v.stable_diffusion.loading import load
 from anyv2v.stable_diffusion.sampling import (
@@ -21,6 +22,7 @@ from anyv2v.stable_diffusion.sampling import (
     sample_ddim,
     sample_euler_ancestral,
 )
+from anyv2v.vae.autoencoder import Autoencoder
 from tests import sd_snapshot
 from tests.draw import normal
 
@@ -93,6 +95,26 @@ def test_nothing_is_held_after_the_call(editor, monkeypatch):
     monkeypatch.setattr(instruct_pix2pix, "load", watched)
     editor(asked(), [0])
     assert len(kept) == 4 and not [x() for x in kept if x() is not None]
+
+
+def test_values_that_are_not_finite_are_no_picture(editor, monkeypatch):
+    decode = Autoencoder.decode
+    monkeypatch.setattr(Autoencoder, "decode", lambda self, x: decode(self, x) * math.inf)
+    with pytest.raises(NotFiniteError, match="the image editor's decoder gave"):
+        editor(asked(), [0])
+    monkeypatch.setattr(instruct_pix2pix, "guide", lambda found, *args: found[:1] * math.nan)
+    told = r"the image editor's network gave .* in step 0 \(number 1 of \d+, timestep [\d.]+\)"
+    with pytest.raises(NotFiniteError, match=told):
+        editor(asked(), [0])
+    for run in (sample_ddim, partial(sample_euler_ancestral, fresh=lambda: torch.zeros(2))):
+        calls = []
+
+        def predict(t, x, calls=calls):
+            calls.append(t)
+            return torch.full_like(x, math.nan) if len(calls) == 8 else x
+
+        with pytest.raises(NotFiniteError, match=r"in step 7 \("):
+            run(predict, torch.ones(2), NoiseSchedule("leading"), 10)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from anyv2v.backbones.base import Branches, FirstFrame
 from anyv2v.backbones.i2vgen.conditioning import Conditions
 from anyv2v.backbones.i2vgen.config import UNetConfig
 from anyv2v.backbones.i2vgen.unet import UNet
+from anyv2v.checks import shown
 from anyv2v.clip.preprocess import PreprocessConfig, preprocess
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
@@ -21,6 +22,7 @@ from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.config import section
 from anyv2v.edit import NEGATIVE_PROMPT
 from anyv2v.errors import InputError
+from anyv2v.finite import checked
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.nn.blank import blank
 
@@ -87,7 +89,8 @@ class I2VGen:
 
     def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
         """(1, 77, d) in `dtype`: hidden states before the last `clip_skip` layers, final norm."""
-        return self.text(self.tokenize(text).to(self.device), clip_skip)
+        hidden = self.text(self.tokenize(text).to(self.device), clip_skip)
+        return checked(hidden, f"the text tower, of {shown(text)}", self.dtype)
 
     def encode_image(self, image: np.ndarray, width: int, black_edge: bool = False) -> Tensor:
         """(1, d) in `dtype`: CLIP embedding of an image (h, w, 3) uint8 cropped to width^2 pixels.
@@ -95,7 +98,8 @@ class I2VGen:
         `black_edge` keeps the original's crop, which at some sizes leaves a black row.
         """
         pixels = preprocess(image, width, self.preprocess, black_edge)
-        return self.vision(pixels.to(self.device, self.dtype))
+        embedding = self.vision(pixels.to(self.device, self.dtype))
+        return checked(embedding, "the image tower", self.dtype)
 
     def condition(self, prompt: str, first: FirstFrame, negative: bool = False) -> Conditions:
         embedding = self.encode_image(first.image, first.width)
