@@ -30,6 +30,7 @@ from anyv2v.media.clip import Video
 from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.proportions import Size, check_fit, size_of_short_side
 from anyv2v.media.psnr import psnr
+from anyv2v.media.sequence import check_sequence_output, is_sequence, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav, read_video, write_video
 from anyv2v.options import OFFLOADS, parser
 from anyv2v.process import Signals, unfailing_streams
@@ -262,7 +263,7 @@ def _first_frame(args: argparse.Namespace) -> np.ndarray:
     """Of a picture, a video or a source."""
     if _is_source(args.video):
         return Source.load(args.video).video.frames[0]
-    if _is_video(args.video):
+    if is_sequence(args.video) or _is_video(args.video):
         return read_video(args.video, frames=1, start_time=args.start_time or 0.0).frames[0]
     return read_image(args.video)
 
@@ -482,7 +483,10 @@ def _check_output(
     weights = None if given == loading.DEMO else Path(os.path.realpath(given))
     if weights in output.parents:
         raise InputError(f"-o {path}: is in the folder of the weights")
-    check_output(path, args.force, suffixes)
+    if suffixes == SUFFIXES and writes_sequence(path):
+        check_sequence_output(path, args.force, inputs)
+    else:
+        check_output(path, args.force, suffixes)
     check_sidecar(path, args.force)
     if suffixes == SUFFIXES:
         pyav()  # else its absence were found when all is computed

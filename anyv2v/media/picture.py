@@ -50,8 +50,7 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
         # opening a pipe waits for who writes into it
         if not stat.S_ISREG(kind):
             raise InputError("is a pipe or a device, not a file; give the name of a picture file")
-        Image.init()
-        with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+        with Image.open(path, formats=_formats()) as image:
             yield image
     except InputError as error:
         raise InputError(f"{path} {error}") from error.__cause__
@@ -64,6 +63,20 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def format_of(path: Path) -> str | None:
+    """Which of FORMATS a file begins as; None if as none, or it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return None
+    for name in _formats():
+        accept = Image.OPEN[name][1]
+        if accept and accept(head) is True:
+            return name
+    return None
 
 
 def rgb(image: Image.Image) -> np.ndarray:
@@ -101,6 +114,12 @@ def found(values: np.ndarray) -> str:
     return f"{values.min():g} to {values.max():g}"
 
 
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow has: AVIF came with 11.3."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _unknown(path: Path) -> str:
     """Why Pillow does not know a file."""
     with open(path, "rb") as file:
@@ -110,10 +129,8 @@ def _unknown(path: Path) -> str:
             "it is HEIC, which is not read; "
             f"make a PNG of it first, such as by `heif-convert {path.name} {path.stem}.png`"
         )
-    for name in FORMATS:
-        accept = Image.OPEN[name][1] if name in Image.OPEN else None
-        if accept and accept(head[:16]) is True:
-            return f"it is damaged, or of a kind of {name} that is not read; save it as PNG"
+    if (name := format_of(path)) is not None:
+        return f"it is damaged, or of a kind of {name} that is not read; save it as PNG"
     return f"it is none of the picture formats that are read, {NAMES}"
 
 
@@ -202,9 +219,10 @@ def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
 
     Pillow keeps the upper byte of each sample. Told the other byte order, it keeps the lower one.
     """
-    tiles = getattr(image, "tile", None) or ()
-    orders = {_byte_order(tile.args) for tile in tiles}
-    if image.mode not in ("RGB", "RGBA") or len(orders) != 1 or None in orders:
+    if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA"):
+        return None
+    orders = {_byte_order(tile.args) for tile in image.tile}
+    if len(orders) != 1 or None in orders:
         return None
     data = reread(image, lambda file: file.read())
     if data is None:

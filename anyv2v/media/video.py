@@ -20,12 +20,14 @@ from anyv2v.errors import InputError
 from anyv2v.files import atomic_path, check_output
 from anyv2v.media.clip import Video
 from anyv2v.media.image import FITS, as_frames, fit_frame
+from anyv2v.media.sequence import SUFFIXES as SEQUENCES
+from anyv2v.media.sequence import is_sequence, read_sequence, write_sequence, writes_sequence
 from anyv2v.memory import free_bytes, require
 
 if TYPE_CHECKING:
     import av
 
-SUFFIXES = (".mp4", ".mov", ".mkv")
+SUFFIXES = (".mp4", ".mov", ".mkv", *SEQUENCES)
 
 # seconds; timestamps in some containers are rounded to milliseconds
 ROUNDING = 1e-3
@@ -62,7 +64,8 @@ def read_video(
     size: (width, height), reached by `fit` ("crop" or "stretch", see `fit_frame`). fps: samples by
     timestamps, taking for each moment the frame that is shown then. None: the clip's own size, all
     frames, its own frames and average rate. Rotation, mirroring and non-square pixels are undone;
-    alpha is dropped. Of a damaged file what comes before the damage is read.
+    alpha is dropped. Of a damaged file what comes before the damage is read. Folders of pictures,
+    numbered pictures and pictures that move are clips too, see `read_sequence`.
 
     InputError: not a readable video, fewer than `frames` frames, or an impossible argument.
     """
@@ -75,6 +78,8 @@ def read_video(
 
     if size is not None and frames is not None:
         require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
+    if is_sequence(path):
+        return read_sequence(path, size, frames, fps, start_time, fit)
     pictures: list[np.ndarray] = []
     room = free_bytes(torch.device("cpu")) // 2
     with _open(Path(path)) as (container, stream):
@@ -116,12 +121,15 @@ def write_video(
     yuv420p, BT.709, limited range. That format has even sizes only: an odd width or height gets its
     last column or row twice. The file appears whole or not at all; without `force` an existing one
     is an InputError, as are a missing or unwritable folder and a suffix that is not in SUFFIXES.
+    Names such as frames/%05d.png, and .gif and .webp, go to `write_sequence`.
     `comment`: a text that the file carries.
     """
     frames = as_frames(frames)
     rate = Fraction(checks.positive("fps", fps)).limit_denominator(100_000)
     if not Fraction(1, 100) <= rate <= 1000:
         raise InputError(f"fps: {fps} is not between 0.01 and 1000")
+    if writes_sequence(path):
+        return write_sequence(path, frames, float(fps), force)
     check_output(path, force, SUFFIXES)
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
