@@ -19,7 +19,7 @@ FAINT = 1 / 8
 """Of the full scale. Integers that are all below it are labels, or of another depth."""
 
 CLASSES = 256
-"""Colors that a picture of classes has at most."""
+"""Colors that a picture of classes has at most; and on average each four pixels."""
 
 
 def read_mask(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
@@ -31,8 +31,7 @@ def read_mask(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarra
     - 0 and 1 alone select where they are 1, and 0 to 255 is taken for 8 bits, in any depth; else
       the full scale of the depth counts, or 0 to 1 of floats;
     - in pictures of classes (at most 256 colors, one of them black), and in palettes of two colors,
-      what is not black is selected; if neither of the two is black or gray, the palette's second
-  entry.
+      what is not black is selected; in palettes of two others that are not gray, the second entry.
 
     InputError, with what was found: anything else, and a mask that selects nothing or everything.
     """
@@ -133,7 +132,7 @@ def _by_alpha(alpha: np.ndarray, colors: np.ndarray) -> np.ndarray:
         return mask
     if np.ptp(visible, axis=-1).max() <= CLOSE:
         return mask * (colors.mean(-1, dtype=np.float32) / 255)
-    if len(_distinct(visible)) <= CLASSES:
+    if _are_classes(visible):
         return mask
     raise InputError(
         "is no mask: its alpha varies, from "
@@ -160,7 +159,7 @@ def _by_color(colors: np.ndarray) -> np.ndarray:
         _check_strength(colors)
         return colors.mean(-1, dtype=np.float32) / 255
     selected = colors.any(-1)
-    if selected.all() or len(_distinct(colors)) > CLASSES:
+    if selected.all() or not _are_classes(colors):
         raise InputError(
             f"is no mask: it is in color, of {len(_distinct(colors))} colors; give one that is "
             "white where something may change"
@@ -199,6 +198,10 @@ def _values(values: np.ndarray) -> str:
     """All of a few, the range of many."""
     some = np.unique(values)
     return ", ".join(f"{v:g}" for v in some) if len(some) <= 8 else picture.found(values)
+
+
+def _are_classes(colors: np.ndarray) -> bool:
+    return len(_distinct(colors)) <= min(CLASSES, colors.size // 12)
 
 
 def _distinct(colors: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anyv2v.errors import InputError
 from anyv2v.media import picture_color
-from anyv2v.media.picture_color import eight_bits, reread
+from anyv2v.media.picture_color import reread
 
 log = logging.getLogger(__name__)
 

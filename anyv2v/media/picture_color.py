@@ -69,6 +69,9 @@ def meaning(image: Image.Image) -> Coded | bytes | None:
     None: sRGB, or nothing. To be asked before the picture is loaded, which closes its file.
     InputError if it is HDR or has code points that are not known.
     """
+    # L*a*b* has one meaning, whatever the profile that comes with it
+    if image.mode == "LAB":
+        return None
     if (points := _code_points(image)) is not None:
         return _from_points(*points)
     info = image.info

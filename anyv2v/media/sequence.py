@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,9 @@ AMBIGUOUS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 }
+
+# of pictures; the pages of others are no frames
+MOVING = ("GIF", "WEBP", "PNG", "AVIF")
 
 # seconds; what browsers make of frames of no duration, and of GIF's below two hundredths
 NO_DURATION, LEAST_OF_GIF = 0.1, 0.02
@@ -93,8 +96,7 @@ def is_sequence(path: str | os.PathLike) -> bool:
 
 def writes_sequence(path: str | os.PathLike) -> bool:
     """Whether an output is of numbered PNGs, a GIF or a WebP."""
-    suffix = Path(path).suffix.lower()
-    return suffix in SUFFIXES or (suffix == ".png" and Pattern.of(path) is not None)
+    return Path(path).suffix.lower() in SUFFIXES or _numbered(path) is not None
 
 
 def read_sequence(
@@ -160,7 +162,7 @@ def write_sequence(path: str | os.PathLike, frames: np.ndarray, fps: float, forc
     is shown longer. All appear whole or not at all. InputError: as `check_sequence_output`.
     """
     check_sequence_output(path, force)
-    if (pattern := Pattern.of(path)) is not None:
+    if (pattern := _numbered(path)) is not None:
         _write_files(pattern, frames)
         return
     path = Path(path)
@@ -187,7 +189,7 @@ def check_sequence_output(
 
     Existing files of a pattern are refused unless `force`.
     """
-    if (pattern := Pattern.of(path)) is None:
+    if (pattern := _numbered(path)) is None:
         check_output(path, force, SUFFIXES)
         return
     # the folder, its rights, and names that are too long
@@ -202,6 +204,11 @@ def check_sequence_output(
     for given in map(_real, inputs):
         if given == folder or given in own or (given.parent == folder and Pattern.of(given)):
             raise InputError(f"-o {path}: is where the input {given} is, which is not overwritten")
+
+
+def _numbered(path: str | os.PathLike) -> Pattern | None:
+    """Of numbered PNGs; other names with a % are names."""
+    return Pattern.of(path) if Path(path).suffix.lower() == ".png" else None
 
 
 def _real(path: str | os.PathLike) -> Path:
@@ -256,23 +263,22 @@ def _at_rate(files: list[Path], rate: float) -> Iterator[tuple[float, float, Pat
 def _animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
     """(begin, end, frame) of each, in seconds; what comes before damage."""
     with picture.opened(path) as image:
-        moves = getattr(image, "is_animated", False) and image.format != "TIFF"
         # a PNG that moves may have a still for those who cannot show it
-        index = int(moves and bool(image.info.get("default_image")))
+        first = int(bool(image.info.get("default_image")))
         begin = 0.0
-        while True:
+        for index in count(first):
             try:
-                if index:
+                if index > 0:
                     image.seek(index)
                 frame = picture.rgb(image)
             except Exception:
-                if begin == 0:
+                if index == first:
                     raise
                 return
-            end = begin + (_duration(image) if moves else 1 / RATE)
+            end = begin + _duration(image)
             yield begin, end, frame
-            begin, index = end, index + 1
-            if not moves or index >= image.n_frames:
+            begin = end
+            if image.format not in MOVING:
                 return
 
 
@@ -284,11 +290,11 @@ def _duration(image: Image.Image) -> float:
 
 def _sample(timed: Iterator, start: float, fps: float, exact: float) -> Iterator:
     """What is shown at start, start + 1 / fps, ...; the last one counts until it ends."""
-    count = 0
+    taken = 0
     for item in timed:
-        while start + count / fps < item[1] - exact:
+        while start + taken / fps < item[1] - exact:
             yield item
-            count += 1
+            taken += 1
 
 
 def _rate(times: list[tuple[float, float]], exact: float) -> float:
@@ -337,7 +343,7 @@ def _in_256_colors(frame: np.ndarray) -> Image.Image:
     return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
-def _durations(count: int, fps: float, tick: int) -> list[int]:
+def _durations(frames: int, fps: float, tick: int) -> list[int]:
     """Milliseconds of each frame, in whole ticks, of which the sums do not drift."""
-    ends = [round(1000 * index / fps / tick) * tick for index in range(count + 1)]
+    ends = [round(1000 * index / fps / tick) * tick for index in range(frames + 1)]
     return [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
