@@ -18,7 +18,7 @@ from anyv2v.errors import InputError
 from anyv2v.files import REPLACED, atomic_path, check_output, scratch
 from anyv2v.media import picture
 from anyv2v.media.clip import Video
-from anyv2v.media.image import fit_frame, read_image
+from anyv2v.media.image import fit_frame
 from anyv2v.memory import free_bytes
 
 RATE = 8.0
@@ -39,6 +39,9 @@ AMBIGUOUS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 }
+
+# of a frame: twice what is filmed today. a few bytes may claim any size
+MOST_PIXELS = 2**26
 
 # of pictures; the pages of others are no frames
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")
@@ -129,7 +132,7 @@ def read_sequence(
     last, own = None, None
     for begin, end, frame in islice(shown, frames):
         if frame is not last:
-            last, read = frame, frame if files is None else read_image(frame)
+            last, read = frame, frame if files is None else _read(frame)
             own = own or read.shape
             if read.shape != own:
                 raise InputError(f"{frame} is {_size(read.shape)}, the frames before {_size(own)}")
@@ -260,6 +263,17 @@ def _at_rate(files: list[Path], rate: float) -> Iterator[tuple[float, float, Pat
         yield index / rate, (index + 1) / rate, file
 
 
+def _read(path: Path) -> np.ndarray:
+    with picture.opened(path) as image:
+        return _frame(image)
+
+
+def _frame(image: Image.Image) -> np.ndarray:
+    if image.width * image.height > MOST_PIXELS:
+        raise InputError(f"has frames of {image.width}x{image.height}, too large")
+    return picture.rgb(image)
+
+
 def _animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
     """(begin, end, frame) of each, in seconds; what comes before damage."""
     with picture.opened(path) as image:
@@ -270,7 +284,7 @@ def _animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
             try:
                 if index > 0:
                     image.seek(index)
-                frame = picture.rgb(image)
+                frame = _frame(image)
             except Exception:
                 if index == first:
                     raise

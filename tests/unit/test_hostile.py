@@ -391,7 +391,7 @@ def test_a_slice_of_the_fuzz_run():
     tasks = [(kind, index) for index in range(25) for kind in fuzz.KINDS]
     with tempfile.TemporaryDirectory() as folder:
         outcomes = fuzz.run(3, tasks, Path(folder))
-    assert len(outcomes) == 200
+    assert len(outcomes) == len(tasks)
     assert [o for o in outcomes if o["ended"] in fuzz.DEFECTS] == []
     for kind in fuzz.KINDS:
         # neither reads nothing nor refuses nothing

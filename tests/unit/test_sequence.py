@@ -110,13 +110,21 @@ def test_what_is_no_clip_is_said(tmp_path):
 
 def test_frames_are_read_as_they_are_needed(tmp_path, monkeypatch):
     folder, read = write(tmp_path / "frames", [str(n) for n in range(10)]), []
-    whole = sequence.read_image
-    monkeypatch.setattr(sequence, "read_image", lambda path: read.append(path.name) or whole(path))
+    whole = sequence._read
+    monkeypatch.setattr(sequence, "_read", lambda path: read.append(path.name) or whole(path))
     read_video(folder, frames=2, start_time=0.5)
     assert read == ["4.png", "5.png"]
     monkeypatch.setattr(sequence, "free_bytes", lambda device: 4 * 16 * 16 * 3)
     with pytest.raises(InputError, match="more than 3 frames of 16x16 do not fit into memory"):
         read_video(folder)
+
+
+def test_frames_that_are_too_large_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sequence, "MOST_PIXELS", 255)
+    folder = write(tmp_path / "frames", ["1", "2"])
+    for path in (folder, animation(tmp_path / "a.gif", [100, 100])):
+        with pytest.raises(InputError, match="has frames of 16x16, too large"):
+            read_video(path)
 
 
 def test_frames_in_other_colors_become_srgb(tmp_path):
