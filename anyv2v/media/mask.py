@@ -110,7 +110,12 @@ def _of_picture(image: Image.Image) -> np.ndarray:
     levels = np.asarray(upright.convert("RGB"))
     if levels.max() <= 1:
         return levels.max(-1).astype(np.float32)
-    return _by_color(picture.rgb(image))
+    colors = picture.rgb(image)
+    if image.format in ("JPEG", "MPO"):
+        # around edges it leaves what nobody drew
+        colors[colors <= CLOSE] = 0
+        colors[colors >= 255 - CLOSE] = 255
+    return _by_color(colors)
 
 
 def _alpha(image: Image.Image) -> np.ndarray | None:
@@ -168,13 +173,15 @@ def _by_color(colors: np.ndarray) -> np.ndarray:
 
 
 def _plain(values: np.ndarray) -> np.ndarray | None:
-    """Of 0 and 1 alone, or from 0 to 255 whatever the depth; None for others."""
+    """Integers of 0 and 1 alone, or 0 to 255 in more than 8 bits; None for others."""
     least, most = values.min(), values.max()
-    if least < 0 or most not in (0, 1, 255):
+    if least < 0 or values.dtype.kind == "f" and most <= 1:
         return None
-    if most <= 1 and values.dtype.kind == "f":
-        return None
-    return (values / max(most, 1)).astype(np.float32)
+    if most <= 1:
+        return values.astype(np.float32)
+    if most == 255 and values.dtype != np.uint8:
+        return _of_levels(np.rint(values).astype(np.uint8))
+    return None
 
 
 def _of_levels(values: np.ndarray) -> np.ndarray:
@@ -186,8 +193,10 @@ def _of_levels(values: np.ndarray) -> np.ndarray:
 
 
 def _check_strength(values: np.ndarray) -> None:
+    """InputError for labels: small numbers, of which some tools set the edges to the greatest."""
     top = np.iinfo(values.dtype).max
-    if 0 < values.max() < FAINT * top:
+    small, full = (values > 0) & (values < FAINT * top), values == top
+    if small.sum() > full.sum() and not (values[~small & ~full]).any():
         raise InputError(
             f"is no mask: its values are {_values(values)}, of 0 to {top}: labels, it seems; give "
             f"one of 0 and 1, or with {top} where something may change"

@@ -219,7 +219,8 @@ def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
 
     Pillow keeps the upper byte of each sample. Told the other byte order, it keeps the lower one.
     """
-    if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA"):
+    # of later frames Pillow has put together what it kept of earlier ones
+    if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA") or image.tell():
         return None
     orders = {_byte_order(tile.args) for tile in image.tile}
     if len(orders) != 1 or None in orders:
@@ -229,7 +230,6 @@ def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
         return None
     _facts(image)
     with Image.open(BytesIO(data), formats=[image.format]) as lower:
-        lower.seek(image.tell())
         lower.tile = [tile._replace(args=_other_order(tile.args)) for tile in lower.tile]
         low = np.asarray(upright(lower).convert("RGB"))
     high = np.asarray(upright(image).convert("RGB"))

@@ -110,6 +110,17 @@ def test_a_mask_may_be_an_array(array):
     np.testing.assert_array_equal(read_mask(array), INSIDE)
 
 
+@pytest.mark.parametrize("quality", [40, 75, 95])
+def test_what_jpeg_leaves_around_edges_is_not_selected(tmp_path, quality):
+    big = LEVELS.repeat(8, 0).repeat(8, 1)
+    Image.fromarray(big).save(tmp_path / "m.jpg", quality=quality)
+    far = np.asarray(Image.fromarray(big).reduce(16)) == 0
+    mask = np.asarray(Image.fromarray(read_mask(tmp_path / "m.jpg"))).reshape(
+        H // 2, 16, W // 2, 16
+    )
+    assert not mask.max((1, 3))[far].any()
+
+
 def test_levels_between_are_kept(tmp_path):
     soft = np.rint(np.linspace(0, 255, H * W)).reshape(H, W)
     for name, image in (
@@ -136,6 +147,10 @@ REFUSED = {
     "ones": (np.ones((H, W), np.uint8), "selects everything"),
     "labels": (CLASSES.astype(np.uint8), "its values are 0, 1, 2, of 0 to 255"),
     "deep labels": ((CLASSES * 100).astype(np.uint16), "its values are 0, 100, 200, of 0 to 65535"),
+    "labels with edges": (
+        np.where(X == 1, 255, CLASSES).astype(np.uint8),
+        "its values are 0, 1, 2, 255, of 0 to 255",
+    ),
     "photo": (NOISE, "in color, of 864 colors"),
     "cut-out photo": (np.dstack([NOISE, LEVELS]), "alpha varies, from 0 to 255, and so do its"),
 }
