@@ -135,7 +135,8 @@ def read_sequence(
             last, read = frame, frame if files is None else _read(frame)
             own = own or read.shape
             if read.shape != own:
-                raise InputError(f"{frame} is {_size(read.shape)}, the frames before {_size(own)}")
+                name = f"{path}: a frame" if files is None else frame
+                raise InputError(f"{name} is {_size(read.shape)}, the frames before {_size(own)}")
             fitted = read if size is None else fit_frame(read, size, fit)
         pictures.append(fitted)
         times.append((begin, end))
