@@ -119,36 +119,17 @@ def read_sequence(
     """
     path = Path(path)
     files = _files(path)
-    rate = fps or RATE
-    timed = _animation(path) if files is None else _at_rate(files, rate)
+    timed = _animation(path) if files is None else _at_rate(files, fps or RATE)
     exact = ROUNDING_OF_GIF if picture.format_of(path) == "GIF" else ROUNDING
     # of pictures that are a frame each none is left out and none is shown twice
     if files is not None or fps is None:
         shown = (item for item in timed if item[0] > start_time - exact)
     else:
         shown = _sample(timed, start_time, fps, exact)
-    pictures, times = [], []
-    room = free_bytes(torch.device("cpu")) // 2
-    last, own = None, None
-    for begin, end, frame in islice(shown, frames):
-        if frame is not last:
-            last, read = frame, frame if files is None else _read(frame)
-            own = own or read.shape
-            if read.shape != own:
-                name = f"{path}: a frame" if files is None else frame
-                raise InputError(f"{name} is {_size(read.shape)}, the frames before {_size(own)}")
-            fitted = read if size is None else fit_frame(read, size, fit)
-        pictures.append(fitted)
-        times.append((begin, end))
-        if len(pictures) * fitted.nbytes > room:
-            raise InputError(
-                f"{path}: more than {len(pictures)} frames of {_size(fitted.shape)} do not fit "
-                "into memory; say how many to read (frames), or a smaller size"
-            )
+    pictures, times = _collected(path, islice(shown, frames), size, fit)
     if not pictures:
         raise InputError(f"start_time {start_time:g} s is past the end of {path}")
-    if fps is None and files is None:
-        rate = _rate(times, exact)
+    rate = fps or (_rate(times, exact) if files is None else RATE)
     if frames is not None and len(pictures) < frames:
         raise InputError(
             f"{path} has {len(pictures)} frame{'s' * (len(pictures) > 1)} at {rate:g} fps from "
@@ -301,6 +282,31 @@ def _duration(image: Image.Image) -> float:
     seconds = float(image.info.get("duration") or 0) / 1000
     least = LEAST_OF_GIF if image.format == "GIF" else 0
     return min(seconds, LONGEST) if seconds > 0 and seconds >= least else NO_DURATION
+
+
+def _collected(
+    path: Path, shown: Iterator[tuple], size: tuple[int, int] | None, fit: str
+) -> tuple[list[np.ndarray], list[tuple[float, float]]]:
+    """The frames at their size, and begin and end of each; all are to be of one size before."""
+    pictures, times = [], []
+    room = free_bytes(torch.device("cpu")) // 2
+    last, own = None, None
+    for begin, end, frame in shown:
+        if frame is not last:
+            last, name = frame, frame if isinstance(frame, Path) else f"{path}: a frame"
+            read = _read(frame) if isinstance(frame, Path) else frame
+            own = own or read.shape
+            if read.shape != own:
+                raise InputError(f"{name} is {_size(read.shape)}, the frames before {_size(own)}")
+            fitted = read if size is None else fit_frame(read, size, fit)
+        pictures.append(fitted)
+        times.append((begin, end))
+        if len(pictures) * fitted.nbytes > room:
+            raise InputError(
+                f"{path}: more than {len(pictures)} frames of {_size(fitted.shape)} do not fit "
+                "into memory; say how many to read (frames), or a smaller size"
+            )
+    return pictures, times
 
 
 def _sample(timed: Iterator, start: float, fps: float, exact: float) -> Iterator:

@@ -322,7 +322,9 @@ def test_the_command_line_takes_and_gives_pictures(tmp_path, monkeypatch, capsys
     for source, output in (("in/%03d.png", "out.gif"), ("out.gif", "out/%05d.png")):
         assert cli.main(command.format(source, output).split()) == 0, capsys.readouterr().err
         assert read_video(output).frames.shape == (3, 32, 32, 3)
-    assert sorted(os.listdir("out")) == ["00001.png", "00002.png", "00003.png"]
+    # a file beside them says how they were made, and is no frame
+    assert sorted(os.listdir("out")) == ["00001.png", "00002.png", "00003.png", "edit.json"]
+    assert len(read_video("out").frames) == 3
     capsys.readouterr()
     for source, output, says in (
         ("in", "out/%05d.png", "out/00001.png already exists"),
