@@ -105,7 +105,9 @@ def gray_or_color(image: Image.Image) -> Image.Image | np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Loaded, and turned as its Exif orientation says."""
+    """Loaded, and turned as its Exif orientation says; InputError if Pillow loads it wrong."""
+    if image.format == "JPEG2000":
+        _check_jpeg2000(image)
     return ImageOps.exif_transpose(image)
 
 
@@ -136,8 +138,6 @@ def _unknown(path: Path) -> str:
 
 def _facts(image: Image.Image) -> dict[int, int]:
     """TIFF's tags that say what samples mean, the first one's of each; InputError by some."""
-    if image.format == "JPEG2000":
-        _check_jpeg2000(image)
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return {}
@@ -154,7 +154,10 @@ def _facts(image: Image.Image) -> dict[int, int]:
 
 
 def _check_jpeg2000(image: Image.Image) -> None:
-    """InputError for colors of more than 8 bits: Pillow's whites overflow to black."""
+    """InputError for colors of more than 8 bits: Pillow's whites overflow to black.
+
+    Of a picture that is loaded already it is not known.
+    """
     bits = reread(image, _jpeg2000_bits)
     if bits is not None and (max(bits) > 16 or (len(bits) > 1 and max(bits) > 8)):
         raise InputError(

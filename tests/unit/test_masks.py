@@ -167,6 +167,16 @@ def test_a_mask_without_meaning_is_refused_with_what_was_found(tmp_path, name):
         read_mask(array)
 
 
+def test_a_mask_that_pillow_reads_wrong_is_refused(tmp_path):
+    """White of 16 bits a channel becomes black in its JPEG 2000."""
+    deep = np.dstack([LEVELS.repeat(4, 0).repeat(4, 1).astype(np.uint16) * 257] * 3)
+    cv2.imwrite(str(tmp_path / "m.jp2"), deep)
+    with pytest.raises(InputError, match="m.jp2 is JPEG 2000 of 3 channels of 16 bits"):
+        read_mask(tmp_path / "m.jp2")
+    with Image.open(tmp_path / "m.jp2") as image, pytest.raises(InputError, match="^mask: a pic"):
+        read_mask(image)
+
+
 @pytest.mark.parametrize(
     "array",
     [np.zeros((0, 4)), np.zeros(4), np.zeros((2, 2, 2)), [["a"]], np.full((4, 4), np.nan)],
