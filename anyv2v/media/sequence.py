@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from anyv2v.media import picture
 from anyv2v.media.clip import Video
 from anyv2v.media.image import fit_frame
 from anyv2v.memory import free_bytes
+
+log = logging.getLogger(__name__)
 
 RATE = 8.0
 """Frames per second of pictures that do not say: I2VGen-XL's."""
@@ -153,7 +156,11 @@ def write_sequence(path: str | os.PathLike, frames: np.ndarray, fps: float, forc
     path = Path(path)
     gif = path.suffix.lower() == ".gif"
     if gif and fps > GIF_MOST:
-        raise InputError(f"fps: {fps:g} is more than the {GIF_MOST} that players show of a GIF")
+        # an error would come after all the work
+        log.warning(
+            "anyv2v: %s has %d fps, the most that players show, not %g", path, GIF_MOST, fps
+        )
+        fps = GIF_MOST
     pictures = map(_in_256_colors if gif else Image.fromarray, frames)
     options = {"optimize": False} if gif else {"lossless": True, "exact": True}
     with atomic_path(path) as temporary:
