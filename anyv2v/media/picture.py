@@ -36,6 +36,10 @@ WHITE_IS_ZERO, SEPARATE, UNSIGNED, SIGNED, FLOAT = 0, 2, 1, 2, 3
 OVERSHOOT = 0.5 / 255
 
 
+MOST_PIXELS = 2**26
+"""Of a frame or a mask: twice what is filmed today. A few bytes may claim any size."""
+
+
 @contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     """A picture file of one of FORMATS, not decoded yet.
@@ -109,6 +113,12 @@ def upright(image: Image.Image) -> Image.Image:
     if image.format == "JPEG2000":
         _check_jpeg2000(image)
     return ImageOps.exif_transpose(image)
+
+
+def check_size(image: Image.Image) -> None:
+    """InputError if it is larger than a frame may be; to be asked before it is loaded."""
+    if image.width * image.height > MOST_PIXELS:
+        raise InputError(f"is {image.width}x{image.height}, too large")
 
 
 def found(values: np.ndarray) -> str:

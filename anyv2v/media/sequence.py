@@ -43,9 +43,6 @@ AMBIGUOUS = {
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 }
 
-# of a frame: twice what is filmed today. a few bytes may claim any size
-MOST_PIXELS = 2**26
-
 # of pictures; the pages of others are no frames
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")
 
@@ -258,8 +255,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _frame(image: Image.Image) -> np.ndarray:
-    if image.width * image.height > MOST_PIXELS:
-        raise InputError(f"has frames of {image.width}x{image.height}, too large")
+    picture.check_size(image)
     return picture.rgb(image)
 
 

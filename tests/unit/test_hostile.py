@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import shutil
 import struct
 import tempfile
@@ -25,6 +26,7 @@ from anyv2v.config import section
 from anyv2v.errors import LONGEST, InputError
 from anyv2v.media import video as videos
 from anyv2v.media.image import read_image
+from anyv2v.memory import free_bytes
 from anyv2v.source import Source, Unfinished
 from anyv2v.vae.autoencoder import AutoencoderConfig
 from anyv2v.weights.checkpoint import Checkpoint
@@ -377,6 +379,17 @@ def test_frames_that_are_too_large_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(videos, "MOST_PIXELS", 255)
     with pytest.raises(InputError, match="16x16, too large"):
         videos.read_video(tmp_path / "a.mp4")
+
+
+def test_a_limit_of_address_space_counts_as_memory():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, before[1]))
+        assert free_bytes(torch.device("cpu")) <= 2**28
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert free_bytes(torch.device("cpu")) > 2**28
 
 
 def test_grey_of_16_bits_is_rounded_as_in_float64(tmp_path):

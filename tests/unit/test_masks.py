@@ -177,6 +177,13 @@ def test_a_mask_that_pillow_reads_wrong_is_refused(tmp_path):
         read_mask(image)
 
 
+def test_a_mask_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("anyv2v.media.picture.MOST_PIXELS", H * W - 1)
+    PICTURES["0 and 1"].save(tmp_path / "m.png")
+    with pytest.raises(InputError, match="m.png is 36x24, too large"):
+        read_mask(tmp_path / "m.png")
+
+
 @pytest.mark.parametrize(
     "array",
     [np.zeros((0, 4)), np.zeros(4), np.zeros((2, 2, 2)), [["a"]], np.full((4, 4), np.nan)],

@@ -120,10 +120,10 @@ def test_frames_are_read_as_they_are_needed(tmp_path, monkeypatch):
 
 
 def test_frames_that_are_too_large_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(sequence, "MOST_PIXELS", 255)
+    monkeypatch.setattr("anyv2v.media.picture.MOST_PIXELS", 255)
     folder = write(tmp_path / "frames", ["1", "2"])
     for path in (folder, animation(tmp_path / "a.gif", [100, 100])):
-        with pytest.raises(InputError, match="has frames of 16x16, too large"):
+        with pytest.raises(InputError, match="is 16x16, too large"):
             read_video(path)
 
 
