@@ -30,7 +30,7 @@ from anyv2v.media.clip import Video
 from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.proportions import Size, check_fit, size_of_short_side
 from anyv2v.media.psnr import psnr
-from anyv2v.media.sequence import check_sequence_output, is_sequence, writes_sequence
+from anyv2v.media.sequence import check_sequence_output, is_sequence, moves, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav, read_video, write_video
 from anyv2v.options import OFFLOADS, parser
 from anyv2v.process import Signals, unfailing_streams
@@ -263,7 +263,7 @@ def _first_frame(args: argparse.Namespace) -> np.ndarray:
     """Of a picture, a video or a source."""
     if _is_source(args.video):
         return Source.load(args.video).video.frames[0]
-    if is_sequence(args.video) or _is_video(args.video):
+    if _is_video(args.video):
         return read_video(args.video, frames=1, start_time=args.start_time or 0.0).frames[0]
     return read_image(args.video)
 
@@ -470,7 +470,7 @@ def _is_source(path: str) -> bool:
 
 
 def _is_video(path: str) -> bool:
-    return Path(path).suffix.lower() in SUFFIXES
+    return moves(path) if is_sequence(path) else Path(path).suffix.lower() in SUFFIXES
 
 
 def _check_output(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyv2v.errors import InputError
+from anyv2v.media.sequence import is_sequence, read_sequence
 from anyv2v.media.video import _decode, _open, _to_rgb
 
 
@@ -21,6 +22,9 @@ class VideoFacts:
 
 def facts(path: str | os.PathLike) -> VideoFacts:
     """Of a video; InputError if it is none that can be read."""
+    if is_sequence(path):
+        height, width, _ = read_sequence(path, None, 1, None, 0.0, "crop").frames[0].shape
+        return VideoFacts(width, height, audio=False)
     with _open(Path(path)) as (container, stream):
         audio = bool(container.streams.audio)
         frame = next(_decode(container, stream), None)

@@ -97,6 +97,18 @@ def is_sequence(path: str | os.PathLike) -> bool:
     return name is not None and path.suffix.lower() in AMBIGUOUS.get(name, (path.suffix.lower(),))
 
 
+def moves(path: str | os.PathLike) -> bool:
+    """Whether it is a sequence, and no still picture."""
+    path = Path(path)
+    if not is_sequence(path) or not os.path.isfile(path):
+        return is_sequence(path)
+    try:
+        with picture.opened(path) as image:
+            return image.format in MOVING and bool(getattr(image, "is_animated", False))
+    except InputError:
+        return False
+
+
 def writes_sequence(path: str | os.PathLike) -> bool:
     """Whether an output is of numbered PNGs, a GIF or a WebP."""
     return Path(path).suffix.lower() in SUFFIXES or _numbered(path) is not None

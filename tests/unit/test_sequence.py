@@ -10,8 +10,8 @@ from PIL import Image
 
 from anyv2v import cli
 from anyv2v.errors import InputError
-from anyv2v.media import sequence
-from anyv2v.media.sequence import check_sequence_output, is_sequence
+from anyv2v.media import container, sequence
+from anyv2v.media.sequence import check_sequence_output, is_sequence, moves
 from anyv2v.media.video import read_video, write_video
 from tests import icc
 
@@ -203,6 +203,19 @@ def test_films_of_pictures_are_left_to_ffmpeg(tmp_path):
     assert is_sequence(tmp_path) and is_sequence(tmp_path / "%d.jpg")
     for name in ("x" * 300 + "%d.png", "missing.mp4", "\0"):
         assert is_sequence(tmp_path / name) == ("%d" in name)
+
+
+def test_what_moves(tmp_path):
+    folder = write(tmp_path / "frames", ["1", "2"])
+    animation(tmp_path / "a.webp", [100, 100])
+    Image.new("RGB", (8, 8)).save(tmp_path / "still.webp")
+    (tmp_path / "broken.gif").write_bytes(b"GIF89a")
+    for path in (folder, folder / "%d.png", tmp_path / "a.webp"):
+        assert moves(path)
+        facts = container.facts(path)
+        assert (facts.width, facts.height, facts.audio) == (16, 16, False)
+    for path in (folder / "1.png", tmp_path / "still.webp", tmp_path / "broken.gif", "a.mp4"):
+        assert not moves(path)
 
 
 # writing
