@@ -30,6 +30,7 @@ from anyv2v.media.clip import Video
 from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.proportions import Size, check_fit, size_of_short_side
 from anyv2v.media.psnr import psnr
+from anyv2v.media.sequence import check_sequence_output, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav, read_first_frame, read_video, write_video
 from anyv2v.options import OFFLOADS, parser
 from anyv2v.process import Signals, unfailing_streams
@@ -484,10 +485,13 @@ def _check_output(
     weights = None if given == loading.DEMO else Path(os.path.realpath(given))
     if weights in output.parents:
         raise InputError(f"-o {path}: is in the folder of the weights")
-    check_output(path, args.force, suffixes)
+    if suffixes == SUFFIXES and writes_sequence(path):
+        check_sequence_output(path, args.force, inputs)
+    else:
+        check_output(path, args.force, suffixes)
+        if suffixes == SUFFIXES:
+            pyav()  # else its absence were found when all is computed
     check_sidecar(path, args.force)
-    if suffixes == SUFFIXES:
-        pyav()  # else its absence were found when all is computed
 
 
 def _provenance(args: argparse.Namespace) -> Provenance:

@@ -19,9 +19,19 @@ def free_bytes(device: torch.device) -> int:
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             lines = dict(line.split(":") for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        return min(int(lines["MemAvailable"].split()[0]) * 1024, _within_limit())
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _within_limit() -> float:
+    """Bytes of address space that `ulimit -v` leaves to this process."""
+    with open("/proc/self/limits", encoding="ascii") as file:
+        limits = [line.split()[3] for line in file if line.startswith("Max address space")]
+    if not limits or limits[0] == "unlimited":
+        return math.inf
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return max(0, int(limits[0]) - int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE"))
 
 
 FRAMES_AT_ONCE = 4

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import json
 import os
 import platform
-import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +21,7 @@ from anyv2v.editor import Editor
 from anyv2v.files import atomic_path, check_output
 from anyv2v.kernels.choose import USED
 from anyv2v.loading import DEMO
+from anyv2v.media.sequence import Pattern, is_sequence, numbered
 from anyv2v.source import SUFFIX, Source
 
 PACKAGES = ("anyv2v", "torch", "triton", "numpy", "av", "pillow", "safetensors", "tokenizers")
@@ -38,7 +37,7 @@ PRIVATE = ("residuals", "versions", "environment")
 def sidecar_of(output: str | os.PathLike) -> Path:
     """out.mp4.json of out.mp4; edit.json in the folder of a pattern such as frames/%05d.png."""
     output = Path(output)
-    if "%" in output.name and not output.exists():
+    if numbered(output) is not None:
         return output.with_name("edit.json")
     return output.with_name(f"{output.name}.json")
 
@@ -150,8 +149,8 @@ def fingerprint(path: str) -> dict[str, str | None]:
     whole, digest = Path(path).absolute(), hashlib.sha256()
     if whole.is_dir():
         files = sorted(p for p in whole.iterdir() if p.is_file())
-    elif "%" in whole.name and not whole.exists():
-        files = sorted(whole.parent.glob(re.sub(r"%\d*d", "*", glob.escape(whole.name))))
+    elif is_sequence(whole) and (pattern := Pattern.of(whole)) is not None:
+        files = list(pattern.files().values())
     else:
         files = [whole]
     # anything else is read where it is refused

@@ -18,7 +18,7 @@ from anyv2v.editors.run import candidates, request
 from anyv2v.editors.sheet import contact_sheet
 from anyv2v.errors import InputError
 from anyv2v.files import atomic_path
-from anyv2v.media.image import fit_frame, read_image
+from anyv2v.media.mask import fit_mask, read_mask
 from anyv2v.media.proportions import Size, check_fit
 
 
@@ -110,9 +110,9 @@ def requests_of(
 
 def _mask(args: argparse.Namespace, path: str, size: Size, clip: Size) -> np.ndarray:
     """A mask as the frame came to its size, or as it is if it has the proportions already."""
-    picture = read_image(path)
-    given = picture.shape[1], picture.shape[0]
-    return fit_frame(picture, size, args.fit or check_fit(f"--mask {path}", given, clip, size))
+    mask = read_mask(path)
+    given = mask.shape[1], mask.shape[0]
+    return fit_mask(mask, size, args.fit or check_fit(f"--mask {path}", given, clip, size))
 
 
 def edited(

@@ -8,22 +8,19 @@ from PIL import Image
 from anyv2v.editors.oklab import from_rgb
 from anyv2v.editors.regions import blur, dilate, erode, without_specks
 from anyv2v.errors import InputError
-from anyv2v.media.image import read_image
+from anyv2v.media.mask import read_mask
 
 RIM = 1 / 80
 """Of the shorter side: how far within the mask the edit fades in."""
 
 
 def as_mask(source, shape: tuple[int, int]) -> np.ndarray:
-    """A picture, or an array of bool or 0 to 1, as float32 (h, w) of `shape`.
+    """A mask (see `read_mask`) as float32 (h, w) of `shape`.
 
-    A picture is white where the frame may change; it is stretched to the frame if the proportions
-    are its own to a hundredth. InputError: other proportions, or nothing that may change.
+    It is stretched to the frame if the proportions are its own to a hundredth. InputError: other
+    proportions, or it selects nothing or everything.
     """
-    if isinstance(source, np.ndarray) and source.ndim == 2:
-        mask = source.astype(np.float32) / (255 if source.dtype == np.uint8 else 1)
-    else:
-        mask = read_image(source).astype(np.float32).mean(-1) / 255
+    mask = read_mask(source)
     given, (height, width) = mask.shape, shape
     if given != shape:
         if abs(given[1] / given[0] / (width / height) - 1) > 0.01:
@@ -32,10 +29,6 @@ def as_mask(source, shape: tuple[int, int]) -> np.ndarray:
             )
         image = Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR)
         mask = np.asarray(image)
-    if not (mask.min() >= 0 and mask.max() <= 1):
-        raise InputError(f"mask: {mask.min():g} to {mask.max():g} is not within 0 to 1")
-    if not mask.any():
-        raise InputError("mask: it is black everywhere, so nothing may change")
     return mask
 
 

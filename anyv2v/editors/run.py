@@ -33,8 +33,9 @@ def edit_frame(
 
     editor: a name out of `anyv2v.editors.EDITORS`, with its options (`weights="..."`), or one that
     was made. frame, reference and mask: paths, uint8 arrays (h, w, 3) or PIL images; the mask is
-    white where the frame may change (or an array (h, w) of 0 to 1), and outside it the frame stays
-    as it was, to the bit. keep_unchanged makes such a mask of what the editor hardly changed.
+    white where the frame may change (or one of the others that `media.mask.read_mask` reads), and
+    outside it the frame stays as it was, to the bit. keep_unchanged makes such a mask of what the
+    editor hardly changed.
     """
     if isinstance(editor, str):
         editor = make(editor, options)

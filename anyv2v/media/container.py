@@ -12,6 +12,7 @@ from pathlib import Path
 from anyv2v.errors import InputError
 from anyv2v.media.ffmpeg import pyav
 from anyv2v.media.frame import display_size
+from anyv2v.media.sequence import is_sequence, moves, read_sequence
 
 # of a frame; twice what is filmed today. decoders hold some twenty frames
 MOST_PIXELS = 2**26
@@ -72,10 +73,12 @@ def names(container) -> set[str]:
 
 
 def is_video(path: str | os.PathLike) -> bool:
-    """Whether a file is a video by its content, whatever its name, and no still picture.
+    """Whether it is a video by its content, whatever its name, and no still picture.
 
     InputError if it is neither or cannot be opened.
     """
+    if is_sequence(path):
+        return moves(path)
     path = Path(path)
     with open_video(path) as (container, _):
         if names(container) & set(PICTURES):
@@ -85,6 +88,9 @@ def is_video(path: str | os.PathLike) -> bool:
 
 def facts(path: str | os.PathLike) -> VideoFacts:
     """What a video's header and first frame tell. InputError as in `read_video`."""
+    if is_sequence(path):
+        height, width, _ = read_sequence(path, None, 1, None, 0.0, "crop").frames[0].shape
+        return VideoFacts(width, height, audio=False)
     path = Path(path)
     with open_video(path) as (container, stream):
         frame = next(decode(container, stream), None)

@@ -1,31 +1,37 @@
 """Pictures: reading, cropping, and the way between uint8 and the networks' range."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from anyv2v import checks
 from anyv2v.errors import InputError
+from anyv2v.media import picture
 from anyv2v.media.proportions import inside
 
 FITS = ("crop", "stretch", "pad")
 
 
 def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
-    """A file, a PIL image or a uint8 array (h, w, 3) as uint8 RGB (h, w, 3).
+    """A file, a PIL image or a uint8 array (h, w, 3) as uint8 RGB (h, w, 3), sRGB.
 
     The EXIF orientation is applied; of several pictures in a file the first is taken. Alpha is
-    dropped, not composited: hidden colours become visible, as in the original (PIL's
-    `convert("RGB")`). 16-bit grey is scaled to 8 bits. InputError if it is no readable image.
+    dropped, not composited: hidden colors become visible, as in the original (PIL's
+    `convert("RGB")`). Colors that a file describes (an ICC profile, gAMA, cHRM, cICP, nclx) become
+    sRGB (`picture_color`); more than 8 bits, floats of 0 to 1 too, are scaled (`picture`).
+    InputError if it is no file of a format that is read, or its numbers have no one meaning.
     """
     if isinstance(source, Image.Image):
-        return _rgb(source)
+        try:
+            return picture.rgb(source)
+        except InputError as error:
+            raise InputError(f"an image {error}") from error
     if isinstance(source, (str, os.PathLike)):
-        return _read_file(Path(source))
+        with picture.opened(source) as image:
+            return picture.rgb(image)
     return _as_uint8(source, 3, "an image", "(h, w, 3)")
 
 
@@ -121,32 +127,6 @@ def to_frames(pixels: Tensor) -> np.ndarray:
 def as_frames(frames: np.ndarray | Tensor) -> np.ndarray:
     """`frames` as a uint8 array (f, h, w, 3) with at least one frame, or an InputError."""
     return _as_uint8(frames, 4, "frames", "(f, h, w, 3)")
-
-
-def _read_file(path: Path) -> np.ndarray:
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not an image")
-    try:
-        with Image.open(path) as image:
-            return _rgb(image)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    # PIL's many readers raise what they like on broken files, SyntaxError and struct.error included
-    except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path} cannot be read as an image: {reason}") from error
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    # PIL would cut 16-bit grey off at 255; mode "I" is what older readers make of it
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, np.int32).clip(0, 65535)
-        # rounded, and in place: pictures may be large
-        grey += 128
-        grey //= 257
-        image = Image.fromarray(grey.astype(np.uint8))
-    return np.array(image.convert("RGB"))
 
 
 def _as_pil(image: Image.Image | np.ndarray) -> Image.Image:

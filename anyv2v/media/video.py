@@ -21,9 +21,11 @@ from anyv2v.media.ffmpeg import pyav
 from anyv2v.media.frame import exact, to_rgb
 from anyv2v.media.image import FITS, as_frames, fit_frame, read_image
 from anyv2v.media.seek import open_at
+from anyv2v.media.sequence import SUFFIXES as SEQUENCES
+from anyv2v.media.sequence import is_sequence, read_sequence, write_sequence, writes_sequence
 from anyv2v.memory import free_bytes, require
 
-SUFFIXES = (".mp4", ".mov", ".mkv")
+SUFFIXES = (".mp4", ".mov", ".mkv", *SEQUENCES)
 
 MOST_FRAMES = 2**31 - 1
 
@@ -46,7 +48,8 @@ def read_video(
     size, all frames, its own frames and average rate. Rotation, mirroring and non-square pixels are
     undone (by EXIF as well, in Motion JPEG); interlaced frames are deinterlaced by FFmpeg's bwdif;
     alpha is dropped. Of several video streams the one that ffmpeg takes is read. Of a damaged file
-    what comes before the damage is read.
+    what comes before the damage is read. Folders of pictures, numbered pictures and
+    pictures that move are clips too, see `read_sequence`.
 
     Frames come as an SDR screen shows them. HDR (PQ, HLG) is tone-mapped in linear light by the
     Möbius curve, with 203 cd/m2 as white; wide gamuts (BT.2020, P3) become BT.709's. See
@@ -55,6 +58,7 @@ def read_video(
     InputError: not a readable video, colors that are not understood, fewer than `frames` frames
     (it says what would do), or an impossible argument.
     """
+    path = checks.path("path", path)
     size = None if size is None else checks.size(size)
     fps = None if fps is None else _rate(fps)
     frames = None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES)
@@ -65,7 +69,8 @@ def read_video(
 
     if size is not None and frames is not None:
         require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
-    path = Path(path)
+    if is_sequence(path):
+        return read_sequence(path, size, frames, fps, start_time, fit)
     pictures: list[np.ndarray] = []
     spans: list[tuple[float, float]] = []
     room = free_bytes(torch.device("cpu")) // 2
@@ -125,10 +130,13 @@ def write_video(
     yuv420p, BT.709, limited range. That format has even sizes only: an odd width or height gets its
     last column or row twice. The file appears whole or not at all; without `force` an existing one
     is an InputError, as are a missing or unwritable folder and a suffix that is not in SUFFIXES.
+    Names such as frames/%05d.png, and .gif and .webp, go to `write_sequence`.
     `comment`: a text that the file carries.
     """
     frames = as_frames(frames)
     rate = Fraction(_rate(fps)).limit_denominator(100_000)
+    if writes_sequence(path):
+        return write_sequence(path, frames, float(fps), force, comment)
     check_output(path, force, SUFFIXES)
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")

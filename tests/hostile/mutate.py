@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from io import BytesIO
 from random import Random
 from typing import Any
+
+from PIL import Image
 
 
 class Raw(str):
@@ -119,6 +122,57 @@ def png(random: Random, data: bytes) -> bytes:
         else:
             chunks[0] = (chunks[0][0], _sizes(random, chunks[0][1]))
     return data[:8] + b"".join(_chunk(*chunk) for chunk in chunks)
+
+
+def profiled(random: Random, data: bytes) -> bytes:
+    """A picture with another color profile: its own with changes, that of another, or none such."""
+    if random.random() < 0.25:
+        return any_bytes(random, data)
+    new = BytesIO()
+    with Image.open(BytesIO(data)) as image:
+        profile = image.info["icc_profile"]
+        kind = random.random()
+        if kind < 0.5:
+            profile = _table(random, profile)
+        elif kind < 0.9:
+            profile = any_bytes(random, profile)
+        else:
+            profile = random.randbytes(random.choice((1, 127, 128, 132, 1000)))
+        image.save(new, image.format, icc_profile=profile)
+    return new.getvalue()
+
+
+def gif(random: Random, data: bytes) -> bytes:
+    """Sizes and places of the screen and of frames, delays and disposals, else bytes anywhere."""
+    places = [4, *(i + 1 for i in range(len(data)) if data[i : i + 2] in (b"\x2c\0", b"\x21\xf9"))]
+    if random.random() < 0.5:
+        return any_bytes(random, data)
+    for _ in range(random.choice((1, 1, 2, 4))):
+        at = random.choice(places) + random.randrange(9)
+        number = random.choice((0, 1, 255, 256, 65535, random.randrange(65536)))
+        data = data[:at] + struct.pack("<H", number) + data[at + 2 :]
+    return data
+
+
+def tiff(random: Random, data: bytes) -> bytes:
+    """Tags: their names, kinds, counts and values; else bytes anywhere."""
+    (at,) = struct.unpack("<I", data[4:8])
+    if random.random() < 0.4 or at + 2 > len(data):
+        return any_bytes(random, data)
+    (count,) = struct.unpack("<H", data[at : at + 2])
+    for _ in range(random.choice((1, 1, 2, 3))):
+        entry = at + 2 + 12 * random.randrange(max(1, count))
+        place, form, values = random.choice(
+            (
+                (0, "<H", (256, 257, 258, 259, 262, 274, 277, 278, 284, 317, 338, 339, 34675)),
+                (2, "<H", range(14)),
+                (4, "<I", (0, 1, 2, 3, 2**16, 2**31, 2**32 - 1)),
+                (8, "<I", (*range(9), 12, 16, 24, 32, 64, 999, 2**16, 2**31, 2**32 - 1)),
+            )
+        )
+        new = struct.pack(form, random.choice(values))
+        data = data[: entry + place] + new + data[entry + place + len(new) :]
+    return data
 
 
 def jpeg(random: Random, data: bytes) -> bytes:
@@ -350,6 +404,19 @@ def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     return chunks
 
 
+def _table(random: Random, profile: bytes) -> bytes:
+    """The header's fields, and places and sizes of the tags of an ICC profile."""
+    for _ in range(random.choice((1, 1, 2, 4))):
+        at = random.choice((*range(0, 128, 4), *range(128, min(len(profile) - 4, 260), 4)))
+        number = random.choice((0, 1, 128, 132, 2**16, 2**31 - 1, 2**31, 2**32 - 1))
+        new = random.choice(_SPACES) if random.random() < 0.3 else struct.pack(">I", number)
+        profile = profile[:at] + new + profile[at + 4 :]
+    return profile
+
+
+_SPACES = (b"RGB ", b"GRAY", b"CMYK", b"Lab ", b"XYZ ", b"link", b"nmcl", b"abst", b"prtr", b"6CLR")
+
+
 def _chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
@@ -389,6 +456,9 @@ def _odd_chunk(random: Random) -> tuple[bytes, bytes]:
             (b"tEXt", b"a\0" + random.randbytes(50)),
             (b"eXIf", b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0" + random.randbytes(8)),
             (b"eXIf", random.randbytes(40)),
+            (b"gAMA", struct.pack(">I", random.choice((0, 1, 45455, 10**5, 2**32 - 1)))),
+            (b"cHRM", struct.pack(">8I", *random.choices((0, 1, 31270, 64000, 2**31), k=8))),
+            (b"cICP", random.randbytes(random.choice((1, 4)))),
             (b"acTL", struct.pack(">2I", random.choice((0, 1, 2**31, 2**32 - 1)), 0)),
             (b"fcTL", random.randbytes(26)),
             (b"tRNS", random.randbytes(random.choice((1, 2, 6, 300)))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,16 +16,21 @@ import torch
 from PIL import Image
 
 import anyv2v
+from anyv2v import models
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
+from anyv2v.convert.released import convert
 from anyv2v.diffusion.inversion import Inverted
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
 from anyv2v.loading import builders, expected_shapes, inspect
 from anyv2v.media.image import read_image
+from anyv2v.media.mask import fit_mask, read_mask
 from anyv2v.media.video import read_video, write_video
 from anyv2v.source import InversionSettings, Unfinished
+from anyv2v.stable_diffusion.adapters import load_ip_adapter, load_t2i_adapter
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.folder import Part, write_folder
+from tests import adapter_snapshot, icc
 from tests.hostile import mutate
 
 SIZE, FRAMES, STEPS = (16, 16), 3, 2
@@ -124,6 +130,11 @@ def prepare(folder: Path) -> None:
         ("progressive.jpg", Image.fromarray(pixels[..., 0]), {"progressive": True}),
     ):
         picture.save(folder / name, **options)
+    _write_moving(folder)
+    _write_masks(folder)
+    _write_profiled(folder)
+    adapter_snapshot.write_t2i_adapter(folder / "t2i", "odd light")
+    adapter_snapshot.write_ip_adapter(folder / "ip", "tiny")
     smooth = np.linspace(0, 255, FRAMES * 32 * 48 * 3).reshape(FRAMES, 32, 48, 3).astype(np.uint8)
     write_video(folder / "smooth.mp4", smooth, 8)
     noise = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
@@ -196,6 +207,62 @@ def _exif() -> bytes:
     exif = Image.Exif()
     exif[0x112] = 6
     return exif.tobytes()
+
+
+def _write_moving(folder: Path) -> None:
+    """A folder of frames, and one clip in each of the formats that move."""
+    noise = np.random.default_rng(3).integers(0, 256, (4, 12, 20, 3), dtype=np.uint8)
+    noise[1:, :6] = noise[0, :6]
+    first, *rest = pictures = [Image.fromarray(frame) for frame in noise]
+    (folder / "frames").mkdir()
+    for number, (picture, suffix) in enumerate(
+        zip(pictures, ("png", "jpg", "webp", "tif"), strict=True), 8
+    ):
+        picture.save(folder / "frames" / f"{number}.{suffix}")
+    (folder / "numbered").mkdir()
+    for number, picture in enumerate(pictures):
+        picture.save(folder / "numbered" / f"{number:03}.png")
+    for name, options in (
+        ("moves.gif", {"disposal": [0, 1, 2, 1]}),
+        ("moves.webp", {}),
+        ("moves.png", {"default_image": True}),
+        ("moves.avif", {}),
+    ):
+        options |= {"append_images": rest, "duration": [40, 0, 100, 2000], "save_all": True}
+        first.save(folder / name, **options)
+
+
+def _write_masks(folder: Path) -> None:
+    inside = np.zeros((12, 20), np.uint8)
+    inside[3:9, 5:12] = 1
+    white = np.full((12, 20, 3), 255, np.uint8)
+    classes = Image.frombytes("P", (20, 12), inside.tobytes())
+    classes.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    for name, picture in (
+        ("alpha.png", Image.fromarray(np.dstack([white, inside * 255]))),
+        ("ones.png", Image.fromarray(inside)),
+        ("classes.png", classes),
+        ("deep.png", Image.fromarray(inside.astype(np.uint16) * 65535)),
+        ("bits.png", Image.fromarray(inside * 255).convert("1")),
+        ("floats.tif", Image.fromarray(inside.astype(np.float32))),
+        ("deep.tif", Image.fromarray(inside.astype(np.uint16) * 65535)),
+        ("alpha.tif", Image.fromarray(np.dstack([white, inside * 255]))),
+    ):
+        picture.save(folder / name)
+
+
+def _write_profiled(folder: Path) -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (8, 12, 4), dtype=np.uint8)
+    wide = icc.rgb(icc.P3, icc.SRGB_CURVE)
+    for name, picture, profile in (
+        ("wide.png", Image.fromarray(pixels[..., :3]), wide),
+        ("wide.jpg", Image.fromarray(pixels[..., :3]), wide),
+        ("wide.webp", Image.fromarray(pixels[..., :3]), wide),
+        ("gray.png", Image.fromarray(pixels[..., 0]), icc.gray(1.8)),
+        ("inks.tif", Image.fromarray(pixels, "CMYK"), icc.cmyk((54.3, 80.8, 69.9))),
+        ("inks.jpg", Image.fromarray(pixels, "CMYK"), icc.cmyk((54.3, 80.8, 69.9))),
+    ):
+        picture.save(folder / name, icc_profile=profile)
 
 
 def _weights(examples: Examples, name: str, changed: bool) -> None:
@@ -311,13 +378,59 @@ def _clip(examples: Examples, name: str, changed: bool) -> None:
         raise refused[0]
 
 
+def _folder(examples: Examples, name: str, changed: bool) -> None:
+    """As a folder; by a pattern too if all of it is called alike."""
+    folder = examples.folder / Path(name).parent
+    paths = [folder, folder / "%03d.png"] if folder.name == "numbered" else [folder]
+    for path in paths:
+        for options in ({"size": SIZE, "frames": FRAMES, "fps": 8}, {}):
+            _check_frames(read_video(path, **options).frames)
+
+
+def _mask(examples: Examples, name: str, changed: bool) -> None:
+    """Read, cut, and used."""
+    path = examples.folder / name
+    for mask in (read_mask(path), fit_mask(path, SIZE, "crop")):
+        if mask.dtype != np.float32 or mask.ndim != 2:
+            raise Wrong(f"{mask.dtype} {mask.shape} is no mask")
+        if not (0 <= mask.min() < 1 and 0 < mask.max() <= 1):
+            raise Wrong(f"{mask.min()} to {mask.max()} selects nothing or everything")
+
+
+def _adapter(examples: Examples, name: str, changed: bool) -> None:
+    """Converts what was published, and loads it."""
+    target = examples.folder / "converted"
+    src = examples.folder / name.partition("/")[0]
+    try:
+        if src.name == "ip":
+            convert(src / "ip-adapter_sd15.safetensors", target, models.expected_shapes)
+            reference = np.zeros((8, 8, 3), np.uint8)
+            adapter, _ = load_ip_adapter(target, reference, torch.device("cpu"), torch.float32)
+        else:
+            convert(src, target, models.expected_shapes)
+            adapter = load_t2i_adapter(target, torch.device("cpu"), torch.float32)
+        str(models.inspect(target))
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+    if not all(x.isfinite().all() for x in adapter.state_dict().values()):
+        raise Wrong("weights that are not finite were loaded")
+
+
 def _check_frames(frames: np.ndarray) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise Wrong(f"{frames.dtype} {frames.shape} are no frames")
 
 
 def _either(random: Random, data: bytes) -> bytes:
-    return (mutate.png if data[:4] == b"\x89PNG" else mutate.jpeg)(random, data)
+    """By what the file is."""
+    marks = {b"\x89PNG": mutate.png, b"\xff\xd8": mutate.jpeg, b"GIF8": mutate.gif}
+    marks |= {b"II*\0": mutate.tiff}
+    change = next((f for mark, f in marks.items() if data.startswith(mark)), mutate.any_bytes)
+    return change(random, data)
+
+
+def _published(random: Random, data: bytes) -> bytes:
+    return (mutate.json_file if data[:1] == b"{" else mutate.safetensors)(random, data)
 
 
 def _tokens(random: Random, data: bytes) -> bytes:
@@ -326,6 +439,25 @@ def _tokens(random: Random, data: bytes) -> bytes:
 
 TOKENIZER = ("model/tokenizer/vocab.json", "model/tokenizer/merges.txt")
 PICTURES = ("rgb.png", "rgba.png", "palette.png", "grey16.png", "plain.jpg", "progressive.jpg")
+
+FRAMES_OF_FOLDERS = (
+    "frames/8.png",
+    "frames/9.jpg",
+    "frames/10.webp",
+    "frames/11.tif",
+    "numbered/000.png",
+    "numbered/002.png",
+)
+MASKS = ("alpha.png", "ones.png", "classes.png", "deep.png", "bits.png")
+MASKS += ("floats.tif", "deep.tif", "alpha.tif")
+PROFILED = ("wide.png", "wide.jpg", "wide.webp", "gray.png", "inks.tif", "inks.jpg")
+ADAPTERS = (
+    "t2i/config.json",
+    "t2i/diffusion_pytorch_model.safetensors",
+    "ip/ip-adapter_sd15.safetensors",
+    "ip/image_encoder/config.json",
+    "ip/image_encoder/model.safetensors",
+)
 
 KINDS: dict[str, Kind] = {
     "weights": Kind(
@@ -338,4 +470,9 @@ KINDS: dict[str, Kind] = {
     "unfinished": Kind(("half.unfinished",), mutate.safetensors, _unfinished),
     "image": Kind(PICTURES, _either, _picture),
     "clip": Kind(("smooth.mp4", "noise.mp4"), mutate.mp4, _clip),
+    "frames": Kind(FRAMES_OF_FOLDERS, _either, _folder),
+    "moving": Kind(("moves.gif", "moves.webp", "moves.png", "moves.avif"), _either, _clip),
+    "mask": Kind(MASKS, _either, _mask),
+    "profile": Kind(PROFILED, mutate.profiled, _picture),
+    "adapter": Kind(ADAPTERS, _published, _adapter),
 }

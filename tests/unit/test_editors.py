@@ -103,7 +103,9 @@ def test_a_mask_holds_for_every_editor(picture):
 
 
 def test_a_mask_is_read(tmp_path):
-    Image.new("L", (40, 20), 255).save(tmp_path / "m.png")
+    half = Image.new("L", (40, 20))
+    half.paste(255, (0, 0, 20, 20))
+    half.save(tmp_path / "m.png")
     assert as_mask(tmp_path / "m.png", (10, 20)).shape == (10, 20)
     assert as_mask(np.eye(4, dtype=bool), (4, 4)).sum() == 4
     with pytest.raises(InputError, match="proportions"):

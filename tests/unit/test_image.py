@@ -188,8 +188,8 @@ def files_that_are_no_image(folder):
     return {
         "cut.png": "truncated",
         "bomb.tif": "decompression bomb",
-        "text.png": "cannot identify",
-        "empty.png": "cannot identify",
+        "text.png": "none of the picture formats that are read, PNG, JPEG",
+        "empty.png": "none of the picture formats that are read, PNG, JPEG",
         "folder.png": "is a folder",
         "missing.png": "no such file",
     }

@@ -308,7 +308,7 @@ def test_no_video_is_one_line_naming_the_path(tmp_path):
     cases = {
         "text.mp4": "cannot be read as a video",
         "empty.mp4": "is empty",
-        "folder.mp4": "is a folder",
+        "folder.mp4": "is a folder without pictures",
         "sound.mp4": "no video stream",
         "cover.mp4": "no video stream",
         "head.mp4": "no frame that can be decoded",
@@ -415,7 +415,7 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch, error):
 
 def test_bad_outputs(tmp_path):
     with pytest.raises(InputError, match=".mp4, .mov, .mkv"):
-        write_video(tmp_path / "a.gif", clip(2), 8)
+        write_video(tmp_path / "a.avi", clip(2), 8)
     with pytest.raises(InputError, match="no folder"):
         write_video(tmp_path / "missing" / "a.mp4", clip(2), 8)
     for fps in (0, -8, float("inf"), 1e9, 1e-9, "fast"):

@@ -1,0 +1,220 @@
+"""Masks: what the pictures that people draw or tools write select, as 0 to 1."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from anyv2v.errors import InputError
+from anyv2v.media import picture
+from anyv2v.media.image import fit_frame
+
+CLOSE = 16
+"""Levels of 255 by which the channels of a gray, or the parts of one color, may differ: what lossy
+files do."""
+
+FAINT = 1 / 8
+"""Of the full scale. Integers that are all below it are labels, or of another depth."""
+
+CLASSES = 256
+"""Colors that a picture of classes has at most; and on average each four pixels."""
+
+
+def read_mask(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
+    """float32 (h, w), 1 where something may change: of a file, a PIL image or an array.
+
+    Read as what it means:
+    - alpha that varies selects, if what is visible has one color or is a picture of classes; gray
+      selects as far as it is opaque;
+    - 0 and 1 alone select where they are 1, and 0 to 255 is taken for 8 bits, in any depth; else
+      the full scale of the depth counts, or 0 to 1 of floats;
+    - in pictures of classes (at most 256 colors, one of them black), and in palettes of two colors,
+      what is not black is selected; in palettes of two others that are not gray, the second entry.
+
+    InputError, with what was found: anything else, and a mask that selects nothing or everything.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        with picture.opened(source) as image:
+            return selective(_of_picture(image), f"it is {_kind(image)}")
+    if isinstance(source, Image.Image):
+        try:
+            return selective(_of_picture(source), f"it is {_kind(source)}")
+        except InputError as error:
+            raise InputError(f"mask: a picture {error}") from error
+    try:
+        array = np.asarray(source)
+        return selective(_of_array(array), f"it is {array.dtype} {array.shape}")
+    except InputError as error:
+        raise InputError(f"mask: an array {error}") from error
+
+
+def fit_mask(
+    source: str | os.PathLike | np.ndarray | Image.Image, size: tuple[int, int], fit: str
+) -> np.ndarray:
+    """`read_mask`, brought to `size` (width, height) as `fit_frame` does it with frames."""
+    levels = np.rint(read_mask(source) * 255).astype(np.uint8)
+    mask = fit_frame(np.dstack([levels] * 3), size, fit)[..., 0].astype(np.float32) / 255
+    try:
+        return selective(mask, f"fit {fit} to {size[0]}x{size[1]} leaves no more of it")
+    except InputError as error:
+        name = source if isinstance(source, (str, os.PathLike)) else "mask: it"
+        raise InputError(f"{name} {error}") from error
+
+
+def selective(mask: np.ndarray, found: str) -> np.ndarray:
+    """The mask, if it selects something and not everything."""
+    if not mask.any():
+        raise InputError(f"selects nothing as a mask: it is black everywhere; {found}")
+    if mask.min() == 1:
+        raise InputError(f"selects everything as a mask: it is white everywhere; {found}")
+    return mask
+
+
+def _kind(image: Image.Image) -> str:
+    return f"{image.width}x{image.height} of mode {image.mode}"
+
+
+def _of_array(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim == 3 and array.shape[-1] in (3, 4) and array.dtype == np.uint8 and array.size:
+        return _of_picture(Image.fromarray(array))
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "buif":
+        raise InputError(
+            f"of {array.dtype} {array.shape} is no mask; it must be (h, w), bool, integers or 0 to "
+            "1, or a uint8 picture (h, w, 3 or 4)"
+        )
+    if (mask := _plain(array)) is not None:
+        return mask
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise InputError(f"of {picture.found(array)} is not within 0 to 1")
+        return array.astype(np.float32)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"of {array.dtype}, {_values(array)}, is no mask; give uint8 or 0 to 1")
+    return _of_levels(array)
+
+
+def _of_picture(image: Image.Image) -> np.ndarray:
+    picture.check_size(image)
+    upright = picture.upright(image)
+    if upright.mode.startswith(("I", "F")):
+        if (mask := _plain(np.asarray(upright))) is not None:
+            return mask
+        return _of_levels(picture.gray_or_color(image))
+    if (alpha := _alpha(upright)) is not None:
+        return _by_alpha(alpha, picture.rgb(image))
+    if upright.mode == "P" and (mask := _by_palette(upright)) is not None:
+        return mask
+    levels = np.asarray(upright.convert("RGB"))
+    if levels.max() <= 1:
+        return levels.max(-1).astype(np.float32)
+    colors = picture.rgb(image)
+    if image.format in ("JPEG", "MPO"):
+        # around edges it leaves what nobody drew
+        colors[colors <= CLOSE] = 0
+        colors[colors >= 255 - CLOSE] = 255
+    return _by_color(colors)
+
+
+def _alpha(image: Image.Image) -> np.ndarray | None:
+    """(h, w) uint8; None if there is none, or it is the same everywhere."""
+    if image.mode in ("La", "LA"):
+        alpha = image.getchannel(1)
+    elif image.mode in ("RGBA", "PA", "RGBa") or "transparency" in image.info:
+        alpha = image.convert("RGBA").getchannel(3)
+    else:
+        return None
+    alpha = np.asarray(alpha)
+    return None if alpha.min() == alpha.max() else alpha
+
+
+def _by_alpha(alpha: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    mask = _of_levels(alpha)
+    visible = colors[mask >= mask.max() / 2]
+    if np.ptp(visible, axis=0).max() <= CLOSE:
+        return mask
+    if np.ptp(visible, axis=-1).max() <= CLOSE:
+        return mask * (colors.mean(-1, dtype=np.float32) / 255)
+    if _are_classes(visible):
+        return mask
+    raise InputError(
+        "is no mask: its alpha varies, from "
+        f"{picture.found(alpha)}, and so do its colors; give one of alpha over one color, or white "
+        "where something may change"
+    )
+
+
+def _by_palette(image: Image.Image) -> np.ndarray | None:
+    """Of two colors; None for others, which are what they look like."""
+    indices, colors = np.asarray(image), np.asarray(image.convert("RGB"))
+    if len(used := np.unique(indices)) != 2:
+        return None
+    dark = ~colors.any(-1)
+    if dark.any():
+        return (~dark).astype(np.float32)
+    if used.tolist() == [0, 1] and np.ptp(colors, axis=-1).max() > CLOSE:
+        return (indices == 1).astype(np.float32)
+    return None
+
+
+def _by_color(colors: np.ndarray) -> np.ndarray:
+    if np.ptp(colors, axis=-1).max() <= CLOSE:
+        _check_strength(colors)
+        return colors.mean(-1, dtype=np.float32) / 255
+    selected = colors.any(-1)
+    if selected.all() or not _are_classes(colors):
+        raise InputError(
+            f"is no mask: it is in color, of {len(_distinct(colors))} colors; give one that is "
+            "white where something may change"
+        )
+    return selected.astype(np.float32)
+
+
+def _plain(values: np.ndarray) -> np.ndarray | None:
+    """Integers of 0 and 1 alone, or 0 to 255 in more than 8 bits; None for others."""
+    least, most = values.min(), values.max()
+    if least < 0 or values.dtype.kind == "f" and most <= 1:
+        return None
+    if most <= 1:
+        return values.astype(np.float32)
+    if most == 255 and values.dtype != np.uint8:
+        return _of_levels(np.rint(values).astype(np.uint8))
+    return None
+
+
+def _of_levels(values: np.ndarray) -> np.ndarray:
+    """Of the full scale of their dtype, uint8 or uint16."""
+    if (mask := _plain(values)) is not None:
+        return mask
+    _check_strength(values)
+    return (values / np.float32(np.iinfo(values.dtype).max)).astype(np.float32)
+
+
+def _check_strength(values: np.ndarray) -> None:
+    """InputError for labels: small numbers, of which some tools set the edges to the greatest."""
+    top = np.iinfo(values.dtype).max
+    small, full = (values > 0) & (values < FAINT * top), values == top
+    if small.sum() > full.sum() and not (values[~small & ~full]).any():
+        raise InputError(
+            f"is no mask: its values are {_values(values)}, of 0 to {top}: labels, it seems; give "
+            f"one of 0 and 1, or with {top} where something may change"
+        )
+
+
+def _values(values: np.ndarray) -> str:
+    """All of a few, the range of many."""
+    some = np.unique(values)
+    return ", ".join(f"{v:g}" for v in some) if len(some) <= 8 else picture.found(values)
+
+
+def _are_classes(colors: np.ndarray) -> bool:
+    return len(_distinct(colors)) <= min(CLASSES, colors.size // 12)
+
+
+def _distinct(colors: np.ndarray) -> np.ndarray:
+    """Colors (..., 3) as numbers, each once."""
+    wide = colors.astype(np.uint32)
+    return np.unique(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])

@@ -1,0 +1,302 @@
+"""What the numbers of a picture mean as colors, and the way to sRGB.
+
+sRGB is IEC 61966-2-1; what a file says of its colors is, in the order of the PNG specification
+(third edition, section 4.3): code points (cICP, ITU-T H.273), an ICC profile, sRGB, gAMA and cHRM.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+
+from anyv2v.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Chromaticities = tuple[float, float, float, float, float, float, float, float]
+"""x and y of white, red, green, blue: cHRM's order."""
+
+D65 = (0.3127, 0.3290)
+SRGB = (*D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+ADOBE_RGB = (*D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+
+# ITU-T H.273, table 2, by code point; 2 is "not said"
+PRIMARIES = {
+    1: SRGB,
+    2: SRGB,
+    4: (0.310, 0.316, 0.67, 0.33, 0.21, 0.71, 0.14, 0.08),
+    5: (*D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
+    6: (*D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+    7: (*D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+    9: (*D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
+    11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    12: (*D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+}
+# table 3, as the exponent of decoding; None: shown as sRGB is, the curves of cameras among them
+TRANSFERS = {1: None, 2: None, 6: None, 13: None, 14: None, 15: None, 4: 2.2, 5: 2.8, 8: 1.0}
+HDR = {16: "PQ", 18: "HLG"}
+
+# the sRGB curve as gAMA has it, about
+SRGB_GAMMA = (0.45, 0.46)
+
+# pixels that are converted at a time
+BLOCK = 2**20
+
+BRADFORD = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Colors that are told by numbers: linear light is v^exponent, or sRGB's curve if None."""
+
+    exponent: float | None
+    primaries: Chromaticities = SRGB
+
+
+def meaning(image: Image.Image) -> Coded | bytes | None:
+    """What the file of an opened picture says of its colors: an ICC profile if bytes.
+
+    None: sRGB, or nothing. To be asked before the picture is loaded, which closes its file.
+    InputError if it is HDR or has code points that are not known.
+    """
+    # L*a*b* has one meaning, whatever the profile that comes with it
+    if image.mode == "LAB":
+        return None
+    if (points := _code_points(image)) is not None:
+        return _from_points(*points)
+    info = image.info
+    if profile := info.get("icc_profile"):
+        return profile
+    if "srgb" in info:
+        return None
+    if "gamma" in info or "chromaticity" in info:
+        return _from_chunks(info.get("gamma"), info.get("chromaticity"))
+    return Coded(563 / 256, ADOBE_RGB) if _is_adobe_by_exif(image) else None
+
+
+def to_srgb(image: Image.Image | np.ndarray, color: Coded | bytes | None) -> np.ndarray:
+    """uint8 sRGB (h, w, 3) of a picture of mode L, RGB or CMYK, or of a uint16 array.
+
+    Arrays are (h, w) or (h, w, 3) of 0 to 65535. Colors out of gamut are clipped. An ICC profile
+    is applied by Little CMS in 8 bits, relative colorimetric with black point compensation; one
+    that cannot be applied is left out with a warning.
+    """
+    if isinstance(color, Coded):
+        samples = image if isinstance(image, np.ndarray) else np.asarray(_plain(image))
+        return _rgb(_decoded(samples, color))
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(eight_bits(image))
+    if color is not None and (converted := _by_profile(image, color)) is not None:
+        return np.array(converted)
+    return np.array(image.convert("RGB"))
+
+
+def eight_bits(samples: np.ndarray) -> np.ndarray:
+    """uint16 of 0 to 65535 as uint8, rounded."""
+    # in place: pictures may be large
+    wide = samples.astype(np.uint32)
+    wide += 128
+    wide //= 257
+    return wide.astype(np.uint8)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    return image if image.mode == "L" else image.convert("RGB")
+
+
+def _rgb(samples: np.ndarray) -> np.ndarray:
+    return np.dstack([samples] * 3) if samples.ndim == 2 else samples
+
+
+def _from_points(primaries: int, transfer: int) -> Coded | None:
+    if transfer in HDR:
+        raise InputError(
+            f"is an HDR picture ({HDR[transfer]}), which has no one meaning as sRGB; "
+            "save it as SDR first"
+        )
+    if primaries not in PRIMARIES or transfer not in TRANSFERS:
+        raise InputError(
+            f"has colors of primaries {primaries} and transfer {transfer} (ITU-T H.273), which "
+            "are not read; save it as sRGB first"
+        )
+    return _simplest(TRANSFERS[transfer], PRIMARIES[primaries])
+
+
+def _from_chunks(gamma: float | None, primaries: Chromaticities | None) -> Coded | None:
+    """Of gAMA and cHRM; those that cannot be are left out with a warning."""
+    if gamma is not None and not 0.01 <= gamma <= 10:
+        log.warning("anyv2v: a picture's gAMA of %g is no gamma, and is left out", gamma)
+        gamma = None
+    if primaries is not None and _to_linear_srgb(primaries) is None:
+        log.warning("anyv2v: a picture's cHRM of %s are no colors, and is left out", primaries)
+        primaries = None
+    exponent = None
+    if gamma is not None and not SRGB_GAMMA[0] < gamma < SRGB_GAMMA[1]:
+        exponent = 1 / gamma
+    return _simplest(exponent, primaries or SRGB)
+
+
+def _simplest(exponent: float | None, primaries: Chromaticities) -> Coded | None:
+    """None for what is sRGB but for rounding."""
+    if max(abs(a - b) for a, b in zip(primaries, SRGB, strict=True)) < 0.005:
+        primaries = SRGB
+    return None if exponent is None and primaries == SRGB else Coded(exponent, primaries)
+
+
+def _decoded(samples: np.ndarray, color: Coded) -> np.ndarray:
+    """uint8 sRGB, of the samples' shape."""
+    top = np.iinfo(samples.dtype).max
+    values = np.arange(top + 1, dtype=np.float64) / top
+    linear = _linear(values) if color.exponent is None else values**color.exponent
+    # a gray stays gray in other primaries
+    if samples.ndim == 2 or color.primaries == SRGB:
+        return _encoded(linear)[samples]
+    matrix = _to_linear_srgb(color.primaries).astype(np.float32)
+    linear = linear.astype(np.float32)
+    flat = samples.reshape(-1, 3)
+    out = np.empty(flat.shape, np.uint8)
+    for begin in range(0, len(flat), BLOCK):
+        out[begin : begin + BLOCK] = _encoded(linear[flat[begin : begin + BLOCK]] @ matrix.T)
+    return out.reshape(samples.shape)
+
+
+def _linear(values: np.ndarray) -> np.ndarray:
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def _encoded(linear: np.ndarray) -> np.ndarray:
+    linear = linear.clip(0, 1)
+    curve = 1.055 * linear ** (1 / 2.4) - 0.055
+    return np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, curve)).astype(np.uint8)
+
+
+@lru_cache(maxsize=8)
+def _to_linear_srgb(primaries: Chromaticities) -> np.ndarray | None:
+    """(3, 3): linear RGB of `primaries` to that of sRGB, white to white by Bradford's adaptation.
+
+    None if the primaries are none.
+    """
+    try:
+        source, target = _to_xyz(primaries), _to_xyz(SRGB)
+        cones = [BRADFORD @ m.sum(1) for m in (source, target)]
+        adapt = np.linalg.inv(BRADFORD) @ np.diag(cones[1] / cones[0]) @ BRADFORD
+        matrix = np.linalg.inv(target) @ adapt @ source
+    except (np.linalg.LinAlgError, ZeroDivisionError):
+        return None
+    return matrix if np.isfinite(matrix).all() and np.abs(matrix).max() < 10 else None
+
+
+def _to_xyz(primaries: Chromaticities) -> np.ndarray:
+    """(3, 3): linear RGB to CIE XYZ, by SMPTE RP 177."""
+    pairs = [primaries[i : i + 2] for i in range(0, 8, 2)]
+    white, *columns = [np.array([x / y, 1, (1 - x - y) / y]) for x, y in pairs]
+    rgb = np.stack(columns, 1)
+    return rgb * np.linalg.solve(rgb, white)
+
+
+def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """The picture in sRGB; None if its profile changes nothing, or cannot be applied."""
+    image = image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
+    try:
+        mode, transform = _transform(bytes(profile), image.mode)
+        if transform is None:
+            return None
+        return ImageCms.applyTransform(image.convert(mode), transform)
+    # Little CMS says what it likes of broken profiles
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        log.warning("anyv2v: a picture's color profile is left out: %s", reason)
+        return None
+
+
+@lru_cache(maxsize=8)
+def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """The mode that goes in, and what makes sRGB of it: None if it is sRGB within a level."""
+    opened = ImageCms.ImageCmsProfile(BytesIO(profile))
+    space = opened.profile.xcolor_space.strip()
+    wanted = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(space)
+    # a gray picture may have the RGB profile of what it was made from
+    if wanted != mode and (wanted, mode) != ("RGB", "L"):
+        raise ValueError(f"it is one for {space}, the picture is {mode}")
+    transform = ImageCms.buildTransform(
+        opened,
+        _srgb(),
+        wanted,
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    if wanted == "CMYK":
+        return wanted, transform
+    levels = np.arange(256, dtype=np.uint8) if wanted == "L" else np.arange(0, 256, 15, np.uint8)
+    grid = levels[None] if wanted == "L" else np.stack(np.meshgrid(*[levels] * 3), -1)
+    sample = Image.fromarray(np.ascontiguousarray(grid.reshape(1, -1, *grid.shape[3:])))
+    there = np.asarray(ImageCms.applyTransform(sample, transform)).astype(int)
+    same = np.abs(there - np.asarray(sample.convert("RGB"))).max() <= 1
+    return wanted, None if same else transform
+
+
+@lru_cache(maxsize=1)
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _is_adobe_by_exif(image: Image.Image) -> bool:
+    """What cameras write in place of a profile: option file R03 of DCF 2.0 (JEITA CP-3461)."""
+    if "exif" not in image.info:
+        return False
+    try:
+        return str(image.getexif().get_ifd(ExifTags.IFD.Interop).get(1)).strip("\0 ") == "R03"
+    # of broken Exif data
+    except Exception:
+        return False
+
+
+def _code_points(image: Image.Image) -> tuple[int, int] | None:
+    """Primaries and transfer of a PNG's cICP, of an AVIF's colr; Pillow passes neither on."""
+    find = {"PNG": _cicp, "AVIF": _nclx}.get(image.format)
+    return None if find is None else reread(image, find)
+
+
+def reread(image: Image.Image, read: Callable[[BytesIO], object]) -> object:
+    """What `read` finds in the file of a picture that is not loaded yet; None if it is."""
+    file = getattr(image, "fp", None)
+    if file is None or file.closed or not file.seekable():
+        return None
+    place = file.tell()
+    try:
+        file.seek(0)
+        return read(file)
+    finally:
+        file.seek(place)
+
+
+def _cicp(file: BytesIO) -> tuple[int, int] | None:
+    file.seek(8, os.SEEK_SET)
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        if name == b"cICP" and len(points := file.read(2)) == 2:
+            return points[0], points[1]
+        if name in (b"IDAT", b"IEND"):
+            return None
+        file.seek(length + 4, os.SEEK_CUR)
+    return None
+
+
+def _nclx(file: BytesIO) -> tuple[int, int] | None:
+    """Of the first colr box (ISO/IEC 14496-12, 12.1.5); a profile, if there is one, wins."""
+    head = file.read(2**16)
+    at = head.find(b"colrnclx")
+    if at < 0 or b"colrprof" in head or b"colrrICC" in head or len(head) < at + 12:
+        return None
+    return struct.unpack(">2H", head[at + 8 : at + 12])

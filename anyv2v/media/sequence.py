@@ -1,0 +1,388 @@
+"""Clips as pictures: folders, numbered files, and the formats of pictures that move."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from anyv2v.errors import InputError
+from anyv2v.files import REPLACED, atomic_path, check_output, scratch
+from anyv2v.media import picture
+from anyv2v.media.clip import Video
+from anyv2v.media.image import fit_frame
+from anyv2v.memory import free_bytes
+
+log = logging.getLogger(__name__)
+
+RATE = 8.0
+"""Frames per second of pictures that do not say: I2VGen-XL's."""
+
+FIRST = 1
+"""The number of the first file that is written: FFmpeg's."""
+
+SUFFIXES = (".gif", ".webp")
+"""Of what is written, besides numbered PNGs."""
+
+# of the files in a folder; the last two get a message of their own
+PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp")
+PICTURES += (".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".heic", ".heif")
+
+# films may begin as these do; pictures are called so
+AMBIGUOUS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+}
+
+# of pictures; the pages of others are no frames
+MOVING = ("GIF", "WEBP", "PNG", "AVIF")
+
+# seconds; what browsers make of frames of no duration, and of GIF's below two hundredths
+NO_DURATION, LEAST_OF_GIF = 0.1, 0.02
+
+# seconds; timestamps are rounded to milliseconds, GIF's to hundredths of a second
+ROUNDING, ROUNDING_OF_GIF = 1e-3, 6e-3
+
+# seconds; a frame that is shown for longer is damaged
+LONGEST = 3600.0
+
+GIF_MOST = 50
+"""Frames per second: players slow down what is faster."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The name of numbered files, such as frames/%05d.png."""
+
+    folder: Path
+    before: str
+    digits: int
+    after: str
+
+    @classmethod
+    def of(cls, path: str | os.PathLike) -> Pattern | None:
+        path = Path(path)
+        found = re.fullmatch(r"([^%]*)%(?:0(\d{1,2}))?d([^%]*)", path.name, re.DOTALL)
+        return found and cls(path.parent, found[1], int(found[2] or 0), found[3])
+
+    def file(self, number: int) -> Path:
+        return self.folder / f"{self.before}{number:0{self.digits}}{self.after}"
+
+    def files(self) -> dict[int, Path]:
+        """Those there are, by ascending number."""
+        number = re.compile(re.escape(self.before) + r"([0-9]{1,18})" + re.escape(self.after))
+        found = filter(None, map(number.fullmatch, _names(self.folder)))
+        numbers = sorted({int(name[1]) for name in found})
+        # not 1.png for %02d, and no folders
+        return {n: self.file(n) for n in numbers if os.path.isfile(self.file(n))}
+
+
+def is_sequence(path: str | os.PathLike) -> bool:
+    """Whether a clip is a folder, a pattern that no file is called by, or a picture file."""
+    path = Path(path)
+    if os.path.isdir(path):
+        return True
+    if not os.path.isfile(path):
+        return not os.path.exists(path) and Pattern.of(path) is not None
+    name = picture.format_of(path)
+    return name is not None and path.suffix.lower() in AMBIGUOUS.get(name, (path.suffix.lower(),))
+
+
+def moves(path: str | os.PathLike) -> bool:
+    """Whether it is a sequence, and no still picture."""
+    path = Path(path)
+    if not is_sequence(path) or not os.path.isfile(path):
+        return is_sequence(path)
+    try:
+        with picture.opened(path) as image:
+            return image.format in MOVING and bool(getattr(image, "is_animated", False))
+    except InputError:
+        return False
+
+
+def writes_sequence(path: str | os.PathLike) -> bool:
+    """Whether an output is of numbered PNGs, a GIF or a WebP."""
+    return Path(path).suffix.lower() in SUFFIXES or numbered(path) is not None
+
+
+def read_sequence(
+    path: str | os.PathLike,
+    size: tuple[int, int] | None,
+    frames: int | None,
+    fps: float | None,
+    start_time: float,
+    fit: str,
+) -> Video:
+    """`read_video` of what `is_sequence`: arguments, result and errors are its own.
+
+    A folder gives its pictures in natural order (2 before 10; hidden files and others are passed
+    over), a pattern the files of consecutive numbers from the first there is. Both are shown at
+    `fps`, else at RATE: every picture is a frame. Animated GIF, WebP, PNG and AVIF have their own
+    durations; none is 0.1 s, as in browsers. A still picture is a clip of one frame.
+    """
+    path = Path(path)
+    files = _files(path)
+    timed = _animation(path) if files is None else _at_rate(files, fps or RATE)
+    exact = ROUNDING_OF_GIF if picture.format_of(path) == "GIF" else ROUNDING
+    # of pictures that are a frame each none is left out and none is shown twice
+    if files is not None or fps is None:
+        shown = (item for item in timed if item[0] > start_time - exact)
+    else:
+        shown = _sample(timed, start_time, fps, exact)
+    pictures, times = _collected(path, islice(shown, frames), size, fit)
+    if not pictures:
+        raise InputError(f"start_time {start_time:g} s is past the end of {path}")
+    rate = fps or (_rate(times, exact) if files is None else RATE)
+    if frames is not None and len(pictures) < frames:
+        raise InputError(
+            f"{path} has {len(pictures)} frame{'s' * (len(pictures) > 1)} at {rate:g} fps from "
+            f"{start_time:g} s on, fewer than the {frames} asked for"
+        )
+    return Video(np.stack(pictures), rate)
+
+
+def write_sequence(
+    path: str | os.PathLike, frames: np.ndarray, fps: float, force: bool, comment: str = ""
+) -> None:
+    """Writes uint8 RGB (f, h, w, 3) as numbered PNGs, as GIF or as WebP.
+
+    A pattern (frames/%05d.png) gets one PNG a frame, numbered from 1; earlier files of the pattern
+    go. GIF: 256 colors a frame, dithered, times in hundredths of a second that do not drift; WebP:
+    without loss, in milliseconds. Both repeat for ever, and frames that are equal become one that
+    is shown longer. A GIF carries the `comment`. All appear whole or not at all. InputError: as
+    `check_sequence_output`.
+    """
+    check_sequence_output(path, force)
+    if (pattern := numbered(path)) is not None:
+        _write_files(pattern, frames)
+        return
+    path = Path(path)
+    gif = path.suffix.lower() == ".gif"
+    if gif and fps > GIF_MOST:
+        # an error would come after all the work
+        log.warning(
+            "anyv2v: %s has %d fps, the most that players show, not %g", path, GIF_MOST, fps
+        )
+        fps = GIF_MOST
+    pictures = map(_in_256_colors if gif else Image.fromarray, frames)
+    options = {"optimize": False, "comment": comment} if gif else {"lossless": True, "exact": True}
+    with atomic_path(path) as temporary:
+        next(pictures).save(
+            temporary,
+            save_all=True,
+            append_images=pictures,
+            duration=_durations(len(frames), fps, 10 if gif else 1),
+            loop=0,
+            **options,
+        )
+
+
+def check_sequence_output(
+    path: str | os.PathLike, force: bool, inputs: Sequence[str | os.PathLike] = ()
+) -> None:
+    """`files.check_output` of a pattern, a GIF or a WebP; of a pattern, `inputs` are not among it.
+
+    Existing files of a pattern are refused unless `force`.
+    """
+    if (pattern := numbered(path)) is None:
+        check_output(path, force, SUFFIXES)
+        return
+    # the folder, its rights, and names that are too long
+    check_output(pattern.file(FIRST), force=True)
+    there = pattern.files()
+    if there and not force:
+        raise InputError(
+            f"{next(iter(there.values()))} already exists; --force (force=True) overwrites it, "
+            f"and removes the others of {path}"
+        )
+    folder, own = Path(os.path.realpath(pattern.folder)), set(map(_real, there.values()))
+    for given in map(_real, inputs):
+        if given == folder or given in own or (given.parent == folder and Pattern.of(given)):
+            raise InputError(f"-o {path}: is where the input {given} is, which is not overwritten")
+
+
+def numbered(path: str | os.PathLike) -> Pattern | None:
+    """Of numbered PNGs; other names with a % are names."""
+    return Pattern.of(path) if Path(path).suffix.lower() == ".png" else None
+
+
+def _real(path: str | os.PathLike) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _files(path: Path) -> list[Path] | None:
+    """Of a folder or a pattern; None of anything else."""
+    if os.path.isdir(path):
+        names = [n for n in _names(path) if n[0] != "." and n.lower().endswith(PICTURES)]
+        if not names:
+            raise InputError(
+                f"{path} is a folder without pictures; it must hold one file a frame, "
+                "such as 00001.png"
+            )
+        return [path / name for name in sorted(names, key=_natural)]
+    pattern = None if os.path.isfile(path) else Pattern.of(path)
+    if pattern is None:
+        return None
+    numbered = pattern.files()
+    if not numbered:
+        raise InputError(f"{path}: there is no such file, such as {pattern.file(FIRST)}")
+    first, last = min(numbered), max(numbered)
+    for expected, number in enumerate(numbered, first):
+        if number != expected:
+            raise InputError(
+                f"{path}: {pattern.file(expected)} is missing, of {pattern.file(first).name} to "
+                f"{pattern.file(last).name}"
+            )
+    return list(numbered.values())
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
+def _natural(name: str) -> tuple:
+    """2 before 10; of equal numbers the shorter one first."""
+    parts = re.split("([0-9]+)", name)
+    parts[1::2] = [(int(digits), len(digits)) for digits in parts[1::2]]
+    return parts, name
+
+
+def _at_rate(files: list[Path], rate: float) -> Iterator[tuple[float, float, Path]]:
+    for index, file in enumerate(files):
+        yield index / rate, (index + 1) / rate, file
+
+
+def _read(path: Path) -> np.ndarray:
+    with picture.opened(path) as image:
+        return _frame(image)
+
+
+def _frame(image: Image.Image) -> np.ndarray:
+    picture.check_size(image)
+    return picture.rgb(image)
+
+
+def _animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
+    """(begin, end, frame) of each, in seconds; what comes before damage."""
+    with picture.opened(path) as image:
+        # a PNG that moves may have a still for those who cannot show it
+        first = int(bool(image.info.get("default_image")))
+        begin = 0.0
+        for index in count(first):
+            try:
+                if index > 0:
+                    image.seek(index)
+                frame = _frame(image)
+            except Exception:
+                if index == first:
+                    raise
+                return
+            end = begin + _duration(image)
+            yield begin, end, frame
+            begin = end
+            if image.format not in MOVING:
+                return
+
+
+def _duration(image: Image.Image) -> float:
+    seconds = float(image.info.get("duration") or 0) / 1000
+    least = LEAST_OF_GIF if image.format == "GIF" else 0
+    return min(seconds, LONGEST) if seconds > 0 and seconds >= least else NO_DURATION
+
+
+def _collected(
+    path: Path, shown: Iterator[tuple], size: tuple[int, int] | None, fit: str
+) -> tuple[list[np.ndarray], list[tuple[float, float]]]:
+    """The frames at their size, and begin and end of each; all are to be of one size before."""
+    pictures, times = [], []
+    room = free_bytes(torch.device("cpu")) // 2
+    last, own = None, None
+    for begin, end, frame in shown:
+        if frame is not last:
+            last, name = frame, frame if isinstance(frame, Path) else f"{path}: a frame"
+            read = _read(frame) if isinstance(frame, Path) else frame
+            own = own or read.shape
+            if read.shape != own:
+                raise InputError(f"{name} is {_size(read.shape)}, the frames before {_size(own)}")
+            fitted = read if size is None else fit_frame(read, size, fit)
+        pictures.append(fitted)
+        times.append((begin, end))
+        if len(pictures) * fitted.nbytes > room:
+            raise InputError(
+                f"{path}: more than {len(pictures)} frames of {_size(fitted.shape)} do not fit "
+                "into memory; say how many to read (frames), or a smaller size"
+            )
+    return pictures, times
+
+
+def _sample(timed: Iterator, start: float, fps: float, exact: float) -> Iterator:
+    """What is shown at start, start + 1 / fps, ...; the last one counts until it ends."""
+    taken = 0
+    for item in timed:
+        while start + taken / fps < item[1] - exact:
+            yield item
+            taken += 1
+
+
+def _rate(times: list[tuple[float, float]], exact: float) -> float:
+    """Frames per second on average; a whole number if the times are one's but for rounding."""
+    first, last = times[0][0], times[-1][1]
+    rate = len(times) / (last - first)
+    whole = max(1, round(rate))
+    ends = [first + index / whole for index in range(1, len(times) + 1)]
+    regular = all(abs(a - b[1]) < exact for a, b in zip(ends, times, strict=True))
+    return float(whole) if regular else rate
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"
+
+
+def _write_files(pattern: Pattern, frames: np.ndarray) -> None:
+    names = [pattern.file(FIRST + index) for index in range(len(frames))]
+    with scratch(pattern.folder) as folder:
+        for target, frame in zip(names, frames, strict=True):
+            Image.fromarray(frame).save(folder / target.name, "PNG")
+        old = folder / REPLACED
+        old.mkdir()
+        moved: list[tuple[Path, Path]] = []
+        try:
+            for source in pattern.files().values():
+                _move(source, old / source.name, moved)
+            for target in names:
+                _move(folder / target.name, target, moved)
+        # an interrupted run leaves what was there
+        except BaseException:
+            for source, target in reversed(moved):
+                with suppress(OSError):
+                    os.replace(target, source)
+            raise
+
+
+def _move(source: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:
+    moved.append((source, target))
+    os.replace(source, target)
+
+
+def _in_256_colors(frame: np.ndarray) -> Image.Image:
+    image = Image.fromarray(frame)
+    palette = image.quantize(256)
+    return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+
+
+def _durations(frames: int, fps: float, tick: int) -> list[int]:
+    """Milliseconds of each frame, in whole ticks, of which the sums do not drift."""
+    ends = [round(1000 * index / fps / tick) * tick for index in range(frames + 1)]
+    return [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
