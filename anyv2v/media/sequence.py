@@ -232,17 +232,17 @@ def _files(path: Path) -> list[Path] | None:
     pattern = None if os.path.isfile(path) else Pattern.of(path)
     if pattern is None:
         return None
-    numbered = pattern.files()
-    if not numbered:
+    there = pattern.files()
+    if not there:
         raise InputError(f"{path}: there is no such file, such as {pattern.file(FIRST)}")
-    first, last = min(numbered), max(numbered)
-    for expected, number in enumerate(numbered, first):
+    first, last = min(there), max(there)
+    for expected, number in enumerate(there, first):
         if number != expected:
             raise InputError(
                 f"{path}: {pattern.file(expected)} is missing, of {pattern.file(first).name} to "
                 f"{pattern.file(last).name}"
             )
-    return list(numbered.values())
+    return list(there.values())
 
 
 def _names(folder: Path) -> list[str]:
