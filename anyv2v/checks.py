@@ -89,6 +89,11 @@ def text(name: str, value: str) -> str:
     return value
 
 
+def texts(**given: str) -> None:
+    for name, value in given.items():
+        text(name, value)
+
+
 def path(name: str, value: str | os.PathLike) -> Path:
     """A path, `~` expanded."""
     try:

@@ -134,7 +134,7 @@ class Editor:
         """
         checks.one_of("method", method, tuple(METHODS))
         steps = STEPS[method] if steps is None else steps
-        checks.text("prompt", prompt), checks.text("negative_prompt", negative_prompt)
+        checks.texts(prompt=prompt, negative_prompt=negative_prompt)
         guidance, fps = checks.finite("guidance", guidance), checks.count("fps", fps)
         tolerance = checks.positive("tolerance", tolerance)
         checks.called("on_step", on_step)
@@ -426,7 +426,7 @@ class Editor:
     ) -> Edit:
         """The source video again, from its inverted latents; nothing is injected."""
         self.check_source(source)
-        checks.text("prompt", prompt), checks.text("negative_prompt", negative_prompt)
+        checks.texts(prompt=prompt, negative_prompt=negative_prompt)
         checks.called("on_step", on_step)
         (first,) = needed = self.needed_timesteps(steps, start)
         self.check_kept(source.trajectory, needed)
@@ -457,7 +457,7 @@ class Editor:
     ) -> Edit:
         """The plain image-to-video model: a clip that begins with `frame`, from random noise."""
         self.schedule.timesteps(steps)
-        checks.text("prompt", prompt), checks.text("negative_prompt", negative_prompt)
+        checks.texts(prompt=prompt, negative_prompt=negative_prompt)
         checks.called("on_step", on_step)
         size = self.check_size(self.defaults.size if size is None else size)
         frames = checks.count("frames", self.defaults.frames if frames is None else frames)
@@ -478,8 +478,8 @@ class Editor:
     def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
         """(1, 77, d): hidden states before the last `clip_skip` layers, final norm applied."""
         with self._conditioning():
-            checks.text("text", text), checks.whole("clip_skip", clip_skip, 0)
-            return self.backbone.encode_text(text, clip_skip)
+            clip_skip = checks.whole("clip_skip", clip_skip, 0)
+            return self.backbone.encode_text(checks.text("text", text), clip_skip)
 
     @torch.no_grad()
     def encode_image(
@@ -801,7 +801,7 @@ class Editor:
         if noise is None:
             # drawn on the CPU, so that a seed means the same on every device
             generator = torch.Generator().manual_seed(checks.seed(seed))
-            noise = torch.randn(shape, generator=generator)
+            return torch.randn(shape, generator=generator).to(self.backbone.device)
         checks.kind("noise", noise, Tensor, "a tensor")
         if noise.shape != shape:
             raise InputError(f"noise is {tuple(noise.shape)}, the latents are {tuple(shape)}")
@@ -823,7 +823,7 @@ def _read_frame(frame: Frame) -> np.ndarray:
 
 def _check_request(edit: EditRequest) -> None:
     checks.kind("edits", edit, EditRequest, "an EditRequest")
-    checks.text("prompt", edit.prompt), checks.text("negative_prompt", edit.negative_prompt)
+    checks.texts(prompt=edit.prompt, negative_prompt=edit.negative_prompt)
     checks.finite("guidance", edit.guidance)
 
 
@@ -833,8 +833,9 @@ def _which(edits: Sequence[EditRequest], first: int) -> Which:
     def which(rows: list[int]) -> str:
         if len(edits) == 1:
             return ""
-        named = [f"{nth(first + row, len(edits))} {edits[first + row].prompt!r}" for row in rows]
-        return f", of edit {', '.join(named)}"
+        indices = [first + row for row in rows]
+        told = [f"{nth(i, len(edits))} {checks.shown(edits[i].prompt)}" for i in indices]
+        return f", of edit {', '.join(told)}"
 
     return which
 

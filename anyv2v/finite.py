@@ -108,9 +108,10 @@ class FiniteCheck:
 
 
 def finite_rows(x: Tensor) -> Tensor:
-    """x (rows, ...) -> bool (rows,), on its device. Makes no copy of a contiguous x."""
-    low, high = x.detach().reshape(len(x), -1).aminmax(dim=1)
-    return low.isfinite() & high.isfinite()
+    """x (rows, ...) -> bool (rows,), on its device. Makes no copy of an x of one row."""
+    x = x.detach()
+    low, high = x.aminmax() if len(x) == 1 else x.reshape(len(x), -1).aminmax(dim=1)
+    return (low.isfinite() & high.isfinite()).reshape(len(x))
 
 
 def checked(x: Tensor, what: str, dtype: torch.dtype) -> Tensor:

@@ -946,7 +946,7 @@ def test_converting_holds_one_tensor_at_a_time(src, tmp_path, monkeypatch, form)
         ("vae/config.json", {"norm_num_groups": 3}, "norm_num_groups is 3; it must divide"),
         ("vae/config.json", {"block_out_channels": [8, 12, 8, 8]}, "norm_num_groups"),
         ("vae/config.json", {"scaling_factor": 10**400}, "scaling_factor"),
-        ("vae/config.json", {"layers_per_block": 65}, "layers"),
+        ("unet/config.json", {"layers_per_block": 65}, "layers"),
         ("unet/config.json", {"norm_num_groups": 3}, "norm_num_groups is 3; it must divide"),
         ("unet/config.json", {"norm_num_groups": 2**40}, "norm_num_groups"),
         ("unet/config.json", {"layers_per_block": 10**30}, "layers_per_block"),

@@ -145,9 +145,9 @@ def test_no_step_waits_for_the_device(monkeypatch):
     def count():
         found = []
         for run in (
-            lambda check: sample(spoiled(None), latents, SCHEDULE, 5, check=check),
-            lambda check: (inverted(ddim, spoiled(None), check, 5), check.finish()),
-            lambda check: (inverted(fixed_point, spoiled(None), check, 5), check.finish()),
+            lambda check: sample(spoiled(None), latents, SCHEDULE, 3, check=check),
+            lambda check: (inverted(ddim, spoiled(None), check, 3), check.finish()),
+            lambda check: (inverted(fixed_point, spoiled(None), check, 3), check.finish()),
         ):
             device = Device(2)
             with Syncs() as syncs:
@@ -256,6 +256,7 @@ def test_one_edit_of_several_is_named(editor, source, edited_frame, spoil, monke
         assert error.value.rows == (at_once - 1,)
 
 
+@pytest.mark.slow
 def test_a_recording(editor, source, monkeypatch):
     recording = editor.recording(source.video, Injection(0.2, 0.2, 0.2), 8)
     ((t, sites),) = recording.sites.items()
@@ -308,6 +309,7 @@ def test_a_text_tower_and_an_image_tower(editor, source, edited_frame, monkeypat
                 )
 
 
+@pytest.mark.slow
 def test_a_guidance_that_is_too_large_is_what_is_blamed(editor, source, edited_frame):
     with pytest.raises(NotFiniteError, match=r"a guidance of 1e\+38 is too large") as error:
         run(editor, source, edited_frame, guidance=1e38)
