@@ -12,10 +12,8 @@ from pathlib import Path
 from anyv2v.errors import InputError
 from anyv2v.media.ffmpeg import pyav
 from anyv2v.media.frame import display_size
+from anyv2v.media.picture import MOST_PIXELS
 from anyv2v.media.sequence import is_sequence, moves, read_sequence
-
-# of a frame; twice what is filmed today. decoders hold some twenty frames
-MOST_PIXELS = 2**26
 
 # FFmpeg's names of the formats that are one file and hold pictures in motion. a format that is
 # not here is refused as soon as it is recognized, before its reader opens anything: playlists

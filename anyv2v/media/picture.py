@@ -37,7 +37,8 @@ OVERSHOOT = 0.5 / 255
 
 
 MOST_PIXELS = 2**26
-"""Of a frame or a mask: twice what is filmed today. A few bytes may claim any size."""
+"""Of a frame or a mask: twice what is filmed today. A few bytes may claim any size, and decoders of
+videos hold some twenty frames."""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from PIL import Image
 
 from anyv2v.errors import InputError
 from anyv2v.files import REPLACED, atomic_path, check_output, scratch
-from anyv2v.media import picture
+from anyv2v.media import picture, timing
 from anyv2v.media.clip import Video
 from anyv2v.media.image import fit_frame
 from anyv2v.memory import free_bytes
@@ -49,11 +49,8 @@ MOVING = ("GIF", "WEBP", "PNG", "AVIF")
 # seconds; what browsers make of frames of no duration, and of GIF's below two hundredths
 NO_DURATION, LEAST_OF_GIF = 0.1, 0.02
 
-# seconds; timestamps are rounded to milliseconds, GIF's to hundredths of a second
-ROUNDING, ROUNDING_OF_GIF = 1e-3, 6e-3
-
-# seconds; a frame that is shown for longer is damaged
-LONGEST = 3600.0
+# seconds; GIF's timestamps are rounded to hundredths of a second
+ROUNDING_OF_GIF = 6e-3
 
 GIF_MOST = 50
 """Frames per second: players slow down what is faster."""
@@ -132,22 +129,21 @@ def read_sequence(
     path = Path(path)
     files = _files(path)
     timed = _animation(path) if files is None else _at_rate(files, fps or RATE)
-    exact = ROUNDING_OF_GIF if picture.format_of(path) == "GIF" else ROUNDING
+    spans: list[tuple[float, float]] = []
+    timed = timing.noted(timed, spans)
+    rounding = ROUNDING_OF_GIF if picture.format_of(path) == "GIF" else timing.ROUNDING
     # of pictures that are a frame each none is left out and none is shown twice
     if files is not None or fps is None:
-        shown = (item for item in timed if item[0] > start_time - exact)
+        shown = timing.shown_from(timed, start_time, rounding)
     else:
-        shown = _sample(timed, start_time, fps, exact)
-    pictures, times = _collected(path, islice(shown, frames), size, fit)
-    if not pictures:
-        raise InputError(f"start_time {start_time:g} s is past the end of {path}")
-    rate = fps or (_rate(times, exact) if files is None else RATE)
-    if frames is not None and len(pictures) < frames:
-        raise InputError(
-            f"{path} has {len(pictures)} frame{'s' * (len(pictures) > 1)} at {rate:g} fps from "
-            f"{start_time:g} s on, fewer than the {frames} asked for"
+        shown = timing.sampled(timed, start_time, fps, rounding)
+    pictures = _collected(path, islice(shown, frames), size, fit)
+    rate = RATE if files is not None or not pictures else _rate(spans[-len(pictures) :], rounding)
+    if len(pictures) < (frames or 1):
+        raise timing.too_few(
+            path, len(pictures), frames or 1, fps, rate, start_time, spans, resampled=files is None
         )
-    return Video(np.stack(pictures), rate)
+    return Video(np.stack(pictures), fps or rate)
 
 
 def write_sequence(
@@ -299,17 +295,17 @@ def _animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
 def _duration(image: Image.Image) -> float:
     seconds = float(image.info.get("duration") or 0) / 1000
     least = LEAST_OF_GIF if image.format == "GIF" else 0
-    return min(seconds, LONGEST) if seconds > 0 and seconds >= least else NO_DURATION
+    return min(seconds, timing.LONGEST) if seconds > 0 and seconds >= least else NO_DURATION
 
 
 def _collected(
-    path: Path, shown: Iterator[tuple], size: tuple[int, int] | None, fit: str
-) -> tuple[list[np.ndarray], list[tuple[float, float]]]:
-    """The frames at their size, and begin and end of each; all are to be of one size before."""
-    pictures, times = [], []
+    path: Path, shown: Iterator[Path | np.ndarray], size: tuple[int, int] | None, fit: str
+) -> list[np.ndarray]:
+    """The frames at their size; all are to be of one size before."""
+    pictures = []
     room = free_bytes(torch.device("cpu")) // 2
     last, own = None, None
-    for begin, end, frame in shown:
+    for frame in shown:
         if frame is not last:
             last, name = frame, frame if isinstance(frame, Path) else f"{path}: a frame"
             read = _read(frame) if isinstance(frame, Path) else frame
@@ -318,31 +314,21 @@ def _collected(
                 raise InputError(f"{name} is {_size(read.shape)}, the frames before {_size(own)}")
             fitted = read if size is None else fit_frame(read, size, fit)
         pictures.append(fitted)
-        times.append((begin, end))
         if len(pictures) * fitted.nbytes > room:
             raise InputError(
                 f"{path}: more than {len(pictures)} frames of {_size(fitted.shape)} do not fit "
                 "into memory; say how many to read (frames), or a smaller size"
             )
-    return pictures, times
+    return pictures
 
 
-def _sample(timed: Iterator, start: float, fps: float, exact: float) -> Iterator:
-    """What is shown at start, start + 1 / fps, ...; the last one counts until it ends."""
-    taken = 0
-    for item in timed:
-        while start + taken / fps < item[1] - exact:
-            yield item
-            taken += 1
-
-
-def _rate(times: list[tuple[float, float]], exact: float) -> float:
+def _rate(times: list[tuple[float, float]], rounding: float) -> float:
     """Frames per second on average; a whole number if the times are one's but for rounding."""
     first, last = times[0][0], times[-1][1]
     rate = len(times) / (last - first)
     whole = max(1, round(rate))
     ends = [first + index / whole for index in range(1, len(times) + 1)]
-    regular = all(abs(a - b[1]) < exact for a, b in zip(ends, times, strict=True))
+    regular = all(abs(a - b[1]) < rounding for a, b in zip(ends, times, strict=True))
     return float(whole) if regular else rate
 
 

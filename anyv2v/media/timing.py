@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
+
+from anyv2v.errors import InputError
 
 # frames per second
 RATES = 0.01, 1000
@@ -70,24 +73,65 @@ def timed(
         yield begin, begin + min(lasts, longest), frame
 
 
-def shown_from(frames: Iterable[tuple], start: float) -> Iterator:
+def noted(frames: Iterable[tuple], spans: list[tuple[float, float]]) -> Iterator[tuple]:
+    """The frames, while begin and end of each are added to `spans`."""
+    for begin, end, frame in frames:
+        spans.append((begin, end))
+        yield begin, end, frame
+
+
+def shown_from(frames: Iterable[tuple], start: float, rounding: float = ROUNDING) -> Iterator:
     """Every frame that begins at `start` or later."""
     for begin, _, frame in frames:
-        if begin > start - ROUNDING:
+        if begin > start - rounding:
             yield frame
 
 
-def sampled(frames: Iterable[tuple], start: float, fps: float) -> Iterator:
+def sampled(
+    frames: Iterable[tuple], start: float, fps: float, rounding: float = ROUNDING
+) -> Iterator:
     """The frame shown at start, start + 1 / fps, ...; the last one counts until it ends."""
     count, last_end, shown = 0, 0.0, None
     for begin, end, frame in frames:
-        while shown is not None and start + count / fps < begin - ROUNDING:
+        while shown is not None and start + count / fps < begin - rounding:
             yield shown
             count += 1
         shown, last_end = frame, end
-    while shown is not None and start + count / fps < last_end - ROUNDING:
+    while shown is not None and start + count / fps < last_end - rounding:
         yield shown
         count += 1
+
+
+def too_few(
+    path: str | os.PathLike,
+    found: int,
+    wanted: int,
+    fps: float | None,
+    own_fps: float,
+    start: float,
+    spans: list[tuple[float, float]],
+    resampled: bool = True,
+) -> InputError:
+    """What the clip has, and what would do.
+
+    resampled: whether another `fps` gives other frames, as it does not of pictures without times.
+    """
+    if not spans:
+        return InputError(f"{path} has no frame that can be decoded")
+    if not found:
+        end = spans[-1][1]
+        return InputError(
+            f"start_time {start:g} s is past the end of {path}, which is at {end:g} s"
+        )
+    ways = [f"{found} frame{'s' * (found > 1)} (--frames)"]
+    if resampled and (rate := rate_for(wanted, start, fps, spans)) is not None:
+        ways.append(f"{rate} fps (--sample-fps)")
+    if (earlier := start_for(wanted, fps if resampled else None, spans)) is not None:
+        ways.append(f"a start at {earlier} s (--start-time)")
+    return InputError(
+        f"{path} has {found} frame{'s' * (found > 1)} at {fps or own_fps:g} fps from {start:g} s "
+        f"on, fewer than the {wanted} asked for; {', or '.join(ways)} would do"
+    )
 
 
 def rate_for(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -77,7 +76,7 @@ def read_video(
     with open_at(path, start_time) as clip:
         own_fps = float(clip.stream.average_rate or clip.stream.guessed_rate or 25)
         longest, until = timing.limits(names(clip.container), clip.container.duration)
-        timed = _noted(timing.timed(clip.frames, own_fps, longest, until, clip.first), spans)
+        timed = timing.noted(timing.timed(clip.frames, own_fps, longest, until, clip.first), spans)
         if fps is None:
             shown = timing.shown_from(timed, start_time)
         else:
@@ -95,7 +94,7 @@ def read_video(
                     "into memory; say how many to read (frames), or a smaller size"
                 )
     if len(pictures) < (frames or 1):
-        raise _too_few(path, len(pictures), frames or 1, fps, own_fps, start_time, spans)
+        raise timing.too_few(path, len(pictures), frames or 1, fps, own_fps, start_time, spans)
     return Video.owning(np.stack(pictures), fps or own_fps)
 
 
@@ -149,33 +148,6 @@ def _rate(fps: float) -> float:
     if not least <= checks.positive("fps", fps) <= most:
         raise InputError(f"fps: {fps} is not between {least} and {most}")
     return float(fps)
-
-
-def _noted(frames: Iterator[tuple], spans: list[tuple[float, float]]) -> Iterator[tuple]:
-    """The frames, while begin and end of each are added to `spans`."""
-    for begin, end, frame in frames:
-        spans.append((begin, end))
-        yield begin, end, frame
-
-
-def _too_few(path, found: int, wanted: int, fps, own_fps: float, start: float, spans) -> InputError:
-    """What the clip has, and what would do."""
-    if not spans:
-        return InputError(f"{path} has no frame that can be decoded")
-    if not found:
-        end = spans[-1][1]
-        return InputError(
-            f"start_time {start:g} s is past the end of {path}, which is at {end:g} s"
-        )
-    ways = [f"{found} frame{'s' * (found > 1)} (--frames)"]
-    if (rate := timing.rate_for(wanted, start, fps, spans)) is not None:
-        ways.append(f"{rate} fps (--sample-fps)")
-    if (earlier := timing.start_for(wanted, fps, spans)) is not None:
-        ways.append(f"a start at {earlier} s (--start-time)")
-    return InputError(
-        f"{path} has {found} frame{'s' * (found > 1)} at {fps or own_fps:g} fps from {start:g} s "
-        f"on, fewer than the {wanted} asked for; {', or '.join(ways)} would do"
-    )
 
 
 def _encode(path: Path, frames: np.ndarray, rate: Fraction, comment: str) -> None:

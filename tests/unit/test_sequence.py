@@ -100,7 +100,10 @@ def test_what_is_no_clip_is_said(tmp_path):
     (folder / "2.png").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"frames/2.png cannot be read as an image"):
         read_video(folder)
-    with pytest.raises(InputError, match=r"frames has 1 frame at 8 fps from 0.25 s on, fewer"):
+    with pytest.raises(
+        InputError,
+        match=r"on, fewer than the 2 asked for; 1 frame \(--frames\), or a start at 0.125 s ",
+    ):
         read_video(folder, frames=2, start_time=0.25)
     with pytest.raises(InputError, match="start_time 9 s is past the end"):
         read_video(folder, start_time=9)
