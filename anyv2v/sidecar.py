@@ -47,6 +47,7 @@ class Provenance:
 
     def __init__(self, args: argparse.Namespace):
         self._args = args
+        USED.clear()
         given = {name: getattr(args, name, None) for name in INPUTS}
         self._inputs = {name: _fingerprints(value) for name, value in given.items() if value}
 

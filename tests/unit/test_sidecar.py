@@ -14,6 +14,7 @@ from PIL import Image
 import anyv2v
 from anyv2v import sidecar
 from anyv2v.cli import main
+from anyv2v.kernels.choose import USED
 from anyv2v.media.video import pyav
 
 SMALL = ("--size", "32x32", "--frames", "3", "--steps", "2", "--inversion-steps", "2", "-q")
@@ -54,6 +55,8 @@ def test_a_sidecar_says_how_an_edit_was_made(run, monkeypatch):
             yield edit
 
     monkeypatch.setattr(anyv2v.Editor, "edit_each", edit_each)
+    # what another run of the process has used is none of this one's
+    monkeypatch.setitem(USED, "attention", {"triton"})
     options = ("--random-ratio", "0.25", "--seed", "7", "--guidance", "2.5")
     status, _, err = run(
         "edit", "clip.mp4", "--frame", "a.png", "--prompt", "a щ", "-o", "out.mp4", *SMALL, *options
