@@ -23,7 +23,7 @@ from anyv2v.process import Signals
 with Signals() as signals:
     try:
         print("ready", flush=True)
-        time.sleep(3)
+        time.sleep(1)
         print("done")
     except KeyboardInterrupt:
         print("interrupted")

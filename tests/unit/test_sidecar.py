@@ -107,7 +107,12 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("name", MADE)
+FAST = ("edit", "several", "invert")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in MADE]
+)
 def test_a_sidecar_makes_the_same_latents_again(run, tmp_path, monkeypatch, name):
     args = list(MADE[name])
     small = [x for x in SMALL if args[0] != "invert" or x not in ("--steps", "2")]
