@@ -100,10 +100,13 @@ def run_demo(args: argparse.Namespace) -> None:
         raise InputError(f"-o {folder}: {error.strerror}") from error
     for name in demo.FILES:
         check_output(folder / name, args.force)
+    check_sidecar(folder / demo.EDITED, args.force)
+    made = _provenance(args)
     editor = _load(args)
     _tell(_without_effect(args))
     with _progress(args) as progress:
         scores = demo.run(editor, folder, args.kind, args.seed, progress)
+    write_sidecar(folder / demo.EDITED, made.of(editor))
     for name, values in scores.items():
         print(f"{name:13} PSNR to the truth {values['psnr']:.2f} dB")
     print(f"{folder}: {', '.join(demo.FILES)}")

@@ -18,10 +18,11 @@ from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
 from anyv2v.weights.demo.settings import BEST
 
+EDITED = "edited.mp4"
 FILES = (
     "source.mp4",
     "truth.mp4",
-    "edited.mp4",
+    EDITED,
     "side-by-side.mp4",
     "sheet.png",
     "scores.json",

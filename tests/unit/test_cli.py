@@ -268,6 +268,8 @@ def test_demo_writes_everything_it_promises(run):
     assert abs(10 * np.log10(255**2 / mse) - scores["edit"]["psnr"]) < 1.0
     assert Image.open("demo/sheet.png").size[0] == 8 * 96
     assert anyv2v.read_video("demo/side-by-side.mp4").frames.shape[2] == 3 * 256
+    made = json.loads(Path("demo/edited.mp4.json").read_text())
+    assert made["settings"]["command"] == "demo" and made["seed"] == 0
     assert run("demo", "-o", "demo")[0] == 2
     assert run("demo", "-o", "no/such/demo")[0] == 2
 
