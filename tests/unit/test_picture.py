@@ -5,7 +5,6 @@ import struct
 import zlib
 from io import BytesIO
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -14,6 +13,8 @@ from anyv2v.errors import InputError
 from anyv2v.media import picture
 from anyv2v.media.image import read_image
 from tests import icc
+
+cv2 = pytest.importorskip("cv2")
 
 RGB = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 

@@ -3,7 +3,6 @@
 import os
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +13,8 @@ from anyv2v.media import container, sequence
 from anyv2v.media.sequence import check_sequence_output, is_sequence, moves
 from anyv2v.media.video import read_video, write_video
 from tests import icc
+
+av = pytest.importorskip("av")
 
 SMOOTH = np.linspace(0, 200, 24 * 40 * 3).reshape(24, 40, 3)
 FRAMES = np.stack([SMOOTH + 5 * i for i in range(11)]).astype(np.uint8)
