@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -41,6 +42,15 @@ MOST_PIXELS = 2**26
 videos hold some twenty frames."""
 
 
+class _Bounded(io.BufferedReader):
+    """A file that asks for no more memory than it has bytes left, whatever a length in it claims."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > 0:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
 @contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     """A picture file of one of FORMATS, not decoded yet.
@@ -55,7 +65,7 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
         # opening a pipe waits for who writes into it
         if not stat.S_ISREG(kind):
             raise InputError("is a pipe or a device, not a file; give the name of a picture file")
-        with Image.open(path, formats=_formats()) as image:
+        with _Bounded(io.FileIO(path)) as file, Image.open(file, formats=_formats()) as image:
             yield image
     except InputError as error:
         raise InputError(f"{path} {error}") from error.__cause__

@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -422,3 +423,21 @@ def test_a_broken_exif_is_no_color(tmp_path):
     for broken in (b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0"):
         Image.fromarray(RGB).save(tmp_path / "a.png", exif=broken)
         np.testing.assert_array_equal(read_image(tmp_path / "a.png"), RGB)
+
+
+def test_a_length_that_a_file_only_claims_takes_no_memory(tmp_path):
+    """Found by fuzzing: Pillow asks for as many bytes as a chunk of a PNG says it has."""
+    import tracemalloc
+
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    at = data.index(b"IDAT") - 4
+    data[at : at + 4] = (2**31 - 1).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data)
+    tracemalloc.start()
+    try:
+        with suppress(InputError):
+            read_image(tmp_path / "a.png")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
