@@ -43,7 +43,7 @@ videos hold some twenty frames."""
 
 
 class _Bounded(io.BufferedReader):
-    """A file that asks for no more memory than it has bytes left, whatever a length in it claims."""
+    """A file that reads no further than its end, whatever length it claims somewhere."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > 0:
