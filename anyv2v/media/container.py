@@ -14,6 +14,7 @@ from anyv2v.media.ffmpeg import pyav
 from anyv2v.media.frame import display_size
 from anyv2v.media.picture import MOST_PIXELS
 from anyv2v.media.sequence import is_sequence, moves, read_sequence
+from anyv2v.media.timing import RATES
 
 # FFmpeg's names of the formats that are one file and hold pictures in motion. a format that is
 # not here is refused as soon as it is recognized, before its reader opens anything: playlists
@@ -54,6 +55,9 @@ NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)
 
 # what ffmpeg adds to the pixels of a stream that is marked as the default (ffmpeg_mux_init.c)
 DEFAULT_IS_WORTH = 5_000_000
+
+# a table of durations that makes a film longer than its header says by more is damaged
+STRETCHED = 1.1
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,15 @@ def open_video(path: Path) -> Iterator[tuple]:
     """
     av = pyav()
     try:
-        with _open(path) as container:
-            yield container, _choose(path, container)
+        with ExitStack() as stack:
+            container = stack.enter_context(_open(path, OPTIONS))
+            stream = _choose(path, container)
+            if names(container) & {"mov"} and _is_stretched(stream):
+                # its edit list would leave out the frames that seem to lie behind the end
+                options = OPTIONS | {"advanced_editlist": "0"}
+                container = stack.enter_context(_open(path, options))
+                stream = _choose(path, container)
+            yield container, stream
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, av.FFmpegError, MemoryError) as error:
@@ -120,6 +131,13 @@ def open_video(path: Path) -> Iterator[tuple]:
             ) from error
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read as a video: {reason}") from error
+
+
+def own_rate(stream) -> float:
+    """Frames per second on average; what the header says, where durations are damaged."""
+    if _is_stretched(stream):
+        return _rate_of_header(stream)
+    return float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def decode(container, stream) -> Iterator:
@@ -153,7 +171,7 @@ def decode(container, stream) -> Iterator:
 
 
 @contextmanager
-def _open(path: Path):
+def _open(path: Path, options: dict[str, str]):
     """The container, whatever is in it."""
     av = pyav()
     if path.is_dir():
@@ -166,13 +184,13 @@ def _open(path: Path):
     with ExitStack() as stack:
         try:
             # the prefix keeps a name with a colon from being taken for a protocol
-            container = _read_header(f"file:{path}")
+            container = _read_header(f"file:{path}", options)
         except av.error.ArgumentError:
             # refused, perhaps because of the name alone: with a % it is a pattern of numbered
             # files to FFmpeg, and with a picture's suffix it counts for more than some contents
             file = stack.enter_context(open(os.open(path, os.O_RDONLY), "rb"))
             try:
-                container = _read_header(file)
+                container = _read_header(file, options)
             except (av.error.ArgumentError, av.error.InvalidDataError) as error:
                 raise _not_read(path, "its content is in no video format that is read") from error
         except av.error.InvalidDataError as error:
@@ -180,9 +198,9 @@ def _open(path: Path):
         yield stack.enter_context(container)
 
 
-def _read_header(file):
+def _read_header(file, options: dict[str, str]):
     # titles and the like may be in any encoding
-    return pyav().open(file, container_options=OPTIONS, metadata_errors="replace")
+    return pyav().open(file, container_options=options, metadata_errors="replace")
 
 
 def _choose(path: Path, container):
@@ -205,6 +223,18 @@ def _choose(path: Path, container):
 def _worth(stream) -> int:
     default = bool(stream.disposition & pyav().stream.Disposition.default)
     return stream.codec_context.width * stream.codec_context.height + DEFAULT_IS_WORTH * default
+
+
+def _is_stretched(stream) -> bool:
+    """Whether its frames last longer, by the durations of each, than the header says."""
+    return 0 < STRETCHED * float(stream.average_rate or 0) < _rate_of_header(stream)
+
+
+def _rate_of_header(stream) -> float:
+    """Frames per second; 0 if it does not tell their number, or no length that can be."""
+    length = stream.duration and float(stream.duration * stream.time_base)
+    rate = stream.frames / length if length and length > 0 else 0.0
+    return rate if rate <= RATES[1] else 0.0
 
 
 def _not_read(path: Path, reason: str) -> InputError:
