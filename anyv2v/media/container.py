@@ -107,7 +107,7 @@ def open_video(path: Path) -> Iterator[tuple]:
     """PyAV's container and its video stream; InputError that names the path if there is none.
 
     Of several streams that which ffmpeg takes: the largest, where being marked as the default
-    counts for 5,000,000 pixels. Cover pictures do not count.
+    counts for 5,000,000 pixels. Cover pictures and streams without data do not count.
     """
     av = pyav()
     try:
@@ -206,10 +206,12 @@ def _read_header(file, options: dict[str, str]):
 def _choose(path: Path, container):
     cover = pyav().stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover]
-    # the first of the best, as ffmpeg does
-    stream = max((s for s in streams if s.codec_context is not None), key=_worth, default=None)
-    if stream is None:
+    streams = [s for s in streams if s.codec_context is not None]
+    if not streams:
         raise InputError(f"{path} has no video stream that can be decoded")
+    # the first of the best, as ffmpeg does
+    streams.sort(key=_worth, reverse=True)
+    stream = streams[0] if len(streams) == 1 else _first_with_data(path, streams)
     # with frame threads the decoder hides errors and loses whole frames before the damage
     stream.thread_type = "SLICE"
     # a few bytes may claim any size, at the beginning or later on
@@ -218,6 +220,19 @@ def _choose(path: Path, container):
         raise InputError(f"{path} has frames of {codec.width}x{codec.height}, too large")
     codec.options = {"max_pixels": str(MOST_PIXELS)}
     return stream
+
+
+def _first_with_data(path: Path, streams: list):
+    """Of several streams of a file, or the first if all are empty."""
+    found: set[int] = set()
+    # read by another container, so that the stream's own stays at the beginning
+    with _open(path, OPTIONS) as container, suppress(pyav().FFmpegError, IndexError):
+        for packet in container.demux([container.streams[s.index] for s in streams]):
+            if packet.size:
+                found.add(packet.stream.index)
+            if streams[0].index in found:
+                break
+    return next((s for s in streams if s.index in found), streams[0])
 
 
 def _worth(stream) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from fractions import Fraction
 
 import numpy as np
 
+from anyv2v.errors import InputError
 from anyv2v.media import color
 from anyv2v.media.ffmpeg import pyav
 
@@ -15,6 +17,9 @@ LIMITED_WHITE = 65283
 
 # the side data of a frame that FFmpeg may know and PyAV does not
 NEWER_SIDE_DATA = 16
+
+# how FFmpeg calls pixels of floats; Radiance, OpenEXR and most others mean linear light by them
+FLOATS = re.compile(r"f(16|32)(be|le)?$")
 
 # AVCOL_RANGE_JPEG
 FULL = 2
@@ -28,6 +33,11 @@ def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
     interpolation = pyav().video.reformatter.Interpolation
     matrix = _matrix(frame)
     foreign = color.is_foreign(frame.color_primaries, frame.color_trc)
+    if FLOATS.search(frame.format.name):
+        raise InputError(
+            f"{name}: its colors are floats ({frame.format.name}), of which white is not known; "
+            "convert them to 8 or 16 bits first"
+        )
     color.check(
         name,
         None if _is_rgb(frame) else frame.colorspace,

@@ -161,3 +161,15 @@ def test_colors_that_are_not_understood_are_named(tmp_path, transfer, primaries,
     path = flat(tmp_path / "a.mkv", PATCHES[:1], transfer, primaries, (matrix, 0.2126, 0.0722))
     with pytest.raises(InputError, match=f"a.mkv: its colors are in .*{says}.* not understood"):
         read_video(path)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.hdr", "hdr"), ("a.pfm", "pfm"), ("a.phm", "phm")])
+def test_floats_are_refused(tmp_path, name, codec):
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "gbrpf32le"
+        frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), 99, np.uint8), format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="gbrpf32le")))
+        container.mux(stream.encode())
+    with pytest.raises(InputError, match="floats|linear light"):
+        read_video(tmp_path / name)

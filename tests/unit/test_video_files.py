@@ -131,6 +131,24 @@ def test_of_several_streams_that_is_read_which_ffmpeg_takes(tmp_path, streams, t
     assert abs(int(read_video(path, frames=1).frames.mean()) - taken) <= 3
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "nut", "avi"])
+@pytest.mark.parametrize("first", [SMALL, LARGE])
+def test_a_stream_without_data_is_passed_over(tmp_path, suffix, first):
+    with av.open(str(tmp_path / f"a.{suffix}"), "w") as container:
+        made = {}
+        for size in (first, SMALL if first is LARGE else LARGE):
+            made[size] = container.add_stream("mpeg4", rate=8)
+            made[size].width, made[size].height = size
+            made[size].pix_fmt = "yuv420p"
+        container.start_encoding()
+        for index in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 180, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 8)
+            container.mux(made[SMALL].encode(frame))
+        container.mux(made[SMALL].encode())
+    assert read_video(tmp_path / f"a.{suffix}").frames.shape == (3, 16, 16, 3)
+
+
 def test_facts(tmp_path):
     path = encode(tmp_path / "a.mp4", clip(2), sample_aspect_ratio=Fraction(4, 3))
     assert facts(path) == VideoFacts(128, 64, audio=False)
