@@ -11,7 +11,7 @@ from pathlib import Path
 
 from anyv2v.errors import InputError
 from anyv2v.media.ffmpeg import pyav
-from anyv2v.media.frame import display_size
+from anyv2v.media.frame import display_size, without_side_data
 from anyv2v.media.picture import MOST_PIXELS
 from anyv2v.media.sequence import is_sequence, moves, read_sequence
 from anyv2v.media.timing import RATES
@@ -142,6 +142,15 @@ def own_rate(stream) -> float:
 
 def decode(container, stream) -> Iterator:
     """Whole frames in the order they are shown, up to the first damage after a frame."""
+    frames = _decoded(container, stream)
+    if stream.codec_context.name in ("png", "apng"):
+        # their profile has a name, and PyAV frees it twice, which ends the process
+        profile = pyav().sidedata.sidedata.Type.ICC_PROFILE.value
+        return (without_side_data(frame, [profile]) for frame in frames)
+    return frames
+
+
+def _decoded(container, stream) -> Iterator:
     av = pyav()
     packets = container.demux(stream)
     begun = False
@@ -254,6 +263,8 @@ def _rate_of_header(stream) -> float:
 
 def _not_read(path: Path, reason: str) -> InputError:
     text = _beginning(path).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text[4:8] == b"ftyp":
+        reason = "it is an MP4 or MOV that was cut off, or is not finished: its index is missing"
     for begins, what in PLAYLISTS.items():
         if text.startswith(begins):
             reason = f"it is {what}; give the video file itself"

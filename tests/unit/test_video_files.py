@@ -16,7 +16,9 @@ from anyv2v.cli import main
 from anyv2v.errors import InputError
 from anyv2v.media.container import VideoFacts, facts, is_video
 from anyv2v.media.ffmpeg import pyav
+from anyv2v.media.image import read_image
 from anyv2v.media.video import read_first_frame, read_video, write_video
+from tests import icc
 from tests.clips import clip, encode, numbers
 
 av = pytest.importorskip("av")
@@ -81,6 +83,43 @@ def test_exif_of_a_later_frame_alone(tmp_path):
     packets = [plain.getvalue(), plain.getvalue(), picture("jpeg")]
     path = mux(tmp_path / "a.avi", packets, "mjpeg", (64, 48), "yuvj444p")
     assert read_video(path).frames.shape == (3, 48, 64, 3)
+
+
+def with_profile(form, to_xyz):
+    """A picture of one orange with a profile of its primaries, as an editor saves it."""
+    held = io.BytesIO()
+    orange = Image.new("RGB", (32, 16), (200, 120, 60))
+    orange.save(
+        held, form, icc_profile=icc.rgb(to_xyz, 2.2), **({"quality": 100} if form == "JPEG" else {})
+    )
+    return held.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.mjpeg", "a.mov", "a.avi"])
+def test_profiles_of_jpeg_frames_are_honored(tmp_path, name):
+    for primaries in (icc.P3, icc.ADOBE):
+        data = with_profile("JPEG", primaries)
+        (tmp_path / "a.jpg").write_bytes(data)
+        if name == "a.mjpeg":
+            (tmp_path / name).write_bytes(4 * data)
+        else:
+            mux(tmp_path / name, [data, data], "mjpeg", (32, 16), "yuvj420p")
+        found = read_video(tmp_path / name).frames[0].astype(int)
+        truth = read_image(tmp_path / "a.jpg").astype(int)
+        assert np.abs(found - truth).max() <= 3
+        assert np.abs(truth[0, 0] - (200, 120, 60)).max() > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.mov", "a.avi"])
+def test_profiles_of_png_frames_do_not_end_the_process(tmp_path, name):
+    data = with_profile("PNG", icc.P3)
+    path = tmp_path / name
+    mux(path, [data] * 3, "png", (32, 16), "rgb24")
+    code = (
+        "import gc, sys, anyv2v\nfor _ in range(20): anyv2v.read_video(sys.argv[1]); gc.collect()"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True)
 
 
 # streams
