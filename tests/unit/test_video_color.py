@@ -137,6 +137,13 @@ def test_p3_becomes_bt709(tmp_path):
     signals = (linear(PATCHES) @ np.transpose(to_p3)) ** (1 / 2.4)
     ours = seen(flat(tmp_path / "a.mkv", signals, 1, 12, BT709_MATRIX))
     assert np.abs(ours - PATCHES).max() <= 3
+    # in sRGB's own curve (IEC 61966-2-1), which PATCHES are in as well
+    levels = np.array(PATCHES) / 255
+    light = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    light = light @ np.transpose(to_p3)
+    signals = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    ours = seen(flat(tmp_path / "b.mkv", signals, 13, 12, BT709_MATRIX))
+    assert np.abs(ours - PATCHES).max() <= 3
 
 
 def test_whites_stay_white():
