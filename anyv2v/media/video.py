@@ -52,10 +52,10 @@ def read_video(
 
     Frames come as an SDR screen shows them. HDR (PQ, HLG) is tone-mapped in linear light by the
     Möbius curve, with 203 cd/m2 as white; wide gamuts (BT.2020, P3) become BT.709's. See
-    `color.to_sdr`. All other SDR is taken as it is.
+    `color.to_sdr`. ICC profiles of JPEG frames are honored; all other SDR is taken as it is.
 
-    InputError: not a readable video, colors that are not understood, fewer than `frames` frames
-    (it says what would do), or an impossible argument.
+    InputError: not a readable video, colors that are not understood (all floats), fewer than
+    `frames` frames (it says what would do), or an impossible argument.
     """
     path = checks.path("path", path)
     size = None if size is None else checks.size(size)
