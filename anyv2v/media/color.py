@@ -15,6 +15,8 @@ from anyv2v.errors import InputError
 UNSPECIFIED = 2
 BT709, BT2020, DCI_P3, DISPLAY_P3 = 1, 9, 11, 12
 PQ, HLG = 16, 18
+# screens, phones and synthetic pictures; IEC 61966-2-1
+SRGB = 13
 BT2020_MATRIX = 9
 
 # cd/m2 of diffuse white in HDR, and of its highlights (ITU-R BT.2408: reference white, nominal
@@ -91,7 +93,7 @@ def to_sdr(signal: np.ndarray, white: int, primaries: int, transfer: int) -> np.
     are compressed by the Möbius curve of FFmpeg's filter `tonemap`, identity below 60 % of white,
     on the largest of the three channels, which keeps hues. Primaries become BT.709's in linear
     light, what is outside of them is clipped; the result is for BT.1886's gamma of 2.4, by which
-    SDR is decoded as well.
+    SDR is decoded as well, unless it says that it is in sRGB's curve: then that is kept.
     """
     table = _linear(transfer, white)
     to_709 = None if primaries not in CHROMATICITIES else _between(primaries, BT709)
@@ -109,7 +111,8 @@ def to_sdr(signal: np.ndarray, white: int, primaries: int, transfer: int) -> np.
             brightest = np.maximum(np.maximum(light[:, :1], light[:, 1:2]), light[:, 2:])
             light *= mobius(brightest) / np.maximum(brightest, np.float32(1e-6))
         np.minimum(light, 1, out=light)
-        out[begin : begin + CHUNK] = 255 * light ** np.float32(1 / GAMMA) + np.float32(0.5)
+        shown = srgb_signal(light) if transfer == SRGB else light ** np.float32(1 / GAMMA)
+        out[begin : begin + CHUNK] = 255 * shown + np.float32(0.5)
     return out.reshape(signal.shape)
 
 
@@ -135,6 +138,12 @@ def hlg_to_scene(signal: np.ndarray) -> np.ndarray:
     return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
 
 
+def srgb_signal(light: np.ndarray) -> np.ndarray:
+    """IEC 61966-2-1, of light of 0..1."""
+    curve = np.float32(1.055) * light ** np.float32(1 / 2.4) - np.float32(0.055)
+    return np.where(light <= 0.0031308, np.float32(12.92) * light, curve)
+
+
 @lru_cache(maxsize=4)
 def _linear(transfer: int, white: int) -> np.ndarray:
     """Per level of 16 bits: of HLG the scene's light, else light, 1.0 being SDR white."""
@@ -143,6 +152,8 @@ def _linear(transfer: int, white: int) -> np.ndarray:
         light = pq_to_light(signal) / WHITE
     elif transfer == HLG:
         light = hlg_to_scene(signal)
+    elif transfer == SRGB:
+        light = np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
     else:
         light = signal**GAMMA
     return light.astype(np.float32)

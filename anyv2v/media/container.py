@@ -11,9 +11,10 @@ from pathlib import Path
 
 from anyv2v.errors import InputError
 from anyv2v.media.ffmpeg import pyav
-from anyv2v.media.frame import display_size
+from anyv2v.media.frame import display_size, without_side_data
 from anyv2v.media.picture import MOST_PIXELS
 from anyv2v.media.sequence import is_sequence, moves, read_sequence
+from anyv2v.media.timing import RATES
 
 # FFmpeg's names of the formats that are one file and hold pictures in motion. a format that is
 # not here is refused as soon as it is recognized, before its reader opens anything: playlists
@@ -54,6 +55,9 @@ NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)
 
 # what ffmpeg adds to the pixels of a stream that is marked as the default (ffmpeg_mux_init.c)
 DEFAULT_IS_WORTH = 5_000_000
+
+# a table of durations that makes a film longer than its header says by more is damaged
+STRETCHED = 1.1
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,19 @@ def open_video(path: Path) -> Iterator[tuple]:
     """PyAV's container and its video stream; InputError that names the path if there is none.
 
     Of several streams that which ffmpeg takes: the largest, where being marked as the default
-    counts for 5,000,000 pixels. Cover pictures do not count.
+    counts for 5,000,000 pixels. Cover pictures and streams without data do not count.
     """
     av = pyav()
     try:
-        with _open(path) as container:
-            yield container, _choose(path, container)
+        with ExitStack() as stack:
+            container = stack.enter_context(_open(path, OPTIONS))
+            stream = _choose(path, container)
+            if names(container) & {"mov"} and _is_stretched(stream):
+                # its edit list would leave out the frames that seem to lie behind the end
+                options = OPTIONS | {"advanced_editlist": "0"}
+                container = stack.enter_context(_open(path, options))
+                stream = _choose(path, container)
+            yield container, stream
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, av.FFmpegError, MemoryError) as error:
@@ -122,8 +133,24 @@ def open_video(path: Path) -> Iterator[tuple]:
         raise InputError(f"{path} cannot be read as a video: {reason}") from error
 
 
+def own_rate(stream) -> float:
+    """Frames per second on average; what the header says, where durations are damaged."""
+    if _is_stretched(stream):
+        return _rate_of_header(stream)
+    return float(stream.average_rate or stream.guessed_rate or 25)
+
+
 def decode(container, stream) -> Iterator:
     """Whole frames in the order they are shown, up to the first damage after a frame."""
+    frames = _decoded(container, stream)
+    if stream.codec_context.name in ("png", "apng"):
+        # their profile has a name, and PyAV frees it twice, which ends the process
+        profile = pyav().sidedata.sidedata.Type.ICC_PROFILE.value
+        return (without_side_data(frame, [profile]) for frame in frames)
+    return frames
+
+
+def _decoded(container, stream) -> Iterator:
     av = pyav()
     packets = container.demux(stream)
     begun = False
@@ -153,7 +180,7 @@ def decode(container, stream) -> Iterator:
 
 
 @contextmanager
-def _open(path: Path):
+def _open(path: Path, options: dict[str, str]):
     """The container, whatever is in it."""
     av = pyav()
     if path.is_dir():
@@ -166,13 +193,13 @@ def _open(path: Path):
     with ExitStack() as stack:
         try:
             # the prefix keeps a name with a colon from being taken for a protocol
-            container = _read_header(f"file:{path}")
+            container = _read_header(f"file:{path}", options)
         except av.error.ArgumentError:
             # refused, perhaps because of the name alone: with a % it is a pattern of numbered
             # files to FFmpeg, and with a picture's suffix it counts for more than some contents
             file = stack.enter_context(open(os.open(path, os.O_RDONLY), "rb"))
             try:
-                container = _read_header(file)
+                container = _read_header(file, options)
             except (av.error.ArgumentError, av.error.InvalidDataError) as error:
                 raise _not_read(path, "its content is in no video format that is read") from error
         except av.error.InvalidDataError as error:
@@ -180,18 +207,20 @@ def _open(path: Path):
         yield stack.enter_context(container)
 
 
-def _read_header(file):
+def _read_header(file, options: dict[str, str]):
     # titles and the like may be in any encoding
-    return pyav().open(file, container_options=OPTIONS, metadata_errors="replace")
+    return pyav().open(file, container_options=options, metadata_errors="replace")
 
 
 def _choose(path: Path, container):
     cover = pyav().stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover]
-    # the first of the best, as ffmpeg does
-    stream = max((s for s in streams if s.codec_context is not None), key=_worth, default=None)
-    if stream is None:
+    streams = [s for s in streams if s.codec_context is not None]
+    if not streams:
         raise InputError(f"{path} has no video stream that can be decoded")
+    # the first of the best, as ffmpeg does
+    streams.sort(key=_worth, reverse=True)
+    stream = streams[0] if len(streams) == 1 else _first_with_data(path, streams)
     # with frame threads the decoder hides errors and loses whole frames before the damage
     stream.thread_type = "SLICE"
     # a few bytes may claim any size, at the beginning or later on
@@ -202,13 +231,40 @@ def _choose(path: Path, container):
     return stream
 
 
+def _first_with_data(path: Path, streams: list):
+    """Of several streams of a file, or the first if all are empty."""
+    found: set[int] = set()
+    # read by another container, so that the stream's own stays at the beginning
+    with _open(path, OPTIONS) as container, suppress(pyav().FFmpegError, IndexError):
+        for packet in container.demux([container.streams[s.index] for s in streams]):
+            if packet.size:
+                found.add(packet.stream.index)
+            if streams[0].index in found:
+                break
+    return next((s for s in streams if s.index in found), streams[0])
+
+
 def _worth(stream) -> int:
     default = bool(stream.disposition & pyav().stream.Disposition.default)
     return stream.codec_context.width * stream.codec_context.height + DEFAULT_IS_WORTH * default
 
 
+def _is_stretched(stream) -> bool:
+    """Whether its frames last longer, by the durations of each, than the header says."""
+    return 0 < STRETCHED * float(stream.average_rate or 0) < _rate_of_header(stream)
+
+
+def _rate_of_header(stream) -> float:
+    """Frames per second; 0 if it does not tell their number, or no length that can be."""
+    length = stream.duration and float(stream.duration * stream.time_base)
+    rate = stream.frames / length if length and length > 0 else 0.0
+    return rate if rate <= RATES[1] else 0.0
+
+
 def _not_read(path: Path, reason: str) -> InputError:
     text = _beginning(path).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text[4:8] == b"ftyp":
+        reason = "it is an MP4 or MOV that was cut off, or is not finished: its index is missing"
     for begins, what in PLAYLISTS.items():
         if text.startswith(begins):
             reason = f"it is {what}; give the video file itself"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
+from PIL import Image
 
-from anyv2v.media import color
+from anyv2v.errors import InputError
+from anyv2v.media import color, picture_color
 from anyv2v.media.ffmpeg import pyav
 
 # where FFmpeg's converter puts the white of limited range YUV in RGB of 16 bits
@@ -15,6 +19,9 @@ LIMITED_WHITE = 65283
 
 # the side data of a frame that FFmpeg may know and PyAV does not
 NEWER_SIDE_DATA = 16
+
+# how FFmpeg calls pixels of floats; Radiance, OpenEXR and most others mean linear light by them
+FLOATS = re.compile(r"f(16|32)(be|le)?$")
 
 # AVCOL_RANGE_JPEG
 FULL = 2
@@ -28,6 +35,11 @@ def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
     interpolation = pyav().video.reformatter.Interpolation
     matrix = _matrix(frame)
     foreign = color.is_foreign(frame.color_primaries, frame.color_trc)
+    if FLOATS.search(frame.format.name):
+        raise InputError(
+            f"{name}: its colors are floats ({frame.format.name}), of which white is not known; "
+            "convert them to 8 or 16 bits first"
+        )
     color.check(
         name,
         None if _is_rgb(frame) else frame.colorspace,
@@ -48,6 +60,9 @@ def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
         if primaries == color.UNSPECIFIED:
             primaries = color.BT2020
         rgb = color.to_sdr(rgb, white, primaries, frame.color_trc)
+    elif (profile := _side_data(frame, "ICC_PROFILE")) is not None:
+        # films of JPEG have those of their pictures
+        rgb = picture_color.to_srgb(Image.fromarray(rgb), profile)
     return _upright(rgb, display_matrix(frame))
 
 
@@ -66,13 +81,18 @@ def display_width(frame, pixel_aspect: Fraction | None) -> int:
 
 def display_matrix(frame) -> bytes | None:
     """FFmpeg's AV_FRAME_DATA_DISPLAYMATRIX; pictures' EXIF orientation is in it as well."""
-    try:
-        found = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        # PyAV's enum is older than its FFmpeg: one datum of a kind that it lacks (EXIF, the views
-        # of stereo video) hides all. FFmpeg's own filter takes those out
-        found = _without_newer_side_data(frame).side_data.get("DISPLAYMATRIX")
-    return None if found is None else bytes(found)
+    return _side_data(frame, "DISPLAYMATRIX")
+
+
+def without_side_data(frame, kinds: Iterable[int]):
+    """The frame without data of these kinds, by FFmpeg's numbers (AV_FRAME_DATA_*)."""
+    graph = pyav().filter.Graph()
+    nodes = [graph.add_buffer(template=frame, time_base=frame.time_base or Fraction(1))]
+    for kind in kinds:
+        nodes.append(graph.add("sidedata", mode="delete", type=str(kind)))
+    graph.link_nodes(*nodes, graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 def exact(interpolation):
@@ -93,16 +113,16 @@ def _is_rgb(frame) -> bool:
     return frame.format.is_rgb or frame.format.has_palette
 
 
-def _without_newer_side_data(frame):
-    av = pyav()
-    newest = max(kind.value for kind in av.sidedata.sidedata.Type)
-    graph = av.filter.Graph()
-    nodes = [graph.add_buffer(template=frame, time_base=Fraction(1))]
-    for kind in range(newest + 1, newest + 1 + NEWER_SIDE_DATA):
-        nodes.append(graph.add("sidedata", mode="delete", type=str(kind)))
-    graph.link_nodes(*nodes, graph.add("buffersink")).configure()
-    graph.push(frame)
-    return graph.pull()
+def _side_data(frame, kind: str) -> bytes | None:
+    try:
+        found = frame.side_data.get(kind)
+    except ValueError:
+        # PyAV's enum is older than its FFmpeg: one datum of a kind that it lacks (EXIF, the views
+        # of stereo video) hides all. FFmpeg's own filter takes those out
+        newest = max(kind.value for kind in pyav().sidedata.sidedata.Type)
+        newer = range(newest + 1, newest + 1 + NEWER_SIDE_DATA)
+        found = without_side_data(frame, newer).side_data.get(kind)
+    return None if found is None else bytes(found)
 
 
 def _is_turned(matrix: bytes) -> bool:

@@ -15,6 +15,9 @@ CLOSE = 16
 """Levels of 255 by which the channels of a gray, or the parts of one color, may differ: what lossy
 files do."""
 
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
+"""Formats that change levels a little, or may: around edges they leave what nobody drew."""
+
 FAINT = 1 / 8
 """Of the full scale. Integers that are all below it are labels, or of another depth."""
 
@@ -64,11 +67,14 @@ def fit_mask(
 
 
 def selective(mask: np.ndarray, found: str) -> np.ndarray:
-    """The mask, if it selects something and not everything."""
+    """The mask, if it selects something and not everything to the same degree."""
     if not mask.any():
         raise InputError(f"selects nothing as a mask: it is black everywhere; {found}")
     if mask.min() == 1:
         raise InputError(f"selects everything as a mask: it is white everywhere; {found}")
+    if mask.min() > 0 and np.ptp(mask) <= CLOSE / 255:
+        level = f"{mask.max():.0%} of white"
+        raise InputError(f"selects everything as a mask: it is {level} everywhere; {found}")
     return mask
 
 
@@ -105,6 +111,8 @@ def _of_picture(image: Image.Image) -> np.ndarray:
             return mask
         return _of_levels(picture.gray_or_color(image))
     if (alpha := _alpha(upright)) is not None:
+        if image.format == "AVIF":
+            alpha = _without_traces(alpha)
         return _by_alpha(alpha, picture.rgb(image))
     if upright.mode == "P" and (mask := _by_palette(upright)) is not None:
         return mask
@@ -112,11 +120,14 @@ def _of_picture(image: Image.Image) -> np.ndarray:
     if levels.max() <= 1:
         return levels.max(-1).astype(np.float32)
     colors = picture.rgb(image)
-    if image.format in ("JPEG", "MPO"):
-        # around edges it leaves what nobody drew
-        colors[colors <= CLOSE] = 0
-        colors[colors >= 255 - CLOSE] = 255
-    return _by_color(colors)
+    return _by_color(_without_traces(colors) if image.format in LOSSY else colors)
+
+
+def _without_traces(levels: np.ndarray) -> np.ndarray:
+    """uint8 of which what is nearly black or white is so: what a lossy format makes of it."""
+    return np.where(levels <= CLOSE, 0, np.where(levels >= 255 - CLOSE, 255, levels)).astype(
+        np.uint8
+    )
 
 
 def _alpha(image: Image.Image) -> np.ndarray | None:

@@ -134,7 +134,9 @@ def check_size(image: Image.Image) -> None:
 
 def found(values: np.ndarray) -> str:
     """The range of an array, as messages say it."""
-    return f"{values.min():g} to {values.max():g}"
+    least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
+    nan = " and NaN" if values.dtype.kind == "f" and np.isnan(values).any() else ""
+    return f"{least:g} to {most:g}{nan}"
 
 
 def _formats() -> list[str]:
@@ -147,6 +149,8 @@ def _unknown(path: Path) -> str:
     """Why Pillow does not know a file."""
     with open(path, "rb") as file:
         head = file.read(64)
+    if not head:
+        return "it is empty"
     if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
         return (
             "it is HEIC, which is not read; "
@@ -234,7 +238,7 @@ def _of_integers(values: np.ndarray, mode: str) -> np.ndarray:
             "save it with as many bits as it has"
         )
     if 0 < most < 4096:
-        log.warning("anyv2v: a picture of 16 bits has only %s, and is as dark", found(values))
+        log.warning("anyv2v: a picture of 16 bits has only %s, and looks black", found(values))
     return values.astype(np.uint16)
 
 

@@ -107,8 +107,8 @@ def moves(path: str | os.PathLike) -> bool:
 
 
 def writes_sequence(path: str | os.PathLike) -> bool:
-    """Whether an output is of numbered PNGs, a GIF or a WebP."""
-    return Path(path).suffix.lower() in SUFFIXES or numbered(path) is not None
+    """Whether an output is of PNGs, a GIF or a WebP."""
+    return Path(path).suffix.lower() in (*SUFFIXES, ".png")
 
 
 def read_sequence(
@@ -140,9 +140,8 @@ def read_sequence(
     pictures = _collected(path, islice(shown, frames), size, fit)
     rate = RATE if files is not None or not pictures else _rate(spans[-len(pictures) :], rounding)
     if len(pictures) < (frames or 1):
-        raise timing.too_few(
-            path, len(pictures), frames or 1, fps, rate, start_time, spans, resampled=files is None
-        )
+        found, wanted, resampled = len(pictures), frames or 1, files is None
+        raise timing.too_few(path, found, wanted, fps, rate, start_time, spans, resampled, rounding)
     return Video(np.stack(pictures), fps or rate)
 
 
@@ -190,6 +189,11 @@ def check_sequence_output(
     Existing files of a pattern are refused unless `force`.
     """
     if (pattern := numbered(path)) is None:
+        if Path(path).suffix.lower() == ".png":
+            raise InputError(
+                f"cannot write {path}: several frames need a number in the name, "
+                f"such as {Path(path).stem.replace('%', '')}-%05d.png"
+            )
         check_output(path, force, SUFFIXES)
         return
     # the folder, its rights, and names that are too long

@@ -111,6 +111,7 @@ def too_few(
     start: float,
     spans: list[tuple[float, float]],
     resampled: bool = True,
+    rounding: float = ROUNDING,
 ) -> InputError:
     """What the clip has, and what would do.
 
@@ -124,9 +125,10 @@ def too_few(
             f"start_time {start:g} s is past the end of {path}, which is at {end:g} s"
         )
     ways = [f"{found} frame{'s' * (found > 1)} (--frames)"]
-    if resampled and (rate := rate_for(wanted, start, fps, spans)) is not None:
+    if resampled and (rate := rate_for(wanted, start, fps, spans, rounding)) is not None:
         ways.append(f"{rate} fps (--sample-fps)")
-    if (earlier := start_for(wanted, fps if resampled else None, spans)) is not None:
+    earlier = start_for(wanted, fps if resampled else None, spans, rounding)
+    if earlier is not None:
         ways.append(f"a start at {earlier} s (--start-time)")
     return InputError(
         f"{path} has {found} frame{'s' * (found > 1)} at {fps or own_fps:g} fps from {start:g} s "
@@ -135,13 +137,17 @@ def too_few(
 
 
 def rate_for(
-    count: int, start: float, fps: float | None, spans: list[tuple[float, float]]
+    count: int,
+    start: float,
+    fps: float | None,
+    spans: list[tuple[float, float]],
+    rounding: float = ROUNDING,
 ) -> float | None:
     """A sampling rate, above `fps`, that gives `count` frames from `start` on; None: there is none.
 
     spans: begin and end of the clip's frames, to the last.
     """
-    length = spans[-1][1] - ROUNDING - start
+    length = spans[-1][1] - rounding - start
     if length <= 0:
         return None
     # the last frame taken has to lie before the end
@@ -149,10 +155,12 @@ def rate_for(
     return rate if (fps or 0) < rate <= RATES[1] else None
 
 
-def start_for(count: int, fps: float | None, spans: list[tuple[float, float]]) -> float | None:
+def start_for(
+    count: int, fps: float | None, spans: list[tuple[float, float]], rounding: float = ROUNDING
+) -> float | None:
     """The latest start, in whole milliseconds, that gives `count` frames; None: there is none."""
     if fps is not None:
-        latest = spans[-1][1] - 2 * ROUNDING - (count - 1) / fps
+        latest = spans[-1][1] - rounding - ROUNDING - (count - 1) / fps
     else:
         latest = spans[-count][0] if count <= len(spans) else -1.0
     return math.floor(1000 * latest) / 1000 if latest >= 0 else None

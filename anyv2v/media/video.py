@@ -15,7 +15,7 @@ from anyv2v.errors import InputError
 from anyv2v.files import atomic_path, check_output
 from anyv2v.media import timing
 from anyv2v.media.clip import Video
-from anyv2v.media.container import is_video, names
+from anyv2v.media.container import is_video, names, own_rate
 from anyv2v.media.ffmpeg import pyav
 from anyv2v.media.frame import exact, to_rgb
 from anyv2v.media.image import FITS, as_frames, fit_frame, read_image
@@ -52,10 +52,10 @@ def read_video(
 
     Frames come as an SDR screen shows them. HDR (PQ, HLG) is tone-mapped in linear light by the
     Möbius curve, with 203 cd/m2 as white; wide gamuts (BT.2020, P3) become BT.709's. See
-    `color.to_sdr`. All other SDR is taken as it is.
+    `color.to_sdr`. ICC profiles of JPEG frames are honored; all other SDR is taken as it is.
 
-    InputError: not a readable video, colors that are not understood, fewer than `frames` frames
-    (it says what would do), or an impossible argument.
+    InputError: not a readable video, colors that are not understood (all floats), fewer than
+    `frames` frames (it says what would do), or an impossible argument.
     """
     path = checks.path("path", path)
     size = None if size is None else checks.size(size)
@@ -74,7 +74,7 @@ def read_video(
     spans: list[tuple[float, float]] = []
     room = free_bytes(torch.device("cpu")) // 2
     with open_at(path, start_time) as clip:
-        own_fps = float(clip.stream.average_rate or clip.stream.guessed_rate or 25)
+        own_fps = own_rate(clip.stream)
         longest, until = timing.limits(names(clip.container), clip.container.duration)
         timed = timing.noted(timing.timed(clip.frames, own_fps, longest, until, clip.first), spans)
         if fps is None:

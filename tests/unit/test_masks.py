@@ -122,6 +122,21 @@ def test_what_jpeg_leaves_around_edges_is_not_selected(tmp_path, quality):
     assert not mask.max((1, 3))[far].any()
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("m.webp", {"quality": 60}), ("m.avif", {"quality": 60}), ("m.jp2", {"quality_layers": [20]})],
+)
+def test_nor_what_other_lossy_formats_leave(tmp_path, name, options):
+    big = LEVELS.repeat(8, 0).repeat(8, 1)
+    far = np.asarray(Image.fromarray(big).reduce(32)) == 0
+    gray, alpha = Image.fromarray(np.dstack([big] * 3)), Image.new("RGBA", big.shape[::-1], "white")
+    alpha.putalpha(Image.fromarray(big))
+    for image in (gray, alpha):
+        image.save(tmp_path / name, **options)
+        mask = read_mask(tmp_path / name)[: 32 * far.shape[0], : 32 * far.shape[1]]
+        assert not mask.reshape(far.shape[0], 32, far.shape[1], 32).max((1, 3))[far].any()
+
+
 def test_levels_between_are_kept(tmp_path):
     soft = np.rint(np.linspace(0, 255, H * W)).reshape(H, W)
     for name, image in (
@@ -146,6 +161,8 @@ REFUSED = {
     "black": (np.zeros((H, W), np.uint8), "selects nothing .* 36x24 of mode L"),
     "white": (np.full((H, W), 255, np.uint8), "selects everything .* 36x24 of mode L"),
     "ones": (np.ones((H, W), np.uint8), "selects everything"),
+    "half everywhere": (np.full((H, W), 128, np.uint8), "everything .* 50% of white everywhere"),
+    "nearly white": (np.uint8(245 + X % 10), "everything .* 100% of white everywhere"),
     "labels": (CLASSES.astype(np.uint8), "its values are 0, 1, 2, of 0 to 255"),
     "deep labels": ((CLASSES * 100).astype(np.uint16), "its values are 0, 100, 200, of 0 to 65535"),
     "labels with edges": (

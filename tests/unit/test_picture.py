@@ -314,7 +314,7 @@ def test_floats_of_0_to_1(tmp_path):
 REFUSED = {
     "floats.tif": (lambda: saved(np.float32([[0, 254.5]])), "floats of 0 to 254.5"),
     "negative.tif": (lambda: saved(np.float32([[-1, 1]])), "floats of -1 to 1"),
-    "nan.tif": (lambda: saved(np.float32([[np.nan, 1]])), "floats of nan to nan"),
+    "nan.tif": (lambda: saved(np.float32([[np.nan, 1]])), "floats of 1 to 1 and NaN"),
     "deep.tif": (lambda: tiff(bytes(range(16)), (2, 2), {258: 32, 262: 1}), "of 32 bits"),
     "signed.tif": (lambda: tiff(b"\1\x80" * 4, (2, 2), {258: 16, 262: 1, 339: 2}), "signed.*-3276"),
     "signed8.tif": (lambda: tiff(b"\1\x80" * 2, (2, 2), {258: 8, 262: 1, 339: 2}), "signed"),
@@ -409,6 +409,12 @@ def test_heic_names_a_converter(tmp_path, brand):
     (tmp_path / "a.jpg").write_bytes(struct.pack(">I", 4 + len(body)) + body + bytes(100))
     with pytest.raises(InputError, match="HEIC.*heif-convert a.jpg a.png"):
         read_image(tmp_path / "a.jpg")
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match="a.png cannot be read as an image: it is empty"):
+        read_image(tmp_path / "a.png")
 
 
 def test_pipes_and_devices_are_refused_at_once(tmp_path):

@@ -42,6 +42,16 @@ def animation(path, durations, **options):
     return path
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+@pytest.mark.parametrize(("wanted", "start"), [(16, 0.0), (16, 0.5), (300, 0.0)])
+def test_the_rate_that_is_said_to_do_does(tmp_path, name, wanted, start):
+    path = animation(tmp_path / name, [100, 250, 30, 100, 110, 500])
+    with pytest.raises(InputError) as caught:
+        read_video(path, frames=wanted, start_time=start)
+    rate = float(str(caught.value).partition(" fps (--sample-fps)")[0].split()[-1])
+    assert len(read_video(path, frames=wanted, start_time=start, fps=rate).frames) == wanted
+
+
 # folders and patterns
 
 
@@ -315,6 +325,8 @@ def test_outputs_that_cannot_be(tmp_path):
             write_video(tmp_path / name, FRAMES, 8)
     with pytest.raises(InputError, match="must end in one of .mp4"):
         write_video(tmp_path / "%d.jpg", FRAMES, 8)
+    with pytest.raises(InputError, match="a number in the name, such as a-%05d.png"):
+        write_video(tmp_path / "a.png", FRAMES, 8)
     (tmp_path / "1.png").mkdir()
     with pytest.raises(InputError, match="1.png: it is a folder"):
         write_video(tmp_path / "%d.png", FRAMES, 8)

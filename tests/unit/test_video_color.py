@@ -137,6 +137,13 @@ def test_p3_becomes_bt709(tmp_path):
     signals = (linear(PATCHES) @ np.transpose(to_p3)) ** (1 / 2.4)
     ours = seen(flat(tmp_path / "a.mkv", signals, 1, 12, BT709_MATRIX))
     assert np.abs(ours - PATCHES).max() <= 3
+    # in sRGB's own curve (IEC 61966-2-1), which PATCHES are in as well
+    levels = np.array(PATCHES) / 255
+    light = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+    light = light @ np.transpose(to_p3)
+    signals = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    ours = seen(flat(tmp_path / "b.mkv", signals, 13, 12, BT709_MATRIX))
+    assert np.abs(ours - PATCHES).max() <= 3
 
 
 def test_whites_stay_white():
@@ -161,3 +168,15 @@ def test_colors_that_are_not_understood_are_named(tmp_path, transfer, primaries,
     path = flat(tmp_path / "a.mkv", PATCHES[:1], transfer, primaries, (matrix, 0.2126, 0.0722))
     with pytest.raises(InputError, match=f"a.mkv: its colors are in .*{says}.* not understood"):
         read_video(path)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.hdr", "hdr"), ("a.pfm", "pfm"), ("a.phm", "phm")])
+def test_floats_are_refused(tmp_path, name, codec):
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "gbrpf32le"
+        frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), 99, np.uint8), format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="gbrpf32le")))
+        container.mux(stream.encode())
+    with pytest.raises(InputError, match="floats|linear light"):
+        read_video(tmp_path / name)

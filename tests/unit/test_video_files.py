@@ -16,7 +16,9 @@ from anyv2v.cli import main
 from anyv2v.errors import InputError
 from anyv2v.media.container import VideoFacts, facts, is_video
 from anyv2v.media.ffmpeg import pyav
+from anyv2v.media.image import read_image
 from anyv2v.media.video import read_first_frame, read_video, write_video
+from tests import icc
 from tests.clips import clip, encode, numbers
 
 av = pytest.importorskip("av")
@@ -83,6 +85,40 @@ def test_exif_of_a_later_frame_alone(tmp_path):
     assert read_video(path).frames.shape == (3, 48, 64, 3)
 
 
+def with_profile(form, to_xyz):
+    """A picture of one orange with a profile of its primaries, as an editor saves it."""
+    held = io.BytesIO()
+    orange = Image.new("RGB", (32, 16), (200, 120, 60))
+    orange.save(
+        held, form, icc_profile=icc.rgb(to_xyz, 2.2), **({"quality": 100} if form == "JPEG" else {})
+    )
+    return held.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.mov", "a.avi"])
+def test_profiles_of_jpeg_frames_are_honored(tmp_path, name):
+    for primaries in (icc.P3, icc.ADOBE):
+        data = with_profile("JPEG", primaries)
+        (tmp_path / "a.jpg").write_bytes(data)
+        mux(tmp_path / name, [data, data], "mjpeg", (32, 16), "yuvj420p")
+        found = read_video(tmp_path / name).frames[0].astype(int)
+        truth = read_image(tmp_path / "a.jpg").astype(int)
+        assert np.abs(found - truth).max() <= 3
+        assert np.abs(truth[0, 0] - (200, 120, 60)).max() > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.mov", "a.avi"])
+def test_profiles_of_png_frames_do_not_end_the_process(tmp_path, name):
+    data = with_profile("PNG", icc.P3)
+    path = tmp_path / name
+    mux(path, [data] * 3, "png", (32, 16), "rgb24")
+    code = (
+        "import gc, sys, anyv2v\nfor _ in range(20): anyv2v.read_video(sys.argv[1]); gc.collect()"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True)
+
+
 # streams
 
 
@@ -129,6 +165,24 @@ def test_of_several_streams_that_is_read_which_ffmpeg_takes(tmp_path, streams, t
     if marked != [default for _, _, default in streams]:
         pytest.skip("this muxer marks a stream by itself")
     assert abs(int(read_video(path, frames=1).frames.mean()) - taken) <= 3
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "nut", "avi"])
+@pytest.mark.parametrize("first", [SMALL, LARGE])
+def test_a_stream_without_data_is_passed_over(tmp_path, suffix, first):
+    with av.open(str(tmp_path / f"a.{suffix}"), "w") as container:
+        made = {}
+        for size in (first, SMALL if first is LARGE else LARGE):
+            made[size] = container.add_stream("mpeg4", rate=8)
+            made[size].width, made[size].height = size
+            made[size].pix_fmt = "yuv420p"
+        container.start_encoding()
+        for index in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 180, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 8)
+            container.mux(made[SMALL].encode(frame))
+        container.mux(made[SMALL].encode())
+    assert read_video(tmp_path / f"a.{suffix}").frames.shape == (3, 16, 16, 3)
 
 
 def test_facts(tmp_path):

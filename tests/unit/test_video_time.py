@@ -93,6 +93,28 @@ def test_a_file_with_a_damaged_timestamp_is_as_long_as_it_was(tmp_path, name, co
     assert 28 <= len(read_video(path, fps=8).frames) <= 30
 
 
+@pytest.mark.parametrize(
+    ("name", "b_frames", "seconds"), [("a.mp4", 0, 10), ("a.mp4", 2, 130_000), ("a.mov", 0, 1000)]
+)
+def test_a_damaged_duration_in_a_table_of_durations(tmp_path, name, b_frames, seconds):
+    # uneven times, so that the table has many entries (ISO/IEC 14496-12, 8.6.1.2)
+    times = [40 * i + 7 * i % 3 for i in range(60)]
+    frames = clip(30).repeat(2, axis=0)
+    path = encode(tmp_path / name, frames, times=times, max_b_frames=b_frames)
+    sound = path.read_bytes()
+    table = sound.index(b"stts") + 8
+    entries, ticks = int.from_bytes(sound[table : table + 4], "big"), 16_000
+    for entry in (0, entries // 2, entries - 1):
+        at = table + 8 + 8 * entry
+        damage = min(seconds * ticks, 2**31 - 1).to_bytes(4, "big")
+        path.write_bytes(sound[:at] + damage + sound[at + 4 :])
+        video, sampled = read_video(path), read_video(path, fps=8)
+        assert numbers(video) == [i // 2 for i in range(60)]
+        assert video.fps == pytest.approx(25, rel=0.02)
+        assert 18 <= len(sampled.frames) <= 21
+        assert numbers(read_video(path, start_time=1.6))[-1] == 29
+
+
 # beginning in the middle
 
 
