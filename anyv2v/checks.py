@@ -7,6 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,24 @@ def texts(**given: str) -> None:
 
 
 def path(name: str, value: str | os.PathLike) -> Path:
-    """A path, `~` expanded."""
+    """A path that there may be, `~` expanded."""
     try:
-        given = os.fspath(value)
-    except TypeError:
-        given = None
-    if not isinstance(given, str) or not given or "\0" in given:
-        raise InputError(f"{name}: {shown(value)} is not a path")
-    return Path(os.path.expanduser(given))
+        given = os.path.expanduser(os.fspath(value))
+        if not isinstance(given, str) or not given:
+            raise ValueError
+        # what no file can be called: a character of code 0, or half a character
+        with suppress(OSError):
+            os.lstat(given)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: {shown(value)} is not a path") from None
+    return Path(given)
+
+
+def flag(name: str, value: bool) -> bool:
+    """Of Python or of numpy; others have no one truth."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise InputError(f"{name}: {shown(value)} is neither True nor False")
+    return bool(value)
 
 
 def kind(name: str, value: Any, kinds: type | tuple[type, ...], right: str) -> Any:

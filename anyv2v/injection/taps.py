@@ -151,7 +151,7 @@ class Record(Taps):
 
     def __init__(self, sites: Iterable[str], compact: bool = False, stop: bool = False):
         self.sites: frozenset[str] = checks.names("sites", sites)
-        self.compact, self.stop = compact, stop
+        self.compact, self.stop = checks.flag("compact", compact), checks.flag("stop", stop)
         self.kept: dict[str, tuple[Tensor, ...]] = {}
 
     def hidden(self, site: str, h: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarr
     InputError if it is no file of a format that is read, or its numbers have no one meaning.
     """
     if isinstance(source, Image.Image):
+        if not source.width or not source.height:
+            raise InputError(f"an image of {source.width}x{source.height} holds nothing")
         try:
             return picture.rgb(source)
         except InputError as error:
@@ -33,6 +35,18 @@ def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarr
         with picture.opened(source) as image:
             return picture.rgb(image)
     return _as_uint8(source, 3, "an image", "(h, w, 3)")
+
+
+def read_argument(name: str, value: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
+    """`read_image` of an argument, which the error names."""
+    try:
+        if isinstance(value, (str, os.PathLike)):
+            return read_image(checks.path(name, value))
+        right = "a path, a picture, or an array, uint8 (h, w, 3)"
+        return read_image(checks.kind(name, value, (np.ndarray, Image.Image, Tensor), right))
+    except InputError as error:
+        told = str(error).startswith(f"{name}:")
+        raise error if told else InputError(f"{name}: {error}") from error
 
 
 def crop_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:

@@ -74,10 +74,10 @@ def test_a_file_of_one_command_serves_another_and_required_options_stay(tmp_path
     [
         ("shapren: 3", "c.yml: there is no option 'shapren'"),
         ("steps: many", "c.yml: steps: 'many' is not a whole number"),
-        ("steps: [1, 2]", "c.yml: steps: [1, 2] is neither"),
+        ("steps: [1, 2]", "c.yml: steps: ['1', '2'] is neither"),
         ("steps: true", "c.yml: steps: True is neither"),
         ("fit: bend", "c.yml: fit: 'bend' is not one of crop"),
-        ("keep_unchanged: 1", "c.yml: keep_unchanged: 1 is neither true nor false"),
+        ("keep_unchanged: 1", "c.yml: keep_unchanged: '1' is neither true nor false"),
         ("steps: 3\n  x: [", "c.yml: cannot be read as YAML or JSON"),
         ('{"steps": 3', "c.yml: cannot be read as YAML or JSON"),
         ("just words", "c.yml: is no config file"),
