@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import operator
 import os
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,13 @@ def path(name: str, value: str | os.PathLike) -> Path:
         given = os.path.expanduser(os.fspath(value))
         if not isinstance(given, str) or not given:
             raise ValueError
-        # what no file can be called: a character of code 0, or half a character
-        with suppress(OSError):
-            os.lstat(given)
+        # what no file can be called: a character of code 0, half a character, too many of them
+        os.lstat(given)
     except (TypeError, ValueError):
         raise InputError(f"{name}: {shown(value)} is not a path") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{name}: {shown(value)}: {error.strerror}") from None
     return Path(given)
 
 

@@ -107,7 +107,7 @@ def _run(argv: list[str], commands: dict[str, Callable], signals: Signals, out: 
 
 def run_demo(args: argparse.Namespace) -> None:
     pyav()
-    folder = Path(args.output)
+    folder = checks.path("-o", args.output)
     if not folder.parent.is_dir():
         raise InputError(f"-o {folder}: there is no folder {folder.parent}")
     try:
@@ -245,11 +245,11 @@ def _check_edit(args: argparse.Namespace, by_editor: bool) -> None:
     for i, output in enumerate(outputs):
         if os.path.realpath(output) in map(os.path.realpath, outputs[:i]):
             raise InputError(f"-o {output}: is given twice")
+        suffixes = SUFFIXES if i < count else (".png",)
+        _check_output(args, output, suffixes, args.video, *frames, *arguments.pictures(args))
         of = sidecar_of(output)
         if os.path.realpath(of) in (os.path.realpath(sidecar_of(x)) for x in outputs[:i]):
             raise InputError(f"-o {output}: needs a folder of its own, for its {of.name}")
-        suffixes = SUFFIXES if i < count else (".png",)
-        _check_output(args, output, suffixes, args.video, *frames, *arguments.pictures(args))
     checks.whole("start", args.start, 0, args.steps - 1)
 
 
@@ -325,7 +325,7 @@ def run_invert(args: argparse.Namespace) -> None:
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
-    if args.output:
+    if args.output is not None:
         _check_output(args, args.output, SUFFIXES, args.video)
     made = _provenance(args)
     began = time.monotonic()

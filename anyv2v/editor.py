@@ -85,6 +85,12 @@ class Editor:
 
         `graphs` and `offload`: see `load`.
         """
+        if not hasattr(backbone, "branches"):
+            raise InputError(f"backbone: {checks.shown(backbone)} is not a Backbone")
+        if not hasattr(vae, "encoder"):
+            raise InputError(f"vae: {checks.shown(vae)} is not an Autoencoder")
+        checks.kind("defaults", defaults, Defaults, "a Defaults")
+        checks.text("fingerprint", fingerprint)
         self.backbone, self.vae = backbone, vae
         self.defaults, self.fingerprint = defaults, fingerprint
         self.graphs = wanted(graphs, backbone.device)
@@ -786,7 +792,10 @@ class Editor:
             size, frames, fps = self.defaults.size, self.defaults.frames, self.defaults.fps
             return read_video(path, size=size, frames=frames, fps=fps)
         if isinstance(video, (np.ndarray, Tensor)):
-            return Video(video, self.defaults.fps)
+            try:
+                return Video(video, self.defaults.fps)
+            except InputError as error:
+                raise InputError(f"video: {error}") from error
         what = "a Video, a path, or an array of frames, uint8 (f, h, w, 3)"
         checks.kind("video", video, Video, what)
         return Video(video.frames, video.fps)

@@ -36,6 +36,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         known, rest = self.parse_known_args(args, namespace)
+        if rest and not rest[0].startswith("-"):
+            raise InputError(f"{rest[0]!r} is one argument too many (see {known.prog} --help)")
         if rest:
             raise InputError(f"there is no option {rest[0]} (see {known.prog} --help)")
         return known

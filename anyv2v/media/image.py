@@ -12,6 +12,7 @@ from anyv2v.errors import InputError
 from anyv2v.media import picture
 from anyv2v.media.proportions import inside
 
+PICTURES = "a path, a picture, or an array, uint8 (h, w, 3)"
 FITS = ("crop", "stretch", "pad")
 
 
@@ -34,6 +35,7 @@ def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarr
     if isinstance(source, (str, os.PathLike)):
         with picture.opened(source) as image:
             return picture.rgb(image)
+    checks.kind("source", source, (np.ndarray, Tensor), PICTURES)
     return _as_uint8(source, 3, "an image", "(h, w, 3)")
 
 
@@ -42,8 +44,7 @@ def read_argument(name: str, value: str | os.PathLike | np.ndarray | Image.Image
     try:
         if isinstance(value, (str, os.PathLike)):
             return read_image(checks.path(name, value))
-        right = "a path, a picture, or an array, uint8 (h, w, 3)"
-        return read_image(checks.kind(name, value, (np.ndarray, Image.Image, Tensor), right))
+        return read_image(checks.kind(name, value, (np.ndarray, Image.Image, Tensor), PICTURES))
     except InputError as error:
         told = str(error).startswith(f"{name}:")
         raise error if told else InputError(f"{name}: {error}") from error
