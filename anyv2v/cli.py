@@ -122,7 +122,8 @@ def run_demo(args: argparse.Namespace) -> None:
     _tell(_without_effect(args))
     with _progress(args) as progress:
         scores = demo.run(editor, folder, args.kind, args.seed, progress)
-    write_sidecar(folder / demo.EDITED, made.of(editor))
+    with beside(folder / demo.EDITED, made.of(editor)):
+        pass  # the clips are there; which kernels made them is known now
     for name, values in scores.items():
         print(f"{name:13} PSNR to the truth {values['psnr']:.2f} dB")
     print(f"{folder}: {', '.join(demo.FILES)}")
