@@ -80,7 +80,9 @@ def options_of(
         for name, value in values.items()
         if name in mine
     }
-    return found, sorted(values.keys() - mine.keys() - {COMMAND})
+    # a sidecar says of all flags whether they were given
+    asked = {name for name, value in values.items() if value is not False}
+    return found, sorted(asked - mine.keys() - {COMMAND})
 
 
 def _converted(name: str, action: argparse.Action, value: Any) -> Any:

@@ -63,6 +63,8 @@ def test_a_file_of_one_command_serves_another_and_required_options_stay(tmp_path
     args = parsed(tmp_path, YAML, command="plan")
     assert (args.video, args.size, args.steps) == ("clip.mp4", (64, 32), 20)
     assert args.unused == ["frame", "keep_unchanged", "output", "prompt"]
+    args = parsed(tmp_path, "video: a\nfeatures: false\nkeep_unchanged: false", command="plan")
+    assert args.unused == []
     with pytest.raises(InputError, match="--prompt"):
         parsed(tmp_path, "video: a.mp4\noutput: b.mp4")
     with pytest.raises(InputError, match="VIDEO"):
