@@ -53,5 +53,5 @@ setup(
             "transformers>=5",
         ],
     },
-    entry_points={"console_scripts": ["anyv2v = anyv2v.__main__:main"]},
+    entry_points={"console_scripts": ["anyv2v = anyv2v.__main__:command"]},
 )

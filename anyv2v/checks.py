@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import operator
 import os
@@ -95,14 +96,26 @@ def texts(**given: str) -> None:
 
 
 def path(name: str, value: str | os.PathLike) -> Path:
-    """A path, `~` expanded."""
+    """A path that there may be, `~` expanded."""
     try:
-        given = os.fspath(value)
-    except TypeError:
-        given = None
-    if not isinstance(given, str) or not given or "\0" in given:
-        raise InputError(f"{name}: {shown(value)} is not a path")
-    return Path(os.path.expanduser(given))
+        given = os.path.expanduser(os.fspath(value))
+        if not isinstance(given, str) or not given:
+            raise ValueError
+        # what no file can be called: a character of code 0, half a character, too many of them
+        os.lstat(given)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: {shown(value)} is not a path") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{name}: {shown(value)}: {error.strerror}") from None
+    return Path(given)
+
+
+def flag(name: str, value: bool) -> bool:
+    """Of Python or of numpy; others have no one truth."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise InputError(f"{name}: {shown(value)} is neither True nor False")
+    return bool(value)
 
 
 def kind(name: str, value: Any, kinds: type | tuple[type, ...], right: str) -> Any:

@@ -33,9 +33,9 @@ from anyv2v.media.psnr import psnr
 from anyv2v.media.sequence import check_sequence_output, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav, read_first_frame, read_video, write_video
 from anyv2v.options import OFFLOADS, parser
-from anyv2v.process import Signals, unfailing_streams
+from anyv2v.process import Signals, Unfailing, unfailing_streams
 from anyv2v.progress import Progress
-from anyv2v.sidecar import Provenance, check_sidecar, comment, sidecar_of, write_sidecar
+from anyv2v.sidecar import Provenance, beside, check_sidecar, comment, sidecar_of
 from anyv2v.source import SUFFIX, Source, Unfinished
 from anyv2v.weights import hub
 
@@ -43,6 +43,8 @@ DEMO_NOTICE = (
     "the demo weights know rendered shapes of 32x32 pixels and nothing else. "
     "Give --weights a folder written by `anyv2v convert` for videos"
 )
+PRINTING = ("plan", "weights verify")
+"""Commands of which what they print is all that they do; of others it is without an -o."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,35 +65,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         "reconstruct": run_reconstruct,
     }
     with unfailing_streams() as out, Signals() as signals:
-        status = _run(argv, commands, signals)
-    lost = isinstance(out.failure, OSError) and not isinstance(out.failure, BrokenPipeError)
-    if lost and status == 0 and any(command in argv for command in ("plan", "verify")):
-        # what they print is all that they do
-        return _fail(argv, out.failure, "stdout: ")
+        status = _run(argv, commands, signals, out)
+        out.flush()
+        if status == 0 and out.needed and _is_lost(out.failure):
+            status = _fail(out.failure, "stdout: ")
     return status
 
 
-def _run(argv: list[str], commands: dict[str, Callable], signals: Signals) -> int:
+def _is_lost(failure: Exception | None) -> bool:
+    """Whether nobody got what was printed; who closes a pipe has what he wants."""
+    return isinstance(failure, OSError) and not isinstance(failure, BrokenPipeError)
+
+
+def _run(argv: list[str], commands: dict[str, Callable], signals: Signals, out: Unfailing) -> int:
+    debug = "--debug" in argv
     try:
+        # until it is known that more is done: --help, --version, --list
+        out.needed = True
         args = parser(commands).parse_args(argv)
-        args.signals = signals
+        out.needed = args.command in PRINTING or getattr(args, "output", "") is None
+        args.signals, debug = signals, args.debug
         if args.unused:
             _say(f"{args.config}: {args.command} has no {', '.join(args.unused)}")
         args.run(args)
         return 0
+    except SystemExit:
+        out.flush()
+        if _is_lost(out.failure):
+            raise SystemExit(_fail(out.failure, "stdout: ")) from None
+        raise
     except KeyboardInterrupt:
         _say("interrupted")
         return signals.status
     except SomeFailed as error:
-        statuses = [_fail(argv, why, f"{output}: ") for output, why in error.failures.items()]
+        failures = error.failures.items()
+        statuses = [_fail(why, _before(output, why), debug) for output, why in failures]
         return 2 if set(statuses) == {2} else 1
     except Exception as error:
-        return _fail(argv, error)
+        return _fail(error, debug=debug)
 
 
 def run_demo(args: argparse.Namespace) -> None:
     pyav()
-    folder = Path(args.output)
+    folder = checks.path("-o", args.output)
     if not folder.parent.is_dir():
         raise InputError(f"-o {folder}: there is no folder {folder.parent}")
     try:
@@ -106,7 +122,8 @@ def run_demo(args: argparse.Namespace) -> None:
     _tell(_without_effect(args))
     with _progress(args) as progress:
         scores = demo.run(editor, folder, args.kind, args.seed, progress)
-    write_sidecar(folder / demo.EDITED, made.of(editor))
+    with beside(folder / demo.EDITED, made.of(editor)):
+        pass  # the clips are there; which kernels made them is known now
     for name, values in scores.items():
         print(f"{name:13} PSNR to the truth {values['psnr']:.2f} dB")
     print(f"{folder}: {', '.join(demo.FILES)}")
@@ -199,8 +216,6 @@ def run_edit(args: argparse.Namespace) -> None:
     for output, edit in done.items():
         _report(output, edit.frames, edit.fps)
     _notice(args)
-    if len(args.output) == 1 and failures:
-        raise failures[args.output[0]]
     if failures:
         raise SomeFailed(failures)
 
@@ -233,6 +248,9 @@ def _check_edit(args: argparse.Namespace, by_editor: bool) -> None:
             raise InputError(f"-o {output}: is given twice")
         suffixes = SUFFIXES if i < count else (".png",)
         _check_output(args, output, suffixes, args.video, *frames, *arguments.pictures(args))
+        of = sidecar_of(output)
+        if os.path.realpath(of) in (os.path.realpath(sidecar_of(x)) for x in outputs[:i]):
+            raise InputError(f"-o {output}: needs a folder of its own, for its {of.name}")
     checks.whole("start", args.start, 0, args.steps - 1)
 
 
@@ -252,8 +270,8 @@ def run_edit_frame(args: argparse.Namespace) -> None:
     found = candidates(editor, wanted, seeds, args.keep_unchanged)
     _tell(_without_effect(args, arguments.uses(editor)))
     _tell(notices.of_the_size(args, _size(whole), size))
-    arguments.write_candidates(args.output, frame, found, args.seed)
-    write_sidecar(args.output, made.of())
+    with beside(args.output, made.of()):
+        arguments.write_candidates(args.output, frame, found, args.seed)
     for file in files:
         print(file)
 
@@ -299,16 +317,16 @@ def run_invert(args: argparse.Namespace) -> None:
     unfinished = Unfinished(args.output + ".unfinished", args.resume)
     made = _provenance(args)
     editor, source = _source(args, _chosen(args) if args.features else None, unfinished)
-    source.save(args.output, args.force, features=args.features)
     noisiest = source.trajectory[max(source.trajectory)]
-    write_sidecar(args.output, made.of(editor, source, noisiest))
+    with beside(args.output, made.of(editor, source, noisiest)):
+        source.save(args.output, args.force, features=args.features)
     unfinished.remove()
     _report(args.output, source.video.frames, source.video.fps)
     _notice(args)
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
-    if args.output:
+    if args.output is not None:
         _check_output(args, args.output, SUFFIXES, args.video)
     made = _provenance(args)
     began = time.monotonic()
@@ -505,10 +523,8 @@ def _provenance(args: argparse.Namespace) -> Provenance:
 
 
 def _write_video(args: argparse.Namespace, output: str, edit: Edit, facts: dict) -> None:
-    # the sidecar of a video that is replaced would speak of another if this ended in between
-    sidecar_of(output).unlink(missing_ok=True)
-    write_video(output, edit.frames, edit.fps, args.force, comment(facts))
-    write_sidecar(output, facts)
+    with beside(output, facts):
+        write_video(output, edit.frames, edit.fps, args.force, comment(facts))
 
 
 def _report(output: str, frames: np.ndarray, fps: float) -> None:
@@ -557,9 +573,14 @@ def _is_cpu_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def _fail(argv: Sequence[str], error: Exception, prefix: str = "") -> int:
+def _before(output: str, why: Exception) -> str:
+    """The name of an output before what went wrong with it, unless that has it already."""
+    return "" if output in str(why) else f"{output}: "
+
+
+def _fail(error: Exception, prefix: str = "", debug: bool = False) -> int:
     """Says what went wrong, in one line; gives the exit status."""
-    if "--debug" in argv:
+    if debug:
         traceback.print_exception(error)
     if isinstance(error, InputError):
         message, status = error, 2

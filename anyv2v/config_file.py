@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from anyv2v.checks import shown
 from anyv2v.errors import InputError
 
 LARGEST = 2**20
 """Bytes; nobody writes more options."""
 SETTINGS, COMMAND = "settings", "command"
 """Where a sidecar has its options, and the command that they are of."""
+WORDS = {
+    "bool": ("^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    "null": ("^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+}
+"""What YAML 1.2 takes for something else than a text, without numbers, which options read."""
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -25,7 +33,8 @@ def read_config(path: str) -> dict[str, Any]:
     try:
         if Path(path).stat().st_size > LARGEST:
             raise InputError(f"{path}: is no config file: it is larger than {LARGEST} bytes")
-        values = _parsed(path, Path(path).read_text(encoding="utf-8"))
+        # Windows' editors put a mark before UTF-8
+        values = _parsed(path, Path(path).read_text(encoding="utf-8-sig").lstrip())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -40,9 +49,16 @@ def read_config(path: str) -> dict[str, Any]:
 def _parsed(path: str, text: str) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """What stands there as text, but true, false, null: no 1:30 is 90, no 010 is 8."""
+
+        yaml_implicit_resolvers = {}
+
+    for what, (pattern, first) in WORDS.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{what}", re.compile(pattern), first)
     try:
-        # JSON by its own reader: YAML 1.1 takes 1e-3 for a text
-        return json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+        # JSON by its own reader: YAML has other escapes
+        return json.loads(text) if text.startswith("{") else yaml.load(text, Loader)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as YAML or JSON: {error}") from error
 
@@ -58,19 +74,21 @@ def options_of(
     values = {name: value for name, value in read_config(path).items() if value is not None}
     mine = {action.dest: action for action in actions}
     if unknown := sorted(values.keys() - mine.keys() - {*known, COMMAND}):
-        raise InputError(f"{path}: there is no option {unknown[0]!r}")
+        raise InputError(f"{path}: there is no option {shown(unknown[0])}")
     found = {
         mine[name]: _converted(f"{path}: {name}", mine[name], value)
         for name, value in values.items()
         if name in mine
     }
-    return found, sorted(values.keys() - mine.keys() - {COMMAND})
+    # a sidecar says of all flags whether they were given
+    asked = {name for name, value in values.items() if value is not False}
+    return found, sorted(asked - mine.keys() - {COMMAND})
 
 
 def _converted(name: str, action: argparse.Action, value: Any) -> Any:
     if isinstance(action, argparse._StoreTrueAction):
         if not isinstance(value, bool):
-            raise InputError(f"{name}: {value!r} is neither true nor false")
+            raise InputError(f"{name}: {shown(value)} is neither true nor false")
         return value
     if isinstance(action, argparse._AppendAction):
         return [_text(name, action, x) for x in (value if isinstance(value, list) else [value])]
@@ -81,9 +99,15 @@ def _converted(name: str, action: argparse.Action, value: Any) -> Any:
 
 def _text(name: str, action: argparse.Action, value: Any) -> Any:
     if not isinstance(value, (str, int, float)) or isinstance(value, bool):
-        raise InputError(f"{name}: {value!r} is neither a text nor a number")
+        raise InputError(f"{name}: {shown(value)} is neither a text nor a number")
     try:
-        value = action.type(str(value)) if action.type else str(value)
+        text = str(value)
+        # what a command line could not hold
+        if b"\0" in os.fsencode(text):
+            raise InputError(f"{name}: {shown(value)} holds a character of code 0")
+        value = action.type(text) if action.type else text
+    except UnicodeEncodeError:
+        raise InputError(f"{name}: {shown(value)} holds half a character") from None
     except argparse.ArgumentTypeError as error:
         raise InputError(f"{name}: {error}") from error
     if action.choices is not None and value not in action.choices:

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from anyv2v import checks
@@ -42,7 +41,7 @@ from anyv2v.media.image import (
     as_frames,
     center_crop,
     fit_frame,
-    read_image,
+    read_argument,
     to_frames,
     to_pixels,
 )
@@ -86,6 +85,12 @@ class Editor:
 
         `graphs` and `offload`: see `load`.
         """
+        if not hasattr(backbone, "branches"):
+            raise InputError(f"backbone: {checks.shown(backbone)} is not a Backbone")
+        if not hasattr(vae, "encoder"):
+            raise InputError(f"vae: {checks.shown(vae)} is not an Autoencoder")
+        checks.kind("defaults", defaults, Defaults, "a Defaults")
+        checks.text("fingerprint", fingerprint)
         self.backbone, self.vae = backbone, vae
         self.defaults, self.fingerprint = defaults, fingerprint
         self.graphs = wanted(graphs, backbone.device)
@@ -216,7 +221,7 @@ class Editor:
         of what is free there. `compact`: the least that has to be kept, not queries and keys.
         Nothing is computed but shapes.
         """
-        timesteps = self.schedule.timesteps(steps)
+        timesteps, compact = self.schedule.timesteps(steps), checks.flag("compact", compact)
         video = self._video(video)
         plan = self.plan(steps, start, injection)
         sites = {timesteps[i]: at for i, at in plan.items()}
@@ -240,6 +245,8 @@ class Editor:
         """
         checks.kind("recording", recording, Recording, "a Recording: see editor.recording")
         self.check_source(source)
+        if features is not None:
+            checks.kind("features", features, Features, "Features, as a Source has them")
         features = features or Features(recording.places)
         missing = [t for t in recording.places if t not in features.kept]
         if missing:
@@ -381,7 +388,7 @@ class Editor:
         for edit in edits:
             _check_request(edit)
         latents = [self._begin(edit, inverted) for edit in edits]
-        pictures = [fit_frame(_read_frame(edit.frame), size, edit.fit) for edit in edits]
+        pictures = [fit_frame(read_argument("frame", edit.frame), size, edit.fit) for edit in edits]
         scales = [float(edit.guidance) for edit in edits]
 
         def run(batch: slice) -> list[Edit]:
@@ -463,7 +470,7 @@ class Editor:
         frames = checks.count("frames", self.defaults.frames if frames is None else frames)
         guidance, fps = checks.finite("guidance", guidance), checks.count("fps", fps)
         self._reserve(size, frames, 2)
-        first = self._encoded(fit_frame(_read_frame(frame), size, fit), frames, fps)
+        first = self._encoded(fit_frame(read_argument("frame", frame), size, fit), frames, fps)
         with self._conditioning():
             branches = self.backbone.branches(prompt, negative_prompt, first, guidance)
         one = first.latents.shape
@@ -489,8 +496,9 @@ class Editor:
 
         `black_edge` reproduces a fault of the original's crop: see `center_crop`.
         """
-        image = _read_frame(frame)
+        image = read_argument("frame", frame)
         width = checks.count("width", image.shape[1] if width is None else width)
+        black_edge = checks.flag("black_edge", black_edge)
         with self._conditioning():
             return self.backbone.encode_image(image, width, black_edge)
 
@@ -543,7 +551,8 @@ class Editor:
     ) -> Conditions:
         """What one branch is steered by; `negative` zeroes the image embedding."""
         checks.text("prompt", prompt)
-        image = _read_frame(frame)
+        negative = checks.flag("negative", negative)
+        image = read_argument("frame", frame)
         frames, fps = checks.count("frames", frames), checks.count("fps", fps)
         latents = self.encode_frames(center_crop(image, self.check_size(size))[None])
         first = FirstFrame(image, latents, size[0], frames, fps)
@@ -563,6 +572,8 @@ class Editor:
             raise InputError(f"conditions: {given} is not what editor.condition gives")
         if not isinstance(t, Tensor):
             checks.whole("t", t, 0, TRAIN_STEPS - 1)
+        elif t.ndim > 1 or t.numel() not in (1, len(latents)):
+            raise InputError(f"t: {checks.shown(t)} is not one timestep, nor one for each row")
         self._check_taps(taps)
         rows = latents.to(self.backbone.device, self.backbone.dtype)
         return self.backbone.predict(rows, t, conditions, taps).float()
@@ -781,7 +792,10 @@ class Editor:
             size, frames, fps = self.defaults.size, self.defaults.frames, self.defaults.fps
             return read_video(path, size=size, frames=frames, fps=fps)
         if isinstance(video, (np.ndarray, Tensor)):
-            return Video(video, self.defaults.fps)
+            try:
+                return Video(video, self.defaults.fps)
+            except InputError as error:
+                raise InputError(f"video: {error}") from error
         what = "a Video, a path, or an array of frames, uint8 (f, h, w, 3)"
         checks.kind("video", video, Video, what)
         return Video(video.frames, video.fps)
@@ -812,13 +826,6 @@ class Editor:
 
 def _size(frames: np.ndarray) -> tuple[int, int]:
     return frames.shape[2], frames.shape[1]
-
-
-def _read_frame(frame: Frame) -> np.ndarray:
-    right = "a path, a picture, or an array, uint8 (h, w, 3)"
-    return read_image(
-        checks.kind("frame", frame, (str, os.PathLike, np.ndarray, Image.Image, Tensor), right)
-    )
 
 
 def _check_request(edit: EditRequest) -> None:

@@ -21,6 +21,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from anyv2v import checks
 from anyv2v.backbones.base import Conditions
 from anyv2v.errors import InputError
 from anyv2v.injection.features import Kept
@@ -51,6 +52,7 @@ def wanted(graphs: bool | None, device: torch.device) -> bool | None:
 
     What the caller asks for, else $ANYV2V_GRAPHS. InputError if it cannot be had.
     """
+    graphs = None if graphs is None else checks.flag("graphs", graphs)
     asked = os.environ.get("ANYV2V_GRAPHS")
     if asked not in (None, "0", "1"):
         raise InputError(f"ANYV2V_GRAPHS: {asked!r} is not 0 or 1")

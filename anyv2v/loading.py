@@ -161,8 +161,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 def choose_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.float16 if device.type == "cuda" else torch.float32
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(map(str, DTYPES))}")
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise InputError(
+            f"dtype: {checks.shown(dtype)} is not one of {', '.join(map(str, DTYPES))}"
+        )
     return dtype
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from anyv2v.checks import shown
 from anyv2v.errors import InputError
 from anyv2v.memory import free_bytes
 
@@ -19,8 +20,10 @@ Wanted = bool | Literal["auto"]
 
 def checked(offload: Wanted) -> Wanted:
     """InputError unless it is True, False or "auto"."""
-    if offload not in (True, False, "auto"):
-        raise InputError(f"offload: {offload!r} is not True, False or 'auto'")
+    if isinstance(offload, str) and offload == "auto":
+        return offload
+    if not isinstance(offload, bool):
+        raise InputError(f"offload: {shown(offload)} is not True, False or 'auto'")
     return offload
 
 

@@ -21,7 +21,9 @@ from anyv2v.offload import Wanted
 from anyv2v.weights.demo.scenes import KINDS
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
-NOT_SETTINGS = ("help", "list", "config", "force", "quiet", "debug")
+NOT_IN_FILES = ("help", "list", "config")
+"""Options that a file of --config cannot have."""
+NOT_SETTINGS = (*NOT_IN_FILES, "force", "quiet", "debug")
 """Options that say nothing of what comes out."""
 OFFLOADS: dict[str, Wanted] = {"auto": "auto", "on": True, "off": False}
 
@@ -34,6 +36,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         known, rest = self.parse_known_args(args, namespace)
+        if rest and not rest[0].startswith("-"):
+            raise InputError(f"{rest[0]!r} is one argument too many (see {known.prog} --help)")
         if rest:
             raise InputError(f"there is no option {rest[0]} (see {known.prog} --help)")
         return known
@@ -48,7 +52,7 @@ class Parser(argparse.ArgumentParser):
             known, rest = super().parse_known_args(args, namespace)
             known.given = given
             return known, rest
-        mine = [a for a in self._actions if a.dest in self.settable]
+        mine = [a for a in self._actions if a.dest not in NOT_IN_FILES]
         found, unused = options_of(path, mine, self.names)
         given |= {a.dest.replace("_", "-") for a, value in found.items() if value != a.default}
         for action in found:
@@ -58,6 +62,11 @@ class Parser(argparse.ArgumentParser):
                 action.nargs = "?"
         known, rest = super().parse_known_args(args, namespace)
         for action, value in found.items():
+            if getattr(known, action.dest) is None and not action.option_strings:
+                # argparse fills all that may be left out before the first option
+                later = [word for word in rest if not word.startswith("-")]
+                value = later[0] if later else value
+                rest = [word for word in rest if word not in later[:1]]
             if getattr(known, action.dest) is None:
                 setattr(known, action.dest, value)
         known.unused, known.given = unused, given
@@ -68,7 +77,7 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def settable(self) -> list[str]:
-        """The options of this command that such a file may have."""
+        """The options of this command that say what comes out, as a sidecar has them."""
         return [a.dest for a in self._actions if a.dest not in NOT_SETTINGS]
 
 
@@ -188,8 +197,9 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     sub.add_argument("--negative-prompt", default="", metavar="TEXT", help="what it does not")
     sub.add_argument("--guidance", type=_number, default=1.0, help="towards the prompt; 1: none")
     sub.add_argument("-o", "--output", metavar="OUT.mp4", help="the video that came back")
+    names = frozenset(name for each in made for name in each.settable)
     for sub in made:
-        sub.names = frozenset(name for each in made for name in each.settable)
+        sub.names = names
         sub.set_defaults(settable=sub.settable, unused=[])
     return top
 
@@ -197,7 +207,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
 def _model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--weights",
-        default=os.environ.get("ANYV2V_WEIGHTS", DEMO),
+        default=os.environ.get("ANYV2V_WEIGHTS") or DEMO,
         metavar="DIR",
         help="folder written by `anyv2v convert`, or demo; $ANYV2V_WEIGHTS",
     )

@@ -10,22 +10,28 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import TextIO
 
 ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that end a run; a platform may lack some."""
+AGAIN = 1.0
+"""Seconds in which a second signal changes nothing: the first is being obeyed."""
 
 
 class Signals:
     """Inside, a signal that ends the run raises KeyboardInterrupt, so that the run cleans up.
 
-    A signal that the caller ignores stays ignored: `nohup`, and background jobs of scripts. On
+    One that follows within `AGAIN` seconds, as of Ctrl-C pressed twice, does not disturb that. A
+    signal that the caller ignores stays ignored: `nohup`, and background jobs of scripts. On
     leaving, the handlers from before are back.
     """
 
-    def __init__(self):
+    def __init__(self, last: bool = False):
+        """`last`: only the end of Python follows, which no signal disturbs any more."""
         self.received: int | None = None
+        self._last, self._raised, self._outer = last, -AGAIN, None
         self._before: dict[int, object] = {}
 
     @property
@@ -46,16 +52,26 @@ class Signals:
                 # None: a handler that is not Python's, which could not be put back
                 if number is None or signal.getsignal(number) in (signal.SIG_IGN, None):
                     continue
-                self._before[number] = signal.signal(number, self._interrupt)
+                before = self._before[number] = signal.signal(number, self._interrupt)
+                outer = getattr(before, "__self__", None)
+                self._outer = outer if isinstance(outer, Signals) else self._outer
         return self
 
     def __exit__(self, *error) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._last else handler)
 
     def _interrupt(self, number: int, _) -> None:
-        self.received = number
-        raise KeyboardInterrupt
+        now = time.monotonic()
+        again = now - self._raised < AGAIN
+        self._note(number, self._raised if again else now)
+        if not again:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, raised: float) -> None:
+        self.received, self._raised = self.received or number, raised
+        if self._outer is not None:
+            self._outer._note(number, raised)
 
 
 class Unfailing:
@@ -67,6 +83,8 @@ class Unfailing:
 
     def __init__(self, stream: TextIO | None):
         self._stream, self.failure = stream, None
+        self.needed = False
+        """Whether a command fails if what it prints is lost."""
 
     def write(self, text: str) -> int:
         with self._failing():
@@ -108,6 +126,7 @@ class Unfailing:
 @contextlib.contextmanager
 def unfailing_streams() -> Iterator[Unfailing]:
     """Inside, stdout and stderr are `Unfailing`; gives the former."""
+    _occupy_standard_descriptors()
     out, err = Unfailing(sys.stdout), Unfailing(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -115,3 +134,10 @@ def unfailing_streams() -> Iterator[Unfailing]:
         finally:
             out.flush()
             err.flush()
+
+
+def _occupy_standard_descriptors() -> None:
+    """A file opened where stdout or stderr is closed would get what libraries write there."""
+    while (void := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(void)

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 
 from tqdm import tqdm
 
+from anyv2v import checks
+
 EVERY = 30.0
 """Seconds between two plain lines at most, while there is something new to say."""
 SHARE = 0.1
@@ -32,10 +34,11 @@ class Progress:
 
     def __init__(self, quiet: bool = False, check: Callable[[], None] | None = None):
         """`quiet`: nothing is shown. `check`: called at each step; what it raises ends the run."""
-        self._quiet, self._check, self._stages = quiet, check, ExitStack()
+        self._quiet, self._check = checks.flag("quiet", quiet), checks.called("check", check)
+        self._stages = ExitStack()
 
     def __call__(self, title: str, steps: int) -> Callable[..., None]:
-        stage = self._stage(title, steps, "step")
+        stage = self._stage(checks.text("title", title), checks.whole("steps", steps, 0), "step")
 
         def step(*_) -> None:
             if self._check is not None:

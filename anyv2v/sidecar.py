@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,8 @@ class Provenance:
             settings |= {"size": f"{width}x{height}", "frames": len(source.video.frames)}
             settings |= {"sample_fps": source.video.fps, "start_time": args.start_time or 0.0}
             settings |= {"method": how.method, "inversion_steps": how.steps}
-            settings |= {"tolerance": how.tolerance}
+            # ddim has none, and would say that it takes none
+            settings |= {"tolerance": None if how.method == "ddim" else how.tolerance}
         if frame is not None:
             inputs["frame"] = {"path": None, "sha256": hashlib.sha256(frame.tobytes()).hexdigest()}
         return {
@@ -110,12 +113,13 @@ class Provenance:
 
 
 def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
-    """What `write_sidecar` wrote; empty if the file is anything else."""
+    """What `beside` wrote; empty if the file is anything else."""
     try:
         made = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return made if isinstance(made, dict) and isinstance(made.get("inputs"), dict) else {}
+    parts = (made.get(SETTINGS), made.get("inputs")) if isinstance(made, dict) else ()
+    return made if parts and all(isinstance(part, dict) for part in parts) else {}
 
 
 def check_sidecar(output: str | os.PathLike, force: bool) -> None:
@@ -124,22 +128,31 @@ def check_sidecar(output: str | os.PathLike, force: bool) -> None:
     One of ours whose output is gone is replaced.
     """
     path = sidecar_of(output)
-    check_output(path, force or (not Path(output).exists() and bool(read_sidecar(path))))
+    if made := read_sidecar(path):
+        # several patterns of one folder have but one
+        of = path.with_name(os.path.basename(str(made[SETTINGS].get("output"))))
+        force = force or not (_is_there(output) or _is_there(of))
+    check_output(path, force)
 
 
-def write_sidecar(output: str | os.PathLike, facts: Mapping[str, Any]) -> None:
-    """Beside the output, whole or not at all."""
+@contextmanager
+def beside(output: str | os.PathLike, facts: Mapping[str, Any]) -> Iterator[None]:
+    """The block writes the output; if it does, the sidecar takes its place right after it.
+
+    If it does not, the sidecar of an earlier output stays as that does.
+    """
+    check_output(sidecar_of(output), force=True)  # the folder may have gone
     with atomic_path(sidecar_of(output)) as temporary:
         text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
         # a name may hold bytes that are no text
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        yield
 
 
 def comment(facts: Mapping[str, Any]) -> str:
     """The same in one line for the inside of an output, which travels: no folders, no machine."""
     short = {name: value for name, value in facts.items() if name not in PRIVATE}
-    text = json.dumps(_without_folders(short), ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return json.dumps(_without_folders(short), ensure_ascii=False)
 
 
 def fingerprint(path: str) -> dict[str, str | None]:
@@ -186,6 +199,11 @@ def versions() -> dict[str, str | int]:
     return found
 
 
+def _is_there(output: str | os.PathLike) -> bool:
+    pattern = numbered(output)
+    return Path(output).exists() if pattern is None else bool(pattern.files())
+
+
 def _fingerprints(value: str | list[str]) -> Any:
     return [fingerprint(each) for each in value] if isinstance(value, list) else fingerprint(value)
 
@@ -205,7 +223,20 @@ def _plain(name: str, value: Any) -> Any:
         return "x".join(map(str, value))
     if name in PATHS and isinstance(value, str) and value != DEMO:
         return os.path.abspath(value)
+    if name == "editor_option" and value:
+        parts = (each.partition("=") for each in value)
+        return [f"{option}={_there(given)}" for option, _, given in parts]
+    if name == "editor_command" and value:
+        first, *others = shlex.split(value)
+        # a shell looks for one without a folder elsewhere than here
+        first = _there(first) if os.path.dirname(first) else first
+        return shlex.join([first, *map(_there, others)])
     return value
+
+
+def _there(value: str) -> str:
+    """The whole path of a file or folder that is here; any other text as it is."""
+    return os.path.abspath(value) if os.path.exists(value) else value
 
 
 def _without_folders(value: Any) -> Any:

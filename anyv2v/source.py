@@ -77,7 +77,8 @@ class Source:
 
     def save(self, path: str | os.PathLike, force: bool = True, features: bool = False) -> None:
         """Writes one safetensors file; whole or not at all. With `features`, those too."""
-        path = checks.path("path", path)
+        path, force = checks.path("path", path), checks.flag("force", force)
+        features = checks.flag("features", features)
         check_output(path, force, (SUFFIX,))
         facts = {
             "format": FORMAT,
@@ -129,7 +130,7 @@ class Source:
         if not os.path.exists(path):
             raise InputError(f"{path}: no such file")
         try:
-            with safe_open(path, framework="pt") as file:
+            with _opened(path) as file:
                 _, height, width, _ = file.get_slice("frames").get_shape()
         except UNREADABLE as error:
             raise InputError(f"{path}: cannot be read as a source: {error}") from error
@@ -235,6 +236,19 @@ def _write(path: str | os.PathLike, facts: dict, tensors: Mapping[str, Tensor]) 
 
 
 @contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[safe_open]:
+    """A safetensors file, which that library opens by names in UTF-8 only."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as stream, safe_open(f"/dev/fd/{stream.fileno()}", "pt") as file:
+            yield file
+    else:
+        with safe_open(path, "pt") as file:
+            yield file
+
+
+@contextmanager
 def _reading(
     path: str | os.PathLike, wanted: str, what: str
 ) -> Iterator[tuple[dict, dict[str, Tensor]]]:
@@ -242,7 +256,7 @@ def _reading(
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             facts = json.loads((file.metadata() or {}).get("source", "{}"))
             if facts.get("format") != wanted:
                 raise InputError(f"is not {what}")

@@ -16,7 +16,7 @@ from anyv2v.editors.base import FrameEditor, FrameRequest
 from anyv2v.editors.choose import make
 from anyv2v.editors.mask import as_mask, blend, changed
 from anyv2v.errors import InputError
-from anyv2v.media.image import read_image
+from anyv2v.media.image import read_argument
 
 
 def edit_frame(
@@ -41,8 +41,9 @@ def edit_frame(
         editor = make(editor, options)
     elif options:
         raise InputError(f"{next(iter(options))}: options go with the name of an editor")
+    keep_unchanged, seed = checks.flag("keep_unchanged", keep_unchanged), checks.seed(seed)
     wanted = request(editor, frame, instruction, reference, mask)
-    return candidates(editor, wanted, [checks.seed(seed)], keep_unchanged)[0]
+    return candidates(editor, wanted, [seed], keep_unchanged)[0]
 
 
 def request(
@@ -62,11 +63,11 @@ def request(
     given = {"instruction": instruction.strip() or None, "reference": reference, "mask": mask}
     if missing := [what for what in sorted(editor.needs) if given[what] is None]:
         raise InputError(f"{type(editor).__name__} needs {' and '.join(missing)}")
-    frame = read_image(frame)
+    frame = read_argument("frame", frame)
     return FrameRequest(
         frame,
         instruction,
-        None if reference is None else read_image(reference),
+        None if reference is None else read_argument("reference", reference),
         None if mask is None else as_mask(mask, frame.shape[:2]),
     )
 

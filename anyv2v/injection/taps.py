@@ -106,7 +106,7 @@ class ShareSource(Taps):
         """`branches` counts the source too. After the site `last` the source's rows leave."""
         self.sites: frozenset[str] = checks.names("sites", sites)
         self.branches, self.last = checks.whole("branches", branches), last
-        if last is not None and last not in self.sites:
+        if last is not None and checks.text("last", last) not in self.sites:
             raise InputError(f"last: {checks.shown(last)} is none of the sites")
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Record(Taps):
 
     def __init__(self, sites: Iterable[str], compact: bool = False, stop: bool = False):
         self.sites: frozenset[str] = checks.names("sites", sites)
-        self.compact, self.stop = compact, stop
+        self.compact, self.stop = checks.flag("compact", compact), checks.flag("stop", stop)
         self.kept: dict[str, tuple[Tensor, ...]] = {}
 
     def hidden(self, site: str, h: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from anyv2v.errors import InputError
 from anyv2v.media import picture
 from anyv2v.media.proportions import inside
 
+PICTURES = "a path, a picture, or an array, uint8 (h, w, 3)"
 FITS = ("crop", "stretch", "pad")
 
 
@@ -25,6 +26,8 @@ def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarr
     InputError if it is no file of a format that is read, or its numbers have no one meaning.
     """
     if isinstance(source, Image.Image):
+        if not source.width or not source.height:
+            raise InputError(f"an image of {source.width}x{source.height} holds nothing")
         try:
             return picture.rgb(source)
         except InputError as error:
@@ -32,7 +35,19 @@ def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarr
     if isinstance(source, (str, os.PathLike)):
         with picture.opened(source) as image:
             return picture.rgb(image)
+    checks.kind("source", source, (np.ndarray, Tensor), PICTURES)
     return _as_uint8(source, 3, "an image", "(h, w, 3)")
+
+
+def read_argument(name: str, value: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
+    """`read_image` of an argument, which the error names."""
+    try:
+        if isinstance(value, (str, os.PathLike)):
+            return read_image(checks.path(name, value))
+        return read_image(checks.kind(name, value, (np.ndarray, Image.Image, Tensor), PICTURES))
+    except InputError as error:
+        told = str(error).startswith(f"{name}:")
+        raise error if told else InputError(f"{name}: {error}") from error
 
 
 def crop_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:

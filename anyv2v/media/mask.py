@@ -42,6 +42,8 @@ def read_mask(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarra
         with picture.opened(source) as image:
             return selective(_of_picture(image), f"it is {_kind(image)}")
     if isinstance(source, Image.Image):
+        if not source.width or not source.height:
+            raise InputError(f"mask: a picture of {source.width}x{source.height} holds nothing")
         try:
             return selective(_of_picture(source), f"it is {_kind(source)}")
         except InputError as error:

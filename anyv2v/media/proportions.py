@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from anyv2v import checks
 from anyv2v.errors import InputError
 
 Size = tuple[int, int]
@@ -55,6 +56,7 @@ def size_of_short_side(short: int, source: Size, factor: int = 1) -> Size:
     Each side is the nearest multiple of `factor`, and at least one; the longer one of what keeps
     the proportions to the shorter as it is then.
     """
+    short = checks.count("size", short)
     units = max(1, round(short / factor))
     width, height = (factor * round(units * side / min(source)) for side in source)
     return width, height

@@ -27,6 +27,8 @@ from anyv2v.memory import free_bytes, require
 SUFFIXES = (".mp4", ".mov", ".mkv", *SEQUENCES)
 
 MOST_FRAMES = 2**31 - 1
+LONGEST = checks.MOST
+"""Seconds; no clip is longer."""
 
 # the number of AVCOL_SPC, AVCOL_PRI and AVCOL_TRC that means BT.709
 BT709 = 1
@@ -63,8 +65,8 @@ def read_video(
     frames = None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES)
     checks.one_of("fit", fit, FITS)
     start_time = checks.finite("start_time", start_time)
-    if start_time < 0:
-        raise InputError(f"start_time: {start_time} is not a number of seconds from 0 up")
+    if not 0 <= start_time <= LONGEST:
+        raise InputError(f"start_time: {start_time} is not a number of seconds from 0 to {LONGEST}")
 
     if size is not None and frames is not None:
         require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
@@ -132,6 +134,9 @@ def write_video(
     Names such as frames/%05d.png, and .gif and .webp, go to `write_sequence`.
     `comment`: a text that the file carries.
     """
+    path, force = checks.path("path", path), checks.flag("force", force)
+    # a name in it may hold bytes that are no text
+    comment = checks.text("comment", comment).encode("utf-8", "backslashreplace").decode()
     frames = as_frames(frames)
     rate = Fraction(_rate(fps)).limit_denominator(100_000)
     if writes_sequence(path):

@@ -1,5 +1,6 @@
 """What callers get wrong is an InputError that names the argument; what they see of objects."""
 
+import os
 import re
 from pathlib import Path
 
@@ -270,3 +271,82 @@ def test_paths(editor, source, weights, tmp_path, monkeypatch):
 def test_pictures_are_read_as_edits_read_them(tmp_path):
     Image.fromarray(FRAME + 9).save(tmp_path / "a.png")
     assert (anyv2v.read_image(tmp_path / "a.png") == 9).all()
+
+
+@pytest.mark.parametrize("wrong", ["\ud800", "a\0b", "a" * 5000, "", 5, b"x"], ids=repr)
+def test_what_no_file_can_be_called(editor, source, wrong):
+    for told, call in {
+        "weights": lambda: anyv2v.load(wrong),
+        "path": lambda: anyv2v.read_video(wrong),
+        "path: ": lambda: anyv2v.write_video(wrong, source.video.frames, 8),
+        "path:": lambda: source.save(wrong),
+        "video": lambda: editor.invert(wrong),
+        "frame": lambda: editor.edit(source, wrong, "", steps=2),
+        "reference": lambda: anyv2v.edit_frame(FRAME, "palette", reference=wrong),
+    }.items():
+        with pytest.raises(InputError, match=f"^{told}"):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [None, 1, "yes", [], np.ones(2), torch.ones(2)], ids=repr)
+def test_flags_are_true_or_false(editor, source, tmp_path, wrong):
+    told = "neither True nor False"
+    for call in (
+        lambda: anyv2v.write_video(tmp_path / "a.mp4", source.video.frames, 8, force=wrong),
+        lambda: source.save(tmp_path / "a.safetensors", force=wrong),
+        lambda: source.save(tmp_path / "a.safetensors", features=wrong),
+        lambda: anyv2v.edit_frame(FRAME, "edges", keep_unchanged=wrong),
+        lambda: editor.condition("", FRAME, 2, (16, 16), negative=wrong),
+        lambda: editor.encode_image(FRAME, black_edge=wrong),
+        lambda: editor.recording(source.video, steps=2, compact=wrong),
+        lambda: Record([SITE], compact=wrong),
+        lambda: anyv2v.Progress(quiet=wrong),
+    ):
+        with pytest.raises(InputError, match=told):
+            call()
+    if wrong is not None:
+        with pytest.raises(InputError, match="graphs: .* neither True nor False"):
+            anyv2v.load("demo", graphs=wrong)
+        with pytest.raises(InputError, match="offload: .* not True, False or 'auto'"):
+            anyv2v.load("demo", offload=wrong)
+
+
+def test_more_arguments_are_named(editor, source, tmp_path):
+    latents, conditions = source.trajectory[1], editor.condition("", FRAME, 2, (16, 16))
+    nothing = Image.new("RGB", (0, 3))
+    for told, call in {
+        "comment: 5": lambda: anyv2v.write_video("a.mp4", source.video.frames, 8, comment=5),
+        "start_time: 1e": lambda: anyv2v.read_video("a.mp4", start_time=1e300),
+        "source: None": lambda: anyv2v.read_image(None),
+        "an image of 0x3": lambda: anyv2v.read_image(nothing),
+        "frame: an image of 0x3": lambda: editor.encode_image(nothing),
+        "mask: a picture of 0x3": lambda: anyv2v.edit_frame(FRAME, "edges", mask=nothing),
+        "video: frames": lambda: editor.invert(np.zeros((2, 3))),
+        "features: 5": lambda: editor.record(source, editor.recording(source.video, steps=2), 5),
+        r"t: Tensor torch.float32 \(3,\)": lambda: editor.predict(
+            latents, torch.zeros(3), conditions
+        ),
+        "latents: .* conditions": lambda: editor.predict(latents[..., 1:], 1, conditions),
+        r"last: \['x'\]": lambda: ShareSource([SITE], 2, last=["x"]),
+        "dtype: array": lambda: anyv2v.load("demo", dtype=np.array("x")),
+        "steps: -1": lambda: anyv2v.Progress(quiet=True)("a", -1),
+        "defaults: None": lambda: anyv2v.Editor(editor.backbone, editor.vae, None),
+        "backbone: 5": lambda: anyv2v.Editor(5, editor.vae, editor.defaults),
+        "vae: 5": lambda: anyv2v.Editor(editor.backbone, 5, editor.defaults),
+    }.items():
+        with pytest.raises(InputError, match=told):
+            call()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_source_may_have_a_name_that_is_no_text(editor, source, tmp_path):
+    try:
+        folder = tmp_path / os.fsdecode(b"\xff")
+        folder.mkdir()
+    except OSError:
+        pytest.skip("the file system takes UTF-8 only")
+    for path in (folder / "a.safetensors", tmp_path / os.fsdecode(b"b\xe9.safetensors")):
+        source.save(path)
+        found = editor.load_source(path)
+        assert torch.equal(found.trajectory[1], source.trajectory[1])
+        assert anyv2v.Source.frame_size(path) == source.video.frames.shape[2:0:-1]

@@ -26,8 +26,8 @@ negative_prompt: null
 
 
 def parsed(tmp_path, text, *given, command="edit", name="c.yml"):
-    (tmp_path / name).write_text(text)
-    return parser(COMMANDS).parse_args([command, "--config", str(tmp_path / name), *given])
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return parser(COMMANDS).parse_args([*command.split(), "--config", str(tmp_path / name), *given])
 
 
 @pytest.mark.parametrize("kind", ["yaml", "json", "sidecar"])
@@ -63,6 +63,8 @@ def test_a_file_of_one_command_serves_another_and_required_options_stay(tmp_path
     args = parsed(tmp_path, YAML, command="plan")
     assert (args.video, args.size, args.steps) == ("clip.mp4", (64, 32), 20)
     assert args.unused == ["frame", "keep_unchanged", "output", "prompt"]
+    args = parsed(tmp_path, "video: a\nfeatures: false\nkeep_unchanged: false", command="plan")
+    assert args.unused == []
     with pytest.raises(InputError, match="--prompt"):
         parsed(tmp_path, "video: a.mp4\noutput: b.mp4")
     with pytest.raises(InputError, match="VIDEO"):
@@ -74,10 +76,14 @@ def test_a_file_of_one_command_serves_another_and_required_options_stay(tmp_path
     [
         ("shapren: 3", "c.yml: there is no option 'shapren'"),
         ("steps: many", "c.yml: steps: 'many' is not a whole number"),
-        ("steps: [1, 2]", "c.yml: steps: [1, 2] is neither"),
+        ("steps: [1, 2]", "c.yml: steps: ['1', '2'] is neither"),
         ("steps: true", "c.yml: steps: True is neither"),
+        ("steps: 010\nseed: 0x10", "c.yml: seed: '0x10' is not a whole number"),
+        ("steps: 0x" + "f" * 9000, "c.yml: steps: '0xff"),
+        ('{"video": "a\\u0000b"}', "c.yml: video: 'a\\x00b' holds a character of code 0"),
+        ('{"frame": "\\ud800"}', "c.yml: frame: '\\ud800' holds half a character"),
         ("fit: bend", "c.yml: fit: 'bend' is not one of crop"),
-        ("keep_unchanged: 1", "c.yml: keep_unchanged: 1 is neither true nor false"),
+        ("keep_unchanged: 1", "c.yml: keep_unchanged: '1' is neither true nor false"),
         ("steps: 3\n  x: [", "c.yml: cannot be read as YAML or JSON"),
         ('{"steps": 3', "c.yml: cannot be read as YAML or JSON"),
         ("just words", "c.yml: is no config file"),
@@ -112,3 +118,45 @@ def test_the_namespace_is_argparse_own():
     assert isinstance(
         parser(COMMANDS).parse_args(["weights", "verify", "demo"]), argparse.Namespace
     )
+
+
+def test_texts_are_what_stands_there(tmp_path):
+    # numbers, times, dates and truth values of YAML 1.1
+    prompts = ["1:30", "010", "1_000", "2001-01-01", "yes", "off", "1e3", "0x10"]
+    text = "video: a\noffload: on\nguidance: 1e-1\nsteps: 010\nprompt: [" + ", ".join(prompts) + "]"
+    args = parsed(tmp_path, f"{text}\nframe: [a, b]\noutput: c")
+    assert args.prompt == prompts and (args.offload, args.guidance, args.steps) == ("on", 0.1, 10)
+    assert args.keep_unchanged is False and parsed(tmp_path, f"{text}\noutput: c").frame is None
+    for true in ("true", "True"):
+        again = parsed(tmp_path, f"{text}\noutput: c\nkeep_unchanged: {true}\nseed: null\nmask: ~")
+        assert (again.keep_unchanged, again.seed, again.mask) == (True, 0, None)
+
+
+@pytest.mark.parametrize("start", ["\ufeff", "\n  ", "\ufeff\n"])
+@pytest.mark.parametrize("text", ["dir: demo", '{"dir": "demo"}'])
+def test_marks_and_blanks_before_it_are_no_part_of_it(tmp_path, start, text):
+    if text[0] != "{":
+        start = start.replace(" ", "")
+    assert parsed(tmp_path, start + text, command="weights verify").dir == "demo"
+
+
+def test_a_file_may_have_what_a_sidecar_does_not(tmp_path):
+    args = parsed(tmp_path, "video: a\nquiet: true\nforce: true\ndebug: true", command="plan")
+    assert args.quiet and args.force and args.debug
+    assert not {"quiet", "force", "debug"} & {*args.settable}
+
+
+def test_what_stands_without_a_name_may_come_after_options(tmp_path):
+    text = "src: a\ndst: b\ndtype: float16"
+    config = str(tmp_path / "c.yml")
+    (tmp_path / "c.yml").write_text(text)
+    for given, wanted in {
+        ("--config", config): ("a", "b"),
+        ("c", "--config", config): ("c", "b"),
+        ("c", "--config", config, "d"): ("c", "d"),
+        ("--config", config, "c", "d"): ("c", "d"),
+    }.items():
+        args = parser(COMMANDS).parse_args(["convert", *given])
+        assert (args.src, args.dst) == wanted
+    with pytest.raises(InputError, match="'e' is one argument too many"):
+        parser(COMMANDS).parse_args(["convert", "c", "--config", config, "d", "e"])

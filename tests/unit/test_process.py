@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from anyv2v import cli
 from anyv2v.process import Signals, Unfailing, unfailing_streams
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,56 @@ def test_handlers_are_put_back_and_a_missing_signal_is_no_matter(monkeypatch):
     with Signals() as signals:
         assert [signal.getsignal(n) for n in numbers] == [signals._interrupt] * 2
     assert [signal.getsignal(n) for n in numbers] == before
+
+
+# as `anyv2v` is, with a run in it that needs a moment to clean up, and ends slowly
+ENDING = """
+import atexit, sys, time
+from anyv2v import __main__ as entry
+from anyv2v.process import Signals
+
+def main():
+    with Signals() as signals:
+        try:
+            print("ready", flush=True)
+            exec("time.sleep(5)", {"time": time})  # what Python itself ends by SIGINT for
+        except KeyboardInterrupt:
+            time.sleep(0.4)
+            print("cleaned", flush=True)
+            return signals.status
+
+atexit.register(time.sleep, 0.4)
+entry.main = main
+entry.command()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_disturb_the_end(number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDING],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    while process.poll() is None:
+        process.send_signal(number)
+        time.sleep(0.05)
+    assert process.communicate() == ("cleaned\n", "")
+    assert process.returncode == 128 + number
+
+
+def test_a_later_signal_ends_what_the_first_did_not(monkeypatch):
+    with Signals() as outer, Signals() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.setattr("anyv2v.process.AGAIN", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signals.status, outer.status) == (143, 143)
 
 
 def test_ctrl_c_while_pytorch_is_being_imported_is_one_line():
@@ -142,6 +193,43 @@ def test_outputs_are_written_whatever_becomes_of_the_words(tmp_path, clip, edite
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0
     assert {"щ.mp4", "b.mp4"} <= set(os.listdir(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (("plan", "clip.mp4"), 1),
+        (("weights", "verify", "demo"), 1),
+        (("reconstruct", "clip.mp4"), 1),
+        (("reconstruct", "clip.mp4", "-o", "plan"), 0),
+        (("edit", "clip.mp4", "--prompt", "plan", "-o", "verify"), 0),
+        (("--help",), 1),
+        (("plan", "--help"), 1),
+        (("--version",), 1),
+        (("edit-frame", "--list"), 1),
+    ],
+)
+def test_what_is_lost_of_the_words_matters_where_there_is_nothing_else(
+    monkeypatch, capsys, command, status
+):
+    for name in ("run_plan", "run_verify", "run_reconstruct", "run_edit"):
+        monkeypatch.setattr(cli, name, lambda args: print("done"))
+    with redirect_stdout(io.TextIOWrapper(io.BufferedWriter(Full()))):
+        try:
+            found = cli.main(command)
+        except SystemExit as ended:
+            found = ended.code
+    assert found == status
+    said = "anyv2v: stdout: OSError: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == (said if status else "")
+
+
+def test_nothing_that_is_opened_takes_the_place_of_stderr():
+    code = "import os\nfrom anyv2v.process import unfailing_streams\n"
+    code += "with unfailing_streams(): print(os.open('/dev/null', os.O_RDONLY))"
+    command = ["sh", "-c", '"$0" -c "$1" 2>&- <&-', sys.executable, code]
+    said = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True).stdout
+    assert int(said) > 2
 
 
 @pytest.mark.slow

@@ -261,3 +261,62 @@ def test_a_fingerprint_of_frames_is_of_all_their_files_and_names(tmp_path):
     (tmp_path / "2.png").rename(tmp_path / "3.png")
     assert sidecar.fingerprint(str(tmp_path))["sha256"] != folder["sha256"]
     assert sidecar.fingerprint(str(tmp_path / "absent"))["sha256"] is None
+
+
+def test_an_output_that_is_not_replaced_keeps_its_sidecar(run, monkeypatch):
+    args = (*EDIT, "--frame", "a.png", "-o", "out.mp4", *SMALL)
+    assert run(*args)[0] == 0
+    before = {name: Path(name).read_bytes() for name in ("out.mp4", "out.mp4.json")}
+    for error in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+
+        def full(*_, error=error):
+            raise error
+
+        monkeypatch.setattr("anyv2v.cli.write_video", full)
+        assert run(*args, "--force", "--seed", "3")[0] in (1, 130)
+        assert {name: Path(name).read_bytes() for name in before} == before
+    assert [name for name in os.listdir() if name.startswith(".")] == []
+
+
+def test_patterns_of_one_folder_have_but_one_sidecar(run):
+    os.mkdir("frames")
+    one = (*EDIT, "--frame", "a.png", "-o", "frames/a%02d.png")
+    status, _, err = run(*one, "--frame", "b.png", "--prompt", "b", "-o", "frames/b%02d.png")
+    assert status == 2 and "frames/b%02d.png: needs a folder of its own, for its edit.json" in err
+    assert run(*one, *SMALL)[0] == 0
+    # it is not of another that comes later, as long as there are frames of it
+    other = (*EDIT, "--frame", "b.png", "-o", "frames/b%02d.png", *SMALL)
+    status, _, err = run(*other)
+    assert status == 2 and "frames/edit.json already exists" in err
+    for frame in Path("frames").glob("a*.png"):
+        frame.unlink()
+    assert run(*other)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["./tool {input} {output}", "sh tool {input} {output}"])
+def test_what_an_editor_names_is_found_from_elsewhere(run, tmp_path, monkeypatch, command):
+    Path("tool").write_text('#!/bin/sh\ncp "$1" "$2"\n')
+    os.chmod("tool", 0o755)
+    status, _, err = run("edit-frame", "a.png", "-o", "f.png", "--editor-command", command)
+    assert status == 0, err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    status, _, err = run("edit-frame", "--config", "../f.png.json", "-o", "g.png")
+    assert status == 0, err
+    assert Path("g.png").read_bytes() == Path("../f.png").read_bytes()
+
+
+def test_paths_among_the_options_of_an_editor_are_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("adapter")
+    given = ["adapter=adapter", "blocks=style", "scale=0.5"]
+    whole = [f"adapter={tmp_path}/adapter", *given[1:]]
+    assert sidecar._plain("editor_option", given) == whole
+
+
+def test_what_a_method_has_not_is_not_said_again(run):
+    args = (*EDIT, "--frame", "a.png", "-o", "out.mp4", *SMALL, "--method", "ddim")
+    assert run(*args)[0] == 0
+    assert made("out.mp4")["settings"]["tolerance"] is None
+    err = run("edit", "--config", "out.mp4.json", "-o", "b.mp4", "-q")[2]
+    assert "has no effect" not in err

@@ -145,6 +145,11 @@ class I2VGen:
     def predict(
         self, latents: Tensor, t: int | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
+        of = tuple(conditions.latents.shape[2:])
+        if tuple(latents.shape[2:]) != of:
+            raise InputError(
+                f"latents: {tuple(latents.shape)} are not of conditions of (f, h, w) {of}"
+            )
         if not isinstance(t, Tensor):
             t = torch.full((), t, device=latents.device)
         timesteps = t.expand(latents.shape[0])
