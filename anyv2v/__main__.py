@@ -20,6 +20,11 @@ def main() -> int:
             # during the imports: the command itself says so on its own
             print("anyv2v: interrupted", file=sys.stderr, flush=True)
             return signals.status
+        except (ImportError, MemoryError, OSError) as error:
+            # likewise: something is missing, or there is no memory even for the imports
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(f"anyv2v: cannot be loaded: {reason}", file=sys.stderr, flush=True)
+            return 1
 
 
 def command() -> NoReturn:

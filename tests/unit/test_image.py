@@ -189,7 +189,7 @@ def files_that_are_no_image(folder):
         "cut.png": "truncated",
         "bomb.tif": "decompression bomb",
         "text.png": "none of the picture formats that are read, PNG, JPEG",
-        "empty.png": "none of the picture formats that are read, PNG, JPEG",
+        "empty.png": "it is empty",
         "folder.png": "is a folder",
         "missing.png": "no such file",
     }

@@ -138,6 +138,15 @@ def test_ctrl_c_while_pytorch_is_being_imported_is_one_line():
     assert (said, process.returncode) == (["anyv2v: interrupted"], 130)
 
 
+def test_what_is_missing_is_one_line():
+    code = "import sys; sys.modules['torch'] = None; from anyv2v.__main__ import command; command()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("anyv2v: cannot be loaded: ") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp932", "utf-8"])
 def test_what_an_encoding_lacks_is_escaped(encoding):
     raw = io.BytesIO()

@@ -149,6 +149,7 @@ def test_an_edited_frame_has_one_too(run):
     assert Path("g.png").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_changed_input_is_said(run):
     assert run(*EDIT, "--frame", "a.png", "-o", "out.mp4", *SMALL)[0] == 0
     shutil.copy("b.png", "a.png")
@@ -263,6 +264,7 @@ def test_a_fingerprint_of_frames_is_of_all_their_files_and_names(tmp_path):
     assert sidecar.fingerprint(str(tmp_path / "absent"))["sha256"] is None
 
 
+@pytest.mark.slow
 def test_an_output_that_is_not_replaced_keeps_its_sidecar(run, monkeypatch):
     args = (*EDIT, "--frame", "a.png", "-o", "out.mp4", *SMALL)
     assert run(*args)[0] == 0
@@ -278,6 +280,7 @@ def test_an_output_that_is_not_replaced_keeps_its_sidecar(run, monkeypatch):
     assert [name for name in os.listdir() if name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_patterns_of_one_folder_have_but_one_sidecar(run):
     os.mkdir("frames")
     one = (*EDIT, "--frame", "a.png", "-o", "frames/a%02d.png")
