@@ -106,7 +106,6 @@ def _of_array(array: np.ndarray) -> np.ndarray:
 
 
 def _of_picture(image: Image.Image) -> np.ndarray:
-    picture.check_size(image)
     upright = picture.upright(image)
     if upright.mode.startswith(("I", "F")):
         if (mask := _plain(np.asarray(upright))) is not None:

@@ -38,8 +38,8 @@ OVERSHOOT = 0.5 / 255
 
 
 MOST_PIXELS = 2**26
-"""Of a frame or a mask: twice what is filmed today. A few bytes may claim any size, and decoders of
-videos hold some twenty frames."""
+"""Of a picture or a frame: twice what is filmed today. A few bytes may claim any size; 16 bits take
+many times the memory, and decoders of videos hold some twenty frames."""
 
 
 class _Bounded(io.BufferedReader):
@@ -66,6 +66,11 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
         if not stat.S_ISREG(kind):
             raise InputError("is a pipe or a device, not a file; give the name of a picture file")
         with _Bounded(io.FileIO(path)) as file, Image.open(file, formats=_formats()) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise InputError(
+                    f"is {image.width}x{image.height}, too large; make it smaller than "
+                    f"{MOST_PIXELS // 10**6} million pixels"
+                )
             yield image
     except InputError as error:
         raise InputError(f"{path} {error}") from error.__cause__
@@ -124,12 +129,6 @@ def upright(image: Image.Image) -> Image.Image:
     if image.format == "JPEG2000":
         _check_jpeg2000(image)
     return ImageOps.exif_transpose(image)
-
-
-def check_size(image: Image.Image) -> None:
-    """InputError if it is larger than a frame may be; to be asked before it is loaded."""
-    if image.width * image.height > MOST_PIXELS:
-        raise InputError(f"is {image.width}x{image.height}, too large")
 
 
 def found(values: np.ndarray) -> str:

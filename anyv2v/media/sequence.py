@@ -266,12 +266,7 @@ def _at_rate(files: list[Path], rate: float) -> Iterator[tuple[float, float, Pat
 
 def _read(path: Path) -> np.ndarray:
     with picture.opened(path) as image:
-        return _frame(image)
-
-
-def _frame(image: Image.Image) -> np.ndarray:
-    picture.check_size(image)
-    return picture.rgb(image)
+        return picture.rgb(image)
 
 
 def _animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
@@ -284,7 +279,7 @@ def _animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
             try:
                 if index > 0:
                     image.seek(index)
-                frame = _frame(image)
+                frame = picture.rgb(image)
             except Exception:
                 if index == first:
                     raise

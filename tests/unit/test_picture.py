@@ -447,3 +447,11 @@ def test_a_length_that_a_file_only_claims_takes_no_memory(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 2**26
     finally:
         tracemalloc.stop()
+
+
+def test_a_picture_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    """Found by fuzzing: half a megabyte may hold 170 million pixels, which took 4.5 GB and 17 s."""
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    monkeypatch.setattr(picture, "MOST_PIXELS", 64 * 64 - 1)
+    with pytest.raises(InputError, match="a.png is 64x64, too large"):
+        read_image(tmp_path / "a.png")
