@@ -200,12 +200,18 @@ def test_a_plan_is_printed_before_anything_runs(run, clip, weights, no_inversion
         "memory: ",
     ):
         assert line in out
+    status, _, err = run("plan", clip, "--offload", "some", *options)
+    assert status != 0 and "--offload" in err
+    assert os.listdir() == []
+
+
+@pytest.mark.slow
+def test_a_plan_of_other_ways(run, clip, weights, no_inversion):
+    options = ("--weights", weights, "--size", "64x64", "--frames", 3, "--steps", 10)
     status, out, _ = run("plan", clip, "--feature-memory", 0, "--method", "ddim", *options)
     assert status == 0 and "at most 451 to invert, 25 branches" in out
     # nothing waits elsewhere on a CPU
     assert run("plan", clip, "--feature-memory", 0, "--offload", "on", *options)[0] == 0
-    status, _, err = run("plan", clip, "--offload", "some", *options)
-    assert status != 0 and "--offload" in err
     assert os.listdir() == []
 
 
@@ -505,7 +511,14 @@ def test_tracebacks_are_for_those_who_ask(edit):
     assert status == 2 and "Traceback" in err
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_run_leaves_nothing(clip, frame, weights, tmp_path, sent):
     args = [clip, "--frame", frame, "--prompt", "x", "--weights", weights, "-o", "out.mp4"]
     args += [
