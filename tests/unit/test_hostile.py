@@ -402,7 +402,7 @@ def test_grey_of_16_bits_is_rounded_as_in_float64(tmp_path):
 
 def test_a_slice_of_the_fuzz_run():
     """The whole of it: python tests/fuzz.py --seed 1 --inputs 20000"""
-    tasks = [(kind, index) for index in range(15) for kind in fuzz.KINDS]
+    tasks = [(kind, index) for index in range(25) for kind in fuzz.KINDS]
     with tempfile.TemporaryDirectory() as folder:
         outcomes = fuzz.run(3, tasks, Path(folder))
     assert len(outcomes) == len(tasks)
