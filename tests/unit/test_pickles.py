@@ -41,7 +41,7 @@ def write(path, entries, method=zipfile.ZIP_STORED):
             file.writestr(name, data)
 
 
-def refused(path, told=None):
+def check_refused(path, told=None):
     with pytest.raises(InputError, match=told) as error:
         check_pickle(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
@@ -71,7 +71,7 @@ def moved(name, data=DEEP):
 )
 def test_a_pickle_under_another_name(path, name, method):
     write(path, moved(name), method)
-    refused(path)
+    check_refused(path)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -83,26 +83,26 @@ def test_a_second_pickle(path, name, first):
     entries = list(honest().items())
     entries.insert(0 if first else len(entries), (name, DEEP))
     write(path, entries)
-    refused(path)
+    check_refused(path)
 
 
 def test_names_of_tensors_that_differ_in_case(path):
     write(path, [*honest().items(), (f"{ROOT}/Data/0", bytes(24))])
-    refused(path, "lies in an archive with entries")
+    check_refused(path, "lies in an archive with entries")
 
 
 def test_a_name_with_an_end_within(path):
     write(path, [*honest().items(), (f"{ROOT}/data_pkl_x", DEEP)])
     # zipfile writes no such name
     path.write_bytes(path.read_bytes().replace(b"/data_pkl_x", b"/data.pkl\0x"))
-    refused(path)
+    check_refused(path)
 
 
 def test_an_archive_that_zipfile_does_not_find(path):
     """Behind its end there is what looks like the begin of another end."""
     write(path, moved(PICKLE))
     path.write_bytes(path.read_bytes() + b"PK\5\6")
-    refused(path)
+    check_refused(path)
 
 
 def test_an_archive_behind_another(path):
@@ -110,7 +110,7 @@ def test_an_archive_behind_another(path):
     good = path.read_bytes()
     write(path, moved(PICKLE))
     path.write_bytes(good + path.read_bytes())
-    refused(path)
+    check_refused(path)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -129,7 +129,7 @@ def test_a_broken_deflate(path, seed):
     else:
         data[start + seed * 7] ^= 0xFF
     path.write_bytes(data)
-    refused(path, "its pickle is malformed")
+    check_refused(path, "its pickle is malformed")
 
 
 def test_two_readers_of_one_archive(path, monkeypatch):
@@ -137,7 +137,7 @@ def test_two_readers_of_one_archive(path, monkeypatch):
     write(path, moved(PICKLE))
     harmless = honest()[PICKLE]
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *args: io.BytesIO(harmless))
-    refused(path, "another one to torch.load")
+    check_refused(path, "another one to torch.load")
 
 
 def test_a_pickle_of_another_sum(path):
@@ -147,7 +147,7 @@ def test_a_pickle_of_another_sum(path):
     crc = struct.pack("<I", zlib.crc32(honest()[PICKLE]))
     assert crc in data
     path.write_bytes(data.replace(crc, b"\1\2\3\4"))
-    refused(path, "malformed")
+    check_refused(path, "malformed")
 
 
 def test_an_honest_archive_and_one_that_is_none(path, tmp_path, monkeypatch):
