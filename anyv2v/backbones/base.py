@@ -1,4 +1,9 @@
-"""What the editor asks of an image-to-video network, and nothing more."""
+"""What the editor asks of an image-to-video network, and nothing more.
+
+Whatever differs between backbones is behind `Backbone`: how its noise levels lie and what it
+predicts, how frames become latents, which latent frames are never noised, what it is conditioned on
+and how its branches combine, which sites are injected, and what its weights work best with.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +15,58 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anyv2v.diffusion.schedule import Level, NoiseSchedule
+from anyv2v.injection.plan import Injection
 from anyv2v.injection.taps import Taps
+from anyv2v.vae.codec import LatentCodec
+
+Options = Mapping[str, object]
+"""What one backbone alone has, by name: I2VGen-XL's "fps". Values are numbers or texts."""
+
+Guidance = Mapping[str, float]
+"""Name of a guidance scale -> its value; 1 is no guidance of that kind. The first is the text's."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What weights work best with, when nothing else is asked for."""
+
+    size: tuple[int, int]
+    """(width, height) in pixels."""
+    frames: int
+    fps: int
+    """Frames per second of the clips."""
+    steps: int = 50
+    """Of sampling, and of an inversion that solves its steps."""
+    guidance: Guidance = None  # type: ignore[assignment]
+    negative_prompt: str = ""
+    injection: Injection = Injection()
 
 
 @dataclass(frozen=True)
 class FirstFrame:
-    """A clip's first frame and what else a network may be conditioned on besides text."""
+    """A clip's first frame, and the clip that it begins."""
 
     image: np.ndarray
     """(h, w, 3) uint8 RGB, as given."""
     latents: Tensor
-    """(1, c, 1, h/s, w/s): the frame at the clip's size, encoded and scaled, float32."""
+    """(1, c, 1, h', w'): the frame at the clip's size, encoded and scaled, float32."""
     width: int
     """The clip's, in pixels."""
     frames: int
-    """How many the clip has."""
-    fps: int
-    """The frame rate that the network is told."""
+    """How many frames the clip has."""
 
 
 class Conditions(Protocol):
-    """What steers the rows of one branch; opaque to everyone but its own backbone."""
+    """What one branch is conditioned on, or several; opaque to everyone but its own backbone."""
 
     @staticmethod
-    def stack(branches: Sequence[Conditions], rows: Sequence[int] | None = None) -> Conditions:
-        """Of all branches, in order; `rows`: which row of the latents each of them starts from.
+    def stack(branches: Sequence[Conditions], samples: Sequence[int] | None = None) -> Conditions:
+        """Of all branches, in order; `samples`: which of the latents each of them is a branch of.
 
-        Left out, every branch has latents of its own. Branches that share a row have the same first
-        frame, so a network may compute once what is equal for them.
+        The numbers count from 0 in order of appearance. Left out, every branch has latents of its
+        own. Branches of one sample have the same first frame, so a network may compute once what
+        is equal for them.
         """
 
 
@@ -46,9 +75,8 @@ class Branches:
     """The branches that one prediction is made of, without the source."""
 
     conditions: tuple[Conditions, ...]
-    """In row order."""
-    combine: Callable[[tuple[Tensor, ...]], Tensor]
-    """Guidance: the predictions of the branches, float32 -> one."""
+    combine: Callable[[Level, tuple[Tensor, ...]], Tensor]
+    """Guidance: the predictions of the branches at a level, float32 -> one."""
 
 
 class Backbone(Protocol):
@@ -64,40 +92,69 @@ class Backbone(Protocol):
     """The sites that are injected unless others are asked for: group name -> sites."""
     device: torch.device
     dtype: torch.dtype
+    codec: LatentCodec
+    schedule: NoiseSchedule
+    """Of the inversion; its steps are deterministic."""
+    defaults: Defaults
+    pinned: int
+    """How many latent frames, from the first on, are the first frame's own and never noised."""
     conditioners: tuple[nn.Module, ...]
     """The networks that make conditions and that predictions do not need."""
 
-    def condition(self, prompt: str, first: FirstFrame, negative: bool = False) -> Conditions:
+    def options(self, given: Options) -> Options:
+        """All options of this backbone: as given, else as its weights work best.
+
+        InputError for one that it does not have, or a value that will not do.
+        """
+
+    def sampler(self, options: Options) -> NoiseSchedule:
+        """Of sampling. It may be another than `schedule`, and add noise."""
+
+    def condition(
+        self, prompt: str, first: FirstFrame, options: Options, negative: bool = False
+    ) -> Conditions:
         """The conditions of one branch; `negative` for the branch that guidance leads away from."""
 
     def branches(
-        self, prompt: str, negative_prompt: str, first: FirstFrame, guidance: float
+        self,
+        prompt: str,
+        negative_prompt: str,
+        first: FirstFrame,
+        guidance: Guidance,
+        options: Options,
     ) -> Branches:
         """All branches of a prediction under guidance."""
 
-    def activation_bytes(self, rows: int, frames: int, height: int, width: int) -> int:
-        """What a prediction of latents of that shape needs at least, besides the weights."""
+    def activation_bytes(self, branches: int, frames: int, height: int, width: int) -> int:
+        """What a prediction of so many branches of latents of that shape needs at least, besides
+        the weights.
+        """
 
     def predict(
-        self, latents: Tensor, t: int | Tensor, conditions: Conditions, taps: Taps
+        self, latents: Tensor, t: float | Tensor, conditions: Conditions, taps: Taps
     ) -> Tensor:
-        """v (g, c, f, h, w) of latents (n, c, f, h, w) in `dtype`, at timestep t.
+        """What the network predicts, (g, c, f, h, w), of latents (n, c, f, h, w) in `dtype`.
 
-        g branches of n rows, as the conditions were stacked. Rows that taps let leave come first
-        and may be missing. Where the pass is captured in a CUDA graph, t is an int64 tensor without
-        dims on the device; a network that reads a number from the device, or copies one to it, is
-        not captured, and runs all the same.
+        g branches of n samples, as the conditions were stacked; pinned frames are among the f, and
+        what is predicted of them is ignored. Where the pass is captured in a CUDA graph, t is a
+        tensor without dims on the device, int64 or float64 as the schedule's levels are; a network
+        that reads a number from the device, or copies one to it, is not captured, and runs all the
+        same.
         """
 
     def blank(self, device: torch.device) -> Backbone:
-        """The same without data, see `anyv2v.nn.blank`."""
+        """The same without data, see `anyv2v.nn.blank`; its codec too."""
 
     def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:
-        """Of one branch, for latents of that size, computed from nothing."""
+        """Of one branch, for latents of that shape, computed from nothing."""
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         """Name in the weights folder -> what builds that network, for a folder's config."""
+
+    apart: frozenset[str]
+    """The names of the networks that are read from the folder each time that conditions are made,
+    and freed after it: those that are too large to lie beside the others."""
 
     @classmethod
     def assemble(cls, config: dict, networks: dict[str, nn.Module], folder) -> Backbone:

@@ -1,8 +1,8 @@
-"""Inversion: the latents at every timestep that sampling would have come from.
+"""Inversion: the latents at every noise level that sampling would have come from.
 
 Both methods are generators: they give where they stand after each step, and go on from there.
 The latents between the steps are float32, whatever the network computes in. Where they are not
-finite a NotFiniteError says so: what the method's `check` makes of (index of the step, timestep).
+finite a NotFiniteError says so: what the method's `check` makes of (steps before, timestep).
 On a GPU plain DDIM may find it some steps later, and of its last steps in `check.finish()`.
 """
 
@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from anyv2v.diffusion.ddim import Predict
-from anyv2v.diffusion.schedule import TRAIN_STEPS, Schedule
+from anyv2v.diffusion.samplers import Predict
+from anyv2v.diffusion.schedule import Level, NoiseSchedule, advance
 from anyv2v.finite import FiniteCheck
 
 TOLERANCE = 3e-3
@@ -34,30 +35,32 @@ MEMORY = 4
 class Inverted:
     """An inversion after some of its steps."""
 
-    kept: Mapping[int, Tensor]
-    """timestep -> latents (1, c, f, h, w) float32, the clean ones under 0."""
+    clean: Tensor
+    """(1, c, f, h, w) float32."""
     latents: Tensor
     """What the next step starts from."""
+    kept: Mapping[int, Tensor] = field(default_factory=dict)
+    """Index of a level in the run, 0 the noisiest -> latents, in the order in which they came."""
     evaluations: int = 0
     residuals: Mapping[int, float] = field(default_factory=dict)
-    """timestep -> how far the latents kept are from solving their step, relative to them."""
+    """Index -> relative residual of the fixed point: |x - solve(x)| / |x|."""
     slopes: tuple[Tensor, ...] = ()
-    """v of the last two steps: where the next one is expected."""
+    """The last two predictions, which the first guess of the next step extrapolates."""
 
     @classmethod
     def of(cls, clean: Tensor) -> Inverted:
         clean = clean.float()
-        return cls({0: clean}, clean)
+        return cls(clean, clean)
 
     @property
     def steps(self) -> int:
         """How many are done."""
-        return len(self.kept) - 1
+        return len(self.kept)
 
     @property
     def latest(self) -> int:
-        """The timestep that it has come to; 0 before the first step."""
-        return max(self.kept)
+        """The index of the level that it has come to; there is none before the first step."""
+        return next(reversed(self.kept))
 
 
 Inversion = Callable[..., Iterator[Inverted]]
@@ -66,23 +69,23 @@ Inversion = Callable[..., Iterator[Inverted]]
 def ddim(
     predict: Predict,
     state: Inverted,
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     steps: int,
     check: FiniteCheck | None = None,
 ) -> Iterator[Inverted]:
     """Plain DDIM inversion (arXiv 2105.05233, appendix F), as the original runs it.
 
-    The network is asked about the timestep that is stepped to, but at the latents that are
+    The network is asked about the level that is stepped to, but of the latents that are
     stepped from: one evaluation a step, and inexact.
     """
     check = check or FiniteCheck()
-    for i, t in _todo(state, schedule, steps):
-        v = predict(i, t, state.latents)
-        latents = schedule.inverse_step(v, t, state.latents, steps)
-        check.look(latents, (i, t))
+    for level, below in _todo(state, schedule, steps):
+        prediction = predict(level, state.latents)
+        latents = advance(state.latents, prediction, schedule.coefficients(below, level))
+        check.look(latents, (state.steps, level.t))
         state = replace(
             state,
-            kept={**state.kept, t: latents},
+            kept={**state.kept, level.index: latents},
             latents=latents,
             evaluations=state.evaluations + 1,
         )
@@ -92,7 +95,7 @@ def ddim(
 def fixed_point(
     predict: Predict,
     state: Inverted,
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     steps: int,
     tolerance: float = TOLERANCE,
     budget: int | None = None,
@@ -101,12 +104,12 @@ def fixed_point(
 ) -> Iterator[Inverted]:
     """Solves each step of sampling for the latents it would have come from.
 
-    Sampling turns x_t and v(x_t, t) by the angle d between two noise levels (the rotation of
-    `ddim_step`): x_s = cos(d) x_t - sin(d) v(x_t, t). So x_t is the fixed point of
-    x -> (x_s + sin(d) v(x, t)) / cos(d), which contracts because d is small; nothing is singular
-    at any level. It starts where the last two v, extrapolated linearly, lead, and goes on by
-    Anderson's acceleration (doi 10.1145/321296.321305) until the residual is within `tolerance` or
-    the evaluations are spent: STEP_CAP in one step, `budget` (see `most`) in all. The last step
+    Sampling makes x_s = a x_t + b f(x_t, t) of x_t, where f is what the network predicts. So x_t is
+    the fixed point of x -> (x_s - b f(x, t)) / a, which contracts where b is small; with
+    v-prediction a and b are the cosine and the negative sine of a small angle, so nothing is
+    singular at any level. It starts where the last two f, extrapolated linearly, lead, and goes on
+    by Anderson's acceleration (doi 10.1145/321296.321305) until the residual is within `tolerance`
+    or the evaluations are spent: STEP_CAP in one step, `budget` (see `most`) in all. The last step
     has to come within `last` * tolerance: sampling starts from its latents as they are kept, while
     of the others the next step takes the iterate after.
 
@@ -116,24 +119,24 @@ def fixed_point(
     """
     check = check or FiniteCheck()
     budget = most(steps) if budget is None else budget
-    for i, t in _todo(state, schedule, steps):
-        turn = _angle(schedule, t) - _angle(schedule, t - TRAIN_STEPS // steps)
+    for level, below in _todo(state, schedule, steps):
+        a, b, _ = schedule.coefficients(level, below)
 
-        def solve(v: Tensor, start=state.latents, turn=turn) -> Tensor:
-            return (start + math.sin(turn) * v.float()) / math.cos(turn)
+        def solve(f: Tensor, start=state.latents, a=a, b=b) -> Tensor:
+            return (start - b * f.float()) / a
 
         # a copy, because what is kept may not be the clean latents under another name
         x = solve(_extrapolated(state.slopes)) if state.slopes else state.latents.clone()
-        spare = budget - state.evaluations - (steps - i)
-        within = tolerance * (last if i == steps - 1 else 1)
+        spare = budget - state.evaluations - (steps - state.steps)
+        within = tolerance * (last if level.index == 0 else 1)
         tried, solved = [], []
         for _ in range(1 + max(0, min(STEP_CAP - 1, spare))):
-            v = predict(i, t, x)
+            f = predict(level, x)
             tried.append(x)
-            solved.append(solve(v))
+            solved.append(solve(f))
             residual, weights = _look_back(tried[-MEMORY:], solved[-MEMORY:])
             if weights is None:
-                raise check.error((i, t), [0])
+                raise check.error((state.steps, level.t), [0])
             if residual <= within:
                 break
             # where the residuals of the last ones best cancel, if they change along straight lines
@@ -141,11 +144,12 @@ def fixed_point(
             for weight, earlier in zip(weights, solved[-1 - len(weights) : -1], strict=True):
                 x = x + weight * (earlier - solved[-1])
         state = Inverted(
-            kept={**state.kept, t: tried[-1]},
+            clean=state.clean,
             latents=solved[-1],
+            kept={**state.kept, level.index: tried[-1]},
             evaluations=state.evaluations + len(tried),
-            residuals={**state.residuals, t: residual},
-            slopes=(*state.slopes, v.float())[-2:],
+            residuals={**state.residuals, level.index: residual},
+            slopes=(*state.slopes, f.float())[-2:],
         )
         yield state
 
@@ -158,16 +162,9 @@ def most(steps: int) -> int:
 METHODS: dict[str, Inversion] = {"fixed-point": fixed_point, "ddim": ddim}
 
 
-def _todo(state: Inverted, schedule: Schedule, steps: int) -> list[tuple[int, int]]:
-    """Index and timestep of the steps that are left."""
-    upwards = list(enumerate(reversed(schedule.timesteps(steps))))
-    return upwards[state.steps :]
-
-
-def _angle(schedule: Schedule, t: int) -> float:
-    """Of the rotation from clean latents to timestep t."""
-    level = schedule.alpha_bar(t)
-    return math.atan2(math.sqrt(1 - level), math.sqrt(level))
+def _todo(state: Inverted, schedule: NoiseSchedule, steps: int) -> list[tuple[Level, Level]]:
+    """The steps that are left, the least noisy first: a level, and the one below it."""
+    return list(pairwise(schedule.levels(steps)))[::-1][state.steps :]
 
 
 def _extrapolated(slopes: tuple[Tensor, ...]) -> Tensor:

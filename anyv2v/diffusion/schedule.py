@@ -1,100 +1,135 @@
-"""The noise schedule of I2VGen-XL: cosine, zero terminal SNR, v-prediction.
+"""Noise levels: which of them a run visits, and how a sampler steps between two.
 
-alpha-bar[t] (`alphas_cumprod`) is how much of the clean latents' variance is left at timestep t:
-0.99996 at t = 0, exactly 0 at t = 999.
+At a level the latents are x = alpha * clean + sigma * noise. Everything that differs between noise
+schedules, parametrizations and one-step samplers is behind `NoiseSchedule`: sampling and inversion
+know nothing else of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from anyv2v import checks
-
-TRAIN_STEPS = 1000
-OFFSET = 1
-"""The least noisy timestep of every run."""
+from anyv2v.diffusion.prediction import PREDICTIONS
 
 
-class Schedule:
-    """The alpha-bar table, and which timesteps a run of n steps visits."""
+@dataclass(frozen=True)
+class Level:
+    """One noise level of a run."""
 
-    def __init__(self):
-        self.alphas_cumprod = alphas_cumprod()
+    index: int
+    """Its place in the run, 0 for the noisiest."""
+    t: float
+    """What the network is told: a whole number, or a fraction, as the network was trained."""
+    alpha: float
+    sigma: float
+
+    @property
+    def noise(self) -> tuple[float, float, float]:
+        """What levels of two runs have in common if they are the same level."""
+        return self.t, self.alpha, self.sigma
+
+
+class Coefficients(NamedTuple):
+    """A step of a sampler: x_target = a * x + b * prediction + noise * z, z standard normal."""
+
+    a: float
+    b: float
+    noise: float = 0.0
+
+
+class NoiseSchedule(Protocol):
+    """The levels of a run, and the steps between them."""
+
+    def levels(self, steps: int) -> Sequence[Level]:
+        """The levels of a run of `steps`, the noisiest first, and the one where it ends.
+
+        steps + 1 in all. InputError for a number of steps that there is not.
+        """
+
+    def coefficients(self, level: Level, target: Level) -> Coefficients:
+        """The step from a level to another, less noisy or noisier."""
+
+
+class TableSchedule:
+    """A schedule of `len(alphas_cumprod)` whole timesteps, and deterministic steps (DDIM).
+
+    alpha-bar[t] is how much of the clean latents' variance is left at timestep t: alpha is its
+    root, sigma the root of the rest.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor, prediction: str, offset: int = 0):
+        """alphas_cumprod: float32 (train_steps,). prediction: one of `PREDICTIONS`, what the
+        network predicts. offset: the least noisy timestep of every run.
+        """
+        checks.one_of("prediction", prediction, tuple(PREDICTIONS))
+        self.alphas_cumprod, self.offset = alphas_cumprod, offset
+        self.train_steps = len(alphas_cumprod)
+        self._coefficients = PREDICTIONS[prediction]
+        self._alpha_bars: list[float] = alphas_cumprod.tolist()
 
     def timesteps(self, steps: int) -> list[int]:
-        """The timesteps of a sampling run, noisiest first: 981, 961, ..., 1 for 50 steps."""
-        stride = TRAIN_STEPS // checks.whole("steps", steps, 1, TRAIN_STEPS - OFFSET)
-        return [i * stride + OFFSET for i in reversed(range(steps))]
+        """The timesteps of a run, the noisiest first: with offset 1, 981, 961, ..., 1 for 50."""
+        stride = self._stride(steps)
+        return [i * stride + self.offset for i in reversed(range(steps))]
 
-    def steps_within(self, timesteps: Collection[int]) -> list[int]:
-        """The numbers of steps whose runs visit none but these timesteps."""
-        known = set(timesteps)
-        return [n for n in range(1, len(known) + 1) if set(self.timesteps(n)) <= known]
+    def levels(self, steps: int) -> tuple[Level, ...]:
+        timesteps = self.timesteps(steps)
+        timesteps.append(timesteps[-1] - self._stride(steps))
+        return tuple(self._level(t, i) for i, t in enumerate(timesteps))
+
+    def coefficients(self, level: Level, target: Level) -> Coefficients:
+        return Coefficients(*self._coefficients(level, target))
 
     def alpha_bar(self, t: int) -> float:
         """alpha-bar[t]; 1 for the clean latents, which lie before t = 0."""
-        return self.alphas_cumprod[t].item() if t >= 0 else 1.0
+        return self._alpha_bars[t] if t >= 0 else 1.0
 
-    def step(self, v: Tensor, t: int, latents: Tensor, steps: int) -> Tensor:
+    def step(self, prediction: Tensor, t: int, latents: Tensor, steps: int) -> Tensor:
         """The DDIM step of a run of `steps` from timestep t to the next less noisy one."""
-        before = self.alpha_bar(t - TRAIN_STEPS // steps)
-        return ddim_step(latents, v, self.alpha_bar(t), before)
+        level, target = self._level(t), self._level(t - self._stride(steps))
+        return advance(latents, prediction, self.coefficients(level, target))
 
-    def inverse_step(self, v: Tensor, t: int, latents: Tensor, steps: int) -> Tensor:
+    def inverse_step(self, prediction: Tensor, t: int, latents: Tensor, steps: int) -> Tensor:
         """From the level below t up to t, as plain DDIM inversion does (arXiv 2105.05233, app. F).
 
-        v is what the network says of `latents`, which are still at the level below, when it is
-        asked about t: the approximation that makes this inversion inexact.
+        `prediction` is what the network says of `latents`, which are still at the level below, when
+        it is asked about t: the approximation that makes this inversion inexact.
         """
-        before = self.alpha_bar(t - TRAIN_STEPS // steps)
-        return ddim_step(latents, v, before, self.alpha_bar(t))
+        level, target = self._level(t - self._stride(steps)), self._level(t)
+        return advance(latents, prediction, self.coefficients(level, target))
+
+    def _stride(self, steps: int) -> int:
+        return self.train_steps // checks.whole("steps", steps, 1, self.train_steps - self.offset)
+
+    def _level(self, t: int, index: int = 0) -> Level:
+        left = self.alpha_bar(t)
+        return Level(index, t, math.sqrt(left), math.sqrt(1 - left))
 
 
-def ddim_step(latents: Tensor, v: Tensor, level: float, target: float) -> Tensor:
-    """Moves latents from the noise level alpha-bar = `level` to `target`, without adding noise.
-
-    DDIM (arXiv 2010.02502) with v-prediction (arXiv 2202.00512): a rotation of (x, v), so nothing
-    is singular where alpha-bar is 0.
-    x0 = sqrt(a) x - sqrt(1 - a) v, e = sqrt(a) v + sqrt(1 - a) x, x' = sqrt(b) x0 + sqrt(1 - b) e.
-    Float32 in any case.
-    """
-    latents, v = latents.float(), v.float()
-    clean = math.sqrt(level) * latents - math.sqrt(1 - level) * v
-    noise = math.sqrt(level) * v + math.sqrt(1 - level) * latents
-    return math.sqrt(target) * clean + math.sqrt(1 - target) * noise
+def advance(latents: Tensor, prediction: Tensor, by: Coefficients) -> Tensor:
+    """One step of a sampler without its noise, float32 in any case."""
+    return by.a * latents.float() + by.b * prediction.float()
 
 
-def alphas_cumprod() -> Tensor:
-    """alpha-bar (1000,) float32: the cosine schedule (arXiv 2102.09672, eq. 17), rescaled to zero
-    terminal SNR (arXiv 2305.08891, algorithm 1), bit for bit as the original has it.
-
-    The chain through betas and back in float32 is the original's: squaring directly gives values
-    that differ by 5e-7.
-    """
-
-    def remaining(u: float) -> float:
-        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    grid = [i / TRAIN_STEPS for i in range(TRAIN_STEPS + 1)]
-    pairs = zip(grid, grid[1:], strict=False)
-    betas = torch.tensor([min(1 - remaining(after) / remaining(u), 0.999) for u, after in pairs])
-    root = _original_sqrt((1 - betas).cumprod(0))
-    first, last = root[0].clone(), root[-1].clone()
-    root = (root - last) * (first / (first - last))
-    squared = root * root
-    alphas = torch.cat([squared[:1], squared[1:] / squared[:-1]])
-    betas = 1 - alphas
-    return (1 - betas).cumprod(0)
+def matches(levels: Sequence[Level], others: Sequence[Level]) -> dict[int, int]:
+    """Index of each level that is among `others` too -> its index there."""
+    there = {level.noise: level.index for level in others}
+    return {x.index: there[x.noise] for x in levels if x.noise in there}
 
 
-def _original_sqrt(x: Tensor) -> Tensor:
-    # torch's float32 square root is not correctly rounded and differs between processors. this one
-    # is, but for the four timesteps at which the original's was one unit in the last place low
-    root = x.double().sqrt().float()
-    low = [114, 408, 754, 823]
-    root[low] = torch.nextafter(root[low], torch.zeros(()))
-    return root
+def steps_within(schedule: NoiseSchedule, levels: Collection[Level]) -> list[int]:
+    """The numbers of steps whose runs visit none but these levels before they end."""
+    known = {level.noise for level in levels}
+
+    def fits(steps: int) -> bool:
+        return all(level.noise in known for level in schedule.levels(steps)[:-1])
+
+    return [n for n in range(1, len(known) + 1) if fits(n)]
+
+
