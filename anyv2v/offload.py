@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from threading import Lock
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -33,6 +34,9 @@ class Offload:
     `wanted`: True, they wait on the host from the start; "auto", from the first job on for which
     memory is short; False, or if the device is the host, they stay. Several threads may share it:
     a network comes with the first who needs it and leaves with the last.
+
+    Those with a `reload` wait nowhere, whatever is wanted: their weights are read when they are
+    needed, and freed.
     """
 
     def __init__(
@@ -41,8 +45,9 @@ class Offload:
         device: torch.device,
         wanted: Wanted,
         host: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+        reload: Mapping[nn.Module, Callable[[], Iterable[Tensor]]] = MappingProxyType({}),
     ):
-        self._waiting = {network: _Waiting(network) for network in networks}
+        self._waiting = {n: _Waiting(n, reload.get(n)) for n in networks}
         self._device, self._host = device, host
         self._wanted = False if device == host else checked(wanted)
         self._lock = Lock()
@@ -53,7 +58,7 @@ class Offload:
     @property
     def freeable(self) -> int:
         """Bytes on the device that a job could still get."""
-        there = [w for w in self._waiting.values() if self._wanted and not w.away]
+        there = [w for w in self._waiting.values() if self._wanted and not w.away and not w.reload]
         return sum(x.nbytes for waiting in there for x in waiting.tensors)
 
     def is_for(self, needed: int) -> bool:
@@ -83,16 +88,20 @@ class Offload:
             yield
         finally:
             # what was started here may still be running, and reads what may be about to leave
-            if self._wanted and self._device.type == "cuda":
+            goes = self._wanted or any(waiting.reload for waiting in used)
+            if goes and self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()
             with self._lock:
                 for waiting in used:
                     waiting.users -= 1
+                    if waiting.reload is not None and not waiting.users:
+                        waiting.free()
                 if self._leaving:
                     self._leave()
 
     def _leave(self) -> None:
-        leaving = [w for w in self._waiting.values() if not w.users and not w.away]
+        unused = [w for w in self._waiting.values() if not w.users and not w.away]
+        leaving = [w for w in unused if w.reload is None]
         for waiting in leaving:
             waiting.leave(self._host)
         if leaving and self._device.type == "cuda":
@@ -105,18 +114,28 @@ class Offload:
 class _Waiting:
     """A network, and its weights on the host: they do not change, so they are copied there once."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, reload: Callable[[], Iterable[Tensor]] | None = None):
+        if reload is not None:
+            network.to_empty(device="cpu")  # the data of the meta device cannot be replaced
         self.tensors: list[Tensor] = [*chain(network.parameters(), network.buffers())]
-        self.users, self.away = 0, False
+        self.users, self.away, self.reload = 0, False, reload
         self._kept: list[Tensor] | None = None
+        if reload is not None:
+            self.free()
 
     def come(self, device: torch.device) -> None:
         if self.away:
+            there = (x.data for x in self.tensors) if self.reload is None else self.reload()
             # all or, if memory ends, none
-            come = [_moved(x.data, device) for x in self.tensors]
+            come = [_moved(x, device) for x in there]
             for x, there in zip(self.tensors, come, strict=True):
                 x.data = there
             self.away = False
+
+    def free(self) -> None:
+        for x in self.tensors:
+            x.data = x.data.new_empty(0)
+        self.away = True
 
     def leave(self, host: torch.device) -> None:
         if self._kept is None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anyv2v import checks
 from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.injection.plan import Injection
 from anyv2v.injection.taps import Taps
@@ -38,9 +41,28 @@ class Defaults:
     """Frames per second of the clips."""
     steps: int = 50
     """Of sampling, and of an inversion that solves its steps."""
-    guidance: Guidance = None  # type: ignore[assignment]
+    guidance: Guidance = MappingProxyType({"text": 1.0})
     negative_prompt: str = ""
     injection: Injection = Injection()
+
+    def scales(self, given: float | Guidance | None) -> Guidance:
+        """Every scale of guidance: as given, else the weights' own.
+
+        A number is the first scale's; where it is 1 or less, there is no guidance of any kind.
+        InputError: not a finite number, or a name that there is not.
+        """
+        own = self.guidance
+        if given is None:
+            return own
+        if isinstance(given, Mapping):
+            checks.known("guidance", given, own, "scale")
+            return {
+                **own,
+                **{name: checks.finite(f"guidance: {name}", given[name]) for name in given},
+            }
+        number = checks.finite("guidance", given)
+        others = dict.fromkeys(own, 1.0) if number <= 1 else own
+        return {**others, next(iter(own)): number}
 
 
 @dataclass(frozen=True)
@@ -97,7 +119,7 @@ class Backbone(Protocol):
     """Of the inversion; its steps are deterministic."""
     defaults: Defaults
     pinned: int
-    """How many latent frames, from the first on, are the first frame's own and never noised."""
+    """1 if the first latent frame is the first frame's own and never noised, else 0."""
     conditioners: tuple[nn.Module, ...]
     """The networks that make conditions and that predictions do not need."""
 
@@ -124,6 +146,9 @@ class Backbone(Protocol):
         options: Options,
     ) -> Branches:
         """All branches of a prediction under guidance."""
+
+    def branch_count(self, guidance: Guidance) -> int:
+        """How many `branches` gives."""
 
     def activation_bytes(self, branches: int, frames: int, height: int, width: int) -> int:
         """What a prediction of so many branches of latents of that shape needs at least, besides
@@ -156,6 +181,11 @@ class Backbone(Protocol):
     """The names of the networks that are read from the folder each time that conditions are made,
     and freed after it: those that are too large to lie beside the others."""
 
+    own: Mapping[str, object]
+    """Fields of `Defaults` that a weights folder may leave out: what they are then."""
+
     @classmethod
-    def assemble(cls, config: dict, networks: dict[str, nn.Module], folder) -> Backbone:
+    def assemble(
+        cls, config: dict, networks: dict[str, nn.Module], folder: Path, defaults: Defaults
+    ) -> Backbone:
         """The backbone of loaded networks; `folder` is the weights' (tokenizer files and such)."""

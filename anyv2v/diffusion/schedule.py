@@ -131,5 +131,3 @@ def steps_within(schedule: NoiseSchedule, levels: Collection[Level]) -> list[int
         return all(level.noise in known for level in schedule.levels(steps)[:-1])
 
     return [n for n in range(1, len(known) + 1) if fits(n)]
-
-

@@ -15,7 +15,10 @@ from anyv2v.vae.autoencoder import Autoencoder
 
 
 class LatentCodec(Protocol):
-    """An autoencoder of clips, in memory that does not grow with their length."""
+    """An autoencoder of clips, in memory that does not grow with their length.
+
+    The first latent frame is what the first frame alone is encoded to.
+    """
 
     channels: int
     """Of the latents."""
@@ -29,6 +32,9 @@ class LatentCodec(Protocol):
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(c, f', h', w') of the latents of so many frames of that size in pixels."""
+
+    def frames_of(self, latent_frames: int) -> int:
+        """How many frames so many latent frames are decoded to."""
 
     def activation_bytes(self, height: int, width: int) -> int:
         """What the least piece of frames of that size needs at least, besides the weights."""
@@ -73,6 +79,9 @@ class ImageCodec:
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         s = self.vae.config.factor
         return self.channels, frames, height // s, width // s
+
+    def frames_of(self, latent_frames: int) -> int:
+        return latent_frames
 
     def activation_bytes(self, height: int, width: int) -> int:
         return self.vae.activation_bytes(height, width)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anyv2v.backbones.base import Branches, FirstFrame
+from anyv2v import checks
+from anyv2v.backbones.base import Branches, Defaults, FirstFrame, Guidance, Options
 from anyv2v.backbones.i2vgen.conditioning import Conditions
 from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.backbones.i2vgen.defaults import NEGATIVE_PROMPT, OWN
+from anyv2v.backbones.i2vgen.schedule import OFFSET, TRAIN_STEPS, schedule
 from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.checks import shown
 from anyv2v.clip.preprocess import PreprocessConfig, preprocess
@@ -20,11 +23,16 @@ from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.config import section
-from anyv2v.edit import NEGATIVE_PROMPT
+from anyv2v.diffusion.schedule import TableSchedule
 from anyv2v.errors import InputError
 from anyv2v.finite import checked
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.nn.blank import blank
+from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
+from anyv2v.vae.codec import ImageCodec
+
+SCHEDULE = {"train_steps": TRAIN_STEPS, "steps_offset": OFFSET}
+"""The one schedule there is; a folder that was trained on another is refused."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,14 @@ class I2VGen:
     tokenizer: Tokenizer
     preprocess: PreprocessConfig
     groups: Mapping[str, frozenset[str]]
+    codec: ImageCodec
+    defaults: Defaults
+    schedule: TableSchedule = field(default_factory=schedule)
 
     name = "i2vgen"
+    pinned = 0
+    apart = frozenset()
+    own = OWN
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
@@ -44,10 +58,15 @@ class I2VGen:
             "unet": lambda: UNet(section(config, "unet", UNetConfig)),
             "text": lambda: TextEncoder(section(config, "text", TextConfig)),
             "vision": lambda: VisionEncoder(section(config, "vision", VisionConfig)),
+            "vae": lambda: Autoencoder(section(config, "vae", AutoencoderConfig)),
         }
 
     @classmethod
-    def assemble(cls, config: dict, networks: dict[str, nn.Module], folder: Path) -> I2VGen:
+    def assemble(
+        cls, config: dict, networks: dict[str, nn.Module], folder: Path, defaults: Defaults
+    ) -> I2VGen:
+        if config.get("schedule") != SCHEDULE:
+            raise InputError(f"schedule {config.get('schedule')} is not {SCHEDULE}")
         text, vision = section(config, "text", TextConfig), section(config, "vision", VisionConfig)
         preprocess = section(config, "preprocess", PreprocessConfig)
         if preprocess.size != vision.image_size:
@@ -65,6 +84,8 @@ class I2VGen:
             tokenizer=tokenizer,
             preprocess=preprocess,
             groups=_groups(config.get("injection")),
+            codec=ImageCodec(networks["vae"]),
+            defaults=defaults,
         )
 
     @property
@@ -101,7 +122,16 @@ class I2VGen:
         embedding = self.vision(pixels.to(self.device, self.dtype))
         return checked(embedding, "the image tower", self.dtype)
 
-    def condition(self, prompt: str, first: FirstFrame, negative: bool = False) -> Conditions:
+    def options(self, given: Options) -> Options:
+        checks.known("options", given, ("fps",), "option")
+        return {"fps": checks.count("fps", given.get("fps", self.defaults.fps))}
+
+    def sampler(self, options: Options) -> TableSchedule:
+        return self.schedule
+
+    def condition(
+        self, prompt: str, first: FirstFrame, options: Options, negative: bool = False
+    ) -> Conditions:
         embedding = self.encode_image(first.image, first.width)
         if negative:
             embedding = torch.zeros_like(embedding)
@@ -109,28 +139,36 @@ class I2VGen:
             self.encode_text(prompt),
             embedding,
             image_latents(first.latents, first.frames).to(self.device, self.dtype),
-            torch.tensor([first.fps], device=self.device),
+            torch.tensor([options["fps"]], device=self.device),
         )
 
     def branches(
-        self, prompt: str, negative_prompt: str, first: FirstFrame, guidance: float
+        self,
+        prompt: str,
+        negative_prompt: str,
+        first: FirstFrame,
+        guidance: Guidance,
+        options: Options,
     ) -> Branches:
-        """Classifier-free guidance (arXiv 2207.12598); one branch if guidance <= 1."""
-        edited = self.condition(prompt, first)
-        if guidance <= 1:
-            return Branches((edited,), lambda v: v[0])
-        plain = self.condition(negative_prompt, first, negative=True)
-        return Branches((plain, edited), lambda v: v[0] + guidance * (v[1] - v[0]))
+        """Classifier-free guidance (arXiv 2207.12598); one branch if it is 1 or less."""
+        scale, edited = guidance["text"], self.condition(prompt, first, options)
+        if scale <= 1:
+            return Branches((edited,), lambda level, v: v[0])
+        plain = self.condition(negative_prompt, first, options, negative=True)
+        return Branches((plain, edited), lambda level, v: v[0] + scale * (v[1] - v[0]))
 
-    def activation_bytes(self, rows: int, frames: int, height: int, width: int) -> int:
+    def branch_count(self, guidance: Guidance) -> int:
+        return 2 if guidance["text"] > 1 else 1
+
+    def activation_bytes(self, branches: int, frames: int, height: int, width: int) -> int:
         # measured: the feed-forward of the first temporal transformer, eight heads wide, holds ten
         # times its width at full resolution. what else there is at that moment is left out
-        values = rows * frames * height * width * 10 * 8 * self.unet.config.head_dim
+        values = branches * frames * height * width * 10 * 8 * self.unet.config.head_dim
         return values * self.dtype.itemsize
 
     def blank(self, device: torch.device) -> I2VGen:
         networks = {name: blank(getattr(self, name), device) for name in ("unet", "text", "vision")}
-        return replace(self, **networks)
+        return replace(self, codec=self.codec.blank(device), **networks)
 
     def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:
         device, dtype, size = self.device, self.dtype, self.preprocess.size
@@ -151,6 +189,7 @@ class I2VGen:
                 f"latents: {tuple(latents.shape)} are not of conditions of (f, h, w) {of}"
             )
         if not isinstance(t, Tensor):
+            checks.whole("t", t, 0, TRAIN_STEPS - 1)
             t = torch.full((), t, device=latents.device)
         timesteps = t.expand(latents.shape[0])
         return self.unet(latents, timesteps, conditions, taps)

@@ -1,0 +1,194 @@
+"""Edits of one source, in batches that share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyv2v import checks
+from anyv2v.backbones.base import Branches, FirstFrame, Guidance, Options
+from anyv2v.diffusion.samplers import AfterStep, OnStep, sample
+from anyv2v.diffusion.schedule import Level, matches
+from anyv2v.edit import Edit, EditRequest
+from anyv2v.errors import InputError
+from anyv2v.finite import Which, nth
+from anyv2v.injection.features import playback
+from anyv2v.injection.taps import Taps
+from anyv2v.media.image import fit_frame, read_argument
+from anyv2v.pipeline.arguments import Noise, hooks
+from anyv2v.pipeline.denoise import SourceBranch, guided, injected, pinned_first
+from anyv2v.pipeline.sources import source_frame
+from anyv2v.pipeline.stages import Stages, size_of
+from anyv2v.pipeline.step_plan import StepPlan
+from anyv2v.source import Source
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit, with what it takes from its request: all that can be wrong with it was found."""
+
+    request: EditRequest
+    picture: np.ndarray
+    """The edited frame at the clip's size."""
+    begin: Tensor
+    """All latent frames that it starts from."""
+    step_noise: Callable[[int], Tensor]
+    """Index of a step -> the noise that it adds."""
+
+    @classmethod
+    def of(cls, stages: Stages, request: EditRequest, source: Source, begin: Tensor, steps: int):
+        checks.kind("edits", request, EditRequest, "an EditRequest")
+        request = request.filled(stages.defaults)
+        noise, ratio = Noise(request.seed, stages.backbone.device), float(request.random_ratio)
+        first = noise.given_or_drawn(request.noise, begin.shape)
+        size = size_of(source.video.frames)
+        picture = fit_frame(read_argument("frame", request.frame), size, request.fit)
+        step_noise = noise.of_steps(request.step_noise, begin.shape, steps)
+        return cls(request, picture, ratio * first + (1 - ratio) * begin, step_noise)
+
+
+@dataclass(frozen=True)
+class EditRun:
+    """Several edits of a source, ready to run some of them together."""
+
+    stages: Stages
+    source: Source
+    jobs: Sequence[Job]
+    plan: StepPlan
+    steps: int
+    options: Options
+    taps: Taps | None
+    on_step: OnStep | None
+    after_step: AfterStep | None
+    branch: SourceBranch = field(init=False)
+
+    def __post_init__(self):
+        stages, source = self.stages, self.source
+        with stages._conditioning():
+            conditions = stages.backbone.condition(
+                source.settings.prompt, source_frame(stages, source), self.options
+            )
+        levels = [step.level for step in self.plan.steps]
+        index = matches(levels, source.trajectory.levels)
+        device = stages.backbone.device
+
+        def latents(level: Level) -> Tensor:
+            return source.at(index[level.index]).to(device)
+
+        object.__setattr__(self, "branch", SourceBranch(conditions, latents, index))
+
+    def run(self, batch: slice) -> list[Edit]:
+        """These edits, together."""
+        stages, jobs = self.stages, self.jobs[batch]
+        p, device = stages.backbone.pinned, stages.backbone.device
+        branches, firsts = zip(*(self._branches(job) for job in jobs), strict=True)
+        pinned = torch.cat([first.latents.to(device)[:, :, :p] for first in firsts])
+        begin = torch.cat([job.begin for job in jobs])[:, :, p:]
+        on_step, after_step = hooks(self.on_step, self.after_step, pinned)
+        strongest = [max(job.request.guidance.values(), key=abs) for job in jobs]
+        check = stages._step_check("sampling", self.steps, strongest, self._which(batch.start))
+
+        def step_noise(index: int) -> Tensor:
+            return torch.cat([job.step_noise(index) for job in jobs])[:, :, p:]
+
+        replayed = [self.branch.index[level.index] for level in self.plan.replayed]
+        played = playback(self.source.features, replayed, device)
+        with played as kept, stages._forward() as forward:
+            predict = injected(
+                forward, branches, pinned, self.branch, self.plan, kept, self.taps, self.steps
+            )
+            clean = sample(
+                predict,
+                begin,
+                stages.backbone.sampler(self.options),
+                self.steps,
+                self.plan.steps[0].level.index,
+                on_step,
+                check,
+                after_step,
+                step_noise,
+            )
+        return [
+            self._edit(x, batch.start + row)
+            for row, x in enumerate(pinned_first(pinned, clean).split(1))
+        ]
+
+    def _branches(self, job: Job) -> tuple[Branches, FirstFrame]:
+        stages, request = self.stages, job.request
+        first = stages._first_frame(job.picture, len(self.source.video.frames))
+        with stages._conditioning():
+            branches = stages.backbone.branches(
+                request.prompt, request.negative_prompt, first, request.guidance, self.options
+            )
+        return branches, first
+
+    def _edit(self, latents: Tensor, index: int) -> Edit:
+        frames = self.stages._decode(latents, self._which(index))
+        return Edit(frames, self.source.video.fps, latents)
+
+    def _which(self, first: int) -> Which:
+        """Of rows of a batch that begins with edit `first`: which edits they are, in a message."""
+
+        def which(rows: list[int]) -> str:
+            if len(self.jobs) == 1:
+                return ""
+            named = [(first + row, self.jobs[first + row].request.prompt) for row in rows]
+            told = [f"{nth(i, len(self.jobs))} {checks.shown(prompt)}" for i, prompt in named]
+            return f", of edit {', '.join(told)}"
+
+        return which
+
+
+def requests_of(edits: Sequence[EditRequest]) -> list[EditRequest]:
+    edits = list(checks.kind("edits", edits, Sequence, "a list of EditRequest"))
+    if not edits:
+        raise InputError("edits: the list is empty; it holds one EditRequest for each edit")
+    return edits
+
+
+@dataclass(frozen=True)
+class PlainRun:
+    """One clip by sampling alone, nothing injected."""
+
+    stages: Stages
+    steps: int
+    start: int
+    options: Options
+    on_step: OnStep | None
+    after_step: AfterStep | None
+
+    def run(
+        self,
+        told: tuple[str, str, FirstFrame, Guidance],
+        begin: Tensor,
+        step_noise: Sequence[Tensor] | None,
+        draws: Noise,
+        fps: float,
+    ) -> Edit:
+        """told: prompt, negative prompt, first frame and guidance. begin: all latent frames."""
+        stages, p = self.stages, self.stages.backbone.pinned
+        *_, first, guidance = told
+        pinned = first.latents.to(begin.device)[:, :, :p]
+        on_step, after_step = hooks(self.on_step, self.after_step, pinned)
+        noise = draws.of_steps(step_noise, begin.shape, self.steps)
+        with stages._conditioning():
+            branches = stages.backbone.branches(*told, self.options)
+        strongest = max(guidance.values(), key=abs)
+        with stages._forward() as forward:
+            clean = sample(
+                guided(forward, branches, pinned),
+                begin[:, :, p:],
+                stages.backbone.sampler(self.options),
+                self.steps,
+                self.start,
+                on_step,
+                stages._step_check("sampling", self.steps, [strongest]),
+                after_step,
+                lambda index: noise(index)[:, :, p:],
+            )
+        latents = pinned_first(pinned, clean)
+        return Edit(stages._decode(latents), fps, latents)

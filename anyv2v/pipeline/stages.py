@@ -1,0 +1,259 @@
+"""The stages of an edit, each by itself: frames to latents and back, conditions, one prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anyv2v import checks
+from anyv2v.backbones.base import Backbone, Conditions, Defaults, FirstFrame, Options
+from anyv2v.diffusion.schedule import NoiseSchedule
+from anyv2v.edit import Frame
+from anyv2v.errors import InputError
+from anyv2v.finite import FiniteCheck, Which, in_steps, not_finite, nth, remedy
+from anyv2v.graphs import Forward, graphed, wanted
+from anyv2v.injection.taps import NO_TAPS, Taps
+from anyv2v.media.image import as_frames, center_crop, read_argument, to_frames
+from anyv2v.memory import comfortable, frames_at_once, require
+from anyv2v.offload import Offload, Wanted
+from anyv2v.pipeline.arguments import check_taps, options_of
+
+
+class Stages:
+    """A backbone with its codec, on a device: everything that needs no run of many steps.
+
+    Frames are uint8 (f, h, w, 3). Tensors come back without grad, on the backbone's device.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        fingerprint: str = "",
+        graphs: bool | None = None,
+        offload: Wanted = False,
+        reload: Mapping[nn.Module, Callable[[], Iterable[Tensor]]] | None = None,
+    ):
+        """`fingerprint` says which weights these are; a saved source is bound to it.
+
+        `graphs` and `offload`: see `load`. `reload`: networks whose weights are read only while
+        conditions are made -> what reads their parameters and buffers, in order.
+        """
+        if not hasattr(backbone, "branches"):
+            raise InputError(f"backbone: {checks.shown(backbone)} is not a Backbone")
+        checks.text("fingerprint", fingerprint)
+        self.backbone, self.fingerprint = backbone, fingerprint
+        self.graphs = wanted(graphs, backbone.device)
+        networks = (*backbone.conditioners, backbone.codec.encoder)
+        self.offload = Offload(networks, backbone.device, offload, reload=reload or {})
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The names of all places whose features can be recorded, replayed and injected."""
+        return frozenset(self.backbone.sites)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise levels of an inversion, and the steps between them."""
+        return self.backbone.schedule
+
+    @property
+    def defaults(self) -> Defaults:
+        """What the weights work best with."""
+        return self.backbone.defaults
+
+    def tokenize(self, text: str) -> Tensor:
+        """int64 (1, n) tokens of a text, as the backbone's text encoder takes them (CLIP: 77)."""
+        return self.backbone.tokenize(checks.text("text", text))
+
+    @torch.no_grad()
+    def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
+        """(1, n, d): hidden states before the last `clip_skip` layers, final norm applied."""
+        with self._conditioning():
+            clip_skip = checks.whole("clip_skip", clip_skip, 0)
+            return self.backbone.encode_text(checks.text("text", text), clip_skip)
+
+    @torch.no_grad()
+    def encode_image(
+        self, frame: Frame, width: int | None = None, black_edge: bool = False
+    ) -> Tensor:
+        """(1, d): CLIP embedding of a frame, cropped for a video `width` (its own) pixels wide.
+
+        `black_edge` reproduces a fault of the original's crop: see `center_crop`.
+        """
+        image = read_argument("frame", frame)
+        width = checks.count("width", image.shape[1] if width is None else width)
+        black_edge = checks.flag("black_edge", black_edge)
+        with self._conditioning():
+            return self.backbone.encode_image(image, width, black_edge)
+
+    @torch.no_grad()
+    def encode_frames(
+        self, frames: np.ndarray | Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """(f, h, w, 3) uint8 -> (1, c, f', h', w') float32: scaled posterior means.
+
+        With a generator, samples of the posterior, as the original draws them.
+        """
+        frames, codec = as_frames(frames), self.backbone.codec
+        if generator is not None:
+            checks.kind("generator", generator, torch.Generator, "a torch.Generator")
+        codec.check_frames(len(frames))
+        width, height = size = self.check_size(size_of(frames))
+        count = codec.shape(len(frames), height, width)[1]
+        check = self._frame_check("the autoencoder's encoder", count)
+        pieces, done = [], 0
+        # not all at once, so that memory does not grow with the length of the clip
+        with self.offload.here(codec.encoder):
+            at_once = self._frames_at_once(size)
+            for piece in codec.encode(torch.from_numpy(frames), at_once, generator):
+                check.look(piece[0].transpose(0, 1), done)
+                pieces.append(piece)
+                done += piece.shape[2]
+        check.finish()
+        return torch.cat(pieces, dim=2).contiguous()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """(1, c, f', h', w') scaled latents -> (f, h, w, 3) uint8."""
+        checks.kind("latents", latents, Tensor, "a tensor (1, c, f, h/s, w/s)")
+        c = self.backbone.codec.channels
+        if latents.ndim != 5 or latents.shape[:2] != (1, c) or not latents.numel():
+            raise InputError(f"latents: {tuple(latents.shape)} is not (1, {c}, f, h/s, w/s)")
+        given = FiniteCheck(lambda place, rows: "the latents to be decoded are not finite")
+        given.look(latents, None)
+        given.finish()
+        return self._decode(latents)
+
+    @torch.no_grad()
+    def condition(
+        self,
+        prompt: str,
+        frame: Frame,
+        frames: int,
+        size: tuple[int, int],
+        fps: int | None = None,
+        negative: bool = False,
+        options: Options | None = None,
+    ) -> Conditions:
+        """What one branch is steered by, for a clip of so many frames of `size` (width, height).
+
+        `negative`: the branch that guidance leads away from; I2VGen-XL's has no image embedding.
+        """
+        checks.text("prompt", prompt)
+        negative, image = checks.flag("negative", negative), read_argument("frame", frame)
+        frames = self.backbone.codec.check_frames(checks.count("frames", frames))
+        options = options_of(self.backbone, fps, options)
+        latents = self.encode_frames(center_crop(image, self.check_size(size))[None])
+        first = FirstFrame(image, latents, size[0], frames)
+        with self._conditioning():
+            return self.backbone.condition(prompt, first, options, negative)
+
+    @torch.no_grad()
+    def predict(
+        self, latents: Tensor, t: float | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
+    ) -> Tensor:
+        """What the network predicts of latents (b, c, f, h, w) at timestep t, float32.
+
+        I2VGen-XL: v. `conditions`: of b branches, `type(conditions).stack` makes them of single
+        ones.
+        """
+        checks.kind("latents", latents, Tensor, "a tensor (b, c, f, h, w)")
+        if latents.ndim != 5:
+            raise InputError(f"latents: {tuple(latents.shape)} is not (b, c, f, h, w)")
+        if not hasattr(conditions, "stack"):
+            given = checks.shown(conditions)
+            raise InputError(f"conditions: {given} is not what editor.condition gives")
+        if isinstance(t, Tensor) and (t.ndim > 1 or t.numel() not in (1, len(latents))):
+            raise InputError(f"t: {checks.shown(t)} is not one timestep, nor one for each row")
+        check_taps(taps, self.sites)
+        rows = latents.to(self.backbone.device, self.backbone.dtype)
+        return self.backbone.predict(rows, t, conditions, taps).float()
+
+    def check_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """`size` (width, height) if the model takes it; InputError with the nearest that works."""
+        return checks.size(size, self.backbone.codec.multiple)
+
+    def check_memory(self, size: tuple[int, int], frames: int, branches: int = 3) -> None:
+        """InputError if so many branches of a clip of that size cannot fit, with what would."""
+        codec = self.backbone.codec
+
+        def needed(width: int, height: int) -> int:
+            least = self._least_bytes((width, height), frames, branches)
+            return max(least, codec.activation_bytes(height, width))
+
+        require(needed, size, frames, codec.multiple, self.backbone.device, self.offload.freeable)
+
+    def _least_bytes(self, size: tuple[int, int], frames: int, branches: int) -> int:
+        """What a prediction needs at least, of a clip of so many frames of `size` in pixels."""
+        _, *shape = self.backbone.codec.shape(frames, size[1], size[0])
+        return self.backbone.activation_bytes(branches, *shape)
+
+    def _reserve(
+        self, size: tuple[int, int], frames: int, branches: int = 3, held: int = 0
+    ) -> None:
+        """A job begins: `check_memory`, and what can wait elsewhere leaves if memory is short.
+
+        `held`: bytes that the job will keep besides.
+        """
+        self.check_memory(size, frames, branches)
+        least = self._least_bytes(size, frames, branches)
+        self.offload.begin(comfortable(least, self.graphs is not False) + held)
+
+    def _conditioning(self) -> AbstractContextManager[None]:
+        """Inside, what makes conditions is on the device."""
+        return self.offload.here(*self.backbone.conditioners)
+
+    def _frames_at_once(self, size: tuple[int, int]) -> int:
+        """How many frames of that size the codec may take together."""
+        width, height = size
+        needed = self.backbone.codec.activation_bytes(height, width)
+        return frames_at_once(needed, self.backbone.device)
+
+    def _forward(self) -> AbstractContextManager[Forward]:
+        """`predict` for the length of one run, captured where it can be."""
+        return graphed(self.predict, self.backbone.device, self.graphs)
+
+    def _first_frame(self, image: np.ndarray, frames: int, latents: Tensor | None = None):
+        """Of a clip of so many frames that begins with `image`, which has the clip's size."""
+        latents = self.encode_frames(image[None]) if latents is None else latents
+        return FirstFrame(image, latents, image.shape[1], frames)
+
+    def _decode(self, latents: Tensor, which: Which = lambda rows: "") -> np.ndarray:
+        """`decode`, of latents that are finite."""
+        codec = self.backbone.codec
+        count, scale = codec.frames_of(latents.shape[2]), codec.multiple
+        at_once = self._frames_at_once((latents.shape[4] * scale, latents.shape[3] * scale))
+        check = self._frame_check("the autoencoder's decoder", count, which)
+        frames, done = [], 0
+        for pixels in codec.decode(latents, at_once):
+            check.look(pixels, done)
+            frames.append(to_frames(pixels))
+            done += len(pixels)
+        # the frames have come from the device, and their flags before them
+        check.finish()
+        return np.concatenate(frames)
+
+    def _step_check(
+        self, doing: str, steps: int, guidance: Sequence[float], which: Which = lambda rows: ""
+    ) -> FiniteCheck:
+        """Of a run; rows are the edits of a batch, with the strongest guidance of each."""
+        what, dtype = f"{doing}: the network (UNet)", self.backbone.dtype
+        return FiniteCheck(in_steps(what, steps, dtype, guidance, which))
+
+    def _frame_check(self, part: str, count: int, which: Which = lambda rows: "") -> FiniteCheck:
+        """Of a network that goes through `count` frames; rows are frames from the place on."""
+
+        def tell(start: int, rows: list[int]) -> str:
+            where = f"in frame {nth(start + rows[0], count)}{which([0])}"
+            return not_finite(part, where, remedy(self.backbone.dtype))
+
+        return FiniteCheck(tell)
+
+
+def size_of(frames: np.ndarray) -> tuple[int, int]:
+    """(width, height) of frames (f, h, w, 3)."""
+    return frames.shape[2], frames.shape[1]
