@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -35,7 +35,8 @@ def section(config: dict, name: str, cls: type[T]) -> T:
     """The dataclass `cls` from config[name].
 
     InputError unless it holds just its fields, each of its type: whole numbers from 1 to
-    `checks.MOST`, finite numbers, texts, and lists of those.
+    `checks.MOST`, finite numbers, texts, and lists and mappings of those; `object` is a number or a
+    text.
     """
     values = config.get(name)
     if not isinstance(values, dict):
@@ -58,6 +59,14 @@ def _check(name: str, value: Any, kind: Any) -> None:
             raise InputError(f"{name}: {value!r} is not a list of 1 to {LONGEST}")
         for each in value:
             _check(name, each, get_args(kind)[0])
+    elif get_origin(kind) is Mapping:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise InputError(f"{name}: {checks.shown(value)} is not a mapping of names")
+        for key, each in value.items():
+            _check(f"{name}: {key}", each, get_args(kind)[1])
+    elif kind is object:
+        if not isinstance(value, str):
+            _check(name, value, float)
     elif kind is float:
         if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
             raise InputError(f"{name}: {value!r} is not a finite number")

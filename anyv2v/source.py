@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -18,15 +19,18 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.config import section
 from anyv2v.diffusion.inversion import Inverted
-from anyv2v.diffusion.schedule import Schedule
+from anyv2v.diffusion.schedule import Level
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.files import atomic_path, check_output
-from anyv2v.injection.features import NO_FEATURES, Features
+from anyv2v.injection.features import NO_FEATURES, FeatureCache
 from anyv2v.media.clip import Video, clip
+from anyv2v.source_upgrade import upgraded
 
-FORMAT = "anyv2v source 2"
-UNFINISHED = "anyv2v unfinished inversion 1"
+FORMAT = "anyv2v source 3"
+UNFINISHED = "anyv2v unfinished inversion 2"
+BEFORE = {FORMAT: "anyv2v source 2", UNFINISHED: "anyv2v unfinished inversion 1"}
+"""Format -> the one before it, which is read too: see `upgraded`."""
 SUFFIX = ".safetensors"
 SAVE_EVERY = 30.0
 """Seconds between two states of an inversion on disk."""
@@ -47,8 +51,10 @@ class InversionSettings:
     steps: int
     prompt: str
     negative_prompt: str
-    guidance: float
-    fps: int
+    guidance: Mapping[str, float]
+    """Name of a guidance scale of the backbone -> its value."""
+    options: Mapping[str, object]
+    """What the backbone alone has: {"fps": 8}. Numbers and texts."""
     tolerance: float
     """Of the fixed point; plain DDIM has none."""
 
@@ -57,16 +63,16 @@ class InversionSettings:
 class Source:
     video: Video
     trajectory: Trajectory
-    """timestep -> latents (1, c, f, h/s, w/s) float32; the clean ones under 0."""
+    """Latents (1, c, f', h', w') float32: the clean ones, and those of the steps that were kept."""
     evaluations: int
-    """How often the inversion called the UNet, counted in single branches."""
+    """How often the inversion called the network, counted in single branches."""
     settings: InversionSettings
     fingerprint: str
     """Of the weights that the video was inverted with."""
     residuals: Mapping[int, float] = field(default_factory=dict)
-    """timestep -> by how much of themselves the latents miss their fixed point."""
-    features: Features = NO_FEATURES
-    """What was recorded on the way."""
+    """Index of a step -> by how much of themselves its latents miss their fixed point."""
+    features: FeatureCache = NO_FEATURES
+    """What was recorded, by index of the step. All indices count in the inversion's run."""
 
     def __repr__(self) -> str:
         made, video = self.settings, clip(self.video.frames, self.video.fps)
@@ -74,6 +80,13 @@ class Source:
             f"Source({video}, {made.method} in {made.steps} steps, "
             f"{self.evaluations} evaluations, weights {self.fingerprint[:12] or 'unknown'})"
         )
+
+    def at(self, index: int) -> Tensor:
+        """The latents (1, c, f', h', w') float32 at step `index` of the inversion, 0 the noisiest.
+
+        InputError if they were not kept.
+        """
+        return self.trajectory.at(index)
 
     def save(self, path: str | os.PathLike, force: bool = True, features: bool = False) -> None:
         """Writes one safetensors file; whole or not at all. With `features`, those too."""
@@ -84,18 +97,20 @@ class Source:
             "format": FORMAT,
             "fps": self.video.fps,
             "evaluations": self.evaluations,
+            "levels": [[level.t, level.alpha, level.sigma] for level in self.trajectory.levels],
             "residuals": self.residuals,
             "settings": asdict(self.settings),
             "fingerprint": self.fingerprint,
         }
-        tensors = {f"latents.{t}": x for t, x in self.trajectory.items()}
+        tensors = {f"latents.{index}": x for index, x in self.trajectory.kept.items()}
+        tensors["clean"] = self.trajectory.clean
         tensors["frames"] = torch.from_numpy(self.video.frames.copy())
         if features:
             self.features.settle()
-            for t, kept in self.features.kept.items():
+            for index, kept in self.features.kept.items():
                 for site, parts in kept.items():
                     for i, x in enumerate(parts):
-                        tensors[f"features.{t}.{site}.{i}"] = x
+                        tensors[f"features.{index}.{site}.{i}"] = x
         _write(path, facts, tensors)
 
     @classmethod
@@ -103,23 +118,18 @@ class Source:
         """InputError if the file is not a whole source that `save` wrote."""
         path = checks.path("path", path)
         with _reading(path, FORMAT, "a source written by `anyv2v invert`") as (facts, tensors):
-            features: dict[int, dict[str, dict[int, Tensor]]] = {}
-            for name in [name for name in tensors if name.startswith("features.")]:
-                _, t, rest = name.split(".", 2)
-                site, i = rest.rsplit(".", 1)
-                features.setdefault(int(t), {}).setdefault(site, {})[int(i)] = tensors.pop(name)
-            kept = {
-                t: {site: tuple(parts[i] for i in range(len(parts))) for site, parts in at.items()}
-                for t, at in features.items()
-            }
+            settings = section(facts, "settings", InversionSettings)
+            features = _features(tensors)
             source = cls(
                 video=Video.owning(tensors.pop("frames").numpy(), facts["fps"]),
-                trajectory=Trajectory(_latents(tensors)),
+                trajectory=Trajectory(
+                    tensors["clean"], _latents(tensors), _levels(facts["levels"], settings.steps)
+                ),
                 evaluations=int(facts["evaluations"]),
-                settings=section(facts, "settings", InversionSettings),
+                settings=settings,
                 fingerprint=str(facts["fingerprint"]),
-                residuals={int(t): float(r) for t, r in facts["residuals"].items()},
-                features=Features(dict.fromkeys(kept, "host"), kept),
+                residuals={int(index): float(r) for index, r in facts["residuals"].items()},
+                features=FeatureCache(dict.fromkeys(features, "host"), features),
             )
             source._check()
         return source
@@ -137,15 +147,17 @@ class Source:
         return width, height
 
     def _check(self) -> None:
-        frames = len(self.video.frames)
-        for t, x in self.trajectory.items():
-            if x.ndim != 5 or x.shape[0] != 1 or x.shape[2] != frames:
-                raise InputError(f"latents of {t} are {tuple(x.shape)} for {frames} frames")
-            _check_values(f"latents of timestep {t}", x, torch.float32)
-        for t, kept in self.features.kept.items():
-            for site, parts in kept.items():
+        clean, kept = self.trajectory.clean, self.trajectory.kept
+        if clean.ndim != 5 or clean.shape[0] != 1 or not clean.numel():
+            raise InputError(f"latents are {tuple(clean.shape)}, not (1, c, f, h, w)")
+        _check_values("clean latents", clean, torch.float32)
+        for index, x in kept.items():
+            _check_values(f"latents of step {index}", x, torch.float32)
+        for index, sites in self.features.kept.items():
+            checks.whole("features of step", index, 0, self.settings.steps - 1)
+            for site, parts in sites.items():
                 for x in parts:
-                    _check_values(f"features of timestep {t}, {site}", x, *FEATURES)
+                    _check_values(f"features of step {index}, {site}", x, *FEATURES)
 
 
 class Unfinished:
@@ -170,18 +182,21 @@ class Unfinished:
             tensors = {name: x.to(device) for name, x in tensors.items()}
             slopes = [tensors[name] for name in ("slopes.0", "slopes.1") if name in tensors]
             state = Inverted(
-                kept=_latents(tensors),
+                clean=tensors["clean"],
                 latents=tensors["next"],
+                kept=_latents(tensors),
                 evaluations=checks.whole("evaluations", facts["evaluations"]),
-                residuals={int(t): float(r) for t, r in facts["residuals"].items()},
+                residuals={int(index): float(r) for index, r in facts["residuals"].items()},
                 slopes=tuple(slopes),
             )
-            visited = [0, *sorted(Schedule().timesteps(settings.steps))]
-            if list(state.kept) != visited[: len(state.kept)]:
-                raise InputError(f"holds timesteps {list(state.kept)}, not the first of {visited}")
-            for x in (*state.kept.values(), state.latents, *slopes):
+            # the noise levels need no check: they are of these settings and weights
+            done = [*range(settings.steps - 1, -1, -1)][: state.steps]
+            if not done or list(state.kept) != done:
+                raise InputError(f"holds steps {list(state.kept)}, not the first of an inversion")
+            for x in (state.clean, *state.kept.values(), state.latents, *slopes):
                 if x.shape != begin.latents.shape:
-                    raise InputError(f"latents are {tuple(x.shape)} for {len(video.frames)} frames")
+                    wanted = tuple(begin.latents.shape)
+                    raise InputError(f"latents are {tuple(x.shape)}, not {wanted}")
                 _check_values("latents", x, torch.float32)
         return state
 
@@ -200,10 +215,11 @@ class Unfinished:
             "settings": asdict(settings),
             "fingerprint": fingerprint,
         }
-        tensors = {f"latents.{t}": x for t, x in state.kept.items()}
+        tensors = {f"latents.{index}": x for index, x in state.kept.items()}
         tensors |= {f"slopes.{i}": x for i, x in enumerate(state.slopes)}
         # safetensors refuses two names for one tensor
-        tensors |= {"next": state.latents.clone(), "frames": torch.from_numpy(video.frames.copy())}
+        tensors |= {"clean": state.clean, "next": state.latents.clone()}
+        tensors["frames"] = torch.from_numpy(video.frames.copy())
         _write(self.path, facts, tensors)
         self._saved = time.monotonic()
 
@@ -220,9 +236,36 @@ def _check_values(what: str, x: Tensor, *dtypes: torch.dtype) -> None:
 
 
 def _latents(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """By timestep, the least noisy first."""
+    """By index of the step, the least noisy first."""
     named = {name.removeprefix("latents."): x for name, x in tensors.items() if "latents." in name}
-    return {t: named[str(t)] for t in sorted(map(int, named))}
+    return {index: named[str(index)] for index in sorted(map(int, named), reverse=True)}
+
+
+def _features(tensors: dict[str, Tensor]) -> dict[int, dict[str, tuple[Tensor, ...]]]:
+    """Those among the tensors, which lose them: index of the step -> site -> what was kept."""
+    found: dict[int, dict[str, dict[int, Tensor]]] = {}
+    for name in [name for name in tensors if name.startswith("features.")]:
+        _, index, rest = name.split(".", 2)
+        site, i = rest.rsplit(".", 1)
+        found.setdefault(int(index), {}).setdefault(site, {})[int(i)] = tensors.pop(name)
+    return {
+        index: {site: tuple(parts[i] for i in range(len(parts))) for site, parts in sites.items()}
+        for index, sites in found.items()
+    }
+
+
+def _levels(rows: Sequence[Sequence[float]], steps: int) -> list[Level]:
+    """The levels of a run of so many steps, from [t, alpha, sigma] of each."""
+    if not isinstance(rows, list) or len(rows) != steps + 1:
+        raise InputError(f"levels: there are not {steps + 1} of them, for {steps} steps")
+    for row in rows:
+        numbers = isinstance(row, list) and all(type(x) in (int, float) for x in row)
+        # not a number either
+        if not (numbers and len(row) == 3 and all(abs(x) <= sys.float_info.max for x in row)):
+            raise InputError(f"levels: {checks.shown(row)} are not three numbers, t, alpha, sigma")
+        if min(row[1:]) < 0:
+            raise InputError(f"levels: alpha or sigma of {checks.shown(row)} is below 0")
+    return [Level(index, *row) for index, row in enumerate(rows)]
 
 
 def _write(path: str | os.PathLike, facts: dict, tensors: Mapping[str, Tensor]) -> None:
@@ -258,9 +301,11 @@ def _reading(
     try:
         with _opened(path) as file:
             facts = json.loads((file.metadata() or {}).get("source", "{}"))
-            if facts.get("format") != wanted:
+            if facts.get("format") not in (wanted, BEFORE[wanted]):
                 raise InputError(f"is not {what}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if facts["format"] != wanted:
+            facts, tensors = upgraded(facts, tensors)
         yield facts, tensors
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as {what}: {error}") from error

@@ -31,8 +31,12 @@ class Level:
 
     @property
     def noise(self) -> tuple[float, float, float]:
-        """What levels of two runs have in common if they are the same level."""
-        return self.t, self.alpha, self.sigma
+        """What levels of two runs have in common if they are the same level.
+
+        (t, alpha, sigma) to 9 digits: a level may come out of the arithmetic of another number of
+        steps, or of another machine, with another last bit.
+        """
+        return tuple(float(f"{x:.9g}") for x in (self.t, self.alpha, self.sigma))
 
 
 class Coefficients(NamedTuple):

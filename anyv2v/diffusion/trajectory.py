@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 from torch import Tensor
 
@@ -27,8 +28,9 @@ class Trajectory(Mapping[int, Tensor]):
         self.kept = {index: kept[index] for index in sorted(kept, reverse=True)}
         if wrong := [index for index in kept if not 0 <= index < len(self.levels) - 1]:
             raise InputError(f"trajectory: there is no step {wrong[0]} of {len(self.levels) - 1}")
-        if len({tuple(x.shape) for x in (clean, *kept.values())}) != 1:
-            raise InputError("trajectory: shapes of the latents differ")
+        shapes = {tuple(x.shape) for x in (clean, *kept.values())}
+        if len(shapes) != 1:
+            raise InputError(f"trajectory: shapes of the latents differ: {sorted(shapes)}")
 
     def at(self, index: int) -> Tensor:
         """The latents at step `index` of the inversion's run, 0 the noisiest.
@@ -55,7 +57,7 @@ class Trajectory(Mapping[int, Tensor]):
     def __len__(self) -> int:
         return len(self._by_timestep)
 
-    @property
+    @cached_property
     def _by_timestep(self) -> dict[int, Tensor]:
         timesteps = [level.t for level in self.levels[:-1]]
         if len(set(timesteps)) < len(timesteps) or any(type(t) is not int for t in timesteps):

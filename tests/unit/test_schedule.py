@@ -1,15 +1,26 @@
 """The schedule against the original's tables and steps, and against its closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from anyv2v.diffusion.schedule import Schedule, ddim_step
+from anyv2v.backbones.i2vgen.schedule import schedule
+from anyv2v.diffusion.prediction import velocity
+from anyv2v.diffusion.schedule import (
+    Coefficients,
+    Level,
+    TableSchedule,
+    advance,
+    matches,
+    steps_within,
+)
 from anyv2v.errors import InputError
 from tests import golden
 
 TABLES = golden.tensors("scheduler")
+SCHEDULE = schedule()
 STEPPED = [
     (kind, steps, i)
     for kind in ("ddim", "inverse")
@@ -19,7 +30,7 @@ STEPPED = [
 
 
 def test_alpha_bar_equals_the_original_bit_for_bit():
-    assert torch.equal(Schedule().alphas_cumprod, TABLES["alphas_cumprod"])
+    assert torch.equal(SCHEDULE.alphas_cumprod, TABLES["alphas_cumprod"])
 
 
 def test_alpha_bar_is_the_rescaled_cosine():
@@ -36,14 +47,14 @@ def test_alpha_bar_is_the_rescaled_cosine():
     truth = torch.tensor(
         [((r - last) * first / (first - last)) ** 2 for r in roots], dtype=torch.float64
     )
-    ours = Schedule().alphas_cumprod.double()
+    ours = SCHEDULE.alphas_cumprod.double()
     assert (ours - truth).abs().max() < 1e-6
     assert ours[-1] == 0
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 7, 10, 20, 25, 30, 50, 100, 500, 999])
 def test_timesteps_equal_the_original(steps):
-    timesteps = Schedule().timesteps(steps)
+    timesteps = SCHEDULE.timesteps(steps)
     assert timesteps == TABLES[f"ddim.{steps}.timesteps"].tolist()
     assert timesteps[::-1] == TABLES[f"inverse.{steps}.timesteps"].tolist()
 
@@ -51,32 +62,77 @@ def test_timesteps_equal_the_original(steps):
 @pytest.mark.parametrize("steps", [0, -1, 1000, 5000])
 def test_impossible_numbers_of_steps_are_refused(steps):
     with pytest.raises(InputError, match=f"steps: {steps} is not a whole number from 1 to 999"):
-        Schedule().timesteps(steps)
+        SCHEDULE.timesteps(steps)
 
 
 @pytest.mark.parametrize("kind, steps, i", STEPPED)
 def test_steps_equal_the_original(kind, steps, i):
-    schedule = Schedule()
-    step = schedule.step if kind == "ddim" else schedule.inverse_step
+    step = SCHEDULE.step if kind == "ddim" else SCHEDULE.inverse_step
     t = TABLES[f"{kind}.{steps}.step.t"][i].item()
     ours = step(TABLES["step.model_output"], t, TABLES["step.sample"], steps)
     assert golden.relative_error(ours, TABLES[f"{kind}.{steps}.step.prev_sample"][i]) < 2e-7
 
 
-def test_a_step_keeps_the_clean_latents_and_the_noise_of_a_perfect_prediction():
+def test_a_step_is_a_rotation_of_latents_and_velocity():
+    """As DDIM has it, through the clean latents and the noise, for any two levels."""
     torch.manual_seed(0)
     clean, noise = torch.randn(2, 1, 4, 3, 5, 5, dtype=torch.float64)
 
     def at(level):
         return math.sqrt(level) * clean + math.sqrt(1 - level) * noise
 
-    for level, target in ((0.0, 0.3), (0.3, 0.9), (0.9, 1.0), (0.5, 0.2), (1.0, 0.0)):
-        v = math.sqrt(level) * noise - math.sqrt(1 - level) * clean
-        assert golden.relative_error(ddim_step(at(level), v, level, target), at(target)) < 1e-6
+    for left, target in ((0.0, 0.3), (0.3, 0.9), (0.9, 1.0), (0.5, 0.2), (1.0, 0.0)):
+        v = math.sqrt(left) * noise - math.sqrt(1 - left) * clean
+        by = Coefficients(*velocity(level(left), level(target)))
+        assert golden.relative_error(advance(at(left), v, by), at(target)) < 1e-6
+
+
+def level(left):
+    return Level(0, 0, math.sqrt(left), math.sqrt(1 - left))
 
 
 def test_a_step_computes_in_float32_whatever_it_is_given():
     x, v = torch.randn(2, 1, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0)).half()
-    out = ddim_step(x, v, 0.4, 0.6)
+    by = Coefficients(*velocity(level(0.4), level(0.6)))
+    out = advance(x, v, by)
     assert out.dtype == torch.float32
-    assert torch.equal(out, ddim_step(x.float(), v.float(), 0.4, 0.6))
+    assert torch.equal(out, advance(x.float(), v.float(), by))
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50, 999])
+def test_levels_are_the_timesteps_and_the_clean_latents_or_what_lies_below(steps):
+    levels, stride = SCHEDULE.levels(steps), 1000 // steps
+    assert [level.index for level in levels] == list(range(steps + 1))
+    assert [level.t for level in levels] == [*SCHEDULE.timesteps(steps), 1 - stride]
+    assert all(type(level.t) is int for level in levels)
+    table = TABLES["alphas_cumprod"].double()
+    for level in levels:
+        left = table[level.t].item() if level.t >= 0 else 1.0
+        assert level.alpha**2 == pytest.approx(left, abs=1e-15)
+        assert level.alpha**2 + level.sigma**2 == pytest.approx(1, abs=1e-15)
+    # the last level of 999 steps lies at t = 0, where the latents are a real level's
+    assert (levels[-1].sigma == 0) == (steps < 999)
+
+
+def test_runs_are_matched_by_their_noise():
+    few, many = SCHEDULE.levels(50), SCHEDULE.levels(500)
+    # 500 steps are at 999, 997, ..., 1
+    assert matches(few[:-1], many[:-1]) == {i: (999 - few[i].t) // 2 for i in range(50)}
+    assert matches(SCHEDULE.levels(3)[:-1], SCHEDULE.levels(7)[:-1]) == {2: 6}
+    # levels that differ by what arithmetic leaves open are one; others are not
+    near, other = (
+        replace(few[7], index=3, alpha=few[7].alpha * by) for by in (1 + 1e-15, 1 + 1e-6)
+    )
+    assert matches([near], few) == {3: 7} and matches([other], few) == {}
+
+
+def test_the_runs_within_given_levels_are_those_with_no_timestep_beside():
+    known = SCHEDULE.levels(50)[:-1]
+    wanted = [n for n in range(1, 51) if set(SCHEDULE.timesteps(n)) <= {x.t for x in known}]
+    assert steps_within(SCHEDULE, known) == wanted and {1, 2, 5, 10, 25, 50} <= set(wanted)
+    assert steps_within(SCHEDULE, known[1:]) != wanted
+
+
+def test_what_a_network_predicts_is_one_of_the_known():
+    with pytest.raises(InputError, match="prediction: 'x' is not one of v, epsilon, flow"):
+        TableSchedule(TABLES["alphas_cumprod"], "x")

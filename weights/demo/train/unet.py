@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from anyv2v.backbones.i2vgen.backbone import I2VGen, image_latents
 from anyv2v.backbones.i2vgen.conditioning import Conditions
+from anyv2v.backbones.i2vgen.schedule import TRAIN_STEPS, alphas_cumprod
 from anyv2v.clip.preprocess import PreprocessConfig, preprocess
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.config import section
-from anyv2v.diffusion.schedule import TRAIN_STEPS, Schedule
 from anyv2v.vae.autoencoder import Autoencoder
 from anyv2v.weights.demo.recipe import Preset, config, tokenizer_files
 from anyv2v.weights.demo.render import render
@@ -65,7 +65,7 @@ def train_unet(run: Run, networks: Networks, vae: Autoencoder) -> None:
     preset = networks.preset
     named = nn.ModuleDict(networks.tower).named_parameters()
     run.begin(networks.tower, optimizer(named, preset.rate, preset.matrix_rate))
-    levels = Schedule().alphas_cumprod.to(run.device)
+    levels = alphas_cumprod().to(run.device)
     parameters = networks.parameters()
     b, device = preset.clips, run.device
     while run.goes_on():

@@ -1,0 +1,65 @@
+"""Files of the versions before, as this one writes them.
+
+Sources of version 2 and unfinished inversions of version 1 named everything by timestep, and knew
+one schedule, I2VGen-XL's, with one guidance scale and one condition, the frames per second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from anyv2v import checks
+from anyv2v.backbones.i2vgen.schedule import schedule
+from anyv2v.config import section
+from anyv2v.errors import InputError
+
+
+@dataclass(frozen=True)
+class _Settings:
+    method: str
+    steps: int
+    prompt: str
+    negative_prompt: str
+    guidance: float
+    fps: int
+    tolerance: float
+
+
+def upgraded(facts: dict, tensors: Mapping[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+    """Facts and tensors of an old file, of either kind, by step index.
+
+    InputError for settings that are none, and for timesteps that the run does not visit.
+    """
+    old = section(facts, "settings", _Settings)
+    levels = schedule().levels(old.steps)
+    index = {str(level.t): level.index for level in levels[:-1]}
+
+    def of(timestep: str) -> int:
+        if timestep not in index:
+            raise InputError(
+                f"holds something of timestep {checks.shown(timestep)}; a run of {old.steps} steps "
+                f"visits {', '.join(list(index)[:3])} ..."
+            )
+        return index[timestep]
+
+    def renamed(name: str) -> str:
+        kind, _, rest = name.partition(".")
+        if name == "latents.0":
+            return "clean"
+        if kind not in ("latents", "features"):
+            return name
+        timestep, dot, rest = rest.partition(".")
+        return f"{kind}.{of(timestep)}{dot}{rest}"
+
+    settings = {**vars(old), "guidance": {"text": old.guidance}, "options": {"fps": old.fps}}
+    del settings["fps"]
+    facts = {
+        **facts,
+        "settings": settings,
+        "levels": [[level.t, level.alpha, level.sigma] for level in levels],
+        "residuals": {of(t): r for t, r in facts["residuals"].items()},
+    }
+    return facts, {renamed(name): x for name, x in tensors.items()}
