@@ -65,7 +65,7 @@ def injected(
     together = stack([at.conditions, *flat], [0, *(row + 1 for row in rows)])
 
     def combine(v: Tensor) -> Tensor:
-        # the source's rows come first, if they are still there
+        # the source's row comes first, if it is there
         each = v[v.shape[0] - len(rows) :].split(counts)
         pairs = zip(branches, each, strict=True)
         return torch.cat([edit.combine(v.split(1)) for edit, v in pairs])
@@ -81,8 +81,7 @@ def injected(
         if at.source_pass == "separate":
             kept = recorded(forward, source_latents, t, at.conditions, sites)
             return combine(forward(latents, t, edited, Replay(kept)))
-        last = None if at.source_pass == "always" else max(sites, key=at.order.index)
-        taps = ShareSource(sites, 1 + len(rows), last)
+        taps = ShareSource(sites, 1 + len(rows))
         return combine(forward(torch.cat([source_latents, latents]), t, together, taps))
 
     return predict

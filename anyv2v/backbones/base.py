@@ -33,10 +33,10 @@ class Conditions(Protocol):
     """What steers the rows of one branch; opaque to everyone but its own backbone."""
 
     @staticmethod
-    def stack(branches: Sequence[Conditions], rows: Sequence[int] | None = None) -> Conditions:
-        """Of all branches, in order; `rows`: which row of the latents each of them starts from.
+    def stack(branches: Sequence[Conditions], samples: Sequence[int] | None = None) -> Conditions:
+        """Of all branches, in order; `samples`: which of the latents each is a branch of.
 
-        Left out, every branch has latents of its own. Branches that share a row have the same first
+        Left out, every branch has latents of its own. Branches of one sample have the same first
         frame, so a network may compute once what is equal for them.
         """
 
@@ -83,10 +83,9 @@ class Backbone(Protocol):
     ) -> Tensor:
         """v (g, c, f, h, w) of latents (n, c, f, h, w) in `dtype`, at timestep t.
 
-        g branches of n rows, as the conditions were stacked. Rows that taps let leave come first
-        and may be missing. Where the pass is captured in a CUDA graph, t is an int64 tensor without
-        dims on the device; a network that reads a number from the device, or copies one to it, is
-        not captured, and runs all the same.
+        g branches of n samples, as the conditions were stacked. Where the pass is captured in a
+        CUDA graph, t is an int64 tensor without dims on the device; a network that reads a number
+        from the device, or copies one to it, is not captured, and runs all the same.
         """
 
     def blank(self, device: torch.device) -> Backbone:
