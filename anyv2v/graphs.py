@@ -5,7 +5,8 @@ host. It repeats them on the very memory that they were captured with, so a capt
 of its own, into which each call is copied, and what it gives is copied out.
 
 Python does not run in a replay. So a pass is captured for each kind of call: which conditions, what
-shape, which taps with which sites (`Taps.signature`). An edit has three kinds of step, or fewer.
+shape, which taps with which sites (`Captured.signature`; others are called, so their passes are not
+captured). An edit has three kinds of step, or fewer.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.backbones.base import Conditions
 from anyv2v.errors import InputError
-from anyv2v.injection.features import Kept
-from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, Taps
+from anyv2v.injection.taps import NO_TAPS, Captured, Kept, Recorded, Taps
 from anyv2v.streams import side_stream
 
 Forward = Callable[..., Tensor]
@@ -226,7 +226,7 @@ class Graphs:
     def __call__(
         self, latents: Tensor, t: int, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        signature = taps.signature()
+        signature = taps.signature() if isinstance(taps, Captured) else None
         if signature is None or self.reason is not None:
             return self._forward(latents, t, conditions, taps)
         # a pass holds its conditions, so no others get their id
@@ -243,8 +243,7 @@ class Graphs:
             self.clear()
             _say(self.reason)
         else:
-            if isinstance(taps, Record):
-                taps.kept = dict(kept)
+            taps.leaves().update(kept)
             if v is None:
                 raise Recorded
             return v
@@ -275,17 +274,16 @@ class _Pass:
         device: torch.device,
         latents: Tensor,
         conditions: Conditions,
-        taps: Taps,
+        taps: Captured,
     ):
-        self._forward, self._conditions, self._taps = forward, conditions, taps
+        self._forward, self._conditions = forward, conditions
+        self._taps = taps.reading(_copied(taps.reads()))
         self._latents = latents.to(device, copy=True)
         self._t = torch.zeros((), dtype=torch.int64, device=device)
-        if isinstance(taps, Replay):
-            self._taps = Replay(_copied(taps.kept))
         self._warm = False
         self._captured: tuple[Outputs, Callable[[], object]] | None = None
 
-    def __call__(self, backend: Backend, latents: Tensor, t: int, taps: Taps) -> Outputs:
+    def __call__(self, backend: Backend, latents: Tensor, t: int, taps: Captured) -> Outputs:
         self._load(latents, t, taps)
         if not self._warm:
             outputs = backend.warm_up(self._run)
@@ -299,21 +297,18 @@ class _Pass:
         # the next call writes over them
         return None if v is None else v.clone(), _copied(kept)
 
-    def _load(self, latents: Tensor, t: int, taps: Taps) -> None:
+    def _load(self, latents: Tensor, t: int, taps: Captured) -> None:
         self._latents.copy_(latents)
         self._t.fill_(t)
-        if isinstance(taps, Replay):
-            for site, parts in taps.kept.items():
-                for own, x in zip(self._taps.kept[site], parts, strict=True):
-                    own.copy_(x)
+        for site, parts in taps.reads().items():
+            for own, x in zip(self._taps.reads()[site], parts, strict=True):
+                own.copy_(x)
 
     def _run(self) -> Outputs:
-        taps, v = self._taps, None
-        if isinstance(taps, Record):
-            taps = Record(taps.sites, taps.compact, taps.stop)
+        taps, v = self._taps.reading(self._taps.reads()), None
         with suppress(Recorded):
             v = self._forward(self._latents, self._t, self._conditions, taps)
-        return v, taps.kept if isinstance(taps, Record) else {}
+        return v, taps.leaves()
 
 
 def _copied(kept: Kept) -> Kept:

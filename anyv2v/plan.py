@@ -124,8 +124,7 @@ def predict(
                 record = Record(sites, recording.compact)
                 forward([0], record)
                 return forward(rows, Replay(record.kept))
-            last = max(sites, key=twin.sites.index)
-            return forward([0, *(row + 1 for row in rows)], ShareSource(sites, 1 + len(rows), last))
+            return forward([0, *(row + 1 for row in rows)], ShareSource(sites, 1 + len(rows)))
 
         nothing: frozenset[str] = frozenset()
         plan = {timesteps[i]: sites for i, sites in editor.plan(steps, start, injection).items()}

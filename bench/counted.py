@@ -1,15 +1,13 @@
 """What an edit at the published size costs in operations, counted without data; each saving apart.
 
 Where query and key serve several groups of values, PyTorch's attention runs once for each. The
-kernel for GPUs shares one softmax everywhere, which tensors without data do not get to see:
-`one_softmax` counts the operations of such a kernel.
+kernel for GPUs shares one softmax everywhere, which tensors without data do not get to see.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 
@@ -26,8 +24,15 @@ from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.convert.i2vgen import injection_sites
 from anyv2v.editor import Defaults, Editor
-from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource, Taps
-from anyv2v.kernels import attention as attention_door
+from anyv2v.injection.taps import (
+    NO_TAPS,
+    Record,
+    Recorded,
+    Replay,
+    ShareSource,
+    Taps,
+    repeated,
+)
 from anyv2v.nn.blank import blank
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 
@@ -49,7 +54,6 @@ class Savings:
     projections: bool = True
     convolutions: bool = True
     context: bool = True
-    leaving: bool = True
     prefix: bool = True
     softmax: bool = True
 
@@ -60,7 +64,6 @@ WORDS = {
     "projections": "query and key of sites projected for the source alone",
     "convolutions": "convolutions before an injected feature for the source alone",
     "context": "what no timestep changes, keys and values of the context too, once a run",
-    "leaving": "the source leaves at the last site",
     "prefix": "negative and edit as one until the first cross-attention",
     "softmax": "one softmax for branches that share query and key",
 }
@@ -69,36 +72,19 @@ WORDS = {
 class Sharing(ShareSource):
     """Shares the source's features, with some of the savings of that left out."""
 
-    def __init__(self, sites, branches: int, last: str | None, savings: Savings):
-        super().__init__(sites, branches, last if savings.leaving else None)
+    def __init__(self, sites, branches: int, savings: Savings):
+        super().__init__(sites, branches)
         self.savings = savings
 
-    def residual(self, site, branch, x, time):
-        if self.savings.convolutions or site not in self.sites:
-            return super().residual(site, branch, x, time)
-        return self.leaving(site, self.hidden(site, branch(x, time)))
-
-    def project(self, site, layer, x, key):
-        if site not in self.sites:
-            return super().project(site, layer, x, key)
-        if self.savings.projections:
-            by = super().project(site, layer, x, key)
-        else:
-            by = self.qk(site, *layer.project(x, key))
-        if self.savings.softmax:
-            return by
-        # each branch that is left attends by a copy of its own
-        return tuple(torch.cat([y] * (self.branches - (site == self.last))) for y in by)
-
-
-@contextmanager
-def one_softmax() -> Iterator[None]:
-    """Inside, attention is counted as by a kernel that shares its softmax among all values."""
-    before, attention_door._WANTED = attention_door._WANTED, "reference"
-    try:
-        yield
-    finally:
-        attention_door._WANTED = before
+    def feature(self, site, feature):
+        saves = self.savings.convolutions if ".res." in site else self.savings.projections
+        tensors = feature.compute(self.branches if saves else 1)
+        one = feature.rows // self.branches
+        tensors = [x[:one] if i < 2 else x for i, x in enumerate(tensors)]
+        if not self.savings.softmax:
+            # each branch attends by a copy of its own
+            tensors = [repeated(x, feature.rows) for x in tensors]
+        return tuple(tensors)
 
 
 def published_size() -> Editor:
@@ -150,10 +136,8 @@ class Counted:
 
         encode = count(lambda: vae.encode(self.empty(1, 3, size, size))).flops
         decode = count(lambda: vae.decode(self.empty(1, channels, side, side))).flops
-        # autoencoder and conditions of a whole edit, which needs those of the source twice, and of
-        # the next one
+        # autoencoder and conditions of a whole edit, which needs those of the source twice
         self.beside = 4 * told.flops + (frames + 1) * encode + frames * decode
-        self.beside_next = 3 * told.flops + encode + frames * decode
 
     def forward(self, rows: list[int], taps: Taps = NO_TAPS) -> int:
         stacked = self.conditions[0].stack(self.conditions * len(rows), rows)
@@ -172,8 +156,7 @@ class Counted:
             source = bool(sites) or not savings.no_source
             rows = [0, 1, 1] if source else [0, 0]
             rows = rows if savings.prefix else list(range(len(rows)))
-            last = max(sites, key=self.backbone.sites.index, default=None)
-            taps = Sharing(sites, len(rows), last, savings) if source else NO_TAPS
+            taps = Sharing(sites, len(rows), savings) if source else NO_TAPS
             again = 0 if savings.context else len(rows) * self.told_each_time
             total += n * (self.forward(rows, taps) + again)
         return total

@@ -96,11 +96,11 @@ class Watched:
 
     def _predict(self, latents: Tensor, t: int, conditions: Any, taps: Taps = NO_TAPS) -> Tensor:
         sites = None if taps.sites is None else frozenset(taps.sites)
-        form = getattr(taps, "compact", None), getattr(taps, "last", None)
+        form = (getattr(taps, "compact", None),)
         # a replay's cost depends on the form of what was kept
         kept = getattr(taps, "kept", {}) if isinstance(taps, anyv2v.Replay) else {}
         form += tuple(sorted((site, len(parts)) for site, parts in kept.items()))
-        rows = len(conditions.rows)
+        rows = len(conditions.samples)
         kind = "predict", rows, tuple(latents.shape), type(taps).__name__, sites, form
         return self._seen(kind, self._networks[0].predict, latents, t, conditions, taps)
 

@@ -188,7 +188,6 @@ def ways_of_steps(inputs: Inputs) -> dict[str, dict[str, Callable[[], Tensor]]]:
     of_edit = unet.condition(
         inputs.text[2:], inputs.embedding[1:2], inputs.image[1:2], inputs.fps[:1]
     )
-    last = max(sites, key=unet.sites.index)
     x, z, stack = inputs.latents[:1], inputs.latents[1:2], type(source).stack
 
     def way(rows: list[int], told: list, latents: list[Tensor], taps=NO_TAPS) -> Callable:
@@ -203,8 +202,8 @@ def ways_of_steps(inputs: Inputs) -> dict[str, dict[str, Callable[[], Tensor]]]:
 
     everyone = [source, plain, of_edit]
     replays = {compact: recorded(compact) for compact in (True, False)}
-    apart = Sharing(sites, 3, None, NOTHING)
-    along = ShareSource(sites, 3, last)
+    apart = Sharing(sites, 3, NOTHING)
+    along = ShareSource(sites, 3)
     return {
         "step that injects": {
             "every branch by itself": way([0, 1, 2], everyone, [x, z, z], apart),

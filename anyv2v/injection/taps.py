@@ -1,148 +1,207 @@
-"""Record and replay of features. Knows names and tensors; knows no network."""
+"""Hooks at the named sites of a network: what sees, keeps and replaces features.
+
+Knows names and tensors; knows no network. A network comes to a site twice: with what it is about
+to compute there (`Taps.feature`), and after an attention with its result (`Taps.output`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from anyv2v import checks
-from anyv2v.errors import InputError
+
+Kept = Mapping[str, tuple[Tensor, ...]]
+"""Site -> what `Record` kept there."""
 
 
-class Projections(Protocol):
-    """What an attention layer lets taps do with it."""
+class Feature(Protocol):
+    """What a network is about to compute at a site.
 
-    def project(self, x: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Query and key of x; the key of a context is known already."""
+    The tensors are one, h, of a residual branch, and three, query, key and value, of an attention.
+    Branches are outermost in the rows of each. A tensor with fewer rows than `rows` is shared: all
+    branches use it.
+    """
 
-    def compact(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-        """The least from which the layer can do without projecting x again."""
+    @property
+    def rows(self) -> int:
+        """How many rows all branches together have here."""
+
+    def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
+        """(h,), or (q, k, v).
+
+        With more than one of `branches`, as many of which the rows are, h or q and k are computed
+        of the first alone; v is always of all. ValueError: rows that are not whole branches.
+        """
+
+    def keep(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
+        """What `restore` needs to put computed tensors back; `compact`: the least of that.
+
+        h; q and k. Compact: the input of a spatial attention, the probabilities of a temporal one.
+        """
 
     def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What the layer attends by, from query and key or from what `compact` gave."""
+        """As `compute`, from what was kept, which is not computed again; v is.
+
+        In place of q and k it may give what the layer makes of them: (probabilities, v).
+        """
 
 
 class Taps:
-    """Is shown a feature at each named site of a network and says what goes on from there.
+    """Called at the named sites of a network with its features; what it returns is used instead.
 
-    Dim 0 of every feature starts with the branch: rows lie as (branch, rest). This class changes
-    nothing; subclass it to read or to change features, and pass the object to `predict`.
-    `hidden` and `qk` see what was computed; the methods after them decide what is.
+    This class changes nothing. Subclass it, override one of `hidden`, `qk`, `qkv` and `output`, and
+    pass an object to `predict` or to a run. Dim 0 of every tensor starts with the branch: rows lie
+    as (branch, rest), and in an edit the source is the first of the branches. An object serves one
+    run at a time.
     """
 
     sites: frozenset[str] | None = None
-    """Where it does anything; None: perhaps everywhere."""
+    """Where it is called; None: everywhere."""
+    step: int = -1
+    """Index of the step that is predicted; a run sets it, and the next two, before each one."""
+    steps: int = 0
+    """How many steps the schedule has."""
+    branches: int = 1
+    """How many branches the rows are of, the source included."""
+
+    def active(self, step: int, steps: int) -> bool:
+        """Whether it wants to be called in a step of `steps`: asked while a run is planned.
+
+        In an active step of an edit the source is in the batch, [source, branch, branch, ...]. In
+        other steps nothing of this object is called.
+        """
+        return True
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
-        """A residual feature h (g b f, h, w, c); gives back the same shape."""
+        """Residual feature h (g b f, h, w, c) before the block's input is added: same shape."""
         return h
 
     def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Query and key of an attention, after their projections.
+        """Query and key of an attention, after their projections: same shapes.
 
         Spatial: (g b f, h w, heads, d). Temporal: (g b, f, h w, heads, d). Cross: q
-        (g b, f h w, heads, d), k (g b, m, heads, d). May give back fewer rows than it got, a
-        divisor of them: groups of that many rows of values then share them.
+        (g b, f h w, heads, d), k (g b, m, heads, d). Both may come back with fewer rows, a divisor
+        of those they had: groups of that many rows of values then share them.
         """
         return q, k
 
-    def looks_at(self, site: str | None) -> bool:
-        """Whether `residual` has to be asked at a site.
+    def qkv(self, site: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of an attention: same shapes; v has the shape of k."""
+        return *self.qk(site, q, k), v
 
-        Elsewhere the residual feature need not exist by itself: a bias may be added in its sum with
-        the input. Only who promises by a `signature` to do nothing outside `sites` is not asked.
+    def output(self, site: str, y: Tensor) -> Tensor:
+        """Result of an attention after its output projection, before it is added: same shape.
+
+        Spatial (g b f, h w, c), temporal (g b, f, h w, c), cross (g b, f h w, c).
         """
-        return self.sites is None or site in self.sites or self.signature() is None
+        return y
 
-    def residual(
-        self,
-        site: str | None,
-        branch: Callable[[Tensor, Tensor | None], Tensor],
-        x: Tensor,
-        time: Tensor | None,
-    ) -> Tensor:
-        """The residual feature of x (g b f, h, w, c), time (g b, t): branch(x, time), tapped."""
-        return self.hidden(site, branch(x, time))
+    def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
+        """The tensors to go on with at a site: (h,), or (q, k, v). Computes and calls the others.
 
-    def project(
-        self, site: str | None, layer: Projections, x: Tensor, key: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """What the layer attends by: query and key of x, tapped, or its probabilities."""
-        return self.qk(site, *layer.project(x, key))
+        Override it to decide what is computed at all.
+        """
+        tensors = feature.compute()
+        if len(tensors) == 1:
+            return (self.hidden(site, *tensors),)
+        return self.qkv(site, *tensors)
 
-    def leaving(self, site: str | None, x: Tensor) -> Tensor:
-        """The rows of x that are still needed after a site: the last ones."""
-        return x
+    def source(self, x: Tensor) -> Tensor:
+        """The source's rows of x (g rest, ...), repeated for every branch: the shape of x."""
+        return torch.cat([x[: rows_of_one(x, self.branches)]] * self.branches)
+
+
+def calls(taps: Taps, site: str | None) -> bool:
+    """Whether taps are called at a site; a block that has none calls no taps.
+
+    Where not, a residual feature need not exist by itself: its bias may be added in a later sum.
+    """
+    return site is not None and (taps.sites is None or site in taps.sites)
+
+
+def rows_of_one(x: Tensor, branches: int) -> int:
+    """How many rows of x (g rest, ...) each of so many branches has. ValueError: not whole ones."""
+    if x.shape[0] % branches:
+        raise ValueError(f"{x.shape[0]} rows are not {branches} branches")
+    return x.shape[0] // branches
+
+
+def repeated(x: Tensor, rows: int) -> Tensor:
+    """x (r, ...) as often as `rows` needs it, (rows, ...). ValueError: r does not divide `rows`."""
+    times, rest = divmod(rows, x.shape[0])
+    if rest or not times:
+        raise ValueError(f"{x.shape[0]} rows of a feature cannot be shared by {rows}")
+    return x if times == 1 else torch.cat([x] * times)
+
+
+class Captured(Taps):
+    """Taps whose passes may be captured in a CUDA graph, and are not called when it is replayed.
+
+    So an object promises that all with the same `signature` do the same operations, and nothing
+    besides. A subclass has to promise for itself: what it overrides, an inherited signature does
+    not know of.
+    """
 
     def signature(self) -> Hashable | None:
-        """What all taps have in common that a pass of the network, captured once, may serve.
+        """What passes have in common that one captured pass may serve. None: none may."""
+        return None
 
-        None: every pass calls these. Whoever returns anything else promises that taps with the same
-        signature do the same operations on what they are shown, and nothing besides: they are not
-        called when the pass is replayed. A subclass has to promise for itself.
-        """
-        return (self.sites,) if type(self) is Taps else None
+    def reads(self) -> Kept:
+        """The tensors that a pass reads."""
+        return {}
+
+    def leaves(self) -> dict[str, tuple[Tensor, ...]]:
+        """The tensors that a pass has left."""
+        return {}
+
+    def reading(self, kept: Kept) -> Captured:
+        """The same taps with nothing left yet, reading other tensors of the same shapes."""
+        return self
 
     def __init_subclass__(cls):
         if "signature" not in vars(cls):
-            cls.signature = Taps.signature
+            cls.signature = Captured.signature
 
 
-NO_TAPS = Taps()
-NO_TAPS.sites = frozenset()
-
-
-class ShareSource(Taps):
-    """Rows are [source, branch, branch, ...]: at `sites` every branch uses the source's features.
-
-    The paper's injection (arXiv 2403.14468, section 4.2), with the source in the batch. Only the
-    source's features are computed there.
-    """
-
-    def __init__(self, sites: Iterable[str], branches: int, last: str | None = None):
-        """`branches` counts the source too. After the site `last` the source's rows leave."""
-        self.sites: frozenset[str] = checks.names("sites", sites)
-        self.branches, self.last = checks.whole("branches", branches), last
-        if last is not None and checks.text("last", last) not in self.sites:
-            raise InputError(f"last: {checks.shown(last)} is none of the sites")
-
-    def hidden(self, site: str, h: Tensor) -> Tensor:
-        return torch.cat([self._source(h)] * self.branches) if site in self.sites else h
-
-    def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return (self._source(q), self._source(k)) if site in self.sites else (q, k)
-
-    def residual(self, site, branch, x, time):
-        if site not in self.sites:
-            return super().residual(site, branch, x, time)
-        source = branch(self._source(x), None if time is None else self._source(time))
-        return torch.cat([source] * (self.branches - (site == self.last)))
-
-    def project(self, site, layer, x, key):
-        if site not in self.sites:
-            return super().project(site, layer, x, key)
-        return layer.project(self._source(x), None if key is None else self._source(key))
-
-    def leaving(self, site, x):
-        return x[len(self._source(x)) :] if site is not None and site == self.last else x
+class _Nothing(Captured):
+    sites = frozenset()
 
     def signature(self):
-        return "share", self.sites, self.branches, self.last
+        return "nothing"
 
-    def _source(self, x: Tensor) -> Tensor:
-        if x.shape[0] % self.branches:
-            raise ValueError(f"{x.shape[0]} rows are not {self.branches} branches")
-        return x[: x.shape[0] // self.branches]
+
+NO_TAPS = _Nothing()
+
+
+class ShareSource(Captured):
+    """Rows are [source, branch, branch, ...]: at `sites` every branch uses the source's features.
+
+    The paper's injection (arXiv 2403.14468, section 4.2), with the source in the batch. Residual
+    features, queries and keys are computed of the source alone.
+    """
+
+    def __init__(self, sites: Iterable[str], branches: int):
+        """`branches` counts the source too."""
+        self.sites = checks.names("sites", sites)
+        self.branches = checks.whole("branches", branches)
+
+    def feature(self, site, feature):
+        return feature.compute(self.branches)
+
+    def signature(self):
+        return "share", self.sites, self.branches
 
 
 class Recorded(Exception):
     """Everything that was to be recorded is; the rest of the forward pass is not needed."""
 
 
-class Record(Taps):
+class Record(Captured):
     """Rows are the source alone: keeps what passes at `sites`, in `kept`.
 
     `compact` keeps less, from which the same is made again: the input of a spatial attention, the
@@ -150,67 +209,100 @@ class Record(Taps):
     """
 
     def __init__(self, sites: Iterable[str], compact: bool = False, stop: bool = False):
-        self.sites: frozenset[str] = checks.names("sites", sites)
+        self.sites = checks.names("sites", sites)
         self.compact, self.stop = checks.flag("compact", compact), checks.flag("stop", stop)
         self.kept: dict[str, tuple[Tensor, ...]] = {}
 
-    def hidden(self, site: str, h: Tensor) -> Tensor:
-        self._keep(site, lambda: (h,))
-        return h
-
-    def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        self._keep(site, lambda: (q, k))
-        return q, k
-
-    def project(self, site, layer, x, key):
-        q, k = layer.project(x, key)
-        self._keep(site, lambda: layer.compact(x, q, k) if self.compact else (q, k))
-        return q, k
+    def feature(self, site, feature):
+        tensors = feature.compute()
+        self.kept[site] = feature.keep(tensors, self.compact)
+        if self.stop and len(self.kept) == len(self.sites):
+            raise Recorded
+        return tensors
 
     def signature(self):
         return "record", self.sites, self.compact, self.stop
 
-    def _keep(self, site: str | None, make: Callable[[], tuple[Tensor, ...]]) -> None:
-        if site in self.sites:
-            self.kept[site] = make()
-            if self.stop and len(self.kept) == len(self.sites):
-                raise Recorded
+    def leaves(self):
+        return self.kept
+
+    def reading(self, kept):
+        return Record(self.sites, self.compact, self.stop)
 
 
-class Replay(Taps):
+class Replay(Captured):
     """Rows are branches without the source: puts back what a `Record` kept.
 
     Features that were kept are not computed.
     """
 
-    def __init__(self, kept: Mapping[str, tuple[Tensor, ...]]):
+    def __init__(self, kept: Kept):
         checks.kind("kept", kept, Mapping, "a mapping of sites to what `Record` kept")
         self.kept, self.sites = kept, frozenset(kept)
 
-    def hidden(self, site: str, h: Tensor) -> Tensor:
-        return _spread(self.kept[site][0], h) if site in self.kept else h
-
-    def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        return self.kept[site] if site in self.kept else (q, k)
-
-    def residual(self, site, branch, x, time):
-        if site not in self.kept:
-            return super().residual(site, branch, x, time)
-        return _spread(self.kept[site][0], x)
-
-    def project(self, site, layer, x, key):
-        if site not in self.kept:
-            return super().project(site, layer, x, key)
-        return layer.restore(self.kept[site])
+    def feature(self, site, feature):
+        return feature.restore(self.kept[site])
 
     def signature(self):
         kept = self.kept.items()
         return "replay", frozenset((s, tuple((x.shape, x.dtype) for x in xs)) for s, xs in kept)
 
+    def reads(self):
+        return self.kept
 
-def _spread(source: Tensor, like: Tensor) -> Tensor:
-    """The source's rows, once for every branch in (g b f, h, w, any c)."""
-    branches, rest = divmod(like.shape[0], source.shape[0])
-    if rest or source.shape[1:-1] != like.shape[1:-1]:
-        raise ValueError(f"features {tuple(source.shape)} do not fit {tuple(like.shape)}")
-    return torch.cat([source] * branches)
+    def reading(self, kept):
+        return Replay(kept)
+
+
+class Chain(Taps):
+    """One after the other: an injection's own taps, then a caller's.
+
+    The second are given the features as the first left them, and of all rows: what branches share
+    is repeated for each. Probabilities that the first puts back are no feature, so it must not be a
+    `Replay` of compact ones.
+    """
+
+    def __init__(self, first: Taps, then: Taps):
+        self.first, self.then = first, then
+        both = first.sites, then.sites
+        self.sites = None if None in both else frozenset().union(*both)
+
+    def feature(self, site, feature):
+        if not calls(self.first, site):
+            return self.then.feature(site, feature)
+        tensors = self.first.feature(site, feature)
+        if not calls(self.then, site):
+            return tensors
+        return self.then.feature(site, _Left(tensors, feature))
+
+    def output(self, site, y):
+        for taps in (self.first, self.then):
+            y = taps.output(site, y) if calls(taps, site) else y
+        return y
+
+
+@dataclass(frozen=True)
+class _Left:
+    """A `Feature` whose tensors are what other taps left."""
+
+    tensors: tuple[Tensor, ...]
+    feature: Feature
+
+    @property
+    def rows(self) -> int:
+        return self.feature.rows
+
+    def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
+        tensors = [repeated(x, self.rows) for x in self.tensors]
+        one = rows_of_one(tensors[0], branches)
+        # v, the third, stays that of all branches
+        return tuple(x[:one] if i < 2 else x for i, x in enumerate(tensors))
+
+    def keep(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
+        # the compact form is made of the layer's input, which knows nothing of other taps
+        return self.feature.keep(tensors, compact=False)
+
+    def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        restored = self.feature.restore(kept)
+        # values as the other taps left them
+        return restored if len(restored) == 1 else (*restored[:-1], self.tensors[-1])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from anyv2v.injection.taps import Taps
+from anyv2v.injection.taps import Taps, calls, repeated, rows_of_one
 from anyv2v.kernels.group_norm_silu import group_norm_silu
 from anyv2v.kernels.residual_sum import residual_sum
 
@@ -66,29 +68,56 @@ class ResnetBlock(nn.Module):
         self.conv2 = Conv2d(width, width, 3, padding=1)
         self.shortcut = Conv2d(width_in, width, 1) if width_in != width else None
 
-    def forward(self, x: Tensor, time: Tensor | None = None, *, taps: Taps) -> Tensor:
-        """x (g b f, h, w, c), time (g b, t) or None -> (g b f, h, w, c').
-
-        Fewer rows where taps let the first of them leave.
-        """
-        if taps.looks_at(self.site):
-            h, bias = taps.residual(self.site, self.residual, x, time), None
+    def forward(self, x: Tensor, emb: Tensor | None = None, *, taps: Taps) -> Tensor:
+        """x (g b f, h, w, c), embedding of the time (g b, t) or None -> (g b f, h, w, c')."""
+        if calls(taps, self.site):
+            (h,) = taps.feature(self.site, ResidualFeature(self, x, emb))
+            h, bias = repeated(h, len(x)), None
         else:
-            h, bias = self.conv2.before_bias(self._before_last(x, time))
-        x = taps.leaving(self.site, x)
+            # nobody sees the residual by itself: its bias is added in the sum below
+            h, bias = self.conv2.before_bias(self._before_last(x, emb))
         if self.shortcut is not None:
             x, more = self.shortcut.before_bias(x)
             bias = _sum(bias, more)
         return h + x if bias is None else residual_sum(x, h, bias)
 
-    def residual(self, x: Tensor, time: Tensor | None) -> Tensor:
-        return self.conv2(self._before_last(x, time))
+    def residual(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        """What the input is added to, (g b f, h, w, c')."""
+        return self.conv2(self._before_last(x, emb))
 
-    def _before_last(self, x: Tensor, time: Tensor | None) -> Tensor:
+    def _before_last(self, x: Tensor, emb: Tensor | None) -> Tensor:
         h, bias = self.conv1.before_bias(self.norm1(x, silu=True))
         # every frame of a branch gets the same shift
-        shift = None if time is None else self.time(F.silu(time))
+        shift = None if emb is None else self.time(F.silu(emb))
         return self.norm2(h, silu=True, shift=_sum(shift, None if bias is None else bias[None]))
+
+
+@dataclass(frozen=True)
+class ResidualFeature:
+    """The residual branch of a resnet, as taps are given it: a `taps.Feature`."""
+
+    block: ResnetBlock
+    x: Tensor
+    """(g b f, h, w, c)."""
+    emb: Tensor | None
+    """(g b, t)."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.x)
+
+    def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
+        emb = None if self.emb is None else self.emb[: rows_of_one(self.emb, branches)]
+        return (self.block.residual(self.x[: rows_of_one(self.x, branches)], emb),)
+
+    def keep(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
+        return tensors
+
+    def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (h,) = kept
+        if h.shape[1:-1] != self.x.shape[1:-1]:
+            raise ValueError(f"features {tuple(h.shape)} do not fit {tuple(self.x.shape)}")
+        return kept
 
 
 class TemporalConv(nn.Module):

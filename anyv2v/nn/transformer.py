@@ -11,7 +11,7 @@ from anyv2v.kernels.layer_norm import add_layer_norm, layer_norm
 from anyv2v.nn.attention import Attention, TemporalAttention
 from anyv2v.nn.linear import Linear
 from anyv2v.nn.resnet import GroupNorm
-from anyv2v.nn.steering import Steering, rest
+from anyv2v.nn.steering import Steering
 
 
 class GegluFeedForward(nn.Module):
@@ -35,13 +35,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 class AddNorm(nn.LayerNorm):
-    """The sum of a block so far and a branch of it, and that sum normalised for the next one.
-
-    Of the rows that the branch still has.
-    """
+    """The sum of a block so far and a branch of it, and that sum normalised for the next one."""
 
     def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        return add_layer_norm(rest(x, branch), branch, self.weight, self.bias, self.eps)
+        return add_layer_norm(x, branch, self.weight, self.bias, self.eps)
 
 
 class SpatialBlock(nn.Module):
@@ -57,14 +54,19 @@ class SpatialBlock(nn.Module):
         self.ff = GegluFeedForward(width)
 
     def forward(self, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
-        """x (g b f, h w, c) -> the same shape, in other rows if they are spread or leave."""
-        x, y = self.norm2(x, self.self(self.norm1(x), taps=taps))
-        x, y = steering.spread(x), steering.spread(y)
+        """x (g b f, h w, c) -> the same shape."""
+        return self.after_self(*self.until_self(x, taps=taps), steering, taps=taps)
+
+    def until_self(self, x: Tensor, *, taps: Taps) -> tuple[Tensor, Tensor]:
+        """The part that depends on neither time nor context: the sum so far, and its norm."""
+        return self.norm2(x, self.self(self.norm1(x), taps=taps))
+
+    def after_self(self, x: Tensor, y: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
+        """The rest, of the two that `until_self` gave."""
         # the context is the same for all frames of a branch, so they are one long row of queries
         queries = rearrange(y, "(b f) n c -> b (f n) c", f=steering.frames)
-        context = steering.context_of(self.cross.site, x)
-        branch = self.cross(queries, context, taps=taps)
-        x, y = self.norm3(x, branch.reshape(-1, *x.shape[1:]))
+        branch = self.cross(queries, steering.context[self.cross.site], taps=taps)
+        x, y = self.norm3(x, branch.reshape(x.shape))
         return x + self.ff(y)
 
 
@@ -81,7 +83,7 @@ class TemporalBlock(nn.Module):
         self.ff = GegluFeedForward(width)
 
     def forward(self, x: Tensor, *, taps: Taps) -> Tensor:
-        """x (g b, f, h w, c) -> the same shape, with fewer rows if some leave."""
+        """x (g b, f, h w, c) -> the same shape."""
         x, y = self.norm2(x, self.self(self.norm1(x), taps=taps))
         x, y = self.norm3(x, self.self2(y, taps=taps))
         return x + self.ff(y)
@@ -101,11 +103,16 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Linear(inner, width)
 
     def forward(self, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
-        """x (g b f, h, w, c) -> the same shape, in other rows if they are spread or leave."""
-        tokens = self.proj_in(self.norm(x).flatten(1, 2))
-        tokens = self.block(tokens, steering, taps=taps)
-        out = self.proj_out(tokens).reshape(-1, *x.shape[1:])
-        return rest(steering.spread(x), out) + out
+        """x (g b f, h, w, c) -> the same shape."""
+        return self.add_to(x, self.block(self.tokens(x), steering, taps=taps))
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """What the block is given: (g b f, h w, c')."""
+        return self.proj_in(self.norm(x).flatten(1, 2))
+
+    def add_to(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """The input, and what the block made of its tokens."""
+        return x + self.proj_out(tokens).reshape(x.shape)
 
 
 class TemporalTransformer(nn.Module):
@@ -123,8 +130,7 @@ class TemporalTransformer(nn.Module):
         self.proj_out = Linear(inner, width)
 
     def forward(self, x: Tensor, frames: int, *, taps: Taps) -> Tensor:
-        """x (g b f, h, w, c) -> the same shape, with fewer rows if some leave."""
+        """x (g b f, h, w, c) -> the same shape."""
         tokens = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames)
         tokens = self.block(self.proj_in(self.norm(tokens)), taps=taps)
-        out = self.proj_out(tokens).reshape(-1, *x.shape[1:])
-        return rest(x, out) + out
+        return x + self.proj_out(tokens).reshape(x.shape)

@@ -206,8 +206,6 @@ def test_sites_that_there_are_not(editor, source):
     ):
         with pytest.raises(InputError, match="site|kept"):
             make()
-    with pytest.raises(InputError, match="last: 'x'"):
-        ShareSource([SITE], 2, "x")
 
 
 def test_a_video_may_be_an_array_or_a_path(editor, source, tmp_path):
@@ -327,7 +325,6 @@ def test_more_arguments_are_named(editor, source, tmp_path):
             latents, torch.zeros(3), conditions
         ),
         "latents: .* conditions": lambda: editor.predict(latents[..., 1:], 1, conditions),
-        r"last: \['x'\]": lambda: ShareSource([SITE], 2, last=["x"]),
         "dtype: array": lambda: anyv2v.load("demo", dtype=np.array("x")),
         "steps: -1": lambda: anyv2v.Progress(quiet=True)("a", -1),
         "defaults: None": lambda: anyv2v.Editor(editor.backbone, editor.vae, None),

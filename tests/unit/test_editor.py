@@ -189,7 +189,7 @@ def asked(editor, monkeypatch):
     calls, predict = [], editor.predict
 
     def look(latents, t, conditions, taps=anyv2v.NO_TAPS):
-        calls.append((len(conditions.rows), type(taps), taps.sites))
+        calls.append((len(conditions.samples), type(taps), taps.sites))
         return predict(latents, t, conditions, taps)
 
     monkeypatch.setattr(editor, "predict", look)

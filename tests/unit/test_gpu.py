@@ -41,10 +41,9 @@ def predictions(editor):
     channels = editor.vae.config.latent_channels
     latents = torch.randn(2, channels, frames, size[1] // s, size[0] // s, generator=generator)
     every = frozenset().union(*editor.backbone.groups.values())
-    last = max(every, key=editor.backbone.sites.index)
     found = {
         "plain": editor.predict(latents[1:], 901, two, NO_TAPS),
-        "shared": editor.predict(latents, 901, three, ShareSource(every, 3, last)),
+        "shared": editor.predict(latents, 901, three, ShareSource(every, 3)),
     }
     for compact in (False, True):
         record = Record(every, compact, stop=True)

@@ -10,18 +10,40 @@ import anyv2v
 from anyv2v import NO_TAPS, InputError
 from anyv2v.backbones.base import Branches
 from anyv2v.injection.plan import Group
+from anyv2v.injection.taps import calls
 from tests import golden
 
 
 @dataclass(frozen=True)
 class Conditions:
     shift: Tensor
-    rows: tuple[int, ...] = (0,)
+    samples: tuple[int, ...] = (0,)
 
     @staticmethod
-    def stack(branches, rows=None):
-        rows = range(len(branches)) if rows is None else rows
-        return Conditions(torch.cat([b.shift for b in branches]), tuple(rows))
+    def stack(branches, samples=None):
+        samples = range(len(branches)) if samples is None else samples
+        return Conditions(torch.cat([b.shift for b in branches]), tuple(samples))
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What `Toy` attends by: queries that are their own keys and values."""
+
+    x: Tensor
+
+    @property
+    def rows(self):
+        return len(self.x)
+
+    def compute(self, branches=1):
+        shared = self.x[: self.rows // branches]
+        return shared, shared, self.x
+
+    def keep(self, tensors, compact):
+        return tensors[:2]
+
+    def restore(self, kept):
+        return *kept, self.x
 
 
 class Toy(nn.Module):
@@ -49,9 +71,10 @@ class Toy(nn.Module):
         return 0
 
     def predict(self, latents, t, conditions, taps=NO_TAPS):
-        latents = latents[list(conditions.rows)]
-        q = latents.flatten(2).transpose(1, 2)[:, :, None]
-        q, k = taps.qk("mix.cross", q, q)
+        latents = latents[list(conditions.samples)]
+        mixing = Mixing(latents.flatten(2).transpose(1, 2)[:, :, None])
+        at_site = calls(taps, "mix.cross")
+        q, k, v = taps.feature("mix.cross", mixing) if at_site else mixing.compute()
         mixed = q.tanh().repeat(latents.shape[0] // q.shape[0], 1, 1, 1)
         mixed = mixed[:, :, 0].transpose(1, 2).unflatten(2, latents.shape[2:])
         return 0.1 * mixed + 0.01 * conditions.shift.view(-1, 1, 1, 1, 1)

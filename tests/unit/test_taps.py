@@ -106,19 +106,19 @@ def every_default_site(editor):
 
 def test_injected_features_equal_the_original(editor, stacked):
     """Query and key of the source at every site, the residual feature before and after."""
-    before, share = {}, ShareSource(every_default_site(editor), 3)
+    before = {}
 
-    class Look(Taps):
+    class Look(Plainly):
         def hidden(self, site, h):
             before[site] = h
-            before[site + " after"] = share.hidden(site, h)
+            before[site + " after"] = self.source(h)
             return before[site + " after"]
 
         def qk(self, site, q, k):
-            before[site] = share.qk(site, q, k)
+            before[site] = super().qk(site, q, k)
             return before[site]
 
-    out = editor.predict(SITES["unet_in"], 901, stacked, Look())
+    out = editor.predict(SITES["unet_in"], 901, stacked, Look(every_default_site(editor), 3))
     assert golden.relative_error(out, SITES["unet_out"]) < 1e-5
     for when, theirs in (("up.1.res.1", "before"), ("up.1.res.1 after", "after")):
         truth = SITES[f"up_blocks.1.resnets.1.conv2.{theirs}"]
@@ -174,11 +174,6 @@ def test_every_saving_equals_the_plain_way(editor, stacked, groups, branches, co
 
     together = ShareSource(sites, 1 + branches)
     assert golden.relative_error(editor.predict(x, 901, c, together)[1:], truth) < 1e-5
-    if sites:
-        last = max(sites, key=editor.backbone.sites.index)
-        left = editor.predict(x, 901, c, ShareSource(sites, 1 + branches, last))
-        assert len(left) == branches
-        assert golden.relative_error(left, truth) < 1e-5
 
     record = Record(sites, compact, stop=bool(sites))
     with suppress(Recorded):
@@ -193,13 +188,14 @@ class Plainly(Taps):
     """Sharing as the original does it, on features that were computed for all rows."""
 
     def __init__(self, sites, branches):
-        self.share = ShareSource(sites, branches)
+        self.sites, self.branches = frozenset(sites), branches
 
     def hidden(self, site, h):
-        return self.share.hidden(site, h)
+        return self.source(h)
 
     def qk(self, site, q, k):
-        return self.share.qk(site, q, k)
+        # fewer rows than branches need are shared by all
+        return q[: len(q) // self.branches], k[: len(k) // self.branches]
 
 
 def cost(editor, x, c, taps=NO_TAPS) -> int:
@@ -261,17 +257,6 @@ def test_keys_and_values_of_the_context_are_computed_once(editor, stacked):
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@pytest.mark.parametrize("last", ["up.1.res.1", "up.2.spatial.1.block.self", "mid.res.0"])
-def test_the_source_leaves_at_the_last_site(editor, stacked, last):
-    """What is saved is what a pass of the source alone has left to do there."""
-    x, one = SITES["unet_in"], slice(0, 1)
-    alone = cost(editor, x[one], rows(stacked, one))
-    until = cost(editor, x[one], rows(stacked, one), Record({last}, stop=True))
-    stays = cost(editor, x, stacked, ShareSource({last}, 3))
-    leaves = cost(editor, x, stacked, ShareSource({last}, 3, last))
-    assert stays - leaves == alone - until > 0
 
 
 def test_branches_are_one_until_they_read_their_contexts(editor, stacked):

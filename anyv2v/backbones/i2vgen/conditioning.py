@@ -22,10 +22,10 @@ from anyv2v.nn.embeddings import mlp, sinusoids
 
 @dataclass(frozen=True)
 class Conditions:
-    """What g branches are steered by.
+    """What g branches of n samples are steered by.
 
-    Branches that start from the same latents and the same first frame share one of n rows: they
-    differ only in their context, and what is equal is computed once.
+    A sample is latents with a first frame. Its branches differ only in their context, so what is
+    equal for them is kept, and computed, once.
     """
 
     context: Mapping[str, tuple[Tensor, Tensor]]
@@ -34,18 +34,18 @@ class Conditions:
     """(n, c, f, h, w): channels that stand beside the sample's."""
     fps: Tensor
     """(n, t): embedding of the frame rate, added to that of the timestep."""
-    rows: Tensor
-    """(g,) int64: which of the n rows each branch shares."""
+    samples: Tensor
+    """(g,) int64: which of the n samples each is a branch of."""
 
     @staticmethod
-    def stack(branches: Sequence[Conditions], rows: Sequence[int] | None = None) -> Conditions:
-        """Of single branches, in order; those with the same number in `rows` share a row.
+    def stack(branches: Sequence[Conditions], samples: Sequence[int] | None = None) -> Conditions:
+        """Of single branches, in order; `samples`: which of the latents each is a branch of.
 
-        They must have been made of the same first frame. The numbers count from 0 in order of
-        appearance; left out, every branch has a row of its own.
+        They count from 0 in order of appearance, and branches of one sample must have been made of
+        the same first frame. Left out, every branch has latents of its own.
         """
-        rows = tuple(range(len(branches)) if rows is None else rows)
-        firsts = [branches[rows.index(row)] for row in range(len(set(rows)))]
+        samples = tuple(range(len(branches)) if samples is None else samples)
+        firsts = [branches[samples.index(sample)] for sample in range(len(set(samples)))]
         return Conditions(
             {
                 site: tuple(
@@ -57,13 +57,13 @@ class Conditions:
             torch.cat([b.latents for b in firsts]),
             torch.cat([b.fps for b in firsts]),
             # here, because copying it to a GPU would make every forward pass wait
-            torch.tensor(rows, device=firsts[0].latents.device),
+            torch.tensor(samples, device=firsts[0].latents.device),
         )
 
     def apart(self) -> Conditions:
-        """The same with a row for every branch."""
-        apart = torch.arange(len(self.rows), device=self.rows.device)
-        return Conditions(self.context, self.latents[self.rows], self.fps[self.rows], apart)
+        """The same with a sample for every branch."""
+        own = torch.arange(len(self.samples), device=self.samples.device)
+        return Conditions(self.context, self.latents[self.samples], self.fps[self.samples], own)
 
 
 class LatentsFeedForward(nn.Module):

@@ -17,8 +17,8 @@ def find_sites(network: nn.Module) -> tuple[str, ...]:
     I2VGen-XL has three kinds:
 
     - `up.1.res.1`: the residual branch of a resnet, after its second convolution;
-    - `up.1.spatial.1.block.self`, `.cross`: query and key within a frame, to the context;
-    - `up.1.temporal.1.block.self`, `.self2`: query and key along the frames.
+    - `up.1.spatial.1.block.self`, `.cross`: query, key and value within a frame, to the context;
+    - `up.1.temporal.1.block.self`, `.self2`: query, key and value along the frames.
     """
     blocks = network.named_modules()
     sites = {path: site for path, block in blocks if (site := getattr(block, "site", None))}

@@ -18,11 +18,11 @@ from anyv2v.nn.attention import Attention
 from anyv2v.nn.embeddings import mlp, sinusoids
 from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock, TemporalConv
 from anyv2v.nn.sampling import Downsample, Upsample
-from anyv2v.nn.steering import Steering, rest
+from anyv2v.nn.steering import Steering
 from anyv2v.nn.transformer import SpatialTransformer, TemporalTransformer
 
 FIRST_CROSS = "down.0.spatial.0.block.cross"
-"""Where branches that differ only in their context begin to differ."""
+"""Where the branches of one sample, which differ only in their context, begin to differ."""
 
 
 class Level(nn.Module):
@@ -62,15 +62,15 @@ class Level(nn.Module):
             for i in range(len(widths_in) if attends else 0)
         )
 
-    def convolve(self, i: int, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
-        x = self.res[i](x, steering.time_of(x), taps=taps)
-        return self.temporal_conv[i](x, steering.frames)
-
-    def attend(self, i: int, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
+    def layer(self, i: int, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
+        x = self.convolve(i, x, steering.emb, steering.frames, taps=taps)
         if not self.spatial:
             return x
         x = self.spatial[i](x, steering, taps=taps)
         return self.temporal[i](x, steering.frames, taps=taps)
+
+    def convolve(self, i: int, x: Tensor, emb: Tensor, frames: int, *, taps: Taps) -> Tensor:
+        return self.temporal_conv[i](self.res[i](x, emb, taps=taps), frames)
 
 
 class DownLevel(Level):
@@ -78,18 +78,11 @@ class DownLevel(Level):
         super().__init__(name, widths_in, width, attends, config)
         self.downsample = None if last else Downsample(width)
 
-    def forward(
-        self, x: Tensor, shared: Steering, steering: Steering, *, taps: Taps
-    ) -> list[Tensor]:
-        """The outputs of all layers and of the downsampler, which the way up takes as skips.
-
-        `shared`: what the first layer is told, where rows may still be shared.
-        """
+    def forward(self, x: Tensor, steering: Steering, *, taps: Taps, start: int = 0) -> list[Tensor]:
+        """Outputs of all layers from `start` on, and of the downsampler: skips for the way up."""
         outs = []
-        for i in range(len(self.res)):
-            told = steering if i else shared
-            x = self.convolve(i, x, told, taps=taps)
-            x = self.attend(i, x, told, taps=taps)
+        for i in range(start, len(self.res)):
+            x = self.layer(i, x, steering, taps=taps)
             outs.append(x)
         if self.downsample is not None:
             outs.append(self.downsample(x))
@@ -104,9 +97,8 @@ class MidLevel(Level):
         del self.spatial[1:], self.temporal[1:]
 
     def forward(self, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
-        x = self.convolve(0, x, steering, taps=taps)
-        x = self.attend(0, x, steering, taps=taps)
-        return self.convolve(1, x, steering, taps=taps)
+        x = self.layer(0, x, steering, taps=taps)
+        return self.convolve(1, x, steering.emb, steering.frames, taps=taps)
 
 
 class UpLevel(Level):
@@ -117,9 +109,8 @@ class UpLevel(Level):
     def forward(self, x: Tensor, skips: list[Tensor], steering: Steering, *, taps: Taps) -> Tensor:
         """Takes its skips from the end of the list."""
         for i in range(len(self.res)):
-            x = torch.cat([x, rest(skips.pop(), x)], dim=-1)
-            x = self.convolve(i, x, steering, taps=taps)
-            x = self.attend(i, x, steering, taps=taps)
+            x = torch.cat([x, skips.pop()], dim=-1)
+            x = self.layer(i, x, steering, taps=taps)
         if self.upsample is None:
             return x
         # the size of the next skip: not always double, since odd sizes were rounded up going down
@@ -179,34 +170,26 @@ class UNet(nn.Module):
     def forward(
         self, latents: Tensor, t: Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        """latents (n, c, f, h, w), t (n,) -> v (g, c, f, h, w).
+        """latents (n, c, f, h, w), t (n,) -> v (g, c, f, h, w) of g branches of those n samples.
 
-        The n rows are those of `conditions`, g its branches: as many, unless some share a row.
         Everything is in the network's dtype but t.
         """
-        shares = len(latents) < len(conditions.rows)
-        if shares and not self._may_share(taps):
-            latents, t = latents[conditions.rows], t[conditions.rows]
-            conditions, shares = conditions.apart(), False
+        if len(latents) < len(conditions.samples) and not self._may_share(taps):
+            latents, t = latents[conditions.samples], t[conditions.samples]
+            conditions = conditions.apart()
         frames = latents.shape[2]
-        time = self.time_embedding(sinusoids(t, self.config.widths[0]).to(latents.dtype))
-        time = time + conditions.fps
-        steering = shared = Steering(time, conditions.context, frames)
-        if shares:
-            by = conditions.rows
-            steering = Steering(time[by], conditions.context, frames)
-            shared = Steering(time, conditions.context, frames, spread_by=by)
+        emb = self.time_embedding(sinusoids(t, self.config.widths[0]).to(latents.dtype))
+        emb = emb + conditions.fps
 
         x = torch.cat([latents, conditions.latents], dim=1)
         # whatever strides the caller's latents have, the result is the same to the bit
         x = self.conv_in(rearrange(x, "b c f h w -> (b f) h w c").contiguous())
         x = self.transformer_in(x, frames, taps=taps)
 
-        skips = [shared.spread(x)]
-        for level in self.down:
-            skips += level(x, shared, steering, taps=taps)
-            x, shared = skips[-1], steering
-        x = self.mid(x, steering, taps=taps)
+        skips, steering = self._until_branches_differ(x, emb, conditions, taps)
+        for i, level in enumerate(self.down):
+            skips += level(skips[-1], steering, taps=taps, start=int(i == 0))
+        x = self.mid(skips[-1], steering, taps=taps)
         for level in self.up:
             x = level(x, skips, steering, taps=taps)
 
@@ -214,7 +197,31 @@ class UNet(nn.Module):
         return rearrange(x, "(b f) h w c -> b c f h w", f=frames).contiguous()
 
     def _may_share(self, taps: Taps) -> bool:
-        """Whether rows may stand for several branches until the first cross-attention."""
+        """Whether no taps have to see each branch by itself before `FIRST_CROSS`."""
         if not self.down[0].spatial or taps.sites is None:
             return False
         return not taps.sites.intersection(self.sites[: self.sites.index(FIRST_CROSS)])
+
+    def _until_branches_differ(
+        self, x: Tensor, emb: Tensor, conditions: Conditions, taps: Taps
+    ) -> tuple[list[Tensor], Steering]:
+        """x (n f, h, w, c) of all branches, and after the first layer; what steers the others.
+
+        Branches of one sample differ only in their context. Until the first cross-attention, which
+        is in this layer, they are computed as one: that saves 2.5 % of sampling at 512x512 with 16
+        frames, and more in narrow networks.
+        """
+        level, samples, frames = self.down[0], conditions.samples, conditions.latents.shape[2]
+        if len(emb) == len(samples):
+            steering = Steering(emb, conditions.context, frames)
+            return [x, level.layer(0, x, steering, taps=taps)], steering
+
+        def of_branches(x: Tensor) -> Tensor:
+            return x.unflatten(0, (-1, frames))[samples].flatten(0, 1)
+
+        spatial, y = level.spatial[0], level.convolve(0, x, emb, frames, taps=taps)
+        tokens, normed = spatial.block.until_self(spatial.tokens(y), taps=taps)
+        x, y, tokens, normed = map(of_branches, (x, y, tokens, normed))
+        steering = Steering(emb[samples], conditions.context, frames)
+        y = spatial.add_to(y, spatial.block.after_self(tokens, normed, steering, taps=taps))
+        return [x, level.temporal[0](y, frames, taps=taps)], steering
