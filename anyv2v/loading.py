@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anyv2v import checks
 from anyv2v.backbones import BACKBONES
-from anyv2v.backbones.base import Backbone
-from anyv2v.config import blaming, section
-from anyv2v.diffusion.schedule import OFFSET, TRAIN_STEPS
-from anyv2v.editor import Defaults, Editor
+from anyv2v.backbones.base import Backbone, Defaults
+from anyv2v.backbones.defaults import original, read_defaults
+from anyv2v.config import blaming
+from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.graphs import wanted
 from anyv2v.offload import Wanted, checked
-from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
+from anyv2v.weights.manifest import components
 from anyv2v.weights.verify import Report, verify
 
 DEMO = "demo"
 """The name under which the weights that come with the package are loaded."""
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SCHEDULE = {"train_steps": TRAIN_STEPS, "steps_offset": OFFSET}
-"""The one schedule there is; a folder that was trained on another is refused."""
 
 
 def load(
@@ -62,24 +61,30 @@ def _assemble(
 ) -> Editor:
     config = checkpoint.config
     with blaming(checkpoint.folder):
-        network = _backbone(config)
-        if config.get("schedule") != SCHEDULE:
-            raise InputError(f"schedule {config.get('schedule')} is not {SCHEDULE}")
-        defaults, unbuilt = _defaults(config), builders(config)
+        backbone, unbuilt = _backbone(config), builders(config)
+        stated = read_defaults(config, backbone.own)
 
     def build(name: str) -> nn.Module:
         with blaming(checkpoint.folder):
             return unbuilt[name]()
 
-    networks = {
-        name: checkpoint.load(name, partial(build, name), device, dtype) for name in unbuilt
-    }
+    networks: dict[str, nn.Module] = {}
+    reload: dict[nn.Module, Callable[[], Iterable[Tensor]]] = {}
+    for name in unbuilt:
+        how = name, partial(build, name), device, dtype
+        if name in backbone.apart:
+            networks[name], read = checkpoint.load_later(*how)
+            reload[networks[name]] = read
+        else:
+            networks[name] = checkpoint.load(*how)
     with blaming(checkpoint.folder):
-        backbone = network.assemble(config, networks, checkpoint.folder)
-        for group, sites in backbone.groups.items():
-            if unknown := sites.difference(backbone.sites):
+        made = backbone.assemble(config, networks, checkpoint.folder)
+        for group, sites in made.groups.items():
+            if unknown := sites.difference(made.sites):
                 raise InputError(f"injection {group} names no site {sorted(unknown)[0]}")
-    return Editor(backbone, networks["vae"], defaults, checkpoint.fingerprint, graphs, offload)
+        stated.injection.groups(made.groups)
+        made.schedule.levels(stated.steps)
+    return Editor(made, checkpoint.fingerprint, graphs, offload, reload)
 
 
 def folder_of(weights: str | os.PathLike) -> Path:
@@ -88,13 +93,25 @@ def folder_of(weights: str | os.PathLike) -> Path:
     return DEMO_FOLDER if os.fspath(weights) == DEMO else folder
 
 
-def peek(weights: str | os.PathLike) -> tuple[Defaults, int]:
-    """A folder's defaults, and pixels per latent, from its config alone."""
+class Peek(NamedTuple):
+    """What a folder's config alone says."""
+
+    defaults: Defaults
+    """The weights' own."""
+    original: Defaults
+    """The original's settings, on clips of that size."""
+    multiple: int
+    """What both sides of a frame, in pixels, are multiples of."""
+
+
+def peek(weights: str | os.PathLike) -> Peek:
+    """What can be known of a folder before its networks are loaded."""
     folder = folder_of(weights)
     config = Checkpoint.open(folder).config
     with blaming(folder):
-        _backbone(config)
-        return _defaults(config), section(config, "vae", AutoencoderConfig).factor
+        backbone = _backbone(config)
+        defaults = read_defaults(config, backbone.own)
+        return Peek(defaults, original(defaults, backbone.own), backbone.multiple(config))
 
 
 def inspect(
@@ -105,7 +122,7 @@ def inspect(
 
     def shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
         with blaming(folder):
-            _defaults(config)
+            read_defaults(config, _backbone(config).own)
             return expected_shapes(config)
 
     return verify(folder, shapes, progress)
@@ -113,10 +130,13 @@ def inspect(
 
 def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:
     """Component -> what makes its network, still without weights."""
-    return {
-        **_backbone(config).networks(config),
-        "vae": lambda: Autoencoder(section(config, "vae", AutoencoderConfig)),
-    }
+    networks = _backbone(config).networks(config)
+    if {*networks} != {*components(config)}:
+        raise InputError(
+            f"components: {', '.join(components(config))} are not those of {config['backbone']}: "
+            f"{', '.join(networks)}"
+        )
+    return networks
 
 
 def expected_shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -166,12 +186,6 @@ def choose_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype
             f"dtype: {checks.shown(dtype)} is not one of {', '.join(map(str, DTYPES))}"
         )
     return dtype
-
-
-def _defaults(config: dict) -> Defaults:
-    found = section(config, "defaults", Defaults)
-    frames, fps = checks.whole("frames", found.frames), checks.whole("fps", found.fps)
-    return Defaults(checks.size(found.size), frames, fps)
 
 
 def _backbone(config: dict) -> type[Backbone]:

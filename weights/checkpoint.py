@@ -1,13 +1,15 @@
 """A folder of converted weights, and how a network gets its weights from there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from anyv2v.config import blaming
 from anyv2v.errors import InputError
 from anyv2v.weights import hub, manifest
 from anyv2v.weights.tensors import (
@@ -65,7 +67,9 @@ class Checkpoint:
                 f"{folder / manifest.CONFIG}: format {config.get('format')!r}, "
                 f"this version reads {manifest.FORMAT}"
             )
-        files = manifest.read_manifest(folder, manifest.components(config))
+        with blaming(folder):
+            components = manifest.components(config)
+        files = manifest.read_manifest(folder, components)
         return Checkpoint(folder, config, manifest.fingerprint(config, files), files)
 
     def load(
@@ -82,12 +86,50 @@ class Checkpoint:
         convolutions come to lie channels-last. InputError: names or shapes that differ from the
         module's, and tensors with a value that is not finite.
         """
+        module = _without_data(build)
+        state = self._read(component, module.state_dict(), device, dtype)
+        module.load_state_dict(state, strict=True, assign=True)
+        return module.eval().requires_grad_(False)
+
+    def load_later(
+        self,
+        component: str,
+        build: Callable[[], nn.Module],
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[nn.Module, Callable[[], Iterator[Tensor]]]:
+        """The same module with tensors that are empty, and what reads them from the folder.
+
+        What is read are the module's parameters and then its buffers, each time anew. InputError:
+        as of `load`; of values that will not do when they are read.
+        """
+        module = _without_data(build).eval().requires_grad_(False)
+        wanted = module.state_dict()
+        self._check(self._path(component), read_header(self._path(component)), wanted)
+        names = [name for name, _ in chain(module.named_parameters(), module.named_buffers())]
+
+        def read() -> Iterator[Tensor]:
+            state = self._read(component, wanted, device, dtype)
+            return (state[name] for name in names)
+
+        # to_empty() would take the memory
+        return module._apply(lambda _: torch.empty(0, dtype=dtype, device=device)), read
+
+    def _path(self, component: str) -> Path:
         path = self.folder / f"{component}.safetensors"
         if path.name not in self.files:
             raise InputError(f"{self.folder / manifest.MANIFEST}: does not name {path.name}")
-        with torch.device("meta"), _NoDraws():
-            module = build()
-        wanted = module.state_dict()
+        return path
+
+    def _read(
+        self,
+        component: str,
+        wanted: dict[str, Tensor],
+        device: str | torch.device,
+        dtype: torch.dtype,
+    ) -> dict[str, Tensor]:
+        """The tensors of a component, which must have the names and shapes of `wanted`."""
+        path = self._path(component)
         entries = read_header(path)
         self._check(path, entries, wanted)
         # once, before the weights: memory taken and freed between them leaves holes in the heap
@@ -101,10 +143,7 @@ class Checkpoint:
                     _check_values(f"{path}: {name}", piece, dtype)
                     (weight[rows] if entry.shape else weight[None]).copy_(piece)
                 state[name] = weight
-        module.load_state_dict(state, strict=True, assign=True)
-        if absent := [name for name, buffer in module.named_buffers() if buffer.is_meta]:
-            raise TypeError(f"buffers that are not saved cannot be built on meta: {absent}")
-        return module.eval().requires_grad_(False)
+        return state
 
     def _check(self, path: Path, entries: dict[str, Entry], wanted: dict[str, Tensor]) -> None:
         shapes = {name: entry.shape for name, entry in entries.items()}
@@ -122,6 +161,16 @@ class Checkpoint:
                 )
             if not entry.dtype.is_floating_point:
                 raise InputError(f"{path}: {name} is {NAMES[entry.dtype]}, weights are floats")
+
+
+def _without_data(build: Callable[[], nn.Module]) -> nn.Module:
+    """The module on the meta device."""
+    with torch.device("meta"), _NoDraws():
+        module = build()
+    saved = module.state_dict()
+    if unsaved := [n for n, x in module.named_buffers() if x.is_meta and n not in saved]:
+        raise TypeError(f"buffers that are not saved cannot be built on meta: {unsaved}")
+    return module
 
 
 class _NoDraws(TorchFunctionMode):

@@ -21,7 +21,9 @@ from anyv2v.weights.manifest import (
     MANIFEST,
     MODELS,
     TOKENIZER,
+    components,
     file_sha256,
+    read_json,
     write_json,
 )
 from anyv2v.weights.tensors import NAMES, Layout, write
@@ -103,10 +105,18 @@ def check_target(dst: Path, force: bool, src: Path | None = None) -> None:
     if not dst.is_dir():
         raise InputError(f"{dst}: is a file, only a converted folder is replaced")
     # replacing means deleting, so nothing of anybody else's may be in there
-    known = {*COMPONENTS, *chain(*MODELS.values())}
+    known = {*COMPONENTS, *chain(*MODELS.values()), *_components(dst)}
     ours = {CONFIG, MANIFEST, "tokenizer", *(f"{name}.safetensors" for name in known)}
     if others := sorted({path.name for path in dst.iterdir()} - ours):
         raise InputError(f"{dst}: is not replaced: it also holds {', '.join(others[:5])}")
+
+
+def _components(folder: Path) -> tuple[str, ...]:
+    """Those that a folder's own config names; none where there is no config."""
+    try:
+        return components(read_json(folder / CONFIG))
+    except InputError:
+        return ()
 
 
 def _tokenizer(vocab: dict[str, int], merges: str) -> dict[str, str]:

@@ -2,14 +2,22 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from anyv2v.checks import shown
 from anyv2v.errors import InputError
 
 FORMAT = 1
 CONFIG, MANIFEST = "config.json", "manifest.json"
 COMPONENTS = ("unet", "vae", "text", "vision")
+"""Of a backbone whose config does not name its own."""
+MOST_COMPONENTS = 16
+COMPONENT = re.compile("[a-z0-9][a-z0-9_]*")
+OF_THE_CLIPS = ("size", "frames", "fps")
+"""What every config says among its defaults. What else stands there is how an edit is made, which a
+saved source does not depend on."""
 STABLE_DIFFUSION = "stable-diffusion"
 IP_ADAPTER = "ip-adapter"
 T2I_ADAPTER = "t2i-adapter"
@@ -49,9 +57,21 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def components(config: dict) -> tuple[str, ...]:
-    """The files of weights that a folder with this config has, without suffix."""
+    """The files of weights that a folder with this config has, without suffix.
+
+    InputError for a list of the config's own that holds anything else than such names.
+    """
     model = config.get("model")
-    return MODELS.get(model, COMPONENTS) if isinstance(model, str) else COMPONENTS
+    if isinstance(model, str):
+        return MODELS.get(model, COMPONENTS)
+    names = config.get("components", COMPONENTS)
+    right = isinstance(names, (list, tuple)) and 1 <= len(names) <= MOST_COMPONENTS
+    # a name that leads elsewhere could be a device that never ends, or somebody's file
+    if not (right and all(isinstance(x, str) and COMPONENT.fullmatch(x) for x in names)):
+        raise InputError(f"components: {shown(names)} is not a list of names of files")
+    if len(set(names)) < len(names):
+        raise InputError(f"components: {shown(names)} names one twice")
+    return tuple(names)
 
 
 def expected_files(components: Iterable[str]) -> set[str]:
@@ -92,7 +112,13 @@ def read_manifest(folder: Path, components: Iterable[str] = COMPONENTS) -> dict[
 
 
 def fingerprint(config: dict, files: Mapping[str, dict]) -> str:
-    """One sha256 over a config and the sha256 of every file of a folder."""
+    """One sha256 over a config and the sha256 of every file of a folder.
+
+    Other defaults than those of the clips are left out: weights stay what they are with them.
+    """
+    if isinstance(defaults := config.get("defaults"), dict):
+        clips = {name: value for name, value in defaults.items() if name in OF_THE_CLIPS}
+        config = {**config, "defaults": clips}
     facts = {"config": config, "files": {name: files[name]["sha256"] for name in files}}
     try:
         text = json.dumps(facts, sort_keys=True)

@@ -173,6 +173,14 @@ class Backbone(Protocol):
     def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:
         """Of one branch, for latents of that shape, computed from nothing."""
 
+    own: Mapping[str, object]
+    """What its weights work best with where their config says nothing else; the original's
+    settings. See `anyv2v.backbones.defaults`."""
+
+    @staticmethod
+    def multiple(config: dict) -> int:
+        """What both sides of a frame are multiples of, in pixels, as `codec.multiple` will say."""
+
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         """Name in the weights folder -> what builds that network, for a folder's config."""

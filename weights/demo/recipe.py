@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from anyv2v.clip.tokenizer import MARKERS, byte_symbols
 from anyv2v.weights.demo.scenes import vocabulary
+from anyv2v.weights.demo.settings import BEST
 from anyv2v.weights.manifest import FORMAT
 
 
@@ -79,7 +80,8 @@ def config(preset: Preset) -> dict:
     return {
         "format": FORMAT,
         "backbone": "i2vgen",
-        "defaults": {"size": [preset.size] * 2, "frames": preset.frames, "fps": 8},
+        "defaults": {"size": [preset.size] * 2, "frames": preset.frames, "fps": 8}
+        | BEST.as_defaults(),
         "unet": {
             "channels": preset.latent_channels,
             "widths": list(preset.widths),
