@@ -29,7 +29,7 @@ from anyv2v.injection.taps import NO_TAPS, Captured, Kept, Recorded, Taps
 from anyv2v.streams import side_stream
 
 Forward = Callable[..., Tensor]
-"""(latents, t, conditions, taps) -> v; t is a number, or an int64 tensor without dims."""
+"""(latents, t, conditions, taps) -> a prediction; t is a number, or a tensor without dims."""
 
 Outputs = tuple[Tensor | None, Kept]
 """v, unless recording ended the pass before; and what was recorded."""
@@ -224,16 +224,16 @@ class Graphs:
         self.reason: str | None = None
 
     def __call__(
-        self, latents: Tensor, t: int, conditions: Conditions, taps: Taps = NO_TAPS
+        self, latents: Tensor, t: float, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
         signature = taps.signature() if isinstance(taps, Captured) else None
         if signature is None or self.reason is not None:
             return self._forward(latents, t, conditions, taps)
         # a pass holds its conditions, so no others get their id
-        kind = id(conditions), latents.shape, latents.dtype, signature
+        kind = id(conditions), latents.shape, latents.dtype, _kind_of(t), signature
         try:
             if kind not in self._passes:
-                own = _Pass(self._forward, self._device, latents, conditions, taps)
+                own = _Pass(self._forward, self._device, latents, t, conditions, taps)
                 self._passes[kind] = own
             v, kept = self._passes[kind](self._backend, latents, t, taps)
         except RuntimeError as error:
@@ -273,17 +273,19 @@ class _Pass:
         forward: Forward,
         device: torch.device,
         latents: Tensor,
+        t: float,
         conditions: Conditions,
         taps: Captured,
     ):
         self._forward, self._conditions = forward, conditions
         self._taps = taps.reading(_copied(taps.reads()))
         self._latents = latents.to(device, copy=True)
-        self._t = torch.zeros((), dtype=torch.int64, device=device)
+        # whole numbers and fractions are captured apart: embeddings may differ in the last bit
+        self._t = torch.zeros((), dtype=_kind_of(t), device=device)
         self._warm = False
         self._captured: tuple[Outputs, Callable[[], object]] | None = None
 
-    def __call__(self, backend: Backend, latents: Tensor, t: int, taps: Captured) -> Outputs:
+    def __call__(self, backend: Backend, latents: Tensor, t: float, taps: Captured) -> Outputs:
         self._load(latents, t, taps)
         if not self._warm:
             outputs = backend.warm_up(self._run)
@@ -297,7 +299,7 @@ class _Pass:
         # the next call writes over them
         return None if v is None else v.clone(), _copied(kept)
 
-    def _load(self, latents: Tensor, t: int, taps: Captured) -> None:
+    def _load(self, latents: Tensor, t: float, taps: Captured) -> None:
         self._latents.copy_(latents)
         self._t.fill_(t)
         for site, parts in taps.reads().items():
@@ -309,6 +311,10 @@ class _Pass:
         with suppress(Recorded):
             v = self._forward(self._latents, self._t, self._conditions, taps)
         return v, taps.leaves()
+
+
+def _kind_of(t: float) -> torch.dtype:
+    return torch.int64 if isinstance(t, int) else torch.float64
 
 
 def _copied(kept: Kept) -> Kept:

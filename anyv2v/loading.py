@@ -78,7 +78,7 @@ def _assemble(
         else:
             networks[name] = checkpoint.load(*how)
     with blaming(checkpoint.folder):
-        made = backbone.assemble(config, networks, checkpoint.folder)
+        made = backbone.assemble(config, networks, checkpoint.folder, stated)
         for group, sites in made.groups.items():
             if unknown := sites.difference(made.sites):
                 raise InputError(f"injection {group} names no site {sorted(unknown)[0]}")

@@ -115,13 +115,9 @@ class _Waiting:
     """A network, and its weights on the host: they do not change, so they are copied there once."""
 
     def __init__(self, network: nn.Module, reload: Callable[[], Iterable[Tensor]] | None = None):
-        if reload is not None:
-            network.to_empty(device="cpu")  # the data of the meta device cannot be replaced
         self.tensors: list[Tensor] = [*chain(network.parameters(), network.buffers())]
-        self.users, self.away, self.reload = 0, False, reload
+        self.users, self.away, self.reload = 0, reload is not None, reload
         self._kept: list[Tensor] | None = None
-        if reload is not None:
-            self.free()
 
     def come(self, device: torch.device) -> None:
         if self.away:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from anyv2v.accounting import Cost, count, fakes
+from anyv2v.backbones.base import Backbone, Guidance, Options
 from anyv2v.diffusion.inversion import most
+from anyv2v.diffusion.schedule import matches
 from anyv2v.editor import STEPS, Editor
-from anyv2v.injection.features import Recording
 from anyv2v.injection.plan import Injection
-from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource, Taps
+from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource, Taps
 from anyv2v.media.clip import Video
-from anyv2v.memory import comfortable, frames_at_once
-from anyv2v.nn.blank import blank
+from anyv2v.memory import comfortable
+from anyv2v.pipeline.step_plan import CachePlan, SourcePass, Way, records_on_the_way
 
 HEAP = 1.35
 """On a CPU: what a process holds over the tensors that are alive, after many forward passes: the
@@ -35,7 +38,7 @@ class Plan:
     """Branches that sampling runs, all steps together."""
     flops: dict[str, int]
     """Of each part of the run; a multiplication and an addition are two."""
-    recording: Recording
+    recording: CachePlan
     weights: int
     """Bytes."""
     peak: int
@@ -70,106 +73,149 @@ def predict(
     editor: Editor,
     video: Video,
     edits: int = 1,
-    steps: int = 50,
+    steps: int | None = None,
     start: int = 0,
-    guidance: float = 9.0,
-    injection: Injection = Injection(),  # noqa: B008 - frozen
+    guidance: float | Guidance | None = None,
+    injection: Injection | None = None,
     method: str = "fixed-point",
     inversion_steps: int | None = None,
     feature_memory: int | None = None,
     evaluations: int | None = None,
+    source_pass: SourcePass = "shared",
+    options: Options | None = None,
 ) -> Plan:
     """Of `Editor.invert` and `Editor.edit_many` with the same arguments, one batch of edits.
 
     `evaluations` of the inversion, if they are known; 0: it is done.
     """
-    inversion_steps = STEPS[method] if inversion_steps is None else inversion_steps
-    timesteps = editor.schedule.timesteps(steps)
-    needed = editor.needed_timesteps(steps, start, injection)
-    visited = [t for t in editor.schedule.timesteps(inversion_steps) if t <= max(needed)]
+    steps = editor.defaults.steps if steps is None else steps
+    inversion_steps = STEPS.get(method, steps) if inversion_steps is None else inversion_steps
+    scales = editor.defaults.scales(guidance)
+    on_the_way = records_on_the_way(method, inversion_steps, steps) and source_pass == "shared"
+    memory = feature_memory if on_the_way else 0
+    recording = editor.recording(video, injection, steps, start, memory, options=options)
+    plan = editor.step_plan(steps, start, injection, None, recording, source_pass, options=options)
+    levels = editor.schedule.levels(inversion_steps)
+    editor.check_kept(levels[:-1], plan.source_levels)
+    visited = levels[min(matches(plan.source_levels, levels).values()) : -1]
     if evaluations is None:
         spare = most(inversion_steps) - inversion_steps if method == "fixed-point" else 0
         evaluations = len(visited) + spare
 
-    # what is recorded on the way of an inversion that solves the very steps of sampling
-    free = method == "fixed-point" and inversion_steps == steps
-    memory = feature_memory if free else 0
-    recording = editor.recording(video, injection, steps, start, memory)
-    frames, height, width, _ = video.frames.shape
-    s, device, dtype = editor.vae.config.factor, editor.backbone.device, editor.backbone.dtype
-    channels = editor.vae.config.latent_channels
-
-    with fakes(device) as there:
-        twin, vae = editor.backbone.blank(there), blank(editor.vae, there)
-        branches = 2 if guidance > 1 else 1
-        conditions: list = []
-        told = count(
-            lambda: conditions.append(twin.blank_conditions(frames, height // s, width // s))
-        )
-        pixels = torch.empty(1, 3, height, width, dtype=dtype, device=there)
-        small = torch.empty(1, channels, height // s, width // s, dtype=dtype, device=there)
-        encode, decode = count(lambda: vae.encode(pixels)), count(lambda: vae.decode(small))
-
-        def forward(rows: list[int], taps: Taps) -> Cost:
-            stacked = conditions[0].stack([conditions[0]] * len(rows), rows)
-            shape = (1 + max(rows), channels, frames, height // s, width // s)
-            latents = torch.empty(shape, dtype=dtype, device=there)
-            return count(lambda: twin.predict(latents, 1, stacked, taps))
-
-        def step(sites: frozenset[str], replayed: bool) -> Cost:
-            rows = [edit for edit in range(edits) for _ in range(branches)]
-            if not sites:
-                return forward(rows, NO_TAPS)
-            if replayed:
-                record = Record(sites, recording.compact)
-                forward([0], record)
-                return forward(rows, Replay(record.kept))
-            return forward([0, *(row + 1 for row in rows)], ShareSource(sites, 1 + len(rows)))
-
-        nothing: frozenset[str] = frozenset()
-        plan = {timesteps[i]: sites for i, sites in editor.plan(steps, start, injection).items()}
-        kinds = Counter((sites, t in recording.places) for t, sites in plan.items())
-        sampling = {kind: step(*kind) for kind in kinds}
-        recorded = Counter(plan[t] if t in recording.places else nothing for t in visited)
-        inverting = {sites: forward([0], Record(sites, recording.compact)) for sites in recorded}
-
+    branches = editor.backbone.branch_count(scales)
+    with fakes(editor.backbone.device) as there:
+        counted = _Counted(editor, video, there, edits, branches, recording.compact)
+        kinds = Counter((step.sites, step.way) for step in plan.steps)
+        sampling = {kind: counted.step(*kind) for kind in kinds}
+        at = {recording.levels[i].noise: recording.sites[i] for i in recording.places}
+        recorded = Counter(at.get(level.noise, frozenset()) for level in visited)
+        inverting = {sites: counted.recording(sites) for sites in recorded}
     per_step = evaluations / len(visited)
     flops = {
-        "conditions": told.flops * (1 + edits * branches + 1),
-        "encode": encode.flops * (frames + edits),
-        "invert": round(
-            per_step * sum(n * inverting[sites].flops for sites, n in recorded.items())
-        ),
+        "conditions": counted.told.flops * (1 + edits * branches + 1),
+        "encode": (counted.encode.flops if evaluations else 0) + edits * counted.first.flops,
+        "invert": round(per_step * sum(n * inverting[x].flops for x, n in recorded.items())),
         "sample": sum(n * sampling[kind].flops for kind, n in kinds.items()),
-        "decode": decode.flops * frames * edits,
+        "decode": edits * counted.decode.flops,
     }
-    if not evaluations:
-        flops["encode"] -= encode.flops * frames
-    networks = [x for x in (*vars(twin).values(), vae) if isinstance(x, nn.Module)]
-    weights = sum(map(_bytes, networks))
-    latents_bytes = 4 * channels * frames * (height // s) * (width // s)
-    kept = latents_bytes * (1 + len(needed)) + recording.bytes("device")
-    at_once = min(frames, frames_at_once(editor.vae.activation_bytes(height, width), device))
-    least = editor.backbone.activation_bytes(3, frames, height // s, width // s)
-    comfort = comfortable(least, editor.graphs is not False) + recording.bytes("device")
-    towers = encoder = 0
-    if editor.offload.is_for(comfort):
-        towers, encoder = sum(map(_bytes, twin.conditioners)), _bytes(vae.encoder)
     passes = [cost.peak_bytes for cost in (*sampling.values(), *inverting.values())]
-    work = max(
-        # conditions, and the edited frame between them
-        max(told.peak_bytes, encode.peak_bytes),
-        at_once * encode.peak_bytes - towers,
-        max(at_once * decode.peak_bytes, *passes) - towers - encoder,
-    )
-    if device.type == "cpu":
-        work = round(work * HEAP) + CODE
-    rows = sum(
-        n * (edits * branches + (bool(sites) and not replayed))
-        for (sites, replayed), n in kinds.items()
-    )
-    peak = weights + kept + work
-    return Plan(evaluations, rows, flops, recording, weights, peak, towers + encoder)
+    held = 4 * counted.latents * (1 + len(plan.source_levels)) + recording.bytes("device")
+    peak, away = counted.peak(passes, held, recording.bytes("device"))
+    total = sum(step.branches(edits * branches) for step in plan.steps)
+    return Plan(evaluations, total, flops, recording, counted.weights, peak, away)
+
+
+class _Counted:
+    """What the parts of a run cost; to be made inside `fakes`."""
+
+    def __init__(
+        self,
+        editor: Editor,
+        video: Video,
+        device: torch.device,
+        edits: int,
+        branches: int,
+        compact: bool,
+    ):
+        self._editor, self._compact = editor, compact
+        self._samples = [edit for edit in range(edits) for _ in range(branches)]
+        twin = self._twin = editor.backbone.blank(device)
+        codec, dtype = twin.codec, twin.dtype
+        frames, height, width, _ = self._frames = video.frames.shape
+        self._shape = codec.shape(frames, height, width)
+        self.latents = math.prod(self._shape)
+        self._conditions: list = []
+        self.told = count(lambda: self._conditions.append(twin.blank_conditions(*self._shape[1:])))
+        self._t = editor.schedule.levels(1)[0].t
+        at_once = editor._frames_at_once((width, height))
+        pixels = torch.empty(video.frames.shape, dtype=torch.uint8, device=device)
+        small = torch.empty((1, *self._shape), dtype=dtype, device=device)
+        self._empty = lambda n: torch.empty((n, *self._shape), dtype=dtype, device=device)
+        # pieces are dropped as they come, as frames leave a device
+        self.encode = count(lambda: deque(codec.encode(pixels, at_once), 0))
+        self.first = count(lambda: deque(codec.encode(pixels[:1]), 0))
+        self.decode = count(lambda: deque(codec.decode(small, at_once), 0))
+        networks = _networks(twin)
+        self.weights = sum(map(_bytes, networks))
+        self._towers = sum(map(_bytes, twin.conditioners))
+        self._encoder = _bytes(codec.encoder)
+
+    def step(self, sites: frozenset[str], way: Way) -> Cost:
+        """Of one step of sampling."""
+        samples = self._samples
+        if way == "plain":
+            return self._forward(samples, NO_TAPS)
+        if way == "batched":
+            taps = ShareSource(sites, 1 + len(samples))
+            return self._forward([0, *(sample + 1 for sample in samples)], taps)
+        record = Record(sites, self._compact and way == "replayed", stop=way == "separate")
+        before = self._forward([0], record)
+        cost = self._forward(samples, Replay(record.kept))
+        if way == "replayed":
+            return cost  # what was recorded has been paid for
+        return Cost(before.flops + cost.flops, max(before.peak_bytes, cost.peak_bytes))
+
+    def recording(self, sites: frozenset[str]) -> Cost:
+        """Of one evaluation of an inversion that records."""
+        return self._forward([0], Record(sites, self._compact))
+
+    def peak(self, passes: list[int], held: int, features: int) -> tuple[int, int]:
+        """Bytes on the device at the peak, and those that wait on the host meanwhile.
+
+        passes: of each kind of prediction. held: what is kept besides, `features` among it.
+        """
+        editor, (frames, height, width, _) = self._editor, self._frames
+        least = editor._least_bytes((width, height), frames, 3)
+        away = editor.offload.is_for(comfortable(least, editor.graphs is not False) + features)
+        towers, encoder = (self._towers, self._encoder) if away else (0, 0)
+        work = max(
+            # conditions, and the edited frame between them
+            max(self.told.peak_bytes, self.first.peak_bytes),
+            self.encode.peak_bytes - towers,
+            max(self.decode.peak_bytes, *passes) - towers - encoder,
+        )
+        if editor.backbone.device.type == "cpu":
+            work = round(work * HEAP) + CODE
+        return self.weights + held + work, towers + encoder
+
+    def _forward(self, samples: list[int], taps: Taps) -> Cost:
+        conditions = self._conditions[0]
+        stacked = conditions.stack([conditions] * len(samples), samples)
+        latents = self._empty(1 + max(samples))
+
+        def run() -> None:
+            with suppress(Recorded):
+                self._twin.predict(latents, self._t, stacked, taps)
+
+        return count(run)
+
+
+def _networks(backbone: Backbone) -> list[nn.Module]:
+    """Those of a backbone and of its codec."""
+    if isinstance(backbone, nn.Module):
+        return [backbone]
+    parts = (*vars(backbone).values(), *vars(backbone.codec).values())
+    return [x for x in parts if isinstance(x, nn.Module)]
 
 
 def _bytes(network: nn.Module) -> int:

@@ -8,9 +8,8 @@ and how its branches combine, which sites are injected, and what its weights wor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -41,7 +40,7 @@ class Defaults:
     """Frames per second of the clips."""
     steps: int = 50
     """Of sampling, and of an inversion that solves its steps."""
-    guidance: Guidance = MappingProxyType({"text": 1.0})
+    guidance: Guidance = field(default_factory=lambda: {"text": 1.0})
     negative_prompt: str = ""
     injection: Injection = Injection()
 
@@ -188,9 +187,6 @@ class Backbone(Protocol):
     apart: frozenset[str]
     """The names of the networks that are read from the folder each time that conditions are made,
     and freed after it: those that are too large to lie beside the others."""
-
-    own: Mapping[str, object]
-    """Fields of `Defaults` that a weights folder may leave out: what they are then."""
 
     @classmethod
     def assemble(

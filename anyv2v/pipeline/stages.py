@@ -109,7 +109,8 @@ class Stages:
         # not all at once, so that memory does not grow with the length of the clip
         with self.offload.here(codec.encoder):
             at_once = self._frames_at_once(size)
-            for piece in codec.encode(torch.from_numpy(frames), at_once, generator):
+            # a copy, because an array may be read-only
+            for piece in codec.encode(torch.from_numpy(frames.copy()), at_once, generator):
                 check.look(piece[0].transpose(0, 1), done)
                 pieces.append(piece)
                 done += piece.shape[2]

@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from anyv2v.media.image import to_pixels
 from anyv2v.nn.blank import blank
 from anyv2v.vae.autoencoder import Autoencoder
 
@@ -91,7 +90,9 @@ class ImageCodec:
     ) -> Iterator[Tensor]:
         # samples are drawn for one frame after the other, as the original draws them
         for chunk in frames.split(at_once if generator is None else 1):
-            pixels = to_pixels(chunk).to(self._weight.device, self._weight.dtype)
+            # contiguous: channels-last memory takes other kernels
+            levels = chunk.permute(0, 3, 1, 2).contiguous().float()
+            pixels = (levels / 255 * 2 - 1).to(self._weight.device, self._weight.dtype)
             yield self.vae.encode(pixels, generator).float().transpose(0, 1)[None]
 
     def decode(self, latents: Tensor, at_once: int = 1) -> Iterator[Tensor]:

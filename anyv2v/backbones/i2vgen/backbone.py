@@ -53,6 +53,10 @@ class I2VGen:
     own = OWN
 
     @staticmethod
+    def multiple(config: dict) -> int:
+        return section(config, "vae", AutoencoderConfig).factor
+
+    @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         return {
             "unet": lambda: UNet(section(config, "unet", UNetConfig)),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from anyv2v.injection.plan import Injection
-
 NEGATIVE_PROMPT = (
     "Distorted, discontinuous, Ugly, blurry, low resolution, motionless, static, disfigured, "
     "disconnected limbs, Ugly faces, incomplete arms"
@@ -13,6 +11,5 @@ OWN = {
     "steps": 50,
     "guidance": {"text": 9.0},
     "negative_prompt": NEGATIVE_PROMPT,
-    "injection": Injection(conv=0.2, spatial=0.2, temporal=0.5),
+    "injection": {"conv": 0.2, "spatial": 0.2, "temporal": 0.5},
 }
-"""Fields of `Defaults` that a weights folder may leave out."""
