@@ -87,6 +87,7 @@ class Editor(Sources):
         """
         checks.one_of("method", method, tuple(METHODS))
         steps = STEPS.get(method, self.defaults.steps) if steps is None else steps
+        self.schedule.levels(steps)  # refuses a wrong number before any work
         checks.texts(prompt=prompt, negative_prompt=negative_prompt)
         checks.called("on_step", on_step)
         check_taps(taps, self.sites)

@@ -112,8 +112,8 @@ class Counted:
         self, editor: Editor, device: torch.device, frames: int = FRAMES, size: int = SIZE
     ):
         twin = self.backbone = editor.backbone.blank(device)
-        vae, side = blank(editor.vae, device), size // editor.vae.config.factor
-        channels = editor.vae.config.latent_channels
+        vae, side = blank(editor.backbone.codec.vae, device), size // editor.backbone.codec.vae.config.factor
+        channels = editor.backbone.codec.vae.config.latent_channels
         self.shape, self.plan = (
             (channels, frames, side, side),
             Counter(editor.plan(STEPS, 0, anyv2v.Injection()).values()),

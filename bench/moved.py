@@ -149,14 +149,14 @@ def report(name: str, moved: Moved, run) -> None:
 def main() -> None:
     editor = published_size()
     # as they are when they come from a file
-    for network in (editor.backbone.unet, editor.vae):
+    for network in (editor.backbone.unet, editor.backbone.codec.vae):
         network.to(memory_format=torch.channels_last)
     video = Video(frames=np.zeros((FRAMES, SIZE, SIZE, 3), "uint8"), fps=8)
     print(anyv2v.__file__)
     moved = Moved()
     with fake_gpu() as device, torch.no_grad():
-        twin, vae = editor.backbone.blank(device), blank(editor.vae, device)
-        side, like = SIZE // editor.vae.config.factor, dict(dtype=twin.dtype, device=device)
+        twin, vae = editor.backbone.blank(device), blank(editor.backbone.codec.vae, device)
+        side, like = SIZE // editor.backbone.codec.vae.config.factor, dict(dtype=twin.dtype, device=device)
         told = twin.blank_conditions(FRAMES, side, side)
         latents = torch.empty(1, 4, FRAMES, side, side, **like)
         two = told.stack([told, told], [0, 0])

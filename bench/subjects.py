@@ -57,7 +57,7 @@ def published(device: str) -> Editor:
 
     editor = published_size()
     backbone = editor.backbone
-    for network in (backbone.unet, backbone.text, backbone.vision, editor.vae):
+    for network in (backbone.unet, backbone.text, backbone.vision, editor.backbone.codec.vae):
         draw(network.to_empty(device=device))
         network.to(memory_format=torch.channels_last)  # as weights are loaded
     return editor
@@ -71,12 +71,12 @@ class Watched:
     """
 
     def __init__(self, editor: Editor):
-        self._networks = editor.backbone, editor.vae
+        self._networks = editor.backbone, editor.backbone.codec.vae
         self.calls: Counter = Counter()
         self._examples: dict[Any, Callable[[], Any]] = {}
         self._costs: dict[Any, int] = {}
         backbone = Stand(editor.backbone, predict=self._predict)
-        vae = Stand(editor.vae, encode=self._encode, decode=self._decode)
+        vae = Stand(editor.backbone.codec.vae, encode=self._encode, decode=self._decode)
         self.editor = Editor(backbone, vae, editor.defaults, editor.fingerprint, graphs=False)
 
     @property

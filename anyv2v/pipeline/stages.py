@@ -168,7 +168,9 @@ class Stages:
         if not hasattr(conditions, "stack"):
             given = checks.shown(conditions)
             raise InputError(f"conditions: {given} is not what editor.condition gives")
-        if isinstance(t, Tensor) and (t.ndim > 1 or t.numel() not in (1, len(latents))):
+        if not isinstance(t, Tensor):
+            checks.finite("t", t)
+        elif t.ndim > 1 or t.numel() not in (1, len(latents)):
             raise InputError(f"t: {checks.shown(t)} is not one timestep, nor one for each row")
         check_taps(taps, self.sites)
         rows = latents.to(self.backbone.device, self.backbone.dtype)

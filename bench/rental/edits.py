@@ -151,7 +151,7 @@ def default(lab: Lab) -> None:
         headline=True,
     )
     # towers and encoder wait on the host from here on
-    job.editor = Editor(editor.backbone, editor.vae, editor.defaults, offload=True)
+    job.editor = Editor(editor.backbone, editor.backbone.codec.vae, editor.defaults, offload=True)
     for memory, words in ((0, "offload, --feature-memory 0"), (None, "offload")):
         run(
             "edit",

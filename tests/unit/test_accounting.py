@@ -96,7 +96,7 @@ def test_memory_is_what_lives_at_one_time():
 
 def test_a_forward_pass_costs_as_predicted_when_it_is_run(editor):
     """The same operations and the same peak of tensors, with and without data."""
-    networks = editor.backbone.unet, editor.vae
+    networks = editor.backbone.unet, editor.backbone.codec.vae
     pixels, latents = (1, 3, 64, 48), (1, 4, 8, 6)
 
     def costs(unet, vae) -> list[Cost]:
@@ -145,7 +145,7 @@ def test_the_full_network_is_counted_without_memory(device):
 
 
 def test_a_blank_leaves_the_network_alone(editor):
-    network = editor.vae
+    network = editor.backbone.codec.vae
     before = {name: (id(p), p.data_ptr()) for name, p in network.named_parameters()}
     with fakes("cpu") as device:
         twin = blank(network, device, torch.bfloat16)

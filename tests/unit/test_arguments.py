@@ -13,6 +13,7 @@ import anyv2v
 from anyv2v import EditRequest, Injection, InputError, Record, Replay, ShareSource, Taps, Video
 from anyv2v.editors.recolour import Recolour, colours
 from anyv2v.loading import DEMO_FOLDER, folder_of
+from anyv2v.pipeline.arguments import as_video
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ EDIT = [
     ({"steps": True}, "steps: True"),
     ({"start": "1"}, "start: '1'"),
     ({"guidance": "9"}, "guidance: '9'"),
-    ({"guidance": None}, "guidance: None"),
+    ({"guidance": {"image": 2}}, "guidance: no such scale: image"),
+    ({"guidance": {"text": "9"}}, "guidance: text: '9'"),
     ({"guidance": 10**400}, "guidance: 1"),
     ({"random_ratio": "0.5"}, "random_ratio: '0.5'"),
     ({"random_ratio": [0.5]}, "random_ratio: "),
@@ -52,12 +54,18 @@ EDIT = [
     ({"seed": -1}, "seed: -1"),
     ({"seed": 2**64}, f"seed: {2**64} is not .* to {2**64 - 1}"),
     ({"injection": 0.2}, "injection: 0.2"),
-    ({"injection": None}, "injection: None"),
     ({"injection": {"conv": 0.2}}, "injection: {'conv'"),
     ({"on_step": 5}, "on_step: 5"),
     ({"on_step": "print"}, "on_step: 'print'"),
     ({"fit": None}, "fit: None"),
     ({"noise": [0.0]}, r"noise: \[0.0\]"),
+    ({"step_noise": 5}, "step_noise: 5"),
+    ({"step_noise": [torch.zeros(1)]}, "step_noise: 1 tensors are given for 2 steps"),
+    ({"taps": 5}, "taps: 5 is not an anyv2v.Taps"),
+    ({"after_step": 5}, "after_step: 5"),
+    ({"options": 5}, "options: 5 is not a mapping"),
+    ({"options": {"stride": 3}}, "options: no such option: stride"),
+    ({"options": {"fps": 8}, "fps": 9}, "fps: 9 is not 8, as the options say"),
     ({"source_pass": 3}, "source_pass: 3"),
 ]
 INVERT = [
@@ -77,9 +85,8 @@ INVERT = [
     ({"tolerance": "x"}, "tolerance: 'x'"),
     ({"tolerance": 0}, "tolerance: 0"),
     ({"on_step": [print]}, "on_step: "),
-    ({"timesteps": 5}, "timesteps: 5"),
-    ({"timesteps": ["1"]}, "timesteps: '1'"),
-    ({"timesteps": [1000]}, "timesteps: 1000"),
+    ({"plan": 5}, "plan: 5 is not a StepPlan"),
+    ({"taps": None, "options": {"fps": 0}}, "fps: 0"),
     ({"recording": {}}, "recording: {}"),
     ({"unfinished": "half"}, "unfinished: 'half'"),
 ]
@@ -139,13 +146,12 @@ def test_arguments_of_the_stages(editor, source):
         r"latents: \(4, 2, 2, 2\)": lambda: editor.decode(latents[0]),
         "t: '1'": lambda: editor.predict(latents, "1", conditions),
         "t: 1000": lambda: editor.predict(latents, 1000, conditions),
-        "taps: None": lambda: editor.predict(latents, 1, conditions, None),
         "taps: 'x'": lambda: editor.predict(latents, 1, conditions, "x"),
         r"latents: \(4, 2, 2, 2\) is": lambda: editor.predict(latents[0], 1, conditions),
         "conditions: None": lambda: editor.predict(latents, 1, None),
         "clip_skip: -1": lambda: editor.encode_text("", -1),
         "generator: 5": lambda: editor.encode_frames(source.video.frames, 5),
-        "start: '0'": lambda: editor.plan(2, "0", Injection()),
+        "start: '0'": lambda: editor.step_plan(2, "0", Injection()),
         "path: None": lambda: editor.load_source(None),
         "path: 3": lambda: source.save(3),
         "weights: 5": lambda: anyv2v.load(5),
@@ -217,7 +223,7 @@ def test_a_video_may_be_an_array_or_a_path(editor, source, tmp_path):
     size, count, fps = editor.defaults.size, editor.defaults.frames, editor.defaults.fps
     path = tmp_path / "clip.mp4"
     anyv2v.write_video(path, np.zeros((2 * count, 16, 16, 3), np.uint8), 2 * fps)
-    seen = editor._video(str(path))
+    seen = as_video(str(path), editor.defaults)
     assert seen.frames.shape == (count, size[1], size[0], 3) and seen.fps == fps
     with pytest.raises(InputError, match="absent.mp4"):
         editor.invert(tmp_path / "absent.mp4")
@@ -327,9 +333,8 @@ def test_more_arguments_are_named(editor, source, tmp_path):
         "latents: .* conditions": lambda: editor.predict(latents[..., 1:], 1, conditions),
         "dtype: array": lambda: anyv2v.load("demo", dtype=np.array("x")),
         "steps: -1": lambda: anyv2v.Progress(quiet=True)("a", -1),
-        "defaults: None": lambda: anyv2v.Editor(editor.backbone, editor.vae, None),
-        "backbone: 5": lambda: anyv2v.Editor(5, editor.vae, editor.defaults),
-        "vae: 5": lambda: anyv2v.Editor(editor.backbone, 5, editor.defaults),
+        "backbone: 5": lambda: anyv2v.Editor(5),
+        "fingerprint: 5": lambda: anyv2v.Editor(editor.backbone, 5),
     }.items():
         with pytest.raises(InputError, match=told):
             call()

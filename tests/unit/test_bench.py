@@ -361,7 +361,7 @@ def tiny_as_published(monkeypatch):
 def test_random_weights_lie_as_loaded_ones_do_and_stay_finite(monkeypatch):
     tiny_as_published(monkeypatch)
     editor = subjects.published("cpu")
-    for network in (editor.vae, editor.backbone.unet, editor.backbone.vision):
+    for network in (editor.backbone.codec.vae, editor.backbone.unet, editor.backbone.vision):
         for name, x in network.named_parameters():
             assert x.isfinite().all(), name
             assert x.ndim != 4 or x.is_contiguous(memory_format=torch.channels_last), name
@@ -380,7 +380,9 @@ def test_nothing_of_a_full_set_fails(monkeypatch, small, capsys, subject):
         if args[0] != "demo":
             return editor
         defaults = anyv2v.Defaults((16, 16), 2, 8)
-        return anyv2v.Editor(editor.backbone, editor.vae, defaults, editor.fingerprint)
+        return anyv2v.Editor(
+            editor.backbone, editor.backbone.codec.vae, defaults, editor.fingerprint
+        )
 
     monkeypatch.setattr(anyv2v, "load", tiny)
     tiny_as_published(monkeypatch)

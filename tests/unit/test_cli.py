@@ -489,7 +489,7 @@ def test_why_nothing_is_captured_is_said_in_one_line(edit, monkeypatch):
     def graphed(forward, device, graphs):
         yield Graphs(forward, device, Uncapturable())
 
-    monkeypatch.setattr("anyv2v.editor.graphed", graphed)
+    monkeypatch.setattr("anyv2v.pipeline.stages.graphed", graphed)
     monkeypatch.setattr("anyv2v.graphs._SAID", set())
     # pytest's own handlers
     monkeypatch.setattr(logging.getLogger(), "handlers", [])

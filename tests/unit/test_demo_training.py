@@ -6,8 +6,6 @@ import pytest
 import torch
 
 import anyv2v
-from anyv2v.diffusion.prediction import velocity
-from anyv2v.diffusion.schedule import Level
 from anyv2v.weights.demo.recipe import PRESETS
 from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import draw_scene

@@ -9,7 +9,8 @@ import torch
 
 import anyv2v
 from anyv2v import Injection, InputError, Taps, memory
-from anyv2v.injection.features import Features
+from anyv2v.injection.features import FeatureCache
+from anyv2v.injection.plan import NO_INJECTION
 from anyv2v.source import Unfinished
 from tests import golden
 
@@ -175,7 +176,7 @@ def test_recording_changes_no_inversion_and_costs_no_evaluation(editor, solved):
     for source in recorded.values():
         assert source.evaluations == plain.evaluations
         assert all(torch.equal(x, plain.trajectory[t]) for t, x in source.trajectory.items())
-        assert set(source.features.kept) == set(plain.trajectory) - {0}
+        assert set(source.features.kept) == set(plain.trajectory.kept)
     # what was passed on the way is what a pass of its own would find
     again = editor.record(plain, editor.recording(plain.video, Injection(1, 1, 1), 10))
     for t, kept in again.features.kept.items():
@@ -231,9 +232,7 @@ def test_what_does_not_fit_rides_along(editor, solved, edited_frame, monkeypatch
     calls = asked(editor, monkeypatch)
     found = edit(editor, source, edited_frame, steps=10, injection=injection).latents
     assert golden.relative_error(found, truth) < 1e-5
-    rows = [
-        2 if t in part.places or t not in part.sizes else 3 for t in editor.schedule.timesteps(10)
-    ]
+    rows = [2 if i in part.places or i not in part.sizes else 3 for i in range(10)]
     assert [r for r, *_ in calls] == rows
     assert editor.record(plain, editor.recording(plain.video, memory=0)).features.kept == {}
 
@@ -248,7 +247,7 @@ def test_predicted_bytes_are_those_that_are_kept(solved, editor):
 
 
 def test_shapes_that_are_known_are_not_asked_of_the_network_again(editor, video, monkeypatch):
-    editor = anyv2v.Editor(editor.backbone, editor.vae, editor.defaults)
+    editor = anyv2v.Editor(editor.backbone)
     blank, asked = type(editor.backbone).blank, []
     monkeypatch.setattr(
         type(editor.backbone), "blank", lambda self, device: asked.append(1) or blank(self, device)
@@ -267,15 +266,15 @@ def test_shapes_that_are_known_are_not_asked_of_the_network_again(editor, video,
     editor.recording(**kinds[0] | {"steps": 20})
     assert len(asked) == 4
     # not more and more of them
-    monkeypatch.setattr("anyv2v.editor.BLANKS", 3)
-    editor._blanks.clear()
+    monkeypatch.setattr("anyv2v.pipeline.shapes.KNOWN", 3)
+    editor._shapes._known.clear()
     for kind, truth in zip(kinds, first, strict=True):
         assert editor.recording(**kind) == truth
-    assert len(editor._blanks) == 3
+    assert len(editor._shapes._known) == 3
 
 
 def test_features_that_are_on_no_gpu_are_waited_for_on_none(monkeypatch):
-    features, asked = Features({1: "host"}), []
+    features, asked = FeatureCache({1: "host"}), []
     features.add(1, {"a": (torch.zeros(2),)})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *device: asked.append(device))
@@ -289,7 +288,8 @@ def test_only_a_fixed_point_without_guidance_can_record_on_the_way(editor, video
         with pytest.raises(InputError, match="only a fixed-point inversion without guidance"):
             editor.invert(video, steps=5, recording=recording, **options)
     # what the inversion would not pass is found before it runs
-    for options in (dict(steps=4), dict(steps=5, timesteps=[1, 201])):
+    end = editor.step_plan(5, 3, NO_INJECTION)
+    for options in (dict(steps=4), dict(steps=5, plan=end)):
         with pytest.raises(InputError, match="holds no latents of timestep [68]01"):
             editor.invert(video, recording=recording, on_step=pytest.fail, **options)
 
@@ -341,7 +341,7 @@ def test_batches_are_as_large_as_memory_allows(editor, monkeypatch):
 
 
 def test_frames_go_through_the_autoencoder_together_where_they_fit(editor, video, monkeypatch):
-    each = 2 * editor.vae.activation_bytes(64, 128)
+    each = 2 * editor.backbone.codec.vae.activation_bytes(64, 128)
     for free, count in ((0, 1), (2 * each - 1, 1), (2 * each, 2), (100 * each, 4)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert memory.frames_at_once(each // 2, torch.device("meta")) == count
@@ -351,10 +351,14 @@ def test_frames_go_through_the_autoencoder_together_where_they_fit(editor, video
     noise = torch.randn(1, 4, len(video.frames), 8, 16, generator=torch.Generator().manual_seed(0))
     latents, frames = editor.encode_frames(video.frames), editor.decode(noise)
     sampled = editor.encode_frames(video.frames, torch.Generator().manual_seed(1))
-    encode, decode, rows = editor.vae.encode, editor.vae.decode, []
+    encode, decode, rows = editor.backbone.codec.vae.encode, editor.backbone.codec.vae.decode, []
     monkeypatch.setattr(editor, "_frames_at_once", lambda size: 3 if size == (128, 64) else 0)
-    monkeypatch.setattr(editor.vae, "encode", lambda x, g: rows.append(len(x)) or encode(x, g))
-    monkeypatch.setattr(editor.vae, "decode", lambda x: rows.append(len(x)) or decode(x))
+    monkeypatch.setattr(
+        editor.backbone.codec.vae, "encode", lambda x, g: rows.append(len(x)) or encode(x, g)
+    )
+    monkeypatch.setattr(
+        editor.backbone.codec.vae, "decode", lambda x: rows.append(len(x)) or decode(x)
+    )
     assert golden.relative_error(editor.encode_frames(video.frames), latents) < 1e-6
     difference = editor.decode(noise).astype(int) - frames.astype(int)
     assert abs(difference).max() <= 1 and (difference != 0).mean() < 1e-3
@@ -374,18 +378,19 @@ def test_what_is_wrong_with_one_of_many_is_found_before_the_first(editor, solved
 
         with pytest.raises(InputError):
             editor.edit_many(solved[0], [good, bad], steps=10, on_step=never)
-    with pytest.raises(InputError, match="edits: there is none"):
+    with pytest.raises(InputError, match="edits: the list is empty"):
         editor.edit_many(solved[0], [])
 
 
 def test_an_inversion_ends_where_sampling_begins(editor, video, sources):
-    needed = editor.needed_timesteps(10, 3, Injection(0.4, 0.4, 0.8))
-    part = editor.invert(video, "ddim", 20, timesteps=needed)
+    plan = editor.step_plan(10, 3, Injection(0.4, 0.4, 0.8))
+    needed = [level.t for level in plan.source_levels]
+    part = editor.invert(video, "ddim", 20, plan=plan)
     assert set(part.trajectory) == {0, *needed}
     assert all(torch.equal(part.trajectory[t], sources[20].trajectory[t]) for t in needed)
     assert part.evaluations == sum(t <= max(needed) for t in editor.schedule.timesteps(20))
-    with pytest.raises(InputError, match="holds no latents of timestep 2"):
-        editor.invert(video, steps=10, timesteps=[2])
+    with pytest.raises(InputError, match="holds no latents of timestep 601"):
+        editor.invert(video, steps=8, plan=plan)
 
 
 def test_concurrent_edits_of_recorded_sources_equal_the_same_in_sequence(
@@ -443,7 +448,7 @@ def test_an_interrupted_inversion_goes_on(editor, video, tmp_path, monkeypatch, 
     assert list(resumed.trajectory) == list(whole.trajectory)
     assert all(torch.equal(x, whole.trajectory[t]) for t, x in resumed.trajectory.items())
     if recording is not None:
-        assert set(resumed.features.kept) == set(whole.trajectory) - {0}
+        assert set(resumed.features.kept) == set(whole.trajectory.kept)
     # of another run it is no use
     with pytest.raises(InputError, match="of another video, other settings or weights"):
         editor.invert(video, method, 10, prompt="x", unfinished=Unfinished(path))
@@ -567,7 +572,7 @@ def test_a_source_survives_its_file(editor, sources, edited_frame, tmp_path):
 def test_a_source_of_other_weights_is_refused(editor, sources, tmp_path):
     path = tmp_path / "clip.safetensors"
     sources[10].save(path)
-    other = anyv2v.Editor(editor.backbone, editor.vae, editor.defaults, fingerprint="another")
+    other = anyv2v.Editor(editor.backbone, fingerprint="another")
     with pytest.raises(InputError, match="clip.safetensors: .*other weights"):
         other.load_source(path)
     with pytest.raises(InputError, match="other weights"):
@@ -680,5 +685,5 @@ def test_a_kernel_that_is_asked_for_by_name_does_not_stop_what_only_looks_at_sha
 ):
     """ANYV2V_ATTENTION=triton: a recording's size is found on tensors without data."""
     monkeypatch.setattr("anyv2v.kernels.attention._WANTED", "triton")
-    fresh = anyv2v.Editor(editor.backbone, editor.vae, editor.defaults, editor.fingerprint)
+    fresh = anyv2v.Editor(editor.backbone, editor.fingerprint)
     assert fresh.recording(video, steps=10).sizes == editor.recording(video, steps=10).sizes

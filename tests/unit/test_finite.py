@@ -11,25 +11,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import anyv2v
 from anyv2v import EditRequest, Injection, InputError, NotFiniteError
+from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.cli import main
-from anyv2v.diffusion.ddim import sample
 from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
-from anyv2v.diffusion.schedule import Schedule
+from anyv2v.diffusion.samplers import sample
 from anyv2v.finite import ROOM, FiniteCheck, finite_rows, remedy
 from anyv2v.source import Unfinished
 from anyv2v.vae.autoencoder import Autoencoder
 from tests.draw import normal
 
-SCHEDULE = Schedule()
+SCHEDULE = schedule()
 BAD = [math.nan, math.inf, -math.inf]
 
 
-def spoiled(step, value=math.nan):
-    """A network that gives such a value in one step, at one place."""
+def spoiled(t, value=math.nan):
+    """A network that gives such a value at one timestep, at one place."""
 
-    def predict(i, t, x):
+    def predict(level, x):
         v = torch.tanh(x.roll(1, -1))
-        if i == step:
+        if level.t == t:
             v.view(-1)[-3] = value
         return v
 
@@ -82,28 +82,34 @@ def test_the_step_is_told_in_which_it_appears(step, value):
     steps = []
     with pytest.raises(NotFiniteError, match=told.format(downwards[step])):
         sample(
-            spoiled(step, value), normal(2, 4, 3, 5, 6), SCHEDULE, 20, 0, lambda *a: steps.append(a)
+            spoiled(downwards[step], value),
+            normal(2, 4, 3, 5, 6),
+            SCHEDULE,
+            20,
+            0,
+            lambda *a: steps.append(a),
         )
     assert len(steps) == step
     for method in (ddim, fixed_point):
         with pytest.raises(NotFiniteError, match=told.format(downwards[::-1][step])):
-            inverted(method, spoiled(step, value))
+            inverted(method, spoiled(downwards[::-1][step], value))
 
 
 def test_a_clip_of_zeros_is_finite():
     """A residual relative to nothing is no fault of the network."""
     zeros = Inverted.of(torch.zeros(1, 4, 3, 5, 6))
-    *_, last = fixed_point(lambda i, t, x: 0 * x + 1e-3, zeros, SCHEDULE, 3)
+    *_, last = fixed_point(lambda level, x: 0 * x + 1e-3, zeros, SCHEDULE, 3)
     assert all(x.isfinite().all() for x in last.kept.values())
 
 
 @pytest.mark.parametrize("lag, done", [(0, 7), (3, 10), (1000, 20)])
 def test_flags_that_come_late_still_name_the_step(lag, done):
+    t = SCHEDULE.timesteps(20)
     for run in (
         lambda check, steps: sample(
-            spoiled(7), normal(2, 4, 3, 5, 6), SCHEDULE, 20, 0, lambda *a: steps.append(a), check
+            spoiled(t[7]), normal(2, 4, 3, 5, 6), SCHEDULE, 20, 0, lambda *a: steps.append(a), check
         ),
-        lambda check, steps: (inverted(ddim, spoiled(7), check), check.finish()),
+        lambda check, steps: (inverted(ddim, spoiled(t[::-1][7]), check), check.finish()),
     ):
         check, steps = FiniteCheck(record=Device(lag)), []
         with pytest.raises(NotFiniteError, match=r"in step 7 \(") as error:
@@ -259,21 +265,21 @@ def test_one_edit_of_several_is_named(editor, source, edited_frame, spoil, monke
 @pytest.mark.slow
 def test_a_recording(editor, source, monkeypatch):
     recording = editor.recording(source.video, Injection(0.2, 0.2, 0.2), 8)
-    ((t, sites),) = recording.sites.items()
-    recorded = anyv2v.editor.recorded
+    ((i, sites),) = recording.sites.items()
+    t, recorded = recording.levels[i].t, anyv2v.pipeline.sources.recorded
 
     def wrong(*args):
         kept = recorded(*args)
         kept[min(sites)][0].view(-1)[0] = math.inf
         return kept
 
-    monkeypatch.setattr("anyv2v.editor.recorded", wrong)
+    monkeypatch.setattr("anyv2v.pipeline.sources.recorded", wrong)
     with pytest.raises(NotFiniteError, match=f"features: .* at {min(sites)}, timestep {t}: "):
         editor.record(source, recording)
 
 
 def test_an_autoencoder(editor, source, edited_frame, monkeypatch):
-    vae, calls = editor.vae, []
+    vae, calls = editor.backbone.codec.vae, []
 
     def spoil(name):
         plain, calls[:] = getattr(vae, name), []

@@ -17,6 +17,7 @@ from anyv2v.injection.taps import Recorded
 from anyv2v.kernels import gpu
 from anyv2v.nn.blank import blank
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
+from anyv2v.vae.codec import ImageCodec
 from tests import golden
 
 DTYPES = [torch.float16, torch.bfloat16]
@@ -30,7 +31,8 @@ def pictures(frames, size):
 
 def predictions(editor):
     """Of all kinds of step of the demo model."""
-    size, frames, s = editor.defaults.size, editor.defaults.frames, editor.vae.config.factor
+    size, frames = editor.defaults.size, editor.defaults.frames
+    s = editor.backbone.codec.multiple
     (picture,) = pictures(1, size)
     one = editor.condition("a red circle", picture, frames, size)
     other = editor.condition("", picture, frames, size, negative=True)
@@ -38,7 +40,7 @@ def predictions(editor):
         type(one).stack(*x) for x in (([other, one], [0, 0]), ([one, other, one], [0, 1, 1]))
     )
     generator = torch.Generator().manual_seed(0)
-    channels = editor.vae.config.latent_channels
+    channels = editor.backbone.codec.vae.config.latent_channels
     latents = torch.randn(2, channels, frames, size[1] // s, size[0] // s, generator=generator)
     every = frozenset().union(*editor.backbone.groups.values())
     found = {
@@ -101,9 +103,7 @@ def full_size(editor, device):
     vae = networks.pop("vae")
     crop = replace(editor.backbone.preprocess, size=224)
     return lambda graphs: anyv2v.Editor(
-        replace(editor.backbone, preprocess=crop, **networks),
-        vae,
-        anyv2v.Defaults((512, 512), 16, 8),
+        replace(editor.backbone, preprocess=crop, codec=ImageCodec(vae), **networks),
         graphs=graphs,
     )
 

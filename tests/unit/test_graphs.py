@@ -129,7 +129,7 @@ def taped(monkeypatch):
         yield Graphs(forward, device, backend, strict=True)
 
     def start():
-        monkeypatch.setattr("anyv2v.editor.graphed", graphed)
+        monkeypatch.setattr("anyv2v.pipeline.stages.graphed", graphed)
         return runs
 
     return start
@@ -351,7 +351,7 @@ def test_a_run_whose_capture_fails_leaves_the_next_one_captured(
 
     source = editor.invert(video, steps=6)
     eager = edit()
-    monkeypatch.setattr("anyv2v.editor.graphed", graphed)
+    monkeypatch.setattr("anyv2v.pipeline.stages.graphed", graphed)
     with caplog.at_level(logging.WARNING):
         assert same(edit(), eager) and same(edit(), eager)
     assert [len(backend.tapes) for backend in backends] == [0, 3]
@@ -485,7 +485,7 @@ def test_nothing_waits_for_a_gpu_or_copies_to_it(editor):
     """What is captured, on tensors that are on a device that is not the host's."""
     with fakes("cuda") as device, torch.no_grad():
         there = anyv2v.Editor(
-            editor.backbone.blank(device), blank(editor.vae, device), editor.defaults
+            editor.backbone.blank(device), blank(editor.backbone.codec.vae, device), editor.defaults
         )
         one = there.backbone.blank_conditions(2, 8, 8)
         pair = type(one).stack([one, one], [0, 0])
@@ -528,7 +528,7 @@ def test_the_switch(editor, monkeypatch):
     monkeypatch.setenv("ANYV2V_GRAPHS", "1")
     assert wanted(None, cuda) is True and wanted(False, cuda) is False
     with pytest.raises(InputError, match="need a CUDA device"):
-        anyv2v.Editor(editor.backbone, editor.vae, editor.defaults)
+        anyv2v.Editor(editor.backbone, editor.backbone.codec.vae, editor.defaults)
     monkeypatch.setenv("ANYV2V_GRAPHS", "yes")
     with pytest.raises(InputError, match="'yes' is not 0 or 1"):
         wanted(None, cuda)

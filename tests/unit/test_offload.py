@@ -152,7 +152,7 @@ def watched(weights, monkeypatch):
     """An editor whose networks refuse to run while they are away, and the moves that were made."""
     editor, moves = anyv2v.load(weights, "cpu"), []
     backbone = editor.backbone
-    named = {"text": backbone.text, "vision": backbone.vision, "encoder": editor.vae.encoder}
+    named = {"text": backbone.text, "vision": backbone.vision, "encoder": backbone.codec.encoder}
     names = {id(next(network.parameters())): name for name, network in named.items()}
 
     def come(self, device):
@@ -221,7 +221,7 @@ def test_the_published_model_edits_in_less_than_6_5_gb(monkeypatch):
     video = anyv2v.Video(np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8), 8)
     # networks without data lie on no GPU; it is to be planned for one
     monkeypatch.setattr(plan, "fakes", lambda _: fakes("cuda"))
-    networks = *editor.backbone.conditioners, editor.vae.encoder
+    networks = *editor.backbone.conditioners, editor.backbone.codec.vae.encoder
     apart = {}
     for wanted in (False, True):
         monkeypatch.setattr(editor, "offload", mock.Mock(is_for=lambda _, wanted=wanted: wanted))

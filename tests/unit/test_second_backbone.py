@@ -90,7 +90,7 @@ class CrossInjection:
 
 @pytest.fixture
 def toy(editor):
-    return anyv2v.Editor(Toy(), editor.vae, editor.defaults)
+    return anyv2v.Editor(Toy(), editor.backbone.codec.vae, editor.defaults)
 
 
 def test_it_runs_through_the_same_editor(toy, video, edited_frame):

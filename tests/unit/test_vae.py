@@ -15,7 +15,7 @@ QUIET = golden.tensors("quiet_modules")
 
 @pytest.fixture(scope="module")
 def vae(editor):
-    return editor.vae
+    return editor.backbone.codec.vae
 
 
 @torch.no_grad()
