@@ -11,25 +11,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import anyv2v
 from anyv2v import EditRequest, Injection, InputError, NotFiniteError
+from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.cli import main
-from anyv2v.diffusion.ddim import sample
 from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
-from anyv2v.diffusion.schedule import Schedule
+from anyv2v.diffusion.samplers import sample
 from anyv2v.finite import ROOM, FiniteCheck, finite_rows, remedy
 from anyv2v.source import Unfinished
 from anyv2v.vae.autoencoder import Autoencoder
 from tests.draw import normal
 
-SCHEDULE = Schedule()
+SCHEDULE = schedule()
 BAD = [math.nan, math.inf, -math.inf]
 
 
 def spoiled(step, value=math.nan):
     """A network that gives such a value in one step, at one place."""
 
-    def predict(i, t, x):
+    def predict(level, x):
         v = torch.tanh(x.roll(1, -1))
-        if i == step:
+        if level.index == step:
             v.view(-1)[-3] = value
         return v
 
@@ -87,13 +87,13 @@ def test_the_step_is_told_in_which_it_appears(step, value):
     assert len(steps) == step
     for method in (ddim, fixed_point):
         with pytest.raises(NotFiniteError, match=told.format(downwards[::-1][step])):
-            inverted(method, spoiled(step, value))
+            inverted(method, spoiled(19 - step, value))
 
 
 def test_a_clip_of_zeros_is_finite():
     """A residual relative to nothing is no fault of the network."""
     zeros = Inverted.of(torch.zeros(1, 4, 3, 5, 6))
-    *_, last = fixed_point(lambda i, t, x: 0 * x + 1e-3, zeros, SCHEDULE, 3)
+    *_, last = fixed_point(lambda level, x: 0 * x + 1e-3, zeros, SCHEDULE, 3)
     assert all(x.isfinite().all() for x in last.kept.values())
 
 
@@ -103,7 +103,7 @@ def test_flags_that_come_late_still_name_the_step(lag, done):
         lambda check, steps: sample(
             spoiled(7), normal(2, 4, 3, 5, 6), SCHEDULE, 20, 0, lambda *a: steps.append(a), check
         ),
-        lambda check, steps: (inverted(ddim, spoiled(7), check), check.finish()),
+        lambda check, steps: (inverted(ddim, spoiled(12), check), check.finish()),
     ):
         check, steps = FiniteCheck(record=Device(lag)), []
         with pytest.raises(NotFiniteError, match=r"in step 7 \(") as error:
