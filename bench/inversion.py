@@ -44,15 +44,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import anyv2v
-from anyv2v.diffusion.ddim import Predict
 from anyv2v.diffusion.inversion import TOLERANCE, Inverted, ddim, fixed_point
-from anyv2v.diffusion.schedule import TRAIN_STEPS, Schedule
+from anyv2v.diffusion.samplers import Predict
+from anyv2v.diffusion.schedule import Level, NoiseSchedule, matches
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.editor import Editor
 from anyv2v.media.psnr import psnr
@@ -76,71 +77,67 @@ TRACKED = ("colour", "background")
 class Method:
     name: str
     steps: int
-    run: Callable[[Predict, Inverted, Schedule, int], Iterator[Inverted]]
+    run: Callable[[Predict, Inverted, NoiseSchedule, int], Iterator[Inverted]]
 
 
 def plain(
-    predict: Predict, state: Inverted, schedule: Schedule, steps: int, evaluations: int
+    predict: Predict, state: Inverted, schedule: NoiseSchedule, steps: int, evaluations: int
 ) -> Iterator[Inverted]:
     """Iterates each step of sampling from the latents below it, a fixed number of times."""
-    for i, t in _upwards(schedule, steps):
+    for level, below in _upwards(schedule, steps):
         x = state.latents
         for _ in range(evaluations):
-            x = solved(schedule, predict(i, t, x), t, state.latents, steps)
-        state = _after(state, t, x, evaluations)
+            x = solved(schedule, predict(level, x), level, below, state.latents)
+        state = _after(state, level, x, evaluations)
         yield state
 
 
 def renoise(
-    predict: Predict, state: Inverted, schedule: Schedule, steps: int, evaluations: int
+    predict: Predict, state: Inverted, schedule: NoiseSchedule, steps: int, evaluations: int
 ) -> Iterator[Inverted]:
     """The same, the step taken with the mean of the predictions: of all, or of the last two."""
-    for i, t in _upwards(schedule, steps):
+    for level, below in _upwards(schedule, steps):
         x, predictions = state.latents, []
         for _ in range(evaluations):
-            predictions.append(predict(i, t, x))
-            x = solved(schedule, predictions[-1], t, state.latents, steps)
-        averaged = predictions if t < 250 else predictions[-2:]
-        x = solved(schedule, torch.stack(averaged).mean(0), t, state.latents, steps)
-        state = _after(state, t, x, evaluations)
+            predictions.append(predict(level, x))
+            x = solved(schedule, predictions[-1], level, below, state.latents)
+        averaged = predictions if level.t < 250 else predictions[-2:]
+        x = solved(schedule, torch.stack(averaged).mean(0), level, below, state.latents)
+        state = _after(state, level, x, evaluations)
         yield state
 
 
 def videoshop(
-    predict: Predict, state: Inverted, schedule: Schedule, steps: int
+    predict: Predict, state: Inverted, schedule: NoiseSchedule, steps: int
 ) -> Iterator[Inverted]:
     """One evaluation a step, on the line from the clean latents through the current ones."""
-    clean = state.kept[0]
+    clean = state.clean
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
     noise = noise * clean.std()
-    for i, t in _upwards(schedule, steps):
-        before, level = schedule.alpha_bar(t - TRAIN_STEPS // steps), schedule.alpha_bar(t)
-        sigma_before, sigma = (math.sqrt((1 - a) / a) for a in (before, level))
-        if sigma_before > 1:
-            noise = (state.latents / math.sqrt(before) - clean) / sigma_before
-        v = predict(i, t, math.sqrt(level) * (clean + sigma * noise))
-        state = _after(state, t, solved(schedule, v, t, state.latents, steps), 1)
+    for level, below in _upwards(schedule, steps):
+        sigma_below, sigma = (x.sigma / x.alpha for x in (below, level))
+        if sigma_below > 1:
+            noise = (state.latents / below.alpha - clean) / sigma_below
+        v = predict(level, level.alpha * (clean + sigma * noise))
+        state = _after(state, level, solved(schedule, v, level, below, state.latents), 1)
         yield state
 
 
-def solved(schedule: Schedule, v: Tensor, t: int, below: Tensor, steps: int) -> Tensor:
-    """The latents at t that the step of sampling turns into `below`, if v is what is said there."""
-    # the step is linear in the latents: a factor of them, and what it makes of v alone
-    of_v = schedule.step(v, t, torch.zeros_like(below), steps)
-    return (below - of_v) / _shrinkage(schedule, t, steps)
+def solved(
+    schedule: NoiseSchedule, v: Tensor, level: Level, below: Level, latents: Tensor
+) -> Tensor:
+    """What the step of sampling from `level` turns into `latents`, if v is what is said there."""
+    a, b, _ = schedule.coefficients(level, below)
+    return (latents - b * v) / a
 
 
-def _shrinkage(schedule: Schedule, t: int, steps: int) -> float:
-    """By how much the step of sampling from t multiplies the latents."""
-    return schedule.step(torch.zeros(()), t, torch.ones(()).double(), steps).item()
+def _upwards(schedule: NoiseSchedule, steps: int) -> list[tuple[Level, Level]]:
+    """A level, and the one below it, the least noisy first."""
+    return list(pairwise(schedule.levels(steps)))[::-1]
 
 
-def _upwards(schedule: Schedule, steps: int) -> list[tuple[int, int]]:
-    return list(enumerate(reversed(schedule.timesteps(steps))))
-
-
-def _after(state: Inverted, t: int, latents: Tensor, evaluations: int) -> Inverted:
-    kept, spent = {**state.kept, t: latents}, state.evaluations + evaluations
+def _after(state: Inverted, level: Level, latents: Tensor, evaluations: int) -> Inverted:
+    kept, spent = {**state.kept, level.index: latents}, state.evaluations + evaluations
     return replace(state, kept=kept, latents=latents, evaluations=spent)
 
 
@@ -170,22 +167,25 @@ def invert(
     """A source for a sampling run of `steps`; the method's last state; evaluations counted."""
     frames, height, width, _ = video.frames.shape
     conditions = editor.condition(prompt, video.frames[0], frames, (width, height), FPS)
-    calls, wanted = 0, editor.schedule.timesteps(steps)
+    calls, levels = 0, editor.schedule.levels(method.steps)
+    read = matches(editor.schedule.levels(steps)[:-1], levels[:-1])
 
-    def predict(i: int, t: int, latents: Tensor) -> Tensor:
+    def predict(level: Level, latents: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return editor.predict(latents, t, conditions)
+        return editor.predict(latents, level.t, conditions)
 
     begin = Inverted.of(clean)
     for state in method.run(predict, begin, editor.schedule, method.steps):
-        if state.latest == max(wanted):
+        if state.latest == read[0]:
             break
     source = anyv2v.Source(
         video=video,
-        trajectory=Trajectory({t: state.kept[t] for t in (0, *wanted)}),
+        trajectory=Trajectory(clean, {i: state.kept[i] for i in read.values()}, levels),
         evaluations=calls,
-        settings=InversionSettings(method.name, method.steps, prompt, "", 1.0, FPS, TOLERANCE),
+        settings=InversionSettings(
+            method.name, method.steps, prompt, "", {"text": 1.0}, {"fps": FPS}, TOLERANCE
+        ),
         fingerprint=editor.fingerprint,
         residuals=state.residuals,
     )
@@ -199,18 +199,18 @@ def check(editor: Editor, video: anyv2v.Video, steps: int) -> list[str]:
     source = editor.invert(video, "fixed-point", steps)
     frames, height, width, _ = video.frames.shape
     told = editor.condition("", video.frames[0], frames, (width, height), FPS)
-    below = source.trajectory[0]
-    for _, t in _upwards(schedule, steps):
-        kept = source.trajectory[t]
+    latents = source.trajectory.clean
+    for level, below in _upwards(schedule, steps):
+        kept, t = source.at(level.index), level.t
         down = schedule.step(editor.predict(kept, t, told), t, kept, steps)
         # by how much the solution for this v differs from the latents that v is of
-        off = (below - down) / _shrinkage(schedule, t, steps)
-        found, reported = (off.norm() / kept.norm()).item(), source.residuals[t]
+        off = (latents - down) / schedule.coefficients(level, below).a
+        found, reported = (off.norm() / kept.norm()).item(), source.residuals[level.index]
         if abs(found - reported) > 1e-6 + 1e-2 * reported:
             faults.append(f"t = {t}: residual {found:.3g}, reported {reported:.3g}")
-        below = kept + off
+        latents = kept + off
     method = Method("fixed-point", steps, fixed_point)
-    same, _, calls = invert(editor, method, video, source.trajectory[0], "", steps)
+    same, _, calls = invert(editor, method, video, source.trajectory.clean, "", steps)
     if calls != source.evaluations:
         faults.append(f"{source.evaluations} evaluations reported, {calls} counted")
     for t, latents in same.trajectory.items():

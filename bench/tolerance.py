@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 import anyv2v
-from anyv2v.diffusion.ddim import Predict, sample
 from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
-from anyv2v.diffusion.schedule import Schedule
+from anyv2v.diffusion.samplers import Predict, sample
+from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.editor import Editor
 from anyv2v.files import atomic_path
 from anyv2v.injection.taps import NO_TAPS, Record, Replay, Taps
@@ -52,7 +52,7 @@ DDIM, BEFORE = "ddim 500", "3e-4, 100"
 before this was measured."""
 DEFAULT = "3e-3"
 
-Run = Callable[[Predict, Inverted, Schedule, int], Iterator[Inverted]]
+Run = Callable[[Predict, Inverted, NoiseSchedule, int], Iterator[Inverted]]
 SETTINGS: dict[str, Run] = {
     DDIM: lambda predict, state, schedule, steps: ddim(predict, state, schedule, 500),
     "linear": partial(fixed_point, budget=50),
@@ -85,7 +85,7 @@ class Clips:
         )
 
     def predict(
-        self, t: int, latents: Mapping[int, Tensor], edit: bool = False, taps: Taps = NO_TAPS
+        self, t: float, latents: Mapping[int, Tensor], edit: bool = False, taps: Taps = NO_TAPS
     ) -> dict[int, Tensor]:
         """v by row, of latents (1, c, f, h, w) by row; row r is of scene r modulo the scenes."""
         told = self._edit if edit else self._source
@@ -99,10 +99,10 @@ class Clips:
 def together(
     runs: Sequence[Run], clips: Clips, sites: Mapping[int, frozenset[str]]
 ) -> list[tuple[Inverted, dict[int, dict]]]:
-    """Inverts all scenes by all runs, (run, scene) in order; features of `sites` by timestep.
+    """Inverts all scenes by all runs, (run, scene) in order; features of `sites` by step.
 
     Each inversion has a thread, which waits while those behind it are evaluated: at the earliest
-    timestep that is asked for, all that ask for it in one batch.
+    level that is asked for, all that ask for it in one batch.
     """
     schedule, count = clips.editor.schedule, len(clips.scenes)
     jobs = [(run, clean) for run in runs for clean in clips.clean]
@@ -112,17 +112,19 @@ def together(
     features: list[dict[int, dict]] = [{} for _ in jobs]
 
     def work(row: int) -> None:
-        def predict(i: int, t: int, latents: Tensor) -> Tensor:
-            asked.put((row, t, latents))
+        def predict(level: Level, latents: Tensor) -> Tensor:
+            reached.append(level.noise)
+            asked.put((row, level, latents))
             return answers[row].get()
 
         run, clean = jobs[row]
-        last = schedule.timesteps(BEST.steps)[0]
+        reached: list[tuple[float, ...]] = []
+        last = schedule.levels(BEST.steps)[0].noise
         try:
             for state in run(predict, Inverted.of(clean), schedule, BEST.steps):
-                if state.latest == last:
+                if reached[-1] == last:
+                    found[row] = state, features[row]
                     break
-            found[row] = state, features[row]
             asked.put((row, None, None))
         except Exception as error:  # else the others would wait for it forever
             asked.put((row, None, error))
@@ -132,22 +134,22 @@ def together(
     waiting, alive = {}, count * len(runs)
     while alive:
         while len(waiting) < alive:
-            row, t, latents = asked.get()
+            row, level, latents = asked.get()
             if isinstance(latents, Exception):
                 raise latents
-            if t is None:
+            if level is None:
                 alive -= 1
             else:
-                waiting[row] = t, latents
+                waiting[row] = level, latents
         if not alive:
             break
-        now = min(t for t, _ in waiting.values())
+        now = min((level for level, _ in waiting.values()), key=lambda level: level.t)
         rows = {row: waiting.pop(row)[1] for row in sorted(waiting) if waiting[row][0] == now}
-        taps = Record(sites.get(now, ()))
-        v = clips.predict(now, rows, taps=taps)
+        taps = Record(sites.get(now.index, ()))
+        v = clips.predict(now.t, rows, taps=taps)
         for i, row in enumerate(rows):
             # of the evaluation that came last, which is the one at the latents that are kept
-            features[row][now] = {s: part(x, i, len(rows)) for s, (x,) in taps.kept.items()}
+            features[row][now.index] = {s: part(x, i, len(rows)) for s, (x,) in taps.kept.items()}
             answers[row].put(v[row])
     return found
 
@@ -162,20 +164,20 @@ def measure(clips: Clips, settings: Sequence[str]) -> list[list[dict]]:
     """For each setting, for each scene: what it cost and how good it was."""
     editor, count = clips.editor, len(clips.scenes)
     schedule, steps = editor.schedule, BEST.steps
-    timesteps, plan = schedule.timesteps(steps), editor.plan(steps, 0, BEST.injection)
-    sites = {timesteps[i]: at for i, at in plan.items() if at}
+    plan = editor.step_plan(steps=steps, injection=BEST.injection)
+    sites = {step.index: step.sites for step in plan.steps if step.sites}
     edited = settings != [DDIM]
     found = together([SETTINGS[s] for s in settings], clips, sites if edited else {})
-    begin = torch.cat([state.kept[timesteps[0]] for state, _ in found])
+    begin = torch.cat([state.kept[state.latest] for state, _ in found])
 
-    def back(i: int, t: int, x: Tensor) -> Tensor:
-        return torch.cat(list(clips.predict(t, dict(enumerate(x.split(1)))).values()))
+    def back(level: Level, x: Tensor) -> Tensor:
+        return torch.cat(list(clips.predict(level.t, dict(enumerate(x.split(1)))).values()))
 
-    def injected(i: int, t: int, x: Tensor) -> Tensor:
-        kept = [features[t] for _, features in found]
-        replay = Replay({s: (torch.cat([k[s] for k in kept]),) for s in plan[i]})
+    def injected(level: Level, x: Tensor) -> Tensor:
+        kept, at = [features[level.index] for _, features in found], sites.get(level.index, ())
+        replay = Replay({s: (torch.cat([k[s] for k in kept]),) for s in at})
         rows = dict(enumerate(x.split(1)))
-        return torch.cat(list(clips.predict(t, rows, True, replay).values()))
+        return torch.cat(list(clips.predict(level.t, rows, True, replay).values()))
 
     again = sample(back, begin, schedule, steps).split(1)
     made = sample(injected, begin, schedule, steps).split(1) if edited else None

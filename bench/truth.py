@@ -25,7 +25,7 @@ import anyv2v
 from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.convert.i2vgen import UNET
 from anyv2v.convert.rename import rename
-from anyv2v.diffusion.schedule import Schedule
+from anyv2v.diffusion.schedule import TableSchedule
 from anyv2v.editor import Editor
 from anyv2v.kernels import attention
 from bench.core import Wrong
@@ -127,7 +127,7 @@ def alphas() -> np.ndarray:
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
-def check_schedule(schedule: Schedule) -> None:
+def check_schedule(schedule: TableSchedule) -> None:
     """Wrong unless its table, its timesteps and both of its steps are those of the papers."""
     levels = alphas()
     if not np.abs(schedule.alphas_cumprod.double().numpy() - levels).max() <= 1e-5:

@@ -172,7 +172,7 @@ class Stages:
             checks.finite("t", t)
         elif t.ndim > 1 or t.numel() not in (1, len(latents)):
             raise InputError(f"t: {checks.shown(t)} is not one timestep, nor one for each row")
-        check_taps(taps, self.sites)
+        check_taps(checks.kind("taps", taps, Taps, "an anyv2v.Taps"), self.sites)
         rows = latents.to(self.backbone.device, self.backbone.dtype)
         return self.backbone.predict(rows, t, conditions, taps).float()
 

@@ -14,12 +14,15 @@ from random import Random
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import anyv2v
 from anyv2v import models
+from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.convert.released import convert
-from anyv2v.diffusion.inversion import Inverted
+from anyv2v.diffusion.inversion import TOLERANCE, Inverted
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
 from anyv2v.loading import builders, expected_shapes, inspect
@@ -120,6 +123,8 @@ def prepare(folder: Path) -> None:
     recorded.save(folder / "recorded.safetensors", features=True)
     source.save(folder / "plain.safetensors")
     _write_unfinished(folder / "half.unfinished", source)
+    _write_old(folder / "recorded.safetensors", folder / "old.safetensors")
+    _write_old(folder / "half.unfinished", folder / "old.unfinished")
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 4), dtype=np.uint8)
     for name, picture, options in (
         ("rgb.png", Image.fromarray(pixels[..., :3]), {}),
@@ -192,15 +197,41 @@ def _video() -> anyv2v.Video:
 
 
 def _settings() -> InversionSettings:
-    return InversionSettings("fixed-point", STEPS, "", "", 1.0, 8, anyv2v.editor.TOLERANCE)
+    told = {"text": 1.0}, {"fps": 8}
+    return InversionSettings("fixed-point", STEPS, "", "", *told, TOLERANCE)
 
 
 def _write_unfinished(path: Path, source: anyv2v.Source) -> None:
-    clean, first = source.trajectory[0], source.trajectory[1]
-    state = Inverted({0: clean, 1: first}, first * 1.01, 3, {1: 1e-4}, (first * 0.5,))
+    last = STEPS - 1
+    first = source.at(last)
+    state = Inverted(
+        source.trajectory.clean, first * 1.01, {last: first}, 3, {last: 1e-4}, (first * 0.5,)
+    )
     unfinished = Unfinished(path)
     unfinished._saved = -1e9
     unfinished.save(state, source.video, _settings(), source.fingerprint)
+
+
+def _write_old(path: Path, old: Path) -> None:
+    """What the version before wrote of the same: everything by timestep."""
+    timesteps = schedule().timesteps(STEPS)
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["source"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+
+    def renamed(name: str) -> str:
+        kind, _, rest = name.partition(".")
+        index, dot, rest = rest.partition(".")
+        if kind in ("latents", "features"):
+            return f"{kind}.{timesteps[int(index)]}{dot}{rest}"
+        return "latents.0" if name == "clean" else name
+
+    settings, name = facts["settings"], facts["format"]
+    settings |= {"guidance": settings["guidance"]["text"], **settings.pop("options")}
+    facts["format"] = f"{name[:-1]}{int(name[-1]) - 1}"
+    facts["residuals"] = {timesteps[int(i)]: r for i, r in facts["residuals"].items()}
+    facts.pop("levels", None)
+    save_file({renamed(name): x for name, x in tensors.items()}, old, {"source": json.dumps(facts)})
 
 
 def _exif() -> bytes:
@@ -333,7 +364,7 @@ def _source(examples: Examples, name: str, changed: bool) -> None:
     """Loads it; if it loads, it has to serve an edit and to be saved again."""
     editor = examples.editor
     source = editor.load_source(examples.folder / name)
-    for x in source.trajectory.values():
+    for x in (source.trajectory.clean, *source.trajectory.kept.values()):
         if x.dtype != torch.float32 or not x.isfinite().all():
             raise Wrong("latents that are not finite float32")
     _check_frames(source.video.frames)
@@ -466,8 +497,12 @@ KINDS: dict[str, Kind] = {
     "config": Kind(("model/config.json",), mutate.json_file, _config),
     "manifest": Kind(("model/manifest.json",), mutate.json_file, _manifest),
     "tokenizer": Kind(TOKENIZER, _tokens, _tokenizer),
-    "source": Kind(("plain.safetensors", "recorded.safetensors"), mutate.safetensors, _source),
-    "unfinished": Kind(("half.unfinished",), mutate.safetensors, _unfinished),
+    "source": Kind(
+        ("plain.safetensors", "recorded.safetensors", "old.safetensors"),
+        mutate.safetensors,
+        _source,
+    ),
+    "unfinished": Kind(("half.unfinished", "old.unfinished"), mutate.safetensors, _unfinished),
     "image": Kind(PICTURES, _either, _picture),
     "clip": Kind(("smooth.mp4", "noise.mp4"), mutate.mp4, _clip),
     "frames": Kind(FRAMES_OF_FOLDERS, _either, _folder),

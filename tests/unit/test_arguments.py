@@ -146,6 +146,7 @@ def test_arguments_of_the_stages(editor, source):
         r"latents: \(4, 2, 2, 2\)": lambda: editor.decode(latents[0]),
         "t: '1'": lambda: editor.predict(latents, "1", conditions),
         "t: 1000": lambda: editor.predict(latents, 1000, conditions),
+        "taps: None": lambda: editor.predict(latents, 1, conditions, None),
         "taps: 'x'": lambda: editor.predict(latents, 1, conditions, "x"),
         r"latents: \(4, 2, 2, 2\) is": lambda: editor.predict(latents[0], 1, conditions),
         "conditions: None": lambda: editor.predict(latents, 1, None),

@@ -13,10 +13,11 @@ import torch
 
 import anyv2v
 from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.clip.text import TextConfig
 from anyv2v.clip.vision import VisionConfig
 from anyv2v.diffusion.inversion import Inverted, fixed_point
-from anyv2v.diffusion.schedule import Schedule
+from anyv2v.diffusion.schedule import TableSchedule, matches
 from anyv2v.kernels import attention
 from anyv2v.vae.autoencoder import AutoencoderConfig
 from bench import __main__ as command
@@ -25,8 +26,9 @@ from bench import counted as costs
 from bench.core import Bench, Contender
 from tests import snapshot
 
-SCHEDULE = Schedule()
+SCHEDULE = schedule()
 STEPS = 50
+LEVELS = SCHEDULE.levels(STEPS)[:-1]
 
 
 @pytest.fixture
@@ -96,13 +98,13 @@ def test_a_wrong_kernel_is_not_timed_beside_its_peers(monkeypatch, small):
 
 @pytest.mark.parametrize("method", ["step", "timesteps"])
 def test_a_wrong_schedule_has_no_speed(monkeypatch, small, method):
-    right = getattr(Schedule, method)
+    right = getattr(TableSchedule, method)
 
     def wrong(*args):
         found = right(*args)
         return found[::-1] if method == "timesteps" else found * 0.999
 
-    monkeypatch.setattr(Schedule, method, wrong)
+    monkeypatch.setattr(TableSchedule, method, wrong)
     status, rows = small("edit", "scaling", "inversion")
     assert (status, rows) == (1, {})
 
@@ -180,25 +182,26 @@ def draw(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def bent(i, t, x):
+def bent(level, x):
     """A prediction that is not linear in the latents and depends on the timestep."""
-    return 0.6 * torch.tanh(x) - 0.3 * math.cos(t / 300) * x
+    return 0.6 * torch.tanh(x) - 0.3 * math.cos(level.t / 300) * x
 
 
-def residuals(kept):
+def residuals(state):
     """timestep -> by how much of itself sampling misses the latents below."""
-    found = {}
-    order = [0, *reversed(SCHEDULE.timesteps(STEPS))]
-    for s, t in zip(order, order[1:], strict=False):
-        down = SCHEDULE.step(bent(0, t, kept[t]), t, kept[t], STEPS)
-        found[t] = ((down - kept[s]).norm() / kept[s].norm()).item()
+    found, below = {}, state.clean
+    for level in LEVELS[::-1]:
+        x = state.kept[level.index]
+        down = SCHEDULE.step(bent(level, x), level.t, x, STEPS)
+        found[level.t], below = ((down - below).norm() / below.norm()).item(), x
     return found
 
 
 def test_solving_undoes_the_step():
     below, v = draw(1, 4, 3, 5, 6), draw(1, 4, 3, 5, 6, seed=1)
-    for t in (1, 501, 981):
-        x = inversion.solved(SCHEDULE, v, t, below, STEPS)
+    levels = SCHEDULE.levels(STEPS)
+    for i, t in ((49, 1), (24, 501), (0, 981)):
+        x = inversion.solved(SCHEDULE, v, *levels[i : i + 2], below)
         assert torch.allclose(SCHEDULE.step(v, t, x, STEPS), below, atol=1e-5)
 
 
@@ -209,26 +212,26 @@ def test_more_evaluations_come_nearer_to_the_solution(name, above):
     for evaluations in (1, 3):
         begin = Inverted.of(draw(1, 4, 3, 5, 6))
         *_, last = getattr(inversion, name)(bent, begin, SCHEDULE, STEPS, evaluations)
-        assert last.evaluations == evaluations * STEPS and last.latest == 981
-        worst.append(max(r for t, r in residuals(last.kept).items() if t > above))
+        assert last.evaluations == evaluations * STEPS and last.latest == 0
+        worst.append(max(r for t, r in residuals(last).items() if t > above))
     assert worst[0] > 9 * worst[1]
 
 
 def test_plain_iteration_once_is_not_what_ddim_inversion_steps_with():
     """It solves the step of sampling for its v, where DDIM turns the latents the other way."""
     clean = draw(1, 4, 3, 5, 6)
-    *_, last = inversion.plain(lambda i, t, x: 0 * x, Inverted.of(clean), SCHEDULE, STEPS, 1)
+    *_, last = inversion.plain(lambda level, x: 0 * x, Inverted.of(clean), SCHEDULE, STEPS, 1)
     # with v = 0 the level's whole growth is undone exactly
-    *_, exact = fixed_point(lambda i, t, x: 0 * x, Inverted.of(clean), SCHEDULE, STEPS)
-    assert torch.allclose(last.kept[981], exact.kept[981], rtol=1e-4)
+    *_, exact = fixed_point(lambda level, x: 0 * x, Inverted.of(clean), SCHEDULE, STEPS)
+    assert torch.allclose(last.kept[0], exact.kept[0], rtol=1e-4)
 
 
 def test_videoshop_asks_on_the_line_from_the_clean_latents():
     asked, clean = {}, draw(1, 4, 3, 5, 6)
 
-    def predict(i, t, x):
-        asked[t] = x
-        return bent(i, t, x)
+    def predict(level, x):
+        asked[level.t] = x
+        return bent(level, x)
 
     *_, last = inversion.videoshop(predict, Inverted.of(clean), SCHEDULE, STEPS)
     assert len(asked) == last.evaluations == STEPS
@@ -239,7 +242,8 @@ def test_videoshop_asks_on_the_line_from_the_clean_latents():
 
     for s, t in ((701, 721), (941, 961)):
         assert sigma(s) > 1
-        ends = [x / math.sqrt(SCHEDULE.alpha_bar(u)) for u, x in ((s, last.kept[s]), (t, asked[t]))]
+        below = last.kept[SCHEDULE.timesteps(STEPS).index(s)]
+        ends = [x / math.sqrt(SCHEDULE.alpha_bar(u)) for u, x in ((s, below), (t, asked[t]))]
         slopes = [(x - clean) / sigma(u) for u, x in zip((s, t), ends, strict=True)]
         assert torch.allclose(*slopes, rtol=1e-3, atol=1e-4)
 
@@ -253,7 +257,9 @@ def test_linear_is_the_fixed_point_with_one_evaluation_a_step():
 def test_every_method_keeps_the_timesteps_of_sampling():
     for method in inversion.METHODS:
         *_, last = method.run(bent, Inverted.of(draw(1, 4, 3, 5, 6)), SCHEDULE, method.steps)
-        assert set(SCHEDULE.timesteps(STEPS)) <= last.kept.keys(), method.name
+        levels = SCHEDULE.levels(method.steps)
+        read = matches(LEVELS, levels[:-1])
+        assert len(read) == STEPS and set(read.values()) <= last.kept.keys(), method.name
 
 
 def test_the_check_passes_the_product_and_finds_a_wrong_residual(editor, video):
@@ -268,7 +274,7 @@ def test_the_check_passes_the_product_and_finds_a_wrong_residual(editor, video):
 
         def invert(self, *args):
             source = editor.invert(*args)
-            less = {t: r / 2 for t, r in source.residuals.items()}
+            less = {i: r / 2 for i, r in source.residuals.items()}
             return anyv2v.Source(
                 source.video,
                 source.trajectory,

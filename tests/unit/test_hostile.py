@@ -242,10 +242,12 @@ def test_a_source_is_whole_or_refused(saved, tmp_path, seed):
     except InputError as error:
         assert str(path) in str(error)
         return
-    assert 0 in source.trajectory
-    for x in source.trajectory.values():
-        assert x.dtype == torch.float32 and x.isfinite().all()
-        assert x.shape[2] == len(source.video.frames)
+    clean, kept = source.trajectory.clean, source.trajectory.kept
+    assert kept.keys() <= set(range(source.settings.steps))
+    for x in (clean, *kept.values()):
+        assert x.dtype == torch.float32 and x.isfinite().all() and x.shape == clean.shape
+    for level in source.trajectory.levels:
+        assert all(map(math.isfinite, level.noise))
 
 
 @pytest.mark.parametrize(
@@ -257,6 +259,8 @@ def test_a_source_is_whole_or_refused(saved, tmp_path, seed):
         ({"fps": "eight"}, "fps"),
         ({"fps": math.nan}, "fps"),
         ({"settings": []}, "settings"),
+        ({"levels": None}, "levels"),
+        ({"levels": [[0, math.nan, 1.0]] * 3}, "levels"),
         ({"settings": {"method": "ddim"}}, "settings"),
     ],
 )
@@ -274,7 +278,7 @@ def test_a_prompt_that_is_no_text_is_refused(saved, tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
-@pytest.mark.parametrize("what", ["latents.0", "features"])
+@pytest.mark.parametrize("what", ["clean", "latents.0", "features"])
 def test_values_that_no_inversion_gives_are_refused(saved, tmp_path, value, what):
     with safe_open(saved, "pt") as file:
         name = next(name for name in sorted(file.keys()) if name.startswith(what))
@@ -304,14 +308,14 @@ def half(editor, video, path):
     return path
 
 
-@pytest.mark.parametrize("name, says", [("next", "not finite"), ("latents.501", "timesteps")])
+@pytest.mark.parametrize("name, says", [("next", "not finite"), ("latents.0", "not the first")])
 def test_half_an_inversion_that_is_damaged_is_refused(editor, video, tmp_path, name, says):
     small = anyv2v.Video(video.frames[:2, :32, :32], 8)
     path = half(editor, small, tmp_path / "a.unfinished")
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         metadata = file.metadata()
-    first = next(key for key in tensors if key.startswith("latents.") and key != "latents.0")
+    first = next(key for key in tensors if key.startswith("latents."))
     if name == "next":
         tensors["next"][0, 0, 0, 0, 0] = math.nan
     else:
