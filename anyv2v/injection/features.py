@@ -13,10 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from anyv2v.injection.taps import Kept
 from anyv2v.streams import side_stream
-
-Kept = Mapping[str, tuple[Tensor, ...]]
-"""Site -> what `Record` kept there."""
 
 Place = Literal["device", "host"]
 """Where a step's features are: on the device, or in pinned host memory and fetched ahead."""

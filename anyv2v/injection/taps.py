@@ -31,6 +31,10 @@ class Feature(Protocol):
     def rows(self) -> int:
         """How many rows all branches together have here."""
 
+    @property
+    def own(self) -> Feature:
+        """As the network computes it, if other taps have changed it already; else itself."""
+
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
         """(h,), or (q, k, v).
 
@@ -286,11 +290,11 @@ class _Left:
     """A `Feature` whose tensors are what other taps left."""
 
     tensors: tuple[Tensor, ...]
-    feature: Feature
+    own: Feature
 
     @property
     def rows(self) -> int:
-        return self.feature.rows
+        return self.own.rows
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
         tensors = [repeated(x, self.rows) for x in self.tensors]
@@ -300,9 +304,9 @@ class _Left:
 
     def keep(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
         # the compact form is made of the layer's input, which knows nothing of other taps
-        return self.feature.keep(tensors, compact=False)
+        return self.own.keep(tensors, compact=False)
 
     def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        restored = self.feature.restore(kept)
+        restored = self.own.restore(kept)
         # values as the other taps left them
         return restored if len(restored) == 1 else (*restored[:-1], self.tensors[-1])

@@ -111,6 +111,10 @@ class AttentionFeature:
     def rows(self) -> int:
         return len(self.x)
 
+    @property
+    def own(self):
+        return self
+
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
         one = rows_of_one(self.x, branches)
         key = None if self.context is None else self.context[0][:one]

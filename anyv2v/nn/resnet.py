@@ -106,6 +106,10 @@ class ResidualFeature:
     def rows(self) -> int:
         return len(self.x)
 
+    @property
+    def own(self):
+        return self
+
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
         emb = None if self.emb is None else self.emb[: rows_of_one(self.emb, branches)]
         return (self.block.residual(self.x[: rows_of_one(self.x, branches)], emb),)
