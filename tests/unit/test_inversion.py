@@ -72,7 +72,9 @@ def test_sampling_comes_back_within_the_tolerance(tolerance):
     assert error < 5 * tolerance
     # plain inversion with ten times as many steps does not come near the last of these
     *_, plain = ddim(bent, Inverted.of(clean), SCHEDULE, 500)
-    missed = golden.relative_error(sample(bent, plain.kept[SCHEDULE.timesteps(500).index(981)], SCHEDULE, STEPS), clean)
+    missed = golden.relative_error(
+        sample(bent, plain.kept[SCHEDULE.timesteps(500).index(981)], SCHEDULE, STEPS), clean
+    )
     assert missed > 0.02 and (tolerance > 1e-4 or error < missed / 100)
 
 
