@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ import torch
 from anyv2v import checks, demo, loading, models, notices, settings
 from anyv2v.convert.fetch import fetch
 from anyv2v.convert.released import convert
-from anyv2v.diffusion.inversion import METHODS, TOLERANCE
+from anyv2v.diffusion.inversion import TOLERANCE
 from anyv2v.diffusion.schedule import matches
 from anyv2v.edit import Edit, EditRequest
-from anyv2v.editor import STEPS, Editor
+from anyv2v.editor import Editor
 from anyv2v.editors import EDITORS, arguments
 from anyv2v.editors.base import FrameEditor
 from anyv2v.editors.run import candidates
@@ -202,7 +201,7 @@ def run_edit(args: argparse.Namespace) -> None:
         each = editor.edit_each(
             source,
             requests,
-            **_run_settings(args),
+            **settings.of_the_run(args),
             on_step=progress("edit", (args.steps - args.start) * len(requests)),
         )
         for i, (output, edit) in enumerate(zip(args.output, each, strict=True)):
@@ -295,12 +294,12 @@ def run_plan(args: argparse.Namespace) -> None:
     if _is_source(args.video):
         raise InputError(f"{args.video}: is inverted already; give the video")
     editor, video = _load(args), _video(args)
-    method, steps = _method(args)
+    method, steps = settings.of_the_inversion(args)
     predicted = plan.predict(
         editor,
         video,
         edits=args.edits,
-        **_run_settings(args),
+        **settings.of_the_run(args),
         guidance=args.guidance,
         method=method,
         inversion_steps=steps,
@@ -373,11 +372,11 @@ def _source(
     loading.choose_device(args.device)
     if _is_source(args.video):
         return _inverted(args, uses)
-    method, inversion_steps = _method(args)
+    method, inversion_steps = settings.of_the_inversion(args)
     video = _video(args) if video is None else video
     editor = _load(args)
     # a run that follows says what it reads; else everything is kept
-    plan = None if args.command == "invert" else editor.step_plan(**_run_settings(args))
+    plan = None if args.command == "invert" else editor.step_plan(**settings.of_the_run(args))
     last, levels = 0, editor.schedule.levels(inversion_steps)
     if plan is not None:
         editor.check_kept(levels[:-1], plan.source_levels)
@@ -412,15 +411,18 @@ def _inverted(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, S
         raise InputError(f"{args.video}: no such file")
     editor = _load(args)
     source = editor.load_source(args.video)
-    plan = editor.step_plan(**_run_settings(args))
+    plan = editor.step_plan(**settings.of_the_run(args))
     editor.check_kept(source.trajectory.kept_levels, plan.source_levels)
+    how = source.settings
+    if args.paper and (how.method, how.steps, how.prompt) != (*settings.PAPER_INVERSION.values(),):
+        _say(f"--paper: {args.video} comes from {how.steps} steps of {how.method}, as it is")
     _tell(_of_the_run(args, editor, uses))
     return editor, source
 
 
 def _recording(args: argparse.Namespace, editor: Editor, video: Video) -> CachePlan | None:
     """The features that an inversion keeps on its way, if it passes those of the run to come."""
-    method, inversion_steps = _method(args)
+    method, inversion_steps = settings.of_the_inversion(args)
     wanted = args.command == "edit" or getattr(args, "features", False)
     if not wanted or args.feature_memory == 0:
         return None
@@ -431,17 +433,6 @@ def _recording(args: argparse.Namespace, editor: Editor, video: Video) -> CacheP
     recording = editor.recording(video, *given, options=args.options)
     print(recording)
     return recording
-
-
-def _run_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Of the run that follows an inversion: what its plan and the editor are told alike."""
-    return {
-        "steps": getattr(args, "steps", None),
-        "start": getattr(args, "start", 0),
-        "injection": args.injection,
-        "source_pass": "always" if args.paper else "shared",
-        "options": args.options,
-    }
 
 
 def _video(args: argparse.Namespace) -> Video:
@@ -476,13 +467,6 @@ def _target(args: argparse.Namespace, clip: Size, default: Size, factor: int) ->
 
 def _size(picture: np.ndarray) -> Size:
     return picture.shape[1], picture.shape[0]
-
-
-def _method(args: argparse.Namespace) -> tuple[str, int]:
-    """Of inversion, and how many steps it takes."""
-    method = args.method or next(iter(METHODS))
-    steps = STEPS["ddim"] if method == "ddim" else getattr(args, "steps", args.own.steps)
-    return method, args.inversion_steps or steps
 
 
 def _progress(args: argparse.Namespace) -> Progress:
@@ -553,7 +537,7 @@ def _tell(lines: Iterable[str | None]) -> None:
 
 
 def _without_effect(args: argparse.Namespace, uses: frozenset[str] = frozenset()) -> list[str]:
-    method, steps = _method(args) if hasattr(args, "method") else ("", 0)
+    method, steps = settings.of_the_inversion(args) if hasattr(args, "method") else ("", 0)
     on_cpu = loading.choose_device(getattr(args, "device", "cpu")).type == "cpu"
     video = getattr(args, "video", "")
     inverted, still = _is_source(video), not _is_video(video)

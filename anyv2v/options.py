@@ -85,7 +85,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Says a default where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        plain = action.default is None or action.default is False
+        return action.help if plain else super()._get_help_string(action)
 
 
 def _config_of(args) -> str | None:

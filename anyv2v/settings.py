@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
 from typing import Any
 
 from anyv2v.backbones.base import Defaults
+from anyv2v.diffusion.inversion import METHODS
+from anyv2v.editor import STEPS
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import USUAL, Injection
 
@@ -45,6 +46,24 @@ def fill(args: Namespace, own: Defaults, original: Defaults, inverted: bool = Fa
         args.inject = {**_others(own), **args.inject}
         args.injection = Injection(**usual, **args.inject)
     return _beside_paper(args, others)
+
+
+def of_the_inversion(args: Namespace) -> tuple[str, int]:
+    """Its method, and how many steps it takes."""
+    method = args.method or next(iter(METHODS))
+    steps = STEPS.get(method, getattr(args, "steps", args.own.steps))
+    return method, args.inversion_steps or steps
+
+
+def of_the_run(args: Namespace) -> dict[str, Any]:
+    """Of the run that reads the source: what its plan and the editor are told alike."""
+    return {
+        "steps": args.steps,
+        "start": args.start,
+        "injection": args.injection,
+        "source_pass": "always" if args.paper else "shared",
+        "options": args.options,
+    }
 
 
 def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
@@ -125,8 +144,3 @@ def _beside_paper(args: Namespace, others: list[str]) -> list[str]:
 
 def _option(name: str) -> str:
     return name.replace("_", "-")
-
-
-def as_text(values: Mapping[str, object]) -> str:
-    """A mapping as an option has it: text=35,image=1."""
-    return ",".join(f"{name}={value}" for name, value in values.items())

@@ -24,7 +24,6 @@ from anyv2v.files import atomic_path, check_output
 from anyv2v.kernels.choose import USED
 from anyv2v.loading import DEMO
 from anyv2v.media.sequence import Pattern, is_sequence, numbered
-from anyv2v.settings import as_text
 from anyv2v.source import SUFFIX, Source
 
 PACKAGES = ("anyv2v", "torch", "triton", "numpy", "av", "pillow", "safetensors", "tokenizers")
@@ -235,7 +234,8 @@ def _plain(name: str, value: Any) -> Any:
         return "x".join(map(str, value))
     if isinstance(value, Mapping):
         # one scale of guidance is a number, as most give it
-        return value["text"] if {*value} == {"text"} else as_text(value) or None
+        named = ",".join(f"{each}={number}" for each, number in value.items())
+        return value["text"] if {*value} == {"text"} else named or None
     if name in PATHS and isinstance(value, str) and value != DEMO:
         return os.path.abspath(value)
     if name == "editor_option" and value:
