@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anyv2v import checks, demo, loading, models, notices
+from anyv2v import checks, demo, loading, models, notices, settings
 from anyv2v.convert.fetch import fetch
 from anyv2v.convert.released import convert
-from anyv2v.diffusion.inversion import METHODS, TOLERANCE
+from anyv2v.diffusion.inversion import TOLERANCE
+from anyv2v.diffusion.schedule import matches
 from anyv2v.edit import Edit, EditRequest
-from anyv2v.editor import STEPS, Editor
+from anyv2v.editor import Editor
 from anyv2v.editors import EDITORS, arguments
 from anyv2v.editors.base import FrameEditor
 from anyv2v.editors.run import candidates
 from anyv2v.errors import InputError
 from anyv2v.files import check_output
-from anyv2v.injection.plan import NO_INJECTION, Injection
 from anyv2v.media import container
 from anyv2v.media.clip import Video
 from anyv2v.media.image import fit_frame, read_image
@@ -33,6 +33,7 @@ from anyv2v.media.psnr import psnr
 from anyv2v.media.sequence import check_sequence_output, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav, read_first_frame, read_video, write_video
 from anyv2v.options import OFFLOADS, parser
+from anyv2v.pipeline.step_plan import CachePlan, records_on_the_way
 from anyv2v.process import Signals, Unfailing, unfailing_streams
 from anyv2v.progress import Progress
 from anyv2v.sidecar import Provenance, beside, check_sidecar, comment, sidecar_of
@@ -87,6 +88,9 @@ def _run(argv: list[str], commands: dict[str, Callable], signals: Signals, out: 
         args.signals, debug = signals, args.debug
         if args.unused:
             _say(f"{args.config}: {args.command} has no {', '.join(args.unused)}")
+        if hasattr(args, "paper"):
+            known = loading.peek(args.weights)
+            _tell(settings.fill(args, known.defaults, known.original, _is_source(args.video)))
         args.run(args)
         return 0
     except SystemExit:
@@ -162,12 +166,12 @@ def run_fetch(args: argparse.Namespace) -> None:
 def run_edit(args: argparse.Namespace) -> None:
     frame_editor = _frame_editor(args)
     _check_edit(args, frame_editor is not None)
-    injection, video = _chosen(args), None
-    clip, size = _sizes(args)
+    video, (clip, size) = None, _sizes(args)
     if frame_editor is None:
         frames = [read_image(frame) for frame in args.frame]
+        stretched = "stretch" if args.paper else None
         fits = [
-            args.fit or check_fit(path, _size(frame), clip, size)
+            args.fit or stretched or check_fit(path, _size(frame), clip, size)
             for path, frame in zip(args.frame, frames, strict=True)
         ]
     else:
@@ -190,17 +194,14 @@ def run_edit(args: argparse.Namespace) -> None:
         for frame, prompt, fit in zip(frames, args.prompt, fits, strict=True)
     ]
     made = _provenance(args)
-    editor, source = _source(args, injection, video=video, uses=arguments.uses(frame_editor))
+    editor, source = _source(args, video=video, uses=arguments.uses(frame_editor))
     failures: dict[str, Exception] = {}
     done: dict[str, Edit] = {}
     with _progress(args) as progress:
         each = editor.edit_each(
             source,
             requests,
-            steps=args.steps,
-            start=args.start,
-            injection=injection,
-            fps=args.fps,
+            **settings.of_the_run(args),
             on_step=progress("edit", (args.steps - args.start) * len(requests)),
         )
         for i, (output, edit) in enumerate(zip(args.output, each, strict=True)):
@@ -293,15 +294,13 @@ def run_plan(args: argparse.Namespace) -> None:
     if _is_source(args.video):
         raise InputError(f"{args.video}: is inverted already; give the video")
     editor, video = _load(args), _video(args)
-    method, steps = _method(args)
+    method, steps = settings.of_the_inversion(args)
     predicted = plan.predict(
         editor,
         video,
         edits=args.edits,
-        steps=args.steps,
-        start=args.start,
+        **settings.of_the_run(args),
         guidance=args.guidance,
-        injection=_chosen(args),
         method=method,
         inversion_steps=steps,
         feature_memory=args.feature_memory,
@@ -316,8 +315,8 @@ def run_invert(args: argparse.Namespace) -> None:
         raise InputError(f"{args.video}: is inverted already")
     unfinished = Unfinished(args.output + ".unfinished", args.resume)
     made = _provenance(args)
-    editor, source = _source(args, _chosen(args) if args.features else None, unfinished)
-    noisiest = source.trajectory[max(source.trajectory)]
+    editor, source = _source(args, unfinished)
+    noisiest = source.at(min(source.trajectory.kept))
     with beside(args.output, made.of(editor, source, noisiest)):
         source.save(args.output, args.force, features=args.features)
     unfinished.remove()
@@ -330,7 +329,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         _check_output(args, args.output, SUFFIXES, args.video)
     made = _provenance(args)
     began = time.monotonic()
-    editor, source = _source(args, NO_INJECTION)
+    editor, source = _source(args)
     inverted = time.monotonic()
     with _progress(args) as progress:
         again = editor.reconstruct(
@@ -340,11 +339,11 @@ def run_reconstruct(args: argparse.Namespace) -> None:
             steps=args.steps,
             start=args.start,
             guidance=args.guidance,
-            fps=args.fps,
+            options=args.options,
             on_step=progress("reconstruct", args.steps - args.start),
         )
     sampled = time.monotonic()
-    clean = source.trajectory[0].to(again.latents.device)
+    clean = source.trajectory.clean.to(again.latents.device)
     error = ((again.latents - clean).norm() / clean.norm()).item()
     if args.output:
         _write_video(args, args.output, again, made.of(editor, source, again.latents))
@@ -361,72 +360,83 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 def _source(
     args: argparse.Namespace,
-    injection: Injection | None = None,
     unfinished: Unfinished | None = None,
     video: Video | None = None,
     uses: frozenset[str] = frozenset(),
 ) -> tuple[Editor, Source]:
     """The editor, and the source that VIDEO is or is inverted to.
 
-    Everything that can be wrong is found before the inversion, and what has no effect is said;
-    `injection`: what the run that follows injects, None if no run follows; `video`: VIDEO if it was
-    read already; `uses`: what an editor of the frame makes something of.
+    Everything that can be wrong is found before the inversion, and what has no effect is said.
+    `video`: VIDEO if it was read already; `uses`: what an editor of the frame makes something of.
     """
     loading.choose_device(args.device)
-    method, inversion_steps = _method(args)
-    # a run that follows says what it reads; else everything is kept
-    steps, start = getattr(args, "steps", inversion_steps), getattr(args, "start", 0)
-
-    def needed(editor: Editor) -> list[int]:
-        if injection is None:
-            return []
-        return editor.needed_timesteps(steps, start, injection)
-
     if _is_source(args.video):
-        fixed = ("size", "frames", "sample_fps", "start_time")
-        fixed += ("inversion_steps", "inversion_prompt", "method", "tolerance")
-        if given := [name for name in fixed if getattr(args, name) is not None]:
-            option = given[0].replace("_", "-")
-            raise InputError(f"--{option} is fixed by {args.video}; invert the video again")
-        if not Path(args.video).exists():
-            raise InputError(f"{args.video}: no such file")
-        editor = _load(args)
-        source = editor.load_source(args.video)
-        editor.check_kept(source.trajectory, needed(editor))
-        _tell(_of_the_run(args, editor, uses))
-        return editor, source
-
+        return _inverted(args, uses)
+    method, inversion_steps = settings.of_the_inversion(args)
     video = _video(args) if video is None else video
     editor = _load(args)
-    visited = editor.schedule.timesteps(inversion_steps)
-    editor.check_kept([0, *visited], needed(editor))
-    wanted = needed(editor) if hasattr(args, "steps") else visited
-    editor.check_memory(_size(video.frames[0]), len(video.frames), rows=1)
+    # a run that follows says what it reads; else everything is kept
+    plan = None if args.command == "invert" else editor.step_plan(**settings.of_the_run(args))
+    last, levels = 0, editor.schedule.levels(inversion_steps)
+    if plan is not None:
+        editor.check_kept(levels[:-1], plan.source_levels)
+        last = min(matches(plan.source_levels, levels).values())
+    editor.check_memory(_size(video.frames[0]), len(video.frames), branches=1)
     _tell(_of_the_run(args, editor, uses))
-    recording, memory = None, getattr(args, "feature_memory", None)
-    if injection not in (None, NO_INJECTION) and memory != 0:
-        # they are passed on the way if the inversion solves the steps that sampling takes
-        if method == "fixed-point" and inversion_steps == steps:
-            recording = editor.recording(video, injection, steps, start, memory)
-            print(recording)
+    recording = _recording(args, editor, video)
     with _progress(args) as progress:
         source = editor.invert(
             video,
             method=method,
             steps=inversion_steps,
             prompt=args.inversion_prompt or "",
-            fps=args.fps,
-            on_step=progress("invert", sum(t <= max(wanted) for t in visited)),
+            on_step=progress("invert", inversion_steps - last),
             tolerance=args.tolerance or TOLERANCE,
-            timesteps=wanted,
+            plan=plan,
             recording=recording,
             unfinished=unfinished,
+            options=args.options,
         )
     return editor, source
 
 
+def _inverted(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Source]:
+    """The editor, and the source that VIDEO is."""
+    fixed = ("size", "frames", "sample_fps", "start_time")
+    fixed += ("inversion_steps", "inversion_prompt", "method", "tolerance")
+    if given := [name for name in fixed if getattr(args, name) is not None]:
+        option = given[0].replace("_", "-")
+        raise InputError(f"--{option} is fixed by {args.video}; invert the video again")
+    if not Path(args.video).exists():
+        raise InputError(f"{args.video}: no such file")
+    editor = _load(args)
+    source = editor.load_source(args.video)
+    plan = editor.step_plan(**settings.of_the_run(args))
+    editor.check_kept(source.trajectory.kept_levels, plan.source_levels)
+    how = source.settings
+    if args.paper and (how.method, how.steps, how.prompt) != (*settings.PAPER_INVERSION.values(),):
+        _say(f"--paper: {args.video} comes from {how.steps} steps of {how.method}, as it is")
+    _tell(_of_the_run(args, editor, uses))
+    return editor, source
+
+
+def _recording(args: argparse.Namespace, editor: Editor, video: Video) -> CachePlan | None:
+    """The features that an inversion keeps on its way, if it passes those of the run to come."""
+    method, inversion_steps = settings.of_the_inversion(args)
+    wanted = args.command == "edit" or getattr(args, "features", False)
+    if not wanted or args.feature_memory == 0:
+        return None
+    steps, start = getattr(args, "steps", inversion_steps), getattr(args, "start", 0)
+    if not records_on_the_way(method, inversion_steps, steps):
+        return None
+    given = args.injection, steps, start, args.feature_memory
+    recording = editor.recording(video, *given, options=args.options)
+    print(recording)
+    return recording
+
+
 def _video(args: argparse.Namespace) -> Video:
-    defaults, _ = loading.peek(args.weights)
+    defaults = loading.peek(args.weights).defaults
     if args.frames == 1:
         raise InputError("--frames 1: 1 frame is no video; at least 2 are needed")
     return read_video(
@@ -444,10 +454,9 @@ def _sizes(args: argparse.Namespace) -> tuple[Size, Size]:
     if _is_source(args.video):
         size = Source.frame_size(args.video)
         return size, size
-    defaults, factor = loading.peek(args.weights)
-    there = container.facts(args.video)
+    known, there = loading.peek(args.weights), container.facts(args.video)
     clip = there.width, there.height
-    return clip, _target(args, clip, defaults.size, factor)
+    return clip, _target(args, clip, known.defaults.size, known.multiple)
 
 
 def _target(args: argparse.Namespace, clip: Size, default: Size, factor: int) -> Size:
@@ -458,17 +467,6 @@ def _target(args: argparse.Namespace, clip: Size, default: Size, factor: int) ->
 
 def _size(picture: np.ndarray) -> Size:
     return picture.shape[1], picture.shape[0]
-
-
-def _method(args: argparse.Namespace) -> tuple[str, int]:
-    """Of inversion, and how many steps it takes."""
-    method = args.method or next(iter(METHODS))
-    steps = STEPS["ddim"] if method == "ddim" else getattr(args, "steps", STEPS[method])
-    return method, args.inversion_steps or steps
-
-
-def _chosen(args: argparse.Namespace) -> Injection:
-    return Injection(args.conv, args.spatial, args.temporal)
 
 
 def _progress(args: argparse.Namespace) -> Progress:
@@ -539,7 +537,7 @@ def _tell(lines: Iterable[str | None]) -> None:
 
 
 def _without_effect(args: argparse.Namespace, uses: frozenset[str] = frozenset()) -> list[str]:
-    method, steps = _method(args) if hasattr(args, "method") else ("", 0)
+    method, steps = settings.of_the_inversion(args) if hasattr(args, "method") else ("", 0)
     on_cpu = loading.choose_device(getattr(args, "device", "cpu")).type == "cpu"
     video = getattr(args, "video", "")
     inverted, still = _is_source(video), not _is_video(video)
@@ -555,7 +553,7 @@ def _of_the_run(
         tokenizer = editor.backbone.tokenizer
         lines += notices.unread(args, tokenizer.lost, tokenizer.tokens)
     if not _is_source(args.video):
-        lines += notices.of_the_size(args, *_sizes(args), editor.vae.config.factor)
+        lines += notices.of_the_size(args, *_sizes(args), editor.backbone.codec.multiple)
         if getattr(args, "output", None):
             lines.append(notices.silent(args.video, container.facts(args.video).audio))
     if hasattr(args, "resume"):

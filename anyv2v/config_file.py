@@ -21,6 +21,8 @@ LARGEST = 2**20
 """Bytes; nobody writes more options."""
 SETTINGS, COMMAND = "settings", "command"
 """Where a sidecar has its options, and the command that they are of."""
+BY_NAME = ("guidance", "inject", "option")
+"""Options that are several values by their names: text=35,image=1, or a mapping in a file."""
 WORDS = {
     "bool": ("^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
     "null": ("^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -90,6 +92,9 @@ def _converted(name: str, action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, bool):
             raise InputError(f"{name}: {shown(value)} is neither true nor false")
         return value
+    if isinstance(value, Mapping) and action.dest in BY_NAME:
+        pairs = [f"{key}={each}" for key, each in value.items()]
+        value = pairs if isinstance(action, argparse._AppendAction) else ",".join(pairs)
     if isinstance(action, argparse._AppendAction):
         return [_text(name, action, x) for x in (value if isinstance(value, list) else [value])]
     if isinstance(value, list) and action.dest == "size" and len(value) == 2:

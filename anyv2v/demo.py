@@ -16,7 +16,6 @@ from anyv2v.media.clip import Video
 from anyv2v.media.video import write_video
 from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
-from anyv2v.weights.demo.settings import BEST
 
 EDITED = "edited.mp4"
 FILES = (
@@ -49,25 +48,21 @@ def run(
     size, frames, fps = editor.defaults.size, editor.defaults.frames, editor.defaults.fps
     wanted = draw_edit(kind, "held-out", FIRST + seed)
     truth = Truth.of(wanted, size, frames)
-    steps = BEST.steps
+    steps = editor.defaults.steps
 
     video = Video(truth.source, fps)
     inverted = editor.invert(
         video,
-        steps=steps,
-        prompt=wanted.source.caption if BEST.prompted else "",
+        prompt=wanted.source.caption,
         on_step=progress("invert", steps),
-        recording=editor.recording(video, BEST.injection, steps),
+        recording=editor.recording(video),
     )
 
-    def edit(title: str, injection: Injection, random_ratio: float = 0.0):
+    def edit(title: str, injection: Injection | None = None, random_ratio: float = 0.0):
         return editor.edit(
             inverted,
             truth.frames[0],
             wanted.truth.caption,
-            negative_prompt="",
-            steps=steps,
-            guidance=BEST.guidance,
             injection=injection,
             random_ratio=random_ratio,
             seed=seed,
@@ -75,7 +70,7 @@ def run(
         ).frames
 
     clips = {
-        "edit": edit("edit", BEST.injection),
+        "edit": edit("edit"),
         "static": np.repeat(truth.frames[:1], frames, axis=0),
         "random": edit("from random noise", NO_INJECTION, random_ratio=1.0),
         "latents_only": edit("without injection", NO_INJECTION),

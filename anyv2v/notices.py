@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator
 from anyv2v.clip.tokenizer import cut_text
 from anyv2v.media.proportions import ALIKE, Size, part_cut, size_of_short_side
 
-INJECTED = ("conv", "spatial", "temporal")
 UNPREDICTED = ("inversion-prompt", "tolerance", "fps")
 """Options that a plan takes because an edit does, and that change nothing of what it predicts."""
 
@@ -28,7 +27,8 @@ def without_effect(
 ) -> list[str]:
     """The options of a command that change nothing of what it does.
 
-    args: as `options.parser` gives them; `given` holds the names of those that were given.
+    args: as `options.parser` gives them and `settings.fill` fills them; `given` holds the names of
+    those that were given.
     method, inversion_steps: of the inversion. uses: of "instruction", "reference", "seed", "device"
     and "dtype", what the editor of the frame makes something of. inverted: VIDEO is a source.
     still: it is one picture.
@@ -63,7 +63,7 @@ def unread(args: Namespace, lost: Callable[[str], str], tokens: int) -> list[str
     if args.command == "plan":
         return []
     texts = [("prompt", text) for text in _listed(getattr(args, "prompt", None))]
-    if "negative-prompt" in args.given and args.guidance > 1:
+    if "negative-prompt" in args.given and not _unguided(args):
         texts.append(("negative-prompt", args.negative_prompt))
     texts += [("inversion-prompt", text) for text in _listed(args.inversion_prompt)]
     return [
@@ -123,10 +123,17 @@ def beginning_again(path: str, there: bool, resume: bool) -> str | None:
 
 
 def _of_guidance(args: Namespace) -> Iterator[str]:
-    if "guidance" in args.given and args.guidance < 1:
-        yield f"--guidance {args.guidance:g} is taken as 1, no guidance"
-    if "negative-prompt" in args.given and args.guidance <= 1:
-        yield _no_effect("negative-prompt", f"guidance {args.guidance:g} leads away from nothing")
+    if not hasattr(args, "guidance"):
+        return
+    of_text = next(iter(args.guidance.values()))
+    if "guidance" in args.given and of_text < 1:
+        yield f"--guidance {of_text:g} is taken as 1, no guidance"
+    if "negative-prompt" in args.given and _unguided(args):
+        yield _no_effect("negative-prompt", f"guidance {of_text:g} leads away from nothing")
+
+
+def _unguided(args: Namespace) -> bool:
+    return all(scale <= 1 for scale in args.guidance.values())
 
 
 def _of_the_editor(args: Namespace, command: str, uses: Collection[str]) -> Iterator[str]:
@@ -156,17 +163,17 @@ def _of_injection(
     if command not in ("edit", "plan", "invert"):
         return
     steps, start = getattr(args, "steps", inversion_steps), getattr(args, "start", 0)
-    parts = {name: getattr(args, name) for name in INJECTED}
-    kept = [name for name in (*INJECTED, "feature-memory") if name in args.given]
+    parts = args.injection.fractions
     if command == "invert" and not args.features:
+        kept = [*args.called.values(), *(n for n in ("feature-memory",) if n in args.given)]
         yield from (_no_effect(name, "it goes with --features") for name in kept)
         return
     idle = [name for name, part in parts.items() if part > 0 and int(steps * part) <= start]
     for name in idle:
-        if name in args.given:
-            yield _no_effect(name, _too_early(steps, parts[name], start))
+        if name in args.called:
+            yield _no_effect(args.called[name], _too_early(steps, parts[name], start))
     nothing = all(part <= 0 or name in idle for name, part in parts.items())
-    if nothing and idle and not set(idle) & set(args.given):
+    if nothing and idle and not set(idle) & set(args.called):
         yield f"nothing of the source is injected: {_too_early(steps, max(parts.values()), start)}"
 
     reason = None

@@ -10,11 +10,10 @@ from typing import NoReturn
 import anyv2v
 from anyv2v.config_file import options_of
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
-from anyv2v.edit import NEGATIVE_PROMPT
 from anyv2v.editor import STEPS
 from anyv2v.editors import arguments
 from anyv2v.errors import InputError
-from anyv2v.injection.plan import Injection
+from anyv2v.injection.plan import USUAL
 from anyv2v.loading import DEMO
 from anyv2v.media.image import FITS
 from anyv2v.offload import Wanted
@@ -25,6 +24,7 @@ NOT_IN_FILES = ("help", "list", "config")
 """Options that a file of --config cannot have."""
 NOT_SETTINGS = (*NOT_IN_FILES, "force", "quiet", "debug")
 """Options that say nothing of what comes out."""
+OWN = "(default: the weights' own, I2VGen-XL: {})"
 OFFLOADS: dict[str, Wanted] = {"auto": "auto", "on": True, "off": False}
 
 
@@ -50,11 +50,11 @@ class Parser(argparse.ArgumentParser):
         given = {word[2:].partition("=")[0] for word in args if word.startswith("--")}
         if (path := _config_of(args)) is None:
             known, rest = super().parse_known_args(args, namespace)
-            known.given = given
+            known.given, known.filed = given, set()
             return known, rest
         mine = [a for a in self._actions if a.dest not in NOT_IN_FILES]
         found, unused = options_of(path, mine, self.names)
-        given |= {a.dest.replace("_", "-") for a, value in found.items() if value != a.default}
+        filed = {a.dest.replace("_", "-") for a, value in found.items() if value != a.default}
         for action in found:
             # None where it is not given; nobody can give that
             action.required, action.default = False, None
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
                 rest = [word for word in rest if word not in later[:1]]
             if getattr(known, action.dest) is None:
                 setattr(known, action.dest, value)
-        known.unused, known.given = unused, given
+        known.unused, known.given, known.filed = unused, given | filed, filed - given
         return known, rest
 
     names: frozenset[str] = frozenset()
@@ -79,6 +79,14 @@ class Parser(argparse.ArgumentParser):
     def settable(self) -> list[str]:
         """The options of this command that say what comes out, as a sidecar has them."""
         return [a.dest for a in self._actions if a.dest not in NOT_SETTINGS]
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default is None or action.default is False
+        return action.help if plain else super()._get_help_string(action)
 
 
 def _config_of(args) -> str | None:
@@ -94,7 +102,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     """The parser of all commands; what runs one is found in the namespace as `run`.
 
     And as `given` the names of the options that are there or, with another value than the default,
-    in the file of --config.
+    in the file of --config; as `filed` those that are in the file alone.
     """
     top = Parser(prog="anyv2v", description=anyv2v.__doc__)
     top.add_argument("--version", action="version", version=f"anyv2v {anyv2v.__version__}")
@@ -108,7 +116,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
             help=text,
             description=text,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
         )
         sub.set_defaults(run=commands[name], prog=sub.prog, command=name)
         for group in groups:
@@ -157,9 +165,11 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     )
     sub.add_argument("--prompt", metavar="TEXT", help="what the edit shows", **several)
     sub.add_argument("-o", "--output", metavar="OUT.mp4", help="the edited video", **several)
-    sub.add_argument("--guidance", type=_number, default=9.0, help="towards the prompt; 1: none")
+    _guidance(sub)
     sub.add_argument(
-        "--negative-prompt", default=NEGATIVE_PROMPT, metavar="TEXT", help="to be led away from"
+        "--negative-prompt",
+        metavar="TEXT",
+        help=f"to be led away from {OWN.format('that of AnyV2V itself')}",
     )
     sub.add_argument(
         "--random-ratio", type=_fraction, default=0.0, metavar="0..1", help="noise mixed in"
@@ -176,7 +186,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
 
     text = "what an edit would cost, before anything runs"
     sub = command("plan", text, _model, _clip, _inversion, _sampling, _injection)
-    sub.add_argument("--guidance", type=_number, default=9.0, help="towards the prompt; 1: none")
+    _guidance(sub)
     sub.add_argument("--edits", type=_from_1, default=1, help="in one batch, as Editor.edit_many")
 
     text = "invert a video for later edits"
@@ -194,8 +204,8 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     text = "a video there and back through the model"
     sub = command("reconstruct", text, _model, _clip, _inversion, _sampling)
     sub.add_argument("--prompt", default="", metavar="TEXT", help="what the video shows")
-    sub.add_argument("--negative-prompt", default="", metavar="TEXT", help="what it does not")
-    sub.add_argument("--guidance", type=_number, default=1.0, help="towards the prompt; 1: none")
+    sub.add_argument("--negative-prompt", metavar="TEXT", help="what it does not")
+    _guidance(sub, "(default: 1)")
     sub.add_argument("-o", "--output", metavar="OUT.mp4", help="the video that came back")
     names = frozenset(name for each in made for name in each.settable)
     for sub in made:
@@ -247,23 +257,51 @@ def _first_frame(sub: argparse.ArgumentParser) -> None:
 def _inversion(sub: argparse.ArgumentParser) -> None:
     default = next(iter(METHODS))
     sub.add_argument("--method", choices=METHODS, help=f"of inversion; else {default}")
-    steps = f"else {STEPS['ddim']} for ddim, --steps for fixed-point"
+    steps = f"else {STEPS['ddim']} for ddim, as many as sampling for fixed-point"
     sub.add_argument("--inversion-steps", type=_from_1, metavar="N", help=steps)
     tolerance = f"of the fixed point; else {TOLERANCE}"
     sub.add_argument("--tolerance", type=_above_0, help=tolerance)
     sub.add_argument("--inversion-prompt", metavar="TEXT", help="what the source shows")
-    sub.add_argument("--fps", type=_from_1, default=8, help="frame rate that the network is told")
+    sub.add_argument(
+        "--fps", type=_from_1, help=f"frame rate that the network is told {OWN.format(8)}"
+    )
+    sub.add_argument(
+        "--option",
+        action="append",
+        type=_option,
+        metavar="NAME=VALUE",
+        help="of the weights' backbone, what it alone has; may be given several times",
+    )
+    sub.add_argument(
+        "--paper",
+        action="store_true",
+        help="the original's settings and nothing of ours: --method ddim --inversion-steps 500, no "
+        "--inversion-prompt, --steps 50, --guidance 9, its negative prompt, --conv 0.2 --spatial "
+        "0.2 --temporal 0.5 (for other weights than I2VGen-XL's, theirs), --frame stretched to the "
+        "clip's size, the source in the batch of every step, no --feature-memory; what is given "
+        "besides wins",
+    )
+
+
+def _guidance(sub: argparse.ArgumentParser, default: str = OWN.format(9)) -> None:
+    text = f"towards the prompt; 1: none; or of each scale, such as text=35,image=1 {default}"
+    sub.add_argument("--guidance", type=_scales, metavar="X", help=text)
 
 
 def _injection(sub: argparse.ArgumentParser) -> None:
-    for name in ("conv", "spatial", "temporal"):
+    for name, own in zip(USUAL, (0.2, 0.2, 0.5), strict=True):
         sub.add_argument(
             f"--{name}",
             type=_number,
-            default=getattr(Injection(), name),
             metavar="0..1",
-            help=f"part of the steps that inject {name} features of the source",
+            help=f"part of the steps that inject {name} features of the source {OWN.format(own)}",
         )
+    sub.add_argument(
+        "--inject",
+        type=_numbers,
+        metavar="NAME=0..1,...",
+        help="the same of any groups that the weights have, such as conv=0.2,cross=0",
+    )
     sub.add_argument(
         "--feature-memory",
         type=_bytes,
@@ -273,7 +311,7 @@ def _injection(sub: argparse.ArgumentParser) -> None:
 
 
 def _sampling(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--steps", type=_from_1, default=50, help="of sampling")
+    sub.add_argument("--steps", type=_from_1, help=f"of sampling {OWN.format(50)}")
     sub.add_argument("--start", type=_from_0, default=0, help="index of the first that is run")
 
 
@@ -317,6 +355,28 @@ def _number(text: str) -> float:
     if not abs(number) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return number
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """Numbers by their names."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = (x.strip() for x in part.partition("="))
+        if not name.isidentifier() or not equals or name in found:
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER,..., each name once")
+        found[name] = _number(number)
+    return found
+
+
+def _scales(text: str) -> float | dict[str, float]:
+    return _numbers(text) if "=" in text else _number(text)
+
+
+def _option(text: str) -> str:
+    name, equals, value = (x.strip() for x in text.partition("="))
+    if not name.isidentifier() or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return f"{name}={value}"
 
 
 def _above_0(text: str) -> float:

@@ -85,6 +85,10 @@ class Provenance:
         # what the first run has written is read by nobody
         settings["save_frame"] = None
         if editor is not None:
+            if hasattr(args, "options"):
+                options = dict(editor.backbone.options(args.options))
+                settings |= {"fps": options.pop("fps", None)}
+                settings |= {"option": [f"{k}={x}" for k, x in options.items()] or None}
             settings |= {"device": str(editor.backbone.device)}
             settings |= {"dtype": str(editor.backbone.dtype).removeprefix("torch.")}
         if source is not None and Path(args.video).suffix.lower() != SUFFIX:
@@ -107,7 +111,7 @@ class Provenance:
             "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("ANYV2V_")},
             "evaluations": source and source.evaluations,
             "kernels": {op: sorted(names) for op, names in sorted(USED.items())},
-            "residuals": source and {str(t): r for t, r in source.residuals.items()},
+            "residuals": source and _residuals(source),
             "kept": None,
         }
 
@@ -199,6 +203,13 @@ def versions() -> dict[str, str | int]:
     return found
 
 
+def _residuals(source: Source) -> dict[str, float]:
+    """By the timestep, as text; by the step's index where timesteps are no whole numbers."""
+    levels = source.trajectory.levels
+    whole = all(level.t == int(level.t) for level in levels[:-1])
+    return {str(levels[i].t if whole else i): r for i, r in source.residuals.items()}
+
+
 def _is_there(output: str | os.PathLike) -> bool:
     pattern = numbered(output)
     return Path(output).exists() if pattern is None else bool(pattern.files())
@@ -221,6 +232,10 @@ def _plain(name: str, value: Any) -> Any:
     """An option's value as JSON has it and --config takes it."""
     if isinstance(value, tuple):
         return "x".join(map(str, value))
+    if isinstance(value, Mapping):
+        # one scale of guidance is a number, as most give it
+        named = ",".join(f"{each}={number}" for each, number in value.items())
+        return value["text"] if {*value} == {"text"} else named or None
     if name in PATHS and isinstance(value, str) and value != DEMO:
         return os.path.abspath(value)
     if name == "editor_option" and value:

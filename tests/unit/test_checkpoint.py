@@ -11,7 +11,7 @@ from torch import nn
 
 from anyv2v.errors import InputError
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.folder import Part, write_folder
+from anyv2v.weights.folder import Part, check_target, write_folder
 from anyv2v.weights.manifest import difference
 from anyv2v.weights.tensors import write
 from anyv2v.weights.verify import verify
@@ -339,3 +339,61 @@ def test_loading_takes_no_second_copy(tmp_path, kept, used, size):
     assert weights > 200
     # one piece of 4 MB, and what torch loads when it first computes
     assert weights * 0.9 < added < 1.15 * weights
+
+
+OTHERS = {"format": 1, "backbone": "other", "components": ["transformer", "t5", "vae"]}
+
+
+def make_others(folder, config=OTHERS):
+    parts = {n: part(net(i)) for i, n in enumerate(config["components"])}
+    write_folder(folder, config, {}, "", parts)
+    return folder
+
+
+def test_a_config_may_name_components_of_its_own(tmp_path):
+    folder = make_others(tmp_path / "w")
+    assert [c.file for c in verify(folder).components] == [
+        f"{name}.safetensors" for name in OTHERS["components"]
+    ]
+    loaded = Checkpoint.open(folder).load("t5", Net)
+    assert torch.equal(loaded.conv.weight, net(1).conv.weight)
+    # and may be replaced, for nothing in there is anybody else's
+    check_target(folder, force=True)
+    (folder / "notes.txt").write_text("precious")
+    with pytest.raises(InputError, match=r"also holds notes\.txt"):
+        check_target(folder, force=True)
+
+
+@pytest.mark.parametrize(
+    "names", ["unet", [], ["unet", 5], ["../unet"], ["a/b"], ["unet", "unet"], ["x"] * 17, {"a": 1}]
+)
+def test_names_of_components_that_could_lead_elsewhere(tmp_path, names):
+    folder = make_others(tmp_path / "w")
+    (folder / "config.json").write_text(json.dumps(OTHERS | {"components": names}))
+    with pytest.raises(InputError, match="config.json: components: ") as caught:
+        Checkpoint.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_how_an_edit_is_made_is_no_part_of_the_fingerprint(tmp_path):
+    def fingerprint(name, **defaults):
+        config = {**CONFIG, "defaults": {"size": [64, 64], "frames": 4, "fps": 8, **defaults}}
+        return Checkpoint.open(make(tmp_path / name, config)).fingerprint
+
+    first = fingerprint("a")
+    assert fingerprint("b", steps=20, guidance={"text": 1.0}, injection={"conv": 1}) == first
+    assert fingerprint("c", frames=5) != first
+
+
+def test_a_network_may_be_read_each_time_it_is_needed(folder):
+    module, read = Checkpoint.open(folder).load_later("text", Net, dtype=torch.float16)
+    assert sum(x.numel() for x in (*module.parameters(), *module.buffers())) == 0
+    assert not any(x.is_meta or x.requires_grad for x in module.parameters())
+    for _ in range(2):
+        for tensor, wanted in zip(read(), net(2).parameters(), strict=True):
+            assert torch.equal(tensor, wanted.half())
+    (folder / "text.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="text.safetensors"):
+        read()
+    with pytest.raises(InputError, match="does not name t5"):
+        Checkpoint.open(make(folder.parent / "again")).load_later("t5", Net)

@@ -46,7 +46,8 @@ def test_a_file_says_what_the_command_line_would(tmp_path, kind):
     wanted.prompt[0] = "a robot"
     wanted.config = str(tmp_path / "c.yml")
     assert {"config", "size", "conv", "keep-unchanged"} < args.given
-    args.given = wanted.given
+    assert args.filed == args.given - {"config"}
+    args.given, args.filed = wanted.given, wanted.filed
     assert vars(args) == vars(wanted)
 
 

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 import anyv2v
-from anyv2v import loading, notices
+from anyv2v import loading, notices, settings
+from anyv2v.backbones.defaults import read_defaults
+from anyv2v.backbones.i2vgen.backbone import I2VGen
 from anyv2v.cli import main
 from anyv2v.editors import arguments
 from anyv2v.editors.base import FrameRequest
@@ -27,8 +29,15 @@ FRAME = "edit-frame v.mp4 --editor edges -o f.png"
 INVERT = "invert v.mp4 -o s.safetensors"
 
 
+ORIGINAL = read_defaults({"defaults": {"size": [512, 512], "frames": 16, "fps": 8}}, I2VGen.own)
+
+
 def parsed(line: str):
-    return parser(COMMANDS).parse_args(line.split())
+    """The options of a command; those that are left to the weights are the published ones' own."""
+    args = parser(COMMANDS).parse_args(line.split())
+    if hasattr(args, "paper"):
+        settings.fill(args, ORIGINAL, ORIGINAL)
+    return args
 
 
 @pytest.mark.parametrize(
@@ -65,6 +74,9 @@ def parsed(line: str):
         (f"{INVERT} --features --feature-memory 0", {}, "features"),
         (f"{INVERT} --features --conv 0 --spatial 0 --temporal 0", {}, "features"),
         (f"{EDIT} --conv 0.2 --start 10", {}, "conv"),
+        (f"{EDIT} --inject conv=0.2 --start 10", {}, "inject conv has no effect"),
+        (f"{INVERT} --inject cross=0.2", {}, "inject cross has no effect"),
+        (f"{EDIT} --negative-prompt x --guidance text=1", {}, "negative-prompt"),
         (f"{EDIT} --temporal 0.3 --steps 3", {"inversion_steps": 3}, "temporal"),
         (f"{EDIT} --start 25", {}, "nothing of the source is injected"),
         (f"{EDIT} --steps 1", {}, "nothing of the source is injected"),
@@ -270,7 +282,8 @@ def test_frames_of_other_proportions(told, tmp_path):
 
     def edit(frame, size, *options):
         options = ("--prompt", "x", "-o", "o.mp4", "--steps", 2, "--size", size, *options)
-        options += ("--feature-memory", 0)
+        # the demo weights' own guidance is 1, where a negative prompt has no effect
+        options += ("--feature-memory", 0, "--guidance", 2)
         return told("edit", "v.mkv", "--frame", frame, *options)
 
     assert edit("half.png", "96x64") == edit("turned.jpg", "96x64") == []

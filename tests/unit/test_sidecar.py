@@ -80,7 +80,8 @@ def test_a_sidecar_says_how_an_edit_was_made(run, monkeypatch):
     assert facts["versions"]["torch"] == torch.__version__
     source = editor.invert(anyv2v.read_video("clip.mp4", (32, 32), 3, 8), steps=2)
     assert facts["evaluations"] == source.evaluations
-    assert facts["residuals"] == {str(t): r for t, r in source.residuals.items()}
+    levels = source.trajectory.levels
+    assert facts["residuals"] == {str(levels[i].t): r for i, r in source.residuals.items()}
     assert facts["kernels"]["attention"] == ["sdpa"]
     assert facts["kept"] is None
 
