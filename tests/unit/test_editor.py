@@ -325,7 +325,7 @@ def test_many_edits_share_one_source(editor, solved, edited_frame, video, monkey
             assert golden.relative_error(one.latents, same.latents) < 1e-5
             assert (one.frames != same.frames).mean() < 1e-3
     # where memory allows two, the third comes after them
-    monkeypatch.setattr(editor, "_batch", lambda size, frames, edits: min(2, edits))
+    monkeypatch.setattr(editor, "_batch", lambda s, f, edits, each: min(2, edits))
     calls.clear()
     split = editor.edit_many(plain, requests, **options)
     assert [r for r, *_ in calls] == [4] * 8 + [3] * 2 + [3] * 8 + [2] * 2
@@ -351,7 +351,8 @@ def test_frames_go_through_the_autoencoder_together_where_they_fit(editor, video
     noise = torch.randn(1, 4, len(video.frames), 8, 16, generator=torch.Generator().manual_seed(0))
     latents, frames = editor.encode_frames(video.frames), editor.decode(noise)
     sampled = editor.encode_frames(video.frames, torch.Generator().manual_seed(1))
-    encode, decode, rows = editor.backbone.codec.vae.encode, editor.backbone.codec.vae.decode, []
+    vae, rows = editor.backbone.codec.vae, []
+    encode, decode = vae.encode, vae.decode
     monkeypatch.setattr(editor, "_frames_at_once", lambda size: 3 if size == (128, 64) else 0)
     monkeypatch.setattr(
         editor.backbone.codec.vae, "encode", lambda x, g: rows.append(len(x)) or encode(x, g)

@@ -16,6 +16,7 @@ from anyv2v.cli import main
 from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
 from anyv2v.diffusion.samplers import sample
 from anyv2v.finite import ROOM, FiniteCheck, finite_rows, remedy
+from anyv2v.pipeline import sources
 from anyv2v.source import Unfinished
 from anyv2v.vae.autoencoder import Autoencoder
 from tests.draw import normal
@@ -252,7 +253,7 @@ def test_one_edit_of_several_is_named(editor, source, edited_frame, spoil, monke
     requests = [EditRequest(edited_frame, prompt, guidance=1.0) for prompt in ("a", "b", "c")]
     spoil(t)  # of a batch the last row
     for at_once, told in ((3, r"2 \(number 3 of 3\) 'c'"), (2, r"1 \(number 2 of 3\) 'b'")):
-        monkeypatch.setattr(editor, "_batch", lambda size, frames, edits, n=at_once: min(n, edits))
+        monkeypatch.setattr(editor, "_batch", lambda s, f, edits, each, n=at_once: min(n, edits))
         with pytest.raises(NotFiniteError, match=rf"in step 3 .*, of edit {told}: ") as error:
             editor.edit_many(source, requests, steps=4)
         assert error.value.rows == (at_once - 1,)
@@ -261,21 +262,22 @@ def test_one_edit_of_several_is_named(editor, source, edited_frame, spoil, monke
 @pytest.mark.slow
 def test_a_recording(editor, source, monkeypatch):
     recording = editor.recording(source.video, Injection(0.2, 0.2, 0.2), 8)
-    ((t, sites),) = recording.sites.items()
-    recorded = anyv2v.editor.recorded
+    ((i, sites),) = recording.sites.items()
+    t = recording.levels[i].t
+    recorded = sources.recorded
 
     def wrong(*args):
         kept = recorded(*args)
         kept[min(sites)][0].view(-1)[0] = math.inf
         return kept
 
-    monkeypatch.setattr("anyv2v.editor.recorded", wrong)
+    monkeypatch.setattr("anyv2v.pipeline.sources.recorded", wrong)
     with pytest.raises(NotFiniteError, match=f"features: .* at {min(sites)}, timestep {t}: "):
         editor.record(source, recording)
 
 
 def test_an_autoencoder(editor, source, edited_frame, monkeypatch):
-    vae, calls = editor.vae, []
+    vae, calls = editor.backbone.codec.vae, []
 
     def spoil(name):
         plain, calls[:] = getattr(vae, name), []
