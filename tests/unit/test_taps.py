@@ -11,6 +11,7 @@ import torch
 from anyv2v import NO_TAPS, Injection, InputError, Record, Replay, ShareSource, Taps
 from anyv2v.accounting import count
 from anyv2v.backbones.i2vgen.conditioning import Conditions
+from anyv2v.backbones.i2vgen.defaults import OWN
 from anyv2v.injection.plan import Group, sites_per_step
 from anyv2v.injection.taps import Recorded
 from tests import golden
@@ -40,7 +41,7 @@ def test_skipped_steps_are_dropped_after_counting():
 
 
 def test_a_site_that_does_not_exist_is_refused():
-    injection = Injection(sites={"conv": ["up.9.res.0"]})
+    injection = Injection(0.2, 0.2, 0.5, sites={"conv": ["up.9.res.0"]})
     groups = injection.groups({"spatial": frozenset("b"), "temporal": frozenset("c")})
     with pytest.raises(InputError, match="no such site: up.9.res.0"):
         sites_per_step(groups, 10, 0, frozenset("bc"))
@@ -55,8 +56,9 @@ def test_fractions_outside_0_to_1_are_refused(name, value):
 
 def test_groups_that_a_model_lacks_are_refused_unless_off():
     with pytest.raises(InputError, match="no group conv"):
-        Injection().groups({"spatial": frozenset("b"), "temporal": frozenset("c")})
-    groups = Injection(conv=0.0).groups({"spatial": frozenset("b"), "temporal": frozenset("c")})
+        Injection(0.2, 0.2, 0.5).groups({"spatial": frozenset("b"), "temporal": frozenset("c")})
+    off = Injection(0.0, 0.2, 0.5)
+    groups = off.groups({"spatial": frozenset("b"), "temporal": frozenset("c")})
     assert len(groups) == 2
 
 
@@ -338,7 +340,7 @@ def test_a_block_that_forgets_its_taps_fails_at_once(editor):
 
 
 def test_the_default_edit_runs_as_many_rows_as_readme_says():
-    groups = Injection().groups(
+    groups = Injection(**OWN["injection"]).groups(
         {name: frozenset({name}) for name in ("conv", "spatial", "temporal")}
     )
     known = frozenset({"conv", "spatial", "temporal"})
