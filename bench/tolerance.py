@@ -165,7 +165,7 @@ def measure(clips: Clips, settings: Sequence[str]) -> list[list[dict]]:
     editor, count = clips.editor, len(clips.scenes)
     schedule, steps = editor.schedule, BEST.steps
     plan = editor.step_plan(steps=steps, injection=BEST.injection)
-    sites = {step.index: step.sites for step in plan.steps if step.sites}
+    sites = {step.level.index: step.sites for step in plan.steps if step.sites}
     edited = settings != [DDIM]
     found = together([SETTINGS[s] for s in settings], clips, sites if edited else {})
     begin = torch.cat([state.kept[state.latest] for state, _ in found])

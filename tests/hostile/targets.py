@@ -24,7 +24,6 @@ from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.convert.released import convert
 from anyv2v.diffusion.inversion import TOLERANCE, Inverted
 from anyv2v.errors import InputError
-from anyv2v.injection.plan import Injection
 from anyv2v.loading import builders, expected_shapes, inspect
 from anyv2v.media.image import read_image
 from anyv2v.media.mask import fit_mask, read_mask
@@ -331,7 +330,7 @@ def _config(examples: Examples, name: str, changed: bool) -> None:
     defaults = editor.defaults
     editor.check_size(defaults.size)
     editor.check_memory(defaults.size, defaults.frames)
-    editor.plan(STEPS, 0, Injection())
+    editor.step_plan(STEPS)
     same = json.dumps(Checkpoint.open(folder).config) == json.dumps(CONFIG)
     if same != (editor.fingerprint == examples.editor.fingerprint):
         raise Wrong("the fingerprint does not tell the config")

@@ -295,7 +295,7 @@ def test_features_of_other_shapes_are_refused_when_they_are_loaded(editor, saved
         tensor = file.get_tensor(name)
     turned = tensor.transpose(-1, 1).contiguous()
     assert turned.shape != tensor.shape
-    with pytest.raises(InputError, match="a.safetensors: features of timestep .* of shapes"):
+    with pytest.raises(InputError, match="a.safetensors: features of step .* of shapes"):
         editor.load_source(rewritten(saved, tmp_path / "a.safetensors", **{name: turned}))
 
 

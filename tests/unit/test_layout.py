@@ -22,13 +22,14 @@ STAGE_TWO = (
     "anyv2v.edit",
     "anyv2v.editor",
     "anyv2v.finite",
-    "anyv2v.pipeline",
     "anyv2v.loading",
     "anyv2v.memory",
     "anyv2v.notices",
     "anyv2v.offload",
+    "anyv2v.pipeline",
     "anyv2v.plan",
     "anyv2v.source",
+    "anyv2v.source_upgrade",
 )
 VIDEO_FILES = (
     "anyv2v.media.color",

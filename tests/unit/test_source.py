@@ -332,6 +332,19 @@ def demo():
     return anyv2v.load("demo", device="cpu")
 
 
+def test_the_weights_of_the_version_before_load_and_know_their_sources(demo, tmp_path):
+    """Their config says nothing of how to edit, so that is I2VGen-XL's."""
+    folder = Path(anyv2v.__file__).parent / "weights" / "demo" / "files"
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_bytes((OLD / "config.json").read_bytes())
+    editor = anyv2v.load(tmp_path, device="cpu")
+    assert editor.fingerprint == VALUES["recorded"]["fingerprint"] == demo.fingerprint
+    own = {"text": 9.0}, anyv2v.NEGATIVE_PROMPT, anyv2v.Injection(0.2, 0.2, 0.5)
+    assert editor.defaults == anyv2v.Defaults((32, 32), 8, 8, 50, *own)
+
+
 @pytest.mark.parametrize("name", ["recorded", "ddim"])
 def test_an_edit_of_an_old_source_is_what_it_was(demo, name):
     """The recorded one is edited from its features, the other with the source in the batch."""

@@ -19,12 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from anyv2v.backbones.defaults import read_defaults
 from anyv2v.backbones.i2vgen.backbone import I2VGen
-from anyv2v.editor import Defaults, Editor
+from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.files import atomic_path
 from anyv2v.media.clip import Video
 from anyv2v.vae.autoencoder import Autoencoder
+from anyv2v.vae.codec import ImageCodec
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo.recipe import PRESETS, Preset, config, tokenizer_files
 from anyv2v.weights.demo.render import render
@@ -130,14 +132,15 @@ def export(
 
 def editor(networks: Networks, vae: Autoencoder) -> Editor:
     """The networks as they are, ready to edit."""
-    preset = networks.preset
     backbone = I2VGen(
         **networks.tower,
         tokenizer=networks.tokenizer,
         preprocess=networks.preprocess,
         groups={k: frozenset(v) for k, v in networks.config["injection"].items()},
+        codec=ImageCodec(vae),
+        defaults=read_defaults(networks.config, I2VGen.own),
     )
-    return Editor(backbone, vae, Defaults((preset.size,) * 2, preset.frames, 8))
+    return Editor(backbone)
 
 
 def sheet(editor: Editor, zoom: int = 2) -> np.ndarray:

@@ -32,7 +32,8 @@ class Networks:
     def __init__(self, preset: Preset, device: str):
         self.preset, self.device = preset, device
         self.config = config(preset)
-        self.tower = {k: build().to(device) for k, build in I2VGen.networks(self.config).items()}
+        builders = I2VGen.networks(self.config)
+        self.tower = {k: builders[k]().to(device) for k in ("unet", "text", "vision")}
         _start(self.tower)
         settings = section(self.config, "tokenizer", TokenizerConfig)
         vocab, merges = tokenizer_files()
