@@ -28,6 +28,7 @@ STAGE_TWO = (
     "anyv2v.notices",
     "anyv2v.offload",
     "anyv2v.plan",
+    "anyv2v.settings",
     "anyv2v.source",
 )
 VIDEO_FILES = (

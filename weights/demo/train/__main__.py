@@ -19,17 +19,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from anyv2v.backbones.defaults import read_defaults
 from anyv2v.backbones.i2vgen.backbone import I2VGen
-from anyv2v.editor import Defaults, Editor
+from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.files import atomic_path
 from anyv2v.media.clip import Video
 from anyv2v.vae.autoencoder import Autoencoder
+from anyv2v.vae.codec import ImageCodec
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo.recipe import PRESETS, Preset, config, tokenizer_files
 from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import draw_edit
-from anyv2v.weights.demo.settings import BEST
 from anyv2v.weights.demo.train.run import Run
 from anyv2v.weights.demo.train.unet import Networks, train_unet
 from anyv2v.weights.demo.train.vae import build as build_vae
@@ -130,14 +131,15 @@ def export(
 
 def editor(networks: Networks, vae: Autoencoder) -> Editor:
     """The networks as they are, ready to edit."""
-    preset = networks.preset
     backbone = I2VGen(
         **networks.tower,
         tokenizer=networks.tokenizer,
         preprocess=networks.preprocess,
         groups={k: frozenset(v) for k, v in networks.config["injection"].items()},
+        codec=ImageCodec(vae),
+        defaults=read_defaults(networks.config, I2VGen.own),
     )
-    return Editor(backbone, vae, Defaults((preset.size,) * 2, preset.frames, 8))
+    return Editor(backbone)
 
 
 def sheet(editor: Editor, zoom: int = 2) -> np.ndarray:
@@ -147,20 +149,8 @@ def sheet(editor: Editor, zoom: int = 2) -> np.ndarray:
     for i, kind in enumerate(("colour", "background", "shape"), 1):
         edit = draw_edit(kind, "validation", i)
         source, truth = render([edit.source, edit.truth], size, frames).frames.numpy()
-        inverted = editor.invert(
-            Video(source, editor.defaults.fps),
-            steps=BEST.steps,
-            prompt=edit.source.caption if BEST.prompted else "",
-        )
-        found = editor.edit(
-            inverted,
-            truth[0],
-            edit.truth.caption,
-            negative_prompt="",
-            steps=BEST.steps,
-            guidance=BEST.guidance,
-            injection=BEST.injection,
-        )
+        inverted = editor.invert(Video(source, editor.defaults.fps), prompt=edit.source.caption)
+        found = editor.edit(inverted, truth[0], edit.truth.caption)
         rows += [np.concatenate(list(clip), axis=1) for clip in (source, truth, found.frames)]
     return np.concatenate(rows).repeat(zoom, 0).repeat(zoom, 1)
 
