@@ -61,7 +61,7 @@ def of_the_run(args: Namespace) -> dict[str, Any]:
         "steps": args.steps,
         "start": args.start,
         "injection": args.injection,
-        "source_pass": "always" if args.paper else "shared",
+        "source_pass": "always" if args.paper and not args.feature_memory else "shared",
         "options": args.options,
     }
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -141,7 +140,8 @@ def contact_sheet(clips: dict[str, np.ndarray], truth: Truth, zoom: int = 2) -> 
 def run(editor: Editor, args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "scores.json"
-    facts = {"fingerprint": editor.fingerprint, "settings": asdict(BEST), "frames": args.frames}
+    used = {**vars(BEST), "injection": BEST.injection.fractions}
+    facts = {"fingerprint": editor.fingerprint, "settings": used, "frames": args.frames}
     kept = json.loads(path.read_text()) if path.exists() else {**facts, "scenes": {}}
     if any(kept[name] != value for name, value in facts.items()):
         raise SystemExit(f"{path}: is of other weights or settings; take another folder")
@@ -169,7 +169,7 @@ def run(editor: Editor, args: argparse.Namespace) -> None:
 def with_original_sites(editor: Editor, injection: anyv2v.Injection) -> anyv2v.Injection:
     """At the places, on the way up, that the original chose in its network."""
     layers = sum(site.startswith("up.1.res.") for site in editor.sites) - 1
-    return replace(injection, sites=standard_sites(layers))
+    return anyv2v.Injection(sites=standard_sites(layers)).over(injection)
 
 
 def sweep(editor: Editor, args: argparse.Namespace) -> None:

@@ -582,3 +582,65 @@ def test_version(run, capfd):
         main(["--version"])
     assert done.value.code == 0
     assert anyv2v.__version__ in capfd.readouterr().out
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the editor is asked for: name of the method -> its keyword arguments."""
+    calls = {}
+
+    def watched(called, what):
+        def call(self, *args, **options):
+            calls[called] = options
+            if called == "edit_each":
+                (calls["request"],) = args[1]
+            return what(self, *args, **options)
+
+        return call
+
+    for name in ("invert", "edit_each", "reconstruct"):
+        monkeypatch.setattr(anyv2v.Editor, name, watched(name, getattr(anyv2v.Editor, name)))
+    return calls
+
+
+def test_paper_runs_as_the_original_does(edit, asked):
+    few = dict(steps=2, inversion_steps=4, fit=None)
+    status, out, err = edit(**few, extra=("--paper", "-q"))
+    assert status == 0 and "features" not in out
+    said = "--steps and --inversion-steps as given, in place of the original's"
+    assert err.splitlines()[0] == f"anyv2v: --paper: {said}"
+    assert asked["invert"]["method"] == "ddim" and asked["invert"]["recording"] is None
+    assert asked["edit_each"]["source_pass"] == "always"
+    request = asked["request"]
+    assert request.guidance == {"text": 9.0} and request.fit == "stretch"
+    assert request.negative_prompt == anyv2v.NEGATIVE_PROMPT
+    injection = asked["edit_each"]["injection"]
+    assert injection == anyv2v.Injection(0.2, 0.2, 0.5)
+    made = json.loads(Path("out.mp4.json").read_text())["settings"]
+    assert made["paper"] is True and made["method"] == "ddim" and made["guidance"] == 9.0
+    assert (made["conv"], made["spatial"], made["temporal"]) == (0.2, 0.2, 0.5)
+    assert made["negative_prompt"] == anyv2v.NEGATIVE_PROMPT and made["fps"] == 8
+
+
+def test_groups_and_options_of_the_weights(edit, run, clip, asked, no_inversion):
+    few = dict(extra=("--inject", "conv=0.5,temporal=1", "-q"))
+    assert edit(**few)[0] == 1  # as far as the inversion
+    check_refused(edit(extra=("--inject", "cross=0.5", "-q")), "no group cross; there are conv")
+    check_refused(edit(extra=("--option", "speed=3", "-q")), "no such option: speed")
+    check_refused(edit(extra=("--guidance", "image=3", "-q")), "no such scale: image")
+    check_refused(run("plan", clip, "--inject", "conv=.2", "--conv", ".2"), "exclude each other")
+    assert edit(extra=("--option", "fps=9", "-q"))[0] == 1
+
+
+def test_what_was_used_is_in_the_sidecar_and_makes_the_same_again(edit, run, written):
+    extra = ("--inject", "conv=1", "--option", "fps=9", "--guidance", "text=2", "-q")
+    assert edit(extra=extra) == (0, "out.mp4: 3 frames, 64x64, 8 fps\n", "")
+    made = json.loads(Path("out.mp4.json").read_text())["settings"]
+    assert (made["conv"], made["spatial"], made["temporal"]) == (1.0, 0.2, 0.5)
+    assert (made["fps"], made["guidance"], made["steps"]) == (9, 2.0, 2)
+    assert made["inject"] is None and made["option"] is None
+    status, _, err = run("edit", "--config", "out.mp4.json", "-o", "again.mp4", "-q")
+    assert (status, err) == (0, "")
+    assert np.array_equal(written["again.mp4"], written["out.mp4"])
+    again = json.loads(Path("again.mp4.json").read_text())["settings"]
+    assert again == made | {"output": again["output"]}

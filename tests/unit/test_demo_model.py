@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import anyv2v
+from anyv2v import demo
 from anyv2v.injection.plan import NO_INJECTION
 from anyv2v.media.psnr import psnr
 from anyv2v.weights import manifest
 from anyv2v.weights.demo import FOLDER
 from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
-from anyv2v.weights.demo.settings import BEST
 from anyv2v.weights.verify import verify
 from bench.tolerance import DDIM, FIRST_SEED
 
@@ -50,16 +50,15 @@ def trials(editor):
 
 def invert(editor, edit) -> Trial:
     truth = Truth.of(edit, editor.defaults.size, editor.defaults.frames)
-    caption = edit.source.caption if BEST.prompted else ""
     video = anyv2v.Video(truth.source, editor.defaults.fps)
-    source = editor.invert(video, steps=BEST.steps, prompt=caption)
+    source = editor.invert(video, prompt=edit.source.caption)
     return Trial(truth, source, edit.truth.caption)
 
 
-def sample(editor, trial: Trial, injection=BEST.injection, **options) -> np.ndarray:
-    frame, given = trial.truth.frames[0], dict(steps=BEST.steps, guidance=BEST.guidance)
-    given |= dict(negative_prompt="", injection=injection) | options
-    return editor.edit(trial.source, frame, trial.caption, **given).frames
+def sample(editor, trial: Trial, injection=None, **options) -> np.ndarray:
+    """By the weights' own settings, unless others are given."""
+    frame = trial.truth.frames[0]
+    return editor.edit(trial.source, frame, trial.caption, injection=injection, **options).frames
 
 
 def mean_scores(clips, trials) -> dict[str, float]:
@@ -77,7 +76,7 @@ def test_the_way_there_and_back_ends_near_the_autoencoders_ceiling(editor, trial
     for trial in trials:
         clip = trial.truth.source
         ceiling = psnr(editor.decode(editor.encode_frames(clip)), clip)
-        again = editor.reconstruct(trial.source, trial.source.settings.prompt, steps=BEST.steps)
+        again = editor.reconstruct(trial.source, trial.source.settings.prompt)
         assert psnr(again.frames, clip) > max(30.0, ceiling - 4)
 
 
@@ -98,6 +97,35 @@ def test_a_colour_edit_beats_every_baseline(editor, trials):
     assert edit["colour"] < 0.25 * unedited["colour"]
 
 
+class FirstEdit(Exception):
+    """Ends a demo, whose first edit is all that is looked at."""
+
+
+@pytest.mark.slow
+def test_who_gives_no_settings_edits_as_the_demo_does(editor, monkeypatch, tmp_path):
+    """Told the clip's caption, to the bit; left alone, nearly as well."""
+    call, kept = anyv2v.Editor.edit, []
+
+    def edit(self, *args, **options):
+        kept.append(call(self, *args, **options))
+        raise FirstEdit
+
+    with monkeypatch.context() as patched, pytest.raises(FirstEdit):
+        patched.setattr(anyv2v.Editor, "edit", edit)
+        demo.run(editor, tmp_path, "shape")
+    wanted = draw_edit("shape", "held-out", demo.FIRST)
+    truth = Truth.of(wanted, editor.defaults.size, editor.defaults.frames)
+
+    def found(**options) -> anyv2v.Edit:
+        source = editor.invert(truth.source, **options)
+        return editor.edit(source, truth.frames[0], wanted.truth.caption)
+
+    told = found(prompt=wanted.source.caption, recording=editor.recording(truth.source))
+    assert torch.equal(told.latents, kept[0].latents)
+    best = scores(told.frames, truth)["psnr"]
+    assert scores(found().frames, truth)["psnr"] > best - 1
+
+
 def test_the_folder_is_whole_and_small_and_in_float16():
     verify(FOLDER)
     files = manifest.read_manifest(FOLDER)
@@ -108,8 +136,9 @@ def test_the_folder_is_whole_and_small_and_in_float16():
 
 def there_and_back(editor, video, method: str, prompt: str = "") -> tuple[int, float]:
     """Evaluations of the inversion, and the error of the clean latents, relative to them."""
-    source = editor.invert(video, method, timesteps=[981], prompt=prompt)
-    clean, again = source.trajectory[0], editor.reconstruct(source, prompt).latents
+    plan = editor.step_plan(injection=NO_INJECTION)
+    source = editor.invert(video, method, plan=plan, prompt=prompt)
+    clean, again = source.trajectory.clean, editor.reconstruct(source, prompt).latents
     return source.evaluations, ((again - clean).norm() / clean.norm()).item()
 
 

@@ -28,6 +28,7 @@ STAGE_TWO = (
     "anyv2v.offload",
     "anyv2v.pipeline",
     "anyv2v.plan",
+    "anyv2v.settings",
     "anyv2v.source",
     "anyv2v.source_upgrade",
 )

@@ -31,7 +31,6 @@ from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo.recipe import PRESETS, Preset, config, tokenizer_files
 from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import draw_edit
-from anyv2v.weights.demo.settings import BEST
 from anyv2v.weights.demo.train.run import Run
 from anyv2v.weights.demo.train.unet import Networks, train_unet
 from anyv2v.weights.demo.train.vae import build as build_vae
@@ -150,20 +149,8 @@ def sheet(editor: Editor, zoom: int = 2) -> np.ndarray:
     for i, kind in enumerate(("colour", "background", "shape"), 1):
         edit = draw_edit(kind, "validation", i)
         source, truth = render([edit.source, edit.truth], size, frames).frames.numpy()
-        inverted = editor.invert(
-            Video(source, editor.defaults.fps),
-            steps=BEST.steps,
-            prompt=edit.source.caption if BEST.prompted else "",
-        )
-        found = editor.edit(
-            inverted,
-            truth[0],
-            edit.truth.caption,
-            negative_prompt="",
-            steps=BEST.steps,
-            guidance=BEST.guidance,
-            injection=BEST.injection,
-        )
+        inverted = editor.invert(Video(source, editor.defaults.fps), prompt=edit.source.caption)
+        found = editor.edit(inverted, truth[0], edit.truth.caption)
         rows += [np.concatenate(list(clip), axis=1) for clip in (source, truth, found.frames)]
     return np.concatenate(rows).repeat(zoom, 0).repeat(zoom, 1)
 
