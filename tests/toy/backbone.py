@@ -1,0 +1,157 @@
+"""A backbone that differs from I2VGen-XL in all that a backbone may differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from anyv2v import checks
+from anyv2v.backbones.base import Branches, Defaults, FirstFrame, Guidance, Options
+from anyv2v.diffusion.schedule import Level, NoiseSchedule
+from anyv2v.injection.plan import Injection
+from anyv2v.injection.taps import NO_TAPS, Taps
+from anyv2v.nn.blank import blank
+from tests.toy.codec import Autoencoder, ToyCodec
+from tests.toy.network import LETTERS, SITES, WIDTH, WORDS, Transformer, Words
+from tests.toy.schedule import Flow
+
+SAMPLERS = ("euler", "ancestral")
+FASTEST = 4.0
+
+
+@dataclass(frozen=True)
+class Conditions:
+    context: Tensor
+    """(g, WORDS + 1, WIDTH): the prompt's tokens, and the first frame's."""
+    speed: Tensor
+    """(g,)"""
+    samples: tuple[int, ...] = (0,)
+
+    @staticmethod
+    def stack(branches: Sequence[Conditions], samples: Sequence[int] | None = None) -> Conditions:
+        return Conditions(
+            torch.cat([branch.context for branch in branches]),
+            torch.cat([branch.speed for branch in branches]),
+            tuple(range(len(branches)) if samples is None else samples),
+        )
+
+
+@dataclass(frozen=True)
+class Toy:
+    transformer: Transformer
+    words: Words
+    codec: ToyCodec
+    defaults: Defaults
+
+    name = "toy"
+    sites = SITES
+    groups = {
+        "map": frozenset({"blocks.0.map", "blocks.1.map"}),
+        "hidden": frozenset({"blocks.0.hidden"}),
+        "cross": frozenset({"blocks.1.cross"}),
+    }
+    schedule = Flow()
+    pinned = 1
+    apart = frozenset({"words"})
+
+    @staticmethod
+    def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
+        return {"transformer": Transformer, "words": Words, "pixels": Autoencoder}
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.place.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.place.dtype
+
+    @property
+    def conditioners(self) -> tuple[nn.Module, ...]:
+        return (self.words,)
+
+    def options(self, given: Options) -> Options:
+        own = {"speed": 1.0, "sampler": SAMPLERS[0]}
+        checks.known("options", given, own, "option")
+        found = {**own, **given}
+        if not checks.positive("options: speed", found["speed"]) <= FASTEST:
+            raise checks.InputError(f"options: speed {found['speed']} is above {FASTEST}")
+        checks.one_of("options: sampler", found["sampler"], SAMPLERS)
+        return found
+
+    def sampler(self, options: Options) -> NoiseSchedule:
+        return Flow(ancestral=options["sampler"] == "ancestral")
+
+    def condition(
+        self, prompt: str, first: FirstFrame, options: Options, negative: bool = False
+    ) -> Conditions:
+        latents = first.latents.to(self.device, self.dtype)
+        image = self.transformer.image(latents.mean((2, 3, 4)))[:, None]
+        words = self.words(letters(prompt).to(self.device))
+        context = torch.cat([words, torch.zeros_like(image) if negative else image], 1)
+        return Conditions(context, context.new_full((1,), options["speed"]))
+
+    def branches(
+        self,
+        prompt: str,
+        negative_prompt: str,
+        first: FirstFrame,
+        guidance: Guidance,
+        options: Options,
+    ) -> Branches:
+        """Of the first frame where there is much noise, and of the prompt everywhere."""
+        both = self.condition(prompt, first, options)
+        if all(scale == 1 for scale in guidance.values()):
+            return Branches((both,), lambda level, f: f[0])
+        image = self.condition(negative_prompt, first, options)
+        none = self.condition(negative_prompt, first, options, negative=True)
+
+        def combine(level: Level, f: tuple[Tensor, ...]) -> Tensor:
+            scale = 1 + (guidance["image"] - 1) * level.sigma
+            return f[0] + scale * (f[1] - f[0]) + guidance["text"] * (f[2] - f[1])
+
+        return Branches((none, image, both), combine)
+
+    def activation_bytes(self, branches: int, frames: int, height: int, width: int) -> int:
+        return branches * frames * height * width * WIDTH * self.dtype.itemsize
+
+    def predict(
+        self, latents: Tensor, t: float | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
+    ) -> Tensor:
+        rows = torch.cat([latents[i : i + 1] for i in conditions.samples])
+        return self.transformer(rows, t, conditions.context, conditions.speed, taps)
+
+    def blank(self, device: torch.device) -> Toy:
+        return replace(
+            self,
+            transformer=blank(self.transformer, device),
+            words=blank(self.words, device),
+            codec=self.codec.blank(device),
+        )
+
+    def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:
+        context = torch.empty(1, WORDS + 1, WIDTH, dtype=self.dtype, device=self.device)
+        return Conditions(context, torch.empty(1, dtype=self.dtype, device=self.device))
+
+    @classmethod
+    def assemble(cls, config: dict, networks: dict[str, nn.Module], folder: Path) -> Toy:
+        raise NotImplementedError
+
+
+OWN = {
+    "steps": 5,
+    "guidance": {"text": 3.0, "image": 1.5},
+    "negative_prompt": "bad",
+    "injection": Injection(map=0.6, hidden=0.4, cross=0.2),
+}
+"""What is left out of a folder's defaults."""
+
+
+def letters(prompt: str) -> Tensor:
+    """int64 (1, WORDS); 0 is no letter."""
+    ids = [1 + ord(letter) % (LETTERS - 1) for letter in prompt[:WORDS]]
+    return torch.tensor([ids + [0] * (WORDS - len(ids))])
