@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from anyv2v import checks
 from anyv2v.backbones.base import Branches, Defaults, FirstFrame, Guidance, Options
+from anyv2v.backbones.defaults import read_defaults
 from anyv2v.diffusion.schedule import Level, NoiseSchedule
-from anyv2v.injection.plan import Injection
+from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.nn.blank import blank
 from tests.toy.codec import Autoencoder, ToyCodec
@@ -21,6 +22,14 @@ from tests.toy.schedule import Flow
 
 SAMPLERS = ("euler", "ancestral")
 FASTEST = 4.0
+
+OWN = {
+    "steps": 5,
+    "guidance": {"text": 3.0, "image": 1.5},
+    "negative_prompt": "bad",
+    "injection": {"map": 0.6, "hidden": 0.4, "cross": 0.2},
+}
+"""What is left out of a folder's defaults."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class Toy:
         "hidden": frozenset({"blocks.0.hidden"}),
         "cross": frozenset({"blocks.1.cross"}),
     }
+    own = OWN
     schedule = Flow()
     pinned = 1
     apart = frozenset({"words"})
@@ -79,7 +89,7 @@ class Toy:
         checks.known("options", given, own, "option")
         found = {**own, **given}
         if not checks.positive("options: speed", found["speed"]) <= FASTEST:
-            raise checks.InputError(f"options: speed {found['speed']} is above {FASTEST}")
+            raise InputError(f"options: speed {found['speed']} is above {FASTEST}")
         checks.one_of("options: sampler", found["sampler"], SAMPLERS)
         return found
 
@@ -139,16 +149,12 @@ class Toy:
 
     @classmethod
     def assemble(cls, config: dict, networks: dict[str, nn.Module], folder: Path) -> Toy:
-        raise NotImplementedError
-
-
-OWN = {
-    "steps": 5,
-    "guidance": {"text": 3.0, "image": 1.5},
-    "negative_prompt": "bad",
-    "injection": Injection(map=0.6, hidden=0.4, cross=0.2),
-}
-"""What is left out of a folder's defaults."""
+        return cls(
+            networks["transformer"],
+            networks["words"],
+            ToyCodec(networks["pixels"]),
+            read_defaults(config, cls.own),
+        )
 
 
 def letters(prompt: str) -> Tensor:

@@ -70,7 +70,8 @@ class Transformer(nn.Module):
         g, c, f, h, w = latents.shape
         cells = latents.view(g, c, f, h // PATCH, PATCH, w // PATCH, PATCH)
         x = self.inward(cells.permute(0, 2, 3, 5, 1, 4, 6).flatten(4))
-        waves = torch.stack([(t * x.new_ones(()) * time).cos() for time in TIMES])
+        t = t.to(x.dtype) if isinstance(t, Tensor) else x.new_full((), t)
+        waves = torch.stack([(t * time).cos() for time in TIMES])
         x = x + self.time(waves) + self.speed * speed.view(g, 1, 1, 1, 1)
         x = x + torch.arange(f, device=x.device).view(1, f, 1, 1, 1) * self.place
         grid = x.shape[:-1]

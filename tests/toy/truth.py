@@ -5,7 +5,7 @@ Nothing of the product is used but the numbers of the weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,13 @@ class Truth:
     fractions: dict[str, float] = field(
         default_factory=lambda: {"map": 0.6, "hidden": 0.4, "cross": 0.2}
     )
+    groups: dict[str, set[str]] = field(
+        default_factory=lambda: {
+            "map": {"blocks.0.map", "blocks.1.map"},
+            "hidden": {"blocks.0.hidden"},
+            "cross": {"blocks.1.cross"},
+        }
+    )
     negative_prompt: str = "bad"
     speed: float = 1.0
 
@@ -36,9 +43,18 @@ class Truth:
         return cls(weights("transformer"), weights("words"), weights("pixels"), **settings)
 
     def edit(
-        self, frames: Array, frame: Array, prompt: str, trajectory: list[Array], steps: int
+        self,
+        frames: Array,
+        frame: Array,
+        prompt: str,
+        trajectory: list[Array],
+        steps: int,
+        noise: list[Array] | None = None,
     ) -> Array:
-        """Latents (c, f, h, w); frame (h, w, 3), trajectory: see `invert`, of as many steps."""
+        """Latents (c, f, h, w); frame (h, w, 3), trajectory: see `invert`, of as many steps.
+
+        noise: what each step adds, standard normal; with it the steps are ancestral.
+        """
         sigmas, first = levels(steps), self.encode(frame[None])
         source = self.context("", self.encode(frames[:1]))
         z = with_first(trajectory[0], first)
@@ -46,17 +62,21 @@ class Truth:
             _, features = self.network(trajectory[i], sigmas[i], source)
             injected = {site: x for site, x in features.items() if site in self.sites(i, steps)}
             f = self.guided(z, sigmas[i], prompt, first, injected)
-            z = with_first(z + (sigmas[i + 1] - sigmas[i]) * f, first)
+            new = step(z, f, sigmas[i], sigmas[i + 1], None if noise is None else noise[i])
+            z = with_first(new, first)
+        return z
+
+    def generate(self, frame: Array, prompt: str, noise: Array, steps: int) -> Array:
+        sigmas, first = levels(steps), self.encode(frame[None])
+        z = with_first(noise, first)
+        for i in range(steps):
+            f = self.guided(z, sigmas[i], prompt, first, {})
+            z = with_first(step(z, f, sigmas[i], sigmas[i + 1]), first)
         return z
 
     def sites(self, step: int, steps: int) -> set[str]:
-        groups = {
-            "map": {"blocks.0.map", "blocks.1.map"},
-            "hidden": {"blocks.0.hidden"},
-            "cross": {"blocks.1.cross"},
-        }
         on = [name for name, part in self.fractions.items() if step < int(steps * part)]
-        return set().union(*(groups[name] for name in on))
+        return set().union(*(self.groups[name] for name in on))
 
     def guided(
         self, z: Array, sigma: float, prompt: str, first: Array, injected: Features
@@ -167,6 +187,19 @@ def levels(steps: int) -> list[float]:
     """Sigma at each level of a run and at its end."""
     even = [1 - i / steps for i in range(steps + 1)]
     return [8 * u / (1 + 7 * u) for u in even]
+
+
+def step(z: Array, f: Array, sigma: float, below: float, noise: Array | None = None) -> Array:
+    """A step of Euler's method; with noise, an ancestral one."""
+    if noise is None:
+        return z + (below - sigma) * f
+    # z = (1 - sigma) * clean + sigma * old, f = old - clean: both are known
+    clean, old = z - sigma * f, z + (1 - sigma) * f
+    # down to less noise, then up with new (eta 1)
+    kept = below * below / sigma
+    weight = (1 - below) / (1 - kept)
+    z = weight * ((1 - kept) * clean + kept * old)
+    return z + np.sqrt(below**2 - (weight * kept) ** 2) * noise
 
 
 def with_first(z: Array, first: Array) -> Array:

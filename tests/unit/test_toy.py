@@ -1,0 +1,519 @@
+"""A backbone that differs from I2VGen-XL in everything goes through the same editor.
+
+tests/toy has its networks and, in float64 without the product, what they have to give. Registering
+it is one line, as it is in anyv2v/backbones/__init__.py.
+"""
+
+import gc
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anyv2v
+from anyv2v import EditRequest, Injection, InputError, Taps
+from anyv2v.backbones import BACKBONES
+from anyv2v.cli import main
+from anyv2v.graphs import Graphs
+from anyv2v.plan import predict
+from anyv2v.source import Unfinished
+from tests import golden
+from tests.toy import folder, truth
+from tests.toy.backbone import Toy
+from tests.unit.test_graphs import Taped
+
+ROOT = Path(__file__).parents[2]
+STEPS = 5
+PROMPT = "red"
+EXACT = 1e-6
+"""Relative error of float32 against float64; no more is lost in ten passes of this network."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "toy", Toy)
+        yield
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "toy"
+    folder.write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def editor(weights):
+    return anyv2v.load(weights, device="cpu", graphs=False)
+
+
+@pytest.fixture(scope="module")
+def exact(weights):
+    return truth.Truth.read(weights)
+
+
+@pytest.fixture(scope="module")
+def video():
+    """9 frames of 36x24, of random squares."""
+    colors = np.random.default_rng(0).integers(0, 256, (9, 6, 9, 3), np.uint8)
+    return anyv2v.Video(np.kron(colors, np.ones((1, 4, 4, 1), np.uint8)), 12)
+
+
+@pytest.fixture(scope="module")
+def frame(video):
+    return 255 - video.frames[0]
+
+
+@pytest.fixture(scope="module")
+def source(editor, video):
+    return editor.invert(video, "ddim", steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def solved(editor, video):
+    return editor.invert(video, steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def trajectory(exact, video):
+    return exact.invert(exact.encode(video.frames), STEPS)
+
+
+def edit(editor, source, frame, **options):
+    return editor.edit(source, frame, PROMPT, **options)
+
+
+def error(latents, wanted):
+    return golden.relative_error(latents[0], torch.from_numpy(wanted))
+
+
+def same(a, b):
+    return torch.equal(a.latents, b.latents) and np.array_equal(a.frames, b.frames)
+
+
+# the closed form
+
+
+def test_the_latents_are_those_of_the_definition(editor, exact, video):
+    latents = editor.encode_frames(video.frames)
+    wanted = exact.encode(video.frames)
+    assert latents.shape == (1, 4, 3, 6, 9)
+    assert error(latents, wanted) < EXACT
+    decoded = editor.decode(latents)
+    assert decoded.shape == video.frames.shape
+    assert np.array_equal(decoded, exact.decode(wanted))
+
+
+def test_the_inversion_is_that_of_the_definition(source, trajectory):
+    assert source.evaluations == STEPS
+    for i, wanted in enumerate(trajectory):
+        assert error(source.at(i), wanted) < EXACT
+        # the pinned frame is as it was
+        assert torch.equal(source.at(i)[:, :, 0], source.trajectory.clean[:, :, 0])
+
+
+def test_an_edit_is_that_of_the_definition(editor, exact, source, trajectory, video, frame):
+    """Its defaults are all the weights' own."""
+    found = edit(editor, source, frame)
+    wanted = exact.edit(video.frames, frame, PROMPT, trajectory, STEPS)
+    assert error(found.latents, wanted) < EXACT
+    assert np.array_equal(found.frames, exact.decode(wanted))
+    assert found.frames.shape == video.frames.shape and found.fps == video.fps
+
+
+@pytest.mark.parametrize(
+    ("given", "settings"),
+    [
+        ({"guidance": 2.0}, {"scales": {"text": 2.0, "image": 1.5}}),
+        ({"guidance": {"image": 2.5}}, {"scales": {"text": 3.0, "image": 2.5}}),
+        ({"guidance": 1.0}, {"scales": {"text": 1.0, "image": 1.0}}),
+        ({"negative_prompt": "blue"}, {"negative_prompt": "blue"}),
+        ({"injection": Injection(cross=0.8)}, {"fractions": dict(map=0.6, hidden=0.4, cross=0.8)}),
+        ({"injection": Injection(map=0, hidden=0, cross=0)}, {"fractions": {}}),
+        ({"injection": Injection.none()}, {"fractions": {}}),
+        (
+            {"injection": Injection(sites={"cross": ["blocks.0.cross", "blocks.1.hidden"]})},
+            {"cross": {"blocks.0.cross", "blocks.1.hidden"}},
+        ),
+    ],
+)
+def test_so_is_one_with_other_settings(
+    editor, exact, source, trajectory, video, frame, given, settings
+):
+    if "cross" in settings:
+        settings = {"groups": {**exact.groups, **settings}}
+    found = edit(editor, source, frame, **given)
+    other = truth.replace(exact, **settings)
+    assert error(found.latents, other.edit(video.frames, frame, PROMPT, trajectory, STEPS)) < EXACT
+    own = exact.edit(video.frames, frame, PROMPT, trajectory, STEPS)
+    assert error(found.latents, own) > 1e-4
+
+
+def test_an_option_of_its_own_reaches_the_network(editor, exact, video, frame):
+    fast = {"speed": 2}
+    source = editor.invert(video, "ddim", steps=STEPS, options=fast)
+    found = edit(editor, source, frame, options=fast)
+    other = truth.replace(exact, speed=2.0)
+    trajectory = other.invert(exact.encode(video.frames), STEPS)
+    wanted = other.edit(video.frames, frame, PROMPT, trajectory, STEPS)
+    assert error(found.latents, wanted) < EXACT
+    assert source.settings.options["speed"] == 2
+
+
+def test_a_sampler_that_adds_noise(editor, exact, source, trajectory, video, frame):
+    """Of one step it is Euler's method; of more it differs by what the noise of each step is."""
+    drawn = torch.randn(STEPS, *source.at(0).shape, generator=torch.Generator().manual_seed(3))
+    noisy = edit(editor, source, frame, options={"sampler": "ancestral"}, step_noise=list(drawn))
+    wanted = exact.edit(
+        video.frames, frame, PROMPT, trajectory, STEPS, [x[0].double().numpy() for x in drawn]
+    )
+    assert error(noisy.latents, wanted) < EXACT
+    # drawn from the seed otherwise
+    first, again = (edit(editor, source, frame, options={"sampler": "ancestral"}) for _ in range(2))
+    assert same(first, again) and not same(first, noisy)
+
+
+def test_the_fixed_point_is_that_of_the_definition(editor, exact, solved, video, frame):
+    wanted = exact.invert(exact.encode(video.frames), STEPS, iterations=60)
+    plain = exact.invert(exact.encode(video.frames), STEPS)
+    for i, each in enumerate(wanted):
+        assert error(solved.at(i), each) < 1e-2 < error(solved.at(i), plain[i])
+    assert max(solved.residuals.values()) < 1e-2
+    # what is edited is what was found
+    found = [solved.at(i)[0].double().numpy() for i in range(STEPS)]
+    edited = exact.edit(video.frames, frame, PROMPT, found, STEPS)
+    assert error(edit(editor, solved, frame).latents, edited) < EXACT
+
+
+def test_a_clip_from_noise_is_that_of_the_definition(editor, exact, frame):
+    noise = torch.randn(1, 4, 3, 6, 9, generator=torch.Generator().manual_seed(5))
+    found = editor.generate(frame, PROMPT, noise=noise)
+    wanted = exact.generate(frame, PROMPT, noise[0].double().numpy(), STEPS)
+    assert error(found.latents, wanted) < EXACT
+    assert found.frames.shape == (9, 24, 36, 3) and found.fps == 12
+    assert editor.generate(frame, PROMPT, frames=5).frames.shape == (5, 24, 36, 3)
+
+
+# the ways through the editor
+
+
+def test_the_source_comes_back(editor, solved, source):
+    clean = solved.trajectory.clean
+    assert golden.relative_error(editor.reconstruct(solved).latents, clean) < 1e-2
+    assert golden.relative_error(editor.reconstruct(source).latents, clean) > 2e-2
+
+
+def test_levels_that_one_number_would_mix_up_are_kept_apart(editor, video, frame):
+    source = editor.invert(video, "ddim", steps=10)
+    told = [level.t for level in source.trajectory.levels]
+    assert len(set(told)) == 11 and len(set(map(round, told))) < 8
+    assert not torch.equal(source.at(0), source.at(1))
+    with pytest.raises(InputError, match=r"source\.at"):
+        list(source.trajectory)
+    # every second level of ten is one of five
+    few = editor.edit(source, frame, PROMPT, steps=5)
+    assert few.latents.isfinite().all()
+    with pytest.raises(InputError, match="1, 2, 5, 10"):
+        editor.edit(source, frame, PROMPT, steps=4)
+
+
+def test_several_edits_are_each_alone(editor, source, frame):
+    requests = [
+        EditRequest(frame, "red"),
+        EditRequest(frame[::-1].copy(), "blue", guidance=1.0),
+        EditRequest(frame, "green", guidance={"text": 5.0, "image": 1.0}, negative_prompt="x"),
+    ]
+    alone = [
+        editor.edit(source, r.frame, r.prompt, r.negative_prompt, guidance=r.guidance)
+        for r in requests
+    ]
+    for found, one in zip(editor.edit_many(source, requests), alone, strict=True):
+        assert golden.relative_error(found.latents, one.latents) < EXACT
+    assert all(map(same, editor.edit_each(source, requests), alone))
+
+
+def test_a_saved_source_is_the_same(editor, solved, video, frame, tmp_path):
+    recorded = editor.record(solved, editor.recording(video))
+    recorded.save(tmp_path / "a.safetensors", features=True)
+    loaded = editor.load_source(tmp_path / "a.safetensors")
+    assert torch.equal(loaded.trajectory.clean, solved.trajectory.clean)
+    assert all(torch.equal(loaded.at(i), solved.at(i)) for i in range(STEPS))
+    assert loaded.trajectory.levels == solved.trajectory.levels
+    assert loaded.residuals == solved.residuals and loaded.settings == solved.settings
+    assert set(loaded.features.kept) == set(recorded.features.kept) == {0, 1, 2}
+    assert same(edit(editor, loaded, frame), edit(editor, recorded, frame))
+
+
+@pytest.mark.parametrize("method", ["ddim", "fixed-point"])
+def test_an_inversion_goes_on_where_it_was(editor, video, tmp_path, monkeypatch, method):
+    monkeypatch.setattr("anyv2v.source.SAVE_EVERY", 0.0)
+
+    def stop(i, t, latents):
+        if i == 2:
+            raise KeyboardInterrupt
+
+    whole = editor.invert(video, method, STEPS)
+    unfinished = tmp_path / "unfinished"
+    with pytest.raises(KeyboardInterrupt):
+        editor.invert(video, method, STEPS, on_step=stop, unfinished=Unfinished(unfinished))
+    steps = []
+    resumed = editor.invert(
+        video,
+        method,
+        STEPS,
+        on_step=lambda i, t, latents: steps.append(i),
+        unfinished=Unfinished(unfinished),
+    )
+    assert steps == [2, 3, 4]
+    assert (resumed.evaluations, resumed.residuals) == (whole.evaluations, whole.residuals)
+    assert all(torch.equal(resumed.at(i), whole.at(i)) for i in range(STEPS))
+
+
+def test_all_ways_to_the_features_give_the_same(editor, solved, video, frame):
+    shared = edit(editor, solved, frame)
+    for source_pass in ("always", "separate"):
+        other = edit(editor, solved, frame, source_pass=source_pass)
+        assert golden.relative_error(other.latents, shared.latents) < EXACT
+    recording = editor.recording(video)
+    on_the_way = editor.invert(video, steps=STEPS, recording=recording)
+    assert all(torch.equal(on_the_way.at(i), solved.at(i)) for i in range(STEPS))
+    afterwards = editor.record(solved, recording)
+    for recorded in (on_the_way, afterwards):
+        assert set(recorded.features.kept) == {0, 1, 2}
+    replayed = edit(editor, afterwards, frame)
+    assert golden.relative_error(replayed.latents, shared.latents) < EXACT
+    # a fixed point's features are of its last iterate, which its latents miss by the tolerance
+    assert golden.relative_error(edit(editor, on_the_way, frame).latents, shared.latents) < 1e-2
+
+
+def test_the_plan_says_what_each_step_injects(editor, solved, video):
+    map_, hidden, cross = (editor.backbone.groups[name] for name in ("map", "hidden", "cross"))
+    sites = [map_ | hidden | cross, map_ | hidden, map_, set(), set()]
+    recorded = editor.record(solved, editor.recording(video))
+    for source, source_pass, ways in (
+        (solved, "shared", ["batched"] * 3 + ["plain"] * 2),
+        (solved, "separate", ["separate"] * 3 + ["plain"] * 2),
+        (solved, "always", ["batched"] * 5),
+        (recorded, "shared", ["replayed"] * 3 + ["plain"] * 2),
+    ):
+        plan = editor.step_plan(source=source, source_pass=source_pass)
+        assert [step.sites for step in plan.steps] == sites
+        assert [step.way for step in plan.steps] == ways
+        assert [step.index for step in plan.steps] == list(range(STEPS))
+    kept = editor.invert(video, "ddim", STEPS, plan=editor.step_plan(start=1, source=None))
+    assert set(kept.trajectory.kept) == {1, 2}
+
+
+def test_its_cost_is_predicted(editor, video):
+    plan = predict(editor, video, method="ddim", inversion_steps=STEPS)
+    assert plan.inversion_evaluations == STEPS
+    # three branches, and in three of the steps the source
+    assert plan.sampling_rows == 3 * STEPS + 3
+    alone = predict(editor, video, guidance=1.0, method="ddim", inversion_steps=STEPS)
+    assert alone.sampling_rows == STEPS + 3
+    assert predict(editor, video, feature_memory=10**9).sampling_rows == 3 * STEPS
+
+
+def test_captured_passes_are_the_same_to_the_bit(editor, video, frame, monkeypatch):
+    def runs():
+        source = editor.invert(video, steps=STEPS, recording=editor.recording(video))
+        bare = editor.invert(video, steps=STEPS)
+        return [edit(editor, s, frame, source_pass="separate") for s in (source, bare)] + [
+            edit(editor, s, frame) for s in (source, bare)
+        ]
+
+    eager, backends = runs(), []
+
+    @contextmanager
+    def graphed(forward, device, graphs):
+        backends.append(Taped())
+        yield Graphs(forward, device, backends[-1], strict=True)
+
+    monkeypatch.setattr("anyv2v.editor.graphed", graphed)
+    assert all(map(same, runs(), eager))
+    assert sum(len(backend.tapes) for backend in backends) > 8
+
+
+# a caller's own taps
+
+
+class Own(Taps):
+    """One more site of the source's, in the first step."""
+
+    sites = frozenset({"blocks.1.hidden", "blocks.0.cross"})
+
+    def __init__(self):
+        self.seen = []
+
+    def active(self, step, steps):
+        return step < 1
+
+    def hidden(self, site, h):
+        self.seen.append((self.step, self.steps, self.branches, len(h)))
+        return self.source(h)
+
+    def qk(self, site, q, k):
+        return self.source(q), self.source(k)
+
+
+@pytest.mark.parametrize("source_pass", ["shared", "separate", "always"])
+def test_taps_of_ones_own_inject_too(editor, exact, source, trajectory, video, frame, source_pass):
+    taps = Own()
+    found = edit(editor, source, frame, taps=taps, source_pass=source_pass)
+    more = truth.replace(
+        exact,
+        groups={**exact.groups, "own": set(Own.sites)},
+        fractions={**exact.fractions, "own": 0.2},
+    )
+    wanted = more.edit(video.frames, frame, PROMPT, trajectory, STEPS)
+    assert error(found.latents, wanted) < EXACT
+    assert taps.seen == [(0, STEPS, 4, 4)]
+
+
+def test_what_a_step_left_can_be_replaced(editor, source, frame):
+    steps = []
+
+    def after(step, latents):
+        steps.append((step, tuple(latents.shape)))
+        return torch.zeros_like(latents) if step == STEPS - 1 else None
+
+    found = edit(editor, source, frame, after_step=after)
+    assert steps == [(i, (1, 4, 3, 6, 9)) for i in range(STEPS)]
+    assert not found.latents[:, :, 1:].any()
+
+
+def test_the_inversion_can_be_looked_at(editor, video):
+    class Watch(Taps):
+        sites = frozenset({"blocks.1.map"})
+        seen = ()
+
+        def qkv(self, site, q, k, v):
+            self.seen += (tuple(v.shape),)
+            return q, k, v
+
+    taps = Watch()
+    editor.invert(video, "ddim", STEPS, taps=taps)
+    # 2x3 tokens of each of three frames
+    assert taps.seen == ((1, 18, 2, 8),) * STEPS
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"fps": 8}, "fps"),
+        ({"options": {"fps": 8}}, "fps"),
+        ({"options": {"speed": 5}}, "speed"),
+        ({"options": {"sampler": "ddpm"}}, "euler, ancestral"),
+        ({"guidance": {"txt": 3.0}}, "txt.*text|text.*txt"),
+        ({"guidance": {"image": "much"}}, "image.*much"),
+        ({"injection": Injection(conv=0.2)}, "conv.*map, hidden, cross"),
+        ({"injection": Injection(crossed=0.2)}, "crossed.*map, hidden, cross"),
+        ({"injection": Injection(sites={"map": ["blocks.2.map"]})}, r"blocks\.2\.map"),
+    ],
+)
+def test_what_it_does_not_have_is_refused_in_a_line(editor, source, frame, given, told):
+    with pytest.raises(InputError, match=told) as refused:
+        edit(editor, source, frame, **given)
+    assert "\n" not in str(refused.value)
+
+
+def test_clips_that_its_codec_does_not_take_are_refused(editor, video, frame):
+    with pytest.raises(InputError, match=r"8 .*\b5\b.*\b9\b"):
+        editor.invert(anyv2v.Video(video.frames[:8], 12))
+    with pytest.raises(InputError, match=r"8 .*\b5\b.*\b9\b"):
+        editor.generate(frame, PROMPT, frames=8)
+    with pytest.raises(InputError, match="32x24 .*12.*36x24"):
+        editor.invert(anyv2v.Video(video.frames[:, :, :32], 12))
+    with pytest.raises(InputError, match="40x24 .*12.*36x24"):
+        editor.generate(frame, PROMPT, size=(40, 24))
+
+
+# the folder
+
+
+def test_its_words_are_read_for_conditions_only(editor, weights, frame, monkeypatch):
+    def held():
+        return sum(x.untyped_storage().nbytes() for x in editor.backbone.words.parameters())
+
+    assert held() == 0
+    read, opened = [], anyv2v.weights.checkpoint.open_file
+    monkeypatch.setattr(
+        "anyv2v.weights.checkpoint.open_file", lambda path: read.append(path.name) or opened(path)
+    )
+    first = editor.generate(frame, PROMPT, steps=1)
+    assert read == ["words.safetensors"] and held() == 0
+    again = editor.generate(frame, PROMPT, steps=1)
+    assert read == ["words.safetensors"] * 2 and held() == 0
+    assert same(first, again)
+    gc.collect()
+
+
+def test_a_folder_may_have_defaults_of_its_own(tmp_path, video, frame):
+    own = {"steps": 3, "guidance": {"image": 2.0}, "injection": {"map": 1.0, "cross": 0}}
+    folder.write(tmp_path / "own", **own)
+    folder.write(tmp_path / "plain")
+    given, plain = (anyv2v.load(tmp_path / name, device="cpu") for name in ("own", "plain"))
+    assert given.defaults.steps == 3 and given.defaults.guidance == {"text": 3.0, "image": 2.0}
+    # how one edits is not what a source depends on
+    assert given.fingerprint == plain.fingerprint
+    source = plain.invert(video, "ddim", steps=3)
+    asked = {**own, "injection": Injection(map=1.0, hidden=0.4, cross=0.0)}
+    assert same(edit(given, source, frame), edit(plain, source, frame, **asked))
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, tmp_path, weights, video, frame):
+    """run(*args) -> (status, stderr), in a folder with a clip and a frame."""
+    monkeypatch.chdir(tmp_path)
+    anyv2v.write_video("clip.mp4", video.frames, 12)
+    Image.fromarray(frame).save("frame.png")
+
+    def run(*args):
+        capfd.readouterr()
+        status = main([*map(str, args), "--quiet"])
+        return status, capfd.readouterr().err
+
+    return run
+
+
+def test_the_command_line_takes_its_folder(run, weights, tmp_path):
+    of = ("--weights", weights, "--device", "cpu")
+    assert run("weights", "verify", weights) == (0, "")
+    assert run("plan", "clip.mp4", *of)[0] == 0
+    assert run("invert", "clip.mp4", "-o", "clip.safetensors", *of) == (0, "")
+    assert run("reconstruct", "clip.safetensors", *of)[0] == 0
+    asked = ("--prompt", PROMPT, "--frame", "frame.png", "--steps", STEPS)
+    more = ("--inject", "map=0.4,cross=1", "--option", "speed=1.5", "--guidance", "text=2,image=1")
+    assert run("edit", "clip.safetensors", *asked, "-o", "a.mp4", *of) == (0, "")
+    assert run("edit", "clip.mp4", *asked, *more, "-o", "b.mp4", *of)[0] == 0
+    assert len(anyv2v.read_video(tmp_path / "b.mp4").frames) == 9
+    for wrong, told in (
+        (("--inject", "conv=0.2"), "map, hidden, cross"),
+        (("--option", "fps=8"), "fps"),
+        (("--guidance", "txt=2"), "txt"),
+        (("--frames", 8), "9"),
+    ):
+        status, said = run("edit", "clip.mp4", *asked, *wrong, "-o", "c.mp4", *of)
+        assert status == 2 and told in said and said.count("\n") == 1
+        assert not (tmp_path / "c.mp4").exists()
+
+
+# what it took
+
+
+def test_nothing_of_the_product_knows_it():
+    files = [p for part in ("anyv2v", "kernels", "weights", "convert") for p in sources(part)]
+    assert len(files) > 80
+    assert not [p for p in files if re.search(r"\btoy\b", p.read_text("utf-8"), re.IGNORECASE)]
+
+
+def sources(part):
+    return sorted((ROOT / part).rglob("*.py"))
