@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from anyv2v.backbones.defaults import read_defaults
 from torch import Tensor, nn
 
 from anyv2v import checks
 from anyv2v.backbones.base import Branches, Defaults, FirstFrame, Guidance, Options
-from anyv2v.backbones.defaults import read_defaults
 from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps

@@ -5,7 +5,7 @@ Nothing of the product is used but the numbers of the weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np

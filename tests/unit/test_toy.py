@@ -4,9 +4,10 @@ tests/toy has its networks and, in float64 without the product, what they have t
 it is one line, as it is in anyv2v/backbones/__init__.py.
 """
 
-import gc
+import ast
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,7 @@ def test_so_is_one_with_other_settings(
     if "cross" in settings:
         settings = {"groups": {**exact.groups, **settings}}
     found = edit(editor, source, frame, **given)
-    other = truth.replace(exact, **settings)
+    other = replace(exact, **settings)
     assert error(found.latents, other.edit(video.frames, frame, PROMPT, trajectory, STEPS)) < EXACT
     own = exact.edit(video.frames, frame, PROMPT, trajectory, STEPS)
     assert error(found.latents, own) > 1e-4
@@ -158,7 +159,7 @@ def test_an_option_of_its_own_reaches_the_network(editor, exact, video, frame):
     fast = {"speed": 2}
     source = editor.invert(video, "ddim", steps=STEPS, options=fast)
     found = edit(editor, source, frame, options=fast)
-    other = truth.replace(exact, speed=2.0)
+    other = replace(exact, speed=2.0)
     trajectory = other.invert(exact.encode(video.frames), STEPS)
     wanted = other.edit(video.frames, frame, PROMPT, trajectory, STEPS)
     assert error(found.latents, wanted) < EXACT
@@ -365,7 +366,7 @@ class Own(Taps):
 def test_taps_of_ones_own_inject_too(editor, exact, source, trajectory, video, frame, source_pass):
     taps = Own()
     found = edit(editor, source, frame, taps=taps, source_pass=source_pass)
-    more = truth.replace(
+    more = replace(
         exact,
         groups={**exact.groups, "own": set(Own.sites)},
         fractions={**exact.fractions, "own": 0.2},
@@ -453,7 +454,6 @@ def test_its_words_are_read_for_conditions_only(editor, weights, frame, monkeypa
     again = editor.generate(frame, PROMPT, steps=1)
     assert read == ["words.safetensors"] * 2 and held() == 0
     assert same(first, again)
-    gc.collect()
 
 
 def test_a_folder_may_have_defaults_of_its_own(tmp_path, video, frame):
@@ -513,6 +513,38 @@ def test_nothing_of_the_product_knows_it():
     files = [p for part in ("anyv2v", "kernels", "weights", "convert") for p in sources(part)]
     assert len(files) > 80
     assert not [p for p in files if re.search(r"\btoy\b", p.read_text("utf-8"), re.IGNORECASE)]
+
+
+KNOWN = {
+    "anyv2v/backbones/__init__.py": "where backbones are registered: the one line",
+    "anyv2v/options.py": "the folder into which `weights fetch` puts it",
+}
+"""Files of the product that mention I2VGen-XL in code, and why they may."""
+
+
+def test_a_backbone_is_registered_in_one_place_only():
+    ours = ("anyv2v/backbones/i2vgen/", "convert/", "weights/")
+    found = {
+        str(path.relative_to(ROOT))
+        for part in ("anyv2v", "kernels", "weights", "convert")
+        for path in sources(part)
+        if re.search("i2vgen", code(path), re.IGNORECASE)
+    }
+    assert {name for name in found if not name.startswith(ours)} == set(KNOWN)
+
+
+def code(path):
+    """A module's names and texts, without its comments and docstrings."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [x for x in body if not is_text(x)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def is_text(node):
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def sources(part):
