@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from anyv2v.backbones.defaults import read_defaults
 from torch import Tensor, nn
 
 from anyv2v import checks
@@ -16,7 +15,7 @@ from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.nn.blank import blank
-from tests.toy.codec import Autoencoder, ToyCodec
+from tests.toy.codec import MULTIPLE, Autoencoder, ToyCodec
 from tests.toy.network import LETTERS, SITES, WIDTH, WORDS, Transformer, Words
 from tests.toy.schedule import Flow
 
@@ -115,7 +114,7 @@ class Toy:
     ) -> Branches:
         """Of the first frame where there is much noise, and of the prompt everywhere."""
         both = self.condition(prompt, first, options)
-        if all(scale == 1 for scale in guidance.values()):
+        if self.branch_count(guidance) == 1:
             return Branches((both,), lambda level, f: f[0])
         image = self.condition(negative_prompt, first, options)
         none = self.condition(negative_prompt, first, options, negative=True)
@@ -125,6 +124,13 @@ class Toy:
             return f[0] + scale * (f[1] - f[0]) + guidance["text"] * (f[2] - f[1])
 
         return Branches((none, image, both), combine)
+
+    def branch_count(self, guidance: Guidance) -> int:
+        return 1 if all(scale == 1 for scale in guidance.values()) else 3
+
+    @staticmethod
+    def multiple(config: dict) -> int:
+        return MULTIPLE
 
     def activation_bytes(self, branches: int, frames: int, height: int, width: int) -> int:
         return branches * frames * height * width * WIDTH * self.dtype.itemsize
@@ -148,12 +154,14 @@ class Toy:
         return Conditions(context, torch.empty(1, dtype=self.dtype, device=self.device))
 
     @classmethod
-    def assemble(cls, config: dict, networks: dict[str, nn.Module], folder: Path) -> Toy:
+    def assemble(
+        cls, config: dict, networks: dict[str, nn.Module], folder: Path, defaults: Defaults
+    ) -> Toy:
         return cls(
             networks["transformer"],
             networks["words"],
             ToyCodec(networks["pixels"]),
-            read_defaults(config, cls.own),
+            defaults,
         )
 
 

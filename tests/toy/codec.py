@@ -53,6 +53,9 @@ class ToyCodec:
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         return CHANNELS, 1 + (frames - 1) // GROUP, height // PATCH, width // PATCH
 
+    def frames_of(self, latent_frames: int) -> int:
+        return 1 + GROUP * (latent_frames - 1)
+
     def activation_bytes(self, height: int, width: int) -> int:
         return GROUP * 3 * 4 * height * width
 
