@@ -125,9 +125,14 @@ def letterbox(image: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndar
 
 def to_pixels(frames: np.ndarray | Tensor) -> Tensor:
     """uint8 frames (f, h, w, 3) as float32 (f, 3, h, w) in -1..1, contiguous, on the CPU."""
-    # a copy: numpy arrays may be read-only, and channels-last memory takes other kernels
-    frames = torch.from_numpy(as_frames(frames).transpose(0, 3, 1, 2).copy())
-    return frames.float() / 255 * 2 - 1
+    # a copy, because numpy arrays may be read-only
+    return pixels_of(torch.from_numpy(as_frames(frames).copy()))
+
+
+def pixels_of(frames: Tensor) -> Tensor:
+    """The same of frames that are known to be some, on their device, or without data."""
+    # contiguous, because channels-last memory takes other kernels
+    return frames.permute(0, 3, 1, 2).contiguous().float() / 255 * 2 - 1
 
 
 def to_frames(pixels: Tensor) -> np.ndarray:

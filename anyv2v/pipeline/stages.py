@@ -228,8 +228,8 @@ class Stages:
     def _decode(self, latents: Tensor, which: Which = lambda rows: "") -> np.ndarray:
         """`decode`, of latents that are finite."""
         codec = self.backbone.codec
-        count, scale = codec.frames_of(latents.shape[2]), codec.multiple
-        at_once = self._frames_at_once((latents.shape[4] * scale, latents.shape[3] * scale))
+        count, height, width = codec.frames_of(latents.shape[2]), *latents.shape[3:]
+        at_once = self._frames_at_once((width * codec.factor, height * codec.factor))
         check = self._frame_check("the autoencoder's decoder", count, which)
         frames, done = [], 0
         for pixels in codec.decode(latents, at_once):

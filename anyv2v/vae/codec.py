@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from anyv2v.media.image import pixels_of
 from anyv2v.nn.blank import blank
 from anyv2v.vae.autoencoder import Autoencoder
 
@@ -21,8 +22,11 @@ class LatentCodec(Protocol):
 
     channels: int
     """Of the latents."""
+    factor: int
+    """Pixels per latent, along both sides of a frame."""
     multiple: int
-    """What both sides of a frame, in pixels, are multiples of."""
+    """What both sides of a frame, in pixels, are multiples of: `factor`, or what a network takes as
+    one token."""
     encoder: nn.Module
     """What decoding does not need."""
 
@@ -44,7 +48,8 @@ class LatentCodec(Protocol):
         """uint8 frames (f, h, w, 3) -> pieces (1, c, k, h', w') of their latents along time.
 
         Scaled posterior means, float32; with a generator, samples of the posterior. `at_once`: how
-        many frames may be computed together, for codecs that can choose.
+        many frames may be computed together, for codecs that can choose. The frames may be without
+        data: so costs are predicted.
         """
 
     def decode(self, latents: Tensor, at_once: int = 1) -> Iterator[Tensor]:
@@ -65,8 +70,12 @@ class ImageCodec:
         return self.vae.config.latent_channels
 
     @property
-    def multiple(self) -> int:
+    def factor(self) -> int:
         return self.vae.config.factor
+
+    @property
+    def multiple(self) -> int:
+        return self.factor
 
     @property
     def encoder(self) -> nn.Module:
@@ -76,8 +85,7 @@ class ImageCodec:
         return frames
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        s = self.vae.config.factor
-        return self.channels, frames, height // s, width // s
+        return self.channels, frames, height // self.factor, width // self.factor
 
     def frames_of(self, latent_frames: int) -> int:
         return latent_frames
@@ -90,9 +98,7 @@ class ImageCodec:
     ) -> Iterator[Tensor]:
         # samples are drawn for one frame after the other, as the original draws them
         for chunk in frames.split(at_once if generator is None else 1):
-            # contiguous: channels-last memory takes other kernels
-            levels = chunk.permute(0, 3, 1, 2).contiguous().float()
-            pixels = (levels / 255 * 2 - 1).to(self._weight.device, self._weight.dtype)
+            pixels = pixels_of(chunk).to(self._weight.device, self._weight.dtype)
             yield self.vae.encode(pixels, generator).float().transpose(0, 1)[None]
 
     def decode(self, latents: Tensor, at_once: int = 1) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anyv2v.errors import InputError
-from anyv2v.media.image import to_pixels
+from anyv2v.media.image import pixels_of
 from anyv2v.nn.blank import blank
 
 CHANNELS, PATCH, GROUP = 4, 4, 4
@@ -34,6 +34,7 @@ class ToyCodec:
     net: Autoencoder
 
     channels = CHANNELS
+    factor = PATCH
     multiple = MULTIPLE
 
     @property
@@ -67,7 +68,7 @@ class ToyCodec:
         for group in (frames[:1], *frames[1:].split(GROUP)):
             if not len(group):
                 continue
-            pixels = to_pixels(group).to(weight.device, weight.dtype)
+            pixels = pixels_of(group).to(weight.device, weight.dtype)
             mean = nn.functional.avg_pool2d(pixels, PATCH).mean(0)
             latents = self.net.encoder(mean.movedim(0, -1)).movedim(-1, 0)
             if generator is not None:

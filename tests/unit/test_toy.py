@@ -218,7 +218,7 @@ def test_a_clip_from_noise_is_that_of_the_definition(editor, exact, frame):
 
 def test_the_source_comes_back(editor, exactly, source):
     clean = exactly.trajectory.clean
-    assert golden.relative_error(editor.reconstruct(exactly).latents, clean) < EXACT
+    assert golden.relative_error(editor.reconstruct(exactly).latents, clean) < 3 * EXACT
     assert golden.relative_error(editor.reconstruct(source).latents, clean) > 2e-2
 
 
@@ -328,17 +328,20 @@ def test_its_cost_is_predicted(editor, video):
     assert plan.inversion_evaluations == STEPS
     # three branches, and in three of the steps the source
     assert plan.sampling_rows == 3 * STEPS + 3
-    alone = predict(editor, video, guidance=1.0, method="ddim", inversion_steps=STEPS)
-    assert alone.sampling_rows == STEPS + 3
-    assert predict(editor, video, feature_memory=10**9).sampling_rows == 3 * STEPS
+    replayed = predict(editor, video, guidance=1.0, feature_memory=10**9)
+    assert replayed.sampling_rows == STEPS and len(replayed.recording.places) == 3
 
 
 def test_captured_passes_are_the_same_to_the_bit(editor, video, frame, monkeypatch):
+    """Levels are fractions, of which a graph that held whole numbers would read another."""
+
     def runs():
-        source = editor.invert(video, steps=STEPS, recording=editor.recording(video))
-        bare = editor.invert(video, steps=STEPS)
-        return [edit(editor, s, frame, source_pass="separate") for s in (source, bare)] + [
-            edit(editor, s, frame) for s in (source, bare)
+        source = editor.invert(video, steps=10, recording=editor.recording(video, steps=10))
+        bare = editor.invert(video, steps=10)
+        ways = ((source, "shared"), (bare, "shared"), (bare, "separate"))
+        return [
+            editor.edit(s, frame, PROMPT, steps=10, source_pass=source_pass)
+            for s, source_pass in ways
         ]
 
     eager, backends = runs(), []
@@ -350,7 +353,8 @@ def test_captured_passes_are_the_same_to_the_bit(editor, video, frame, monkeypat
 
     monkeypatch.setattr("anyv2v.pipeline.stages.graphed", graphed)
     assert all(map(same, runs(), eager))
-    assert sum(len(backend.tapes) for backend in backends) > 8
+    # three sets of sites and none; the source by itself three times more
+    assert [len(b.tapes) for b in backends if b.tapes] == [4, 1, 4, 4, 7]
 
 
 # a caller's own taps
@@ -410,10 +414,14 @@ def test_the_inversion_can_be_looked_at(editor, video):
             self.seen += (tuple(v.shape),)
             return q, k, v
 
+        def output(self, site, y):
+            self.seen += (tuple(y.shape),)
+            return y
+
     taps = Watch()
     editor.invert(video, "ddim", STEPS, taps=taps)
     # 2x3 tokens of each of three frames
-    assert taps.seen == ((1, 18, 2, 8),) * STEPS
+    assert taps.seen == ((1, 18, 2, 8), (1, 18, 16)) * STEPS
 
 
 # what is refused
