@@ -25,6 +25,7 @@ from anyv2v.source import Unfinished
 from tests import golden
 from tests.toy import folder, truth
 from tests.toy.backbone import Toy
+from tests.toy.codec import ToyCodec
 from tests.unit.test_graphs import Taped
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,14 @@ def test_the_latents_are_those_of_the_definition(editor, exact, video):
     decoded = editor.decode(latents)
     assert decoded.shape == video.frames.shape
     assert np.array_equal(decoded, exact.decode(wanted))
+
+
+def test_memory_is_asked_for_the_frames_that_there_are(editor, video, monkeypatch):
+    """Three latents are a token and four pixels a latent: sides in pixels are of the second."""
+    asked = []
+    monkeypatch.setattr(ToyCodec, "activation_bytes", lambda self, *size: asked.append(size) or 1)
+    editor.decode(editor.encode_frames(video.frames))
+    assert set(asked) == {(24, 36)}
 
 
 def test_the_inversion_is_that_of_the_definition(source, trajectory):
@@ -222,7 +231,7 @@ def test_the_source_comes_back(editor, exactly, source):
     assert golden.relative_error(editor.reconstruct(source).latents, clean) > 2e-2
 
 
-def test_levels_that_one_number_would_mix_up_are_kept_apart(editor, video, frame):
+def test_levels_that_one_number_would_mix_up_are_kept_apart(editor, exact, video, frame):
     source = editor.invert(video, "ddim", steps=10)
     told = [level.t for level in source.trajectory.levels]
     assert len(set(told)) == 11 and len(set(map(round, told))) < 8
@@ -230,8 +239,12 @@ def test_levels_that_one_number_would_mix_up_are_kept_apart(editor, video, frame
     with pytest.raises(InputError, match=r"source\.at"):
         list(source.trajectory)
     # every second level of ten is one of five
-    few = editor.edit(source, frame, PROMPT, steps=5)
-    assert few.latents.isfinite().all()
+    every_second = exact.invert(exact.encode(video.frames), 10)[::2]
+    wanted = exact.edit(video.frames, frame, PROMPT, every_second, STEPS)
+    recorded = editor.record(source, editor.recording(video))
+    assert set(recorded.features.kept) == {0, 2, 4}
+    for found in (edit(editor, source, frame), edit(editor, recorded, frame)):
+        assert error(found.latents, wanted) < EXACT
     with pytest.raises(InputError, match="1, 2, 5, 10"):
         editor.edit(source, frame, PROMPT, steps=4)
 
