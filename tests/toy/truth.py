@@ -50,6 +50,7 @@ class Truth:
         trajectory: list[Array],
         steps: int,
         noise: list[Array] | None = None,
+        start: int = 0,
     ) -> Array:
         """Latents (c, f, h, w); frame (h, w, 3), trajectory: see `invert`, of as many steps.
 
@@ -57,8 +58,8 @@ class Truth:
         """
         sigmas, first = levels(steps), self.encode(frame[None])
         source = self.context("", self.encode(frames[:1]))
-        z = with_first(trajectory[0], first)
-        for i in range(steps):
+        z = with_first(trajectory[start], first)
+        for i in range(start, steps):
             _, features = self.network(trajectory[i], sigmas[i], source)
             injected = {site: x for site, x in features.items() if site in self.sites(i, steps)}
             f = self.guided(z, sigmas[i], prompt, first, injected)
@@ -88,17 +89,23 @@ class Truth:
         by_image = 1 + (self.scales["image"] - 1) * sigma
         return none + by_image * (image - none) + self.scales["text"] * (both - image)
 
-    def invert(self, clean: Array, steps: int, iterations: int = 0) -> list[Array]:
+    def invert(
+        self, clean: Array, steps: int, iterations: int = 0, prompt: str | None = None
+    ) -> list[Array]:
         """Latents at each level, the noisiest first.
 
-        Of Euler's method backwards, or, with iterations, of its steps solved.
+        Of Euler's method backwards, or, with iterations, of its steps solved. Under guidance if
+        there is a prompt.
         """
         sigmas, first, context = levels(steps), clean[:, :1], self.context("", clean[:, :1])
         found = [clean]
         for i in reversed(range(steps)):
             below = z = found[0]
             for _ in range(1 + iterations):
-                f, _ = self.network(z, sigmas[i], context)
+                if prompt is None:
+                    f, _ = self.network(z, sigmas[i], context)
+                else:
+                    f = self.guided(z, sigmas[i], prompt, first, {})
                 z = with_first(below - (sigmas[i + 1] - sigmas[i]) * f, first)
             found.insert(0, z)
         return found[:-1]

@@ -164,6 +164,31 @@ def test_so_is_one_with_other_settings(
     assert error(found.latents, own) > 1e-4
 
 
+def test_a_run_may_begin_later(editor, exact, source, trajectory, video, frame):
+    found = edit(editor, source, frame, start=2)
+    wanted = exact.edit(video.frames, frame, PROMPT, trajectory, STEPS, start=2)
+    assert error(found.latents, wanted) < EXACT
+
+
+def test_guidance_of_the_inversion_depends_on_the_step_too(editor, exact, video):
+    asked = dict(prompt="sea", negative_prompt="bad", guidance={"text": 2.0, "image": 1.5})
+    source = editor.invert(video, "ddim", STEPS, **asked)
+    assert source.evaluations == 3 * STEPS and source.settings.guidance == asked["guidance"]
+    other = replace(exact, scales=asked["guidance"])
+    wanted = other.invert(exact.encode(video.frames), STEPS, prompt="sea")
+    assert all(error(source.at(i), wanted[i]) < EXACT for i in range(STEPS))
+
+
+def test_one_prediction_is_that_of_the_definition(editor, exact, frame):
+    conditions = editor.condition(PROMPT, frame, 9, (36, 24), options={"speed": 3})
+    latents = torch.randn(1, 4, 3, 6, 9, generator=torch.Generator().manual_seed(7))
+    found = editor.predict(latents, 8.76543, conditions)
+    context = exact.context(PROMPT, exact.encode(frame[None]))
+    z = latents[0].double().numpy()
+    wanted, _ = replace(exact, speed=3.0).network(z, 0.876543, context)
+    assert error(found, wanted) < EXACT
+
+
 def test_an_option_of_its_own_reaches_the_network(editor, exact, video, frame):
     fast = {"speed": 2}
     source = editor.invert(video, "ddim", steps=STEPS, options=fast)
