@@ -17,6 +17,8 @@ MOST = 2**24
 """No count is larger (frames, pixels of a side, frames per second): none is meant, none fits."""
 MOST_SEED = 2**64 - 1
 """Of a `torch.Generator`."""
+FEW = 8
+"""Names that a message lists one and all."""
 SHOWN = 80
 """Characters of a value that a message shows."""
 
@@ -146,12 +148,14 @@ def names(name: str, value: Iterable[str]) -> frozenset[str]:
 def known(name: str, given: Collection[str], there: Collection[str], what: str) -> None:
     """InputError for the first of `given` that is not `there`, with those that are spelled alike.
 
-    what: "site", one of them.
+    Of few it names all. what: "site", one of them.
     """
     unknown = sorted(map(str, set(given).difference(there)))
     if not unknown:
         return
-    near = difflib.get_close_matches(unknown[0], sorted(there), n=3)
+    near = sorted(there)
+    if len(near) > FEW:
+        near = difflib.get_close_matches(unknown[0], near, n=3)
     hint = f"; there is {' and '.join(near)}" if near else ""
     raise InputError(f"{name}: no such {what}: {', '.join(unknown)}{hint}")
 
