@@ -176,7 +176,8 @@ class Editor(Sources):
         given = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
         run, done = self._edits(source, edits, *given), []
         while (left := len(run.jobs) - len(done)) > 0:
-            count = self._batch(size_of(source.video.frames), len(source.video.frames), left)
+            size, frames = size_of(source.video.frames), len(source.video.frames)
+            count = self._batch(size, frames, left, self._branches(run.jobs))
             done += run.run(slice(len(done), len(done) + count))
         return done
 
@@ -234,8 +235,10 @@ class Editor(Sources):
         self.check_kept(source.trajectory.kept_levels, plan.source_levels)
         index = matches(plan.source_levels, source.trajectory.levels)
         run = PlainRun(self, steps, start, options, on_step, after_step)
+        frames, scales = source.video.frames, self.defaults.scales(guidance)
+        self._reserve(size_of(frames), len(frames), self.backbone.branch_count(scales))
         return run.run(
-            (prompt, negative_prompt, source_frame(self, source), self.defaults.scales(guidance)),
+            (prompt, negative_prompt, source_frame(self, source), scales),
             source.at(index[start]).to(self.backbone.device),
             step_noise,
             Noise(seed, self.backbone.device),
@@ -301,17 +304,20 @@ class Editor(Sources):
         same = source if options == source.settings.options else None
         plan = self.step_plan(steps, start, injection, same, None, source_pass, taps, options)
         self.check_kept(source.trajectory.kept_levels, plan.source_levels)
-        frames = source.video.frames
-        self._reserve(size_of(frames), len(frames))
         index = matches(plan.source_levels, source.trajectory.levels)
         begin = source.at(index[plan.steps[0].level.index]).to(self.backbone.device)
         jobs = [Job.of(self, edit, source, begin, steps) for edit in edits]
+        frames, branches = source.video.frames, self._branches(jobs)
+        self._reserve(size_of(frames), len(frames), 1 + branches)
         return EditRun(self, source, jobs, plan, steps, options, taps, on_step, after_step)
 
-    def _batch(self, size: tuple[int, int], frames: int, edits: int) -> int:
-        """How many of these edits fit into memory together."""
+    def _branches(self, jobs: Sequence[Job]) -> int:
+        """How many one of them has at most, without the source's."""
+        return max(self.backbone.branch_count(job.request.guidance) for job in jobs)
+
+    def _batch(self, size: tuple[int, int], frames: int, edits: int, each: int) -> int:
+        """How many of these edits, of so many branches `each`, fit into memory together."""
         free = free_bytes(self.backbone.device)
-        each = self.backbone.branch_count(self.defaults.guidance)
 
         def fits(edits: int) -> bool:
             # the source, and the branches of each; the least that is needed, twice

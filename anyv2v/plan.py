@@ -137,7 +137,7 @@ class _Counted:
         branches: int,
         compact: bool,
     ):
-        self._editor, self._compact = editor, compact
+        self._editor, self._compact, self._branches = editor, compact, branches
         self._samples = [edit for edit in range(edits) for _ in range(branches)]
         twin = self._twin = editor.backbone.blank(device)
         codec, dtype = twin.codec, twin.dtype
@@ -185,7 +185,7 @@ class _Counted:
         passes: of each kind of prediction. held: what is kept besides, `features` among it.
         """
         editor, (frames, height, width, _) = self._editor, self._frames
-        least = editor._least_bytes((width, height), frames, 3)
+        least = editor._least_bytes((width, height), frames, 1 + self._branches)
         away = editor.offload.is_for(comfortable(least, editor.graphs is not False) + features)
         towers, encoder = (self._towers, self._encoder) if away else (0, 0)
         work = max(

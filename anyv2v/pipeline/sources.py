@@ -86,6 +86,8 @@ class Sources(Stages):
         compact, device = checks.flag("compact", compact), self.backbone.device
         plan = self.step_plan(steps, start, injection, options=options)
         frames = as_video(video, self.defaults).frames
+        self.check_size(size_of(frames))
+        self.backbone.codec.check_frames(len(frames))
         every = frozenset().union(*(step.sites for step in plan.steps))
         kept = self._shapes.of(len(frames), size_of(frames), every, compact)
         site_bytes = {site: sum(x.nbytes for x in parts) for site, parts in kept.items()}

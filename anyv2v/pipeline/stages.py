@@ -180,9 +180,14 @@ class Stages:
         """`size` (width, height) if the model takes it; InputError with the nearest that works."""
         return checks.size(size, self.backbone.codec.multiple)
 
-    def check_memory(self, size: tuple[int, int], frames: int, branches: int = 3) -> None:
-        """InputError if so many branches of a clip of that size cannot fit, with what would."""
+    def check_memory(self, size: tuple[int, int], frames: int, branches: int | None = None) -> None:
+        """InputError if so many branches of a clip of that size cannot fit, with what would.
+
+        Left out, `branches` are those of an edit: the source's, and the weights' own guidance.
+        """
         codec = self.backbone.codec
+        if branches is None:
+            branches = 1 + self.backbone.branch_count(self.defaults.guidance)
 
         def needed(width: int, height: int) -> int:
             least = self._least_bytes((width, height), frames, branches)
@@ -195,9 +200,7 @@ class Stages:
         _, *shape = self.backbone.codec.shape(frames, size[1], size[0])
         return self.backbone.activation_bytes(branches, *shape)
 
-    def _reserve(
-        self, size: tuple[int, int], frames: int, branches: int = 3, held: int = 0
-    ) -> None:
+    def _reserve(self, size: tuple[int, int], frames: int, branches: int, held: int = 0) -> None:
         """A job begins: `check_memory`, and what can wait elsewhere leaves if memory is short.
 
         `held`: bytes that the job will keep besides.

@@ -337,7 +337,7 @@ def test_batches_are_as_large_as_memory_allows(editor, monkeypatch):
     one_row = 2 * editor.backbone.activation_bytes(1, 4, 8, 16)
     for rows, edits in ((2, 1), (4, 1), (5, 2), (7, 3), (100, 8)):
         monkeypatch.setattr("anyv2v.editor.free_bytes", lambda device, n=rows: n * one_row)
-        assert editor._batch((128, 64), 4, 8) == edits
+        assert editor._batch((128, 64), 4, 8, 2) == edits
 
 
 def test_frames_go_through_the_autoencoder_together_where_they_fit(editor, video, monkeypatch):

@@ -111,6 +111,18 @@ def test_the_latents_are_those_of_the_definition(editor, exact, video):
     assert np.array_equal(decoded, exact.decode(wanted))
 
 
+def test_memory_is_asked_for_the_branches_that_there_are(editor, source, frame, monkeypatch):
+    """Three of an edit and the source's, or as few as its guidance needs."""
+    asked = []
+    monkeypatch.setattr(Toy, "activation_bytes", lambda self, n, *shape: asked.append(n) or 1)
+    edit(editor, source, frame)
+    edit(editor, source, frame, guidance=1.0)
+    editor.reconstruct(source)
+    editor.generate(frame, PROMPT)
+    editor.check_memory((36, 24), 9)
+    assert [n for i, n in enumerate(asked) if n not in asked[i - 1 : i]] == [4, 2, 1, 3, 4]
+
+
 def test_memory_is_asked_for_the_frames_that_there_are(editor, video, monkeypatch):
     """Three latents are a token and four pixels a latent: sides in pixels are of the second."""
     asked = []
@@ -469,10 +481,10 @@ def test_the_inversion_can_be_looked_at(editor, video):
     ("given", "told"),
     [
         ({"fps": 8}, "fps"),
-        ({"options": {"fps": 8}}, "fps"),
+        ({"options": {"fps": 8}}, "fps; there is sampler and speed"),
         ({"options": {"speed": 5}}, "speed"),
         ({"options": {"sampler": "ddpm"}}, "euler, ancestral"),
-        ({"guidance": {"txt": 3.0}}, "txt.*text|text.*txt"),
+        ({"guidance": {"txt": 3.0}}, "txt; there is image and text"),
         ({"guidance": {"image": "much"}}, "image.*much"),
         ({"injection": Injection(conv=0.2)}, "conv.*map, hidden, cross"),
         ({"injection": Injection(crossed=0.2)}, "crossed.*map, hidden, cross"),
@@ -488,6 +500,8 @@ def test_what_it_does_not_have_is_refused_in_a_line(editor, source, frame, given
 def test_clips_that_its_codec_does_not_take_are_refused(editor, video, frame):
     with pytest.raises(InputError, match=r"8 .*\b5\b.*\b9\b"):
         editor.invert(anyv2v.Video(video.frames[:8], 12))
+    with pytest.raises(InputError, match=r"8 .*\b5\b.*\b9\b"):
+        editor.recording(anyv2v.Video(video.frames[:8], 12))
     with pytest.raises(InputError, match=r"8 .*\b5\b.*\b9\b"):
         editor.generate(frame, PROMPT, frames=8)
     with pytest.raises(InputError, match="32x24 .*12.*36x24"):
