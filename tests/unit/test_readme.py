@@ -1,14 +1,16 @@
 """README's Python runs as it stands there, at a smaller size."""
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import anyv2v
+from anyv2v.injection import taps
 from tests import golden
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -28,16 +30,44 @@ def test_the_python_examples_run(weights, tmp_path, monkeypatch, video):
         for large, small in SMALLER.items():
             block = block.replace(large, small)
         exec(compile(block, "README.md", "exec"), scope)
-    assert scope["latents"].shape == (1, 4, 4, 8, 8)
     out = anyv2v.read_video("out.mp4")
     assert out.frames.shape == (4, 64, 64, 3) and out.fps == 8
-    plain = scope["editor"].predict(
-        torch.cat([scope["source"].trajectory[981]] * 2),
-        981,
-        type(scope["rows"][0]).stack(scope["rows"]),
-    )
-    assert torch.equal(plain[0], scope["v"][0])
-    assert golden.relative_error(scope["v"][1], plain[1]) > 1e-4
+    # the injection of one's own is the paper's, at half of the sites
+    sites = [
+        site for site in scope["editor"].sites if "up.2.spatial" in site and "cross" not in site
+    ]
+    same = anyv2v.Injection(conv=0.5, spatial=0.5, temporal=0, sites={"spatial": sites})
+    edits = [
+        scope["editor"].edit(scope["source"], "edited.png", "a man", steps=10, injection=injection)
+        for injection in (same, anyv2v.Injection.none())
+    ]
+    mine, theirs, without = (edit.latents for edit in (scope["edit"], *edits))
+    assert golden.relative_error(mine, theirs) < 1e-5
+    assert golden.relative_error(mine, without) > 1e-2
+
+
+def test_an_author_of_an_injection_meets_few_names():
+    """Classes and methods that the example and its base class mention, but for those of any edit."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (example,) = (block for block in blocks if "(anyv2v.Taps)" in block)
+    first, base = ast.parse(blocks[0]), ast.parse(inspect.getsource(anyv2v.Taps))
+    others = {node.attr for node in ast.walk(first) if isinstance(node, ast.Attribute)}
+    found = set()
+    for node in (*ast.walk(ast.parse(example)), *ast.walk(base)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+    classes = {name for name in vars(taps) if name[0].isupper()} | {*anyv2v.__all__}
+    methods = [anyv2v.Taps, anyv2v.Injection, taps.Feature, anyv2v.Editor]
+    callables = {n for of in methods for n, x in vars(of).items() if inspect.isfunction(x)}
+    callables |= {"none"}
+    private = {name for name in found if name.startswith("_")}
+    met = (found & (classes | callables)) - (others - {"Injection"}) - private - {"Tensor"}
+    assert "qkv" in met and "Injection" in met
+    assert len(met) <= 12, sorted(met)
 
 
 def test_the_commands_make_their_own_environment():
