@@ -98,44 +98,63 @@ def _config_of(args) -> str | None:
         return None
 
 
+class _Commands:
+    """Makes the parser of each command, with what all of them have."""
+
+    def __init__(self, run: dict[str, Callable[[argparse.Namespace], None]]):
+        self.top = Parser(prog="anyv2v", description=anyv2v.__doc__)
+        version = f"anyv2v {anyv2v.__version__}"
+        self.top.add_argument("--version", action="version", version=version)
+        self._run, self.made = run, []
+        self._below = {"": self.top.add_subparsers(metavar="COMMAND", required=True)}
+
+    def group(self, name: str, text: str) -> None:
+        """Commands of two words, of which this is the first."""
+        parser = self._below[""].add_parser(name, help=text, description=text)
+        self._below[name] = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(self, name: str, text: str, *groups: Callable[[Parser], None]) -> Parser:
+        first, _, last = name.rpartition(" ")
+        sub = self._below[first].add_parser(
+            last, help=text, description=text, allow_abbrev=False, formatter_class=_Help
+        )
+        sub.set_defaults(run=self._run[name], prog=sub.prog, command=name)
+        for group in groups:
+            group(sub)
+        text = "options that are not given here, in YAML or JSON"
+        sub.add_argument("--config", metavar="FILE", help=text)
+        sub.add_argument("--force", action="store_true", help="overwrite existing output")
+        sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
+        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        self.made.append(sub)
+        return sub
+
+
 def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     """The parser of all commands; what runs one is found in the namespace as `run`.
 
     And as `given` the names of the options that are there or, with another value than the default,
     in the file of --config; as `filed` those that are in the file alone.
     """
-    top = Parser(prog="anyv2v", description=anyv2v.__doc__)
-    top.add_argument("--version", action="version", version=f"anyv2v {anyv2v.__version__}")
-    subparsers = top.add_subparsers(metavar="COMMAND", required=True)
+    all_of_them = _Commands(commands)
+    for describe in (_demo, _convert, _weights, _edit, _edit_frame, _plan, _invert, _reconstruct):
+        describe(all_of_them)
+    names = frozenset(name for each in all_of_them.made for name in each.settable)
+    for sub in all_of_them.made:
+        sub.names = names
+        sub.set_defaults(settable=sub.settable, unused=[])
+    return all_of_them.top
 
-    made: list[Parser] = []
 
-    def command(name: str, text: str, *groups: Callable, among=subparsers) -> Parser:
-        sub = among.add_parser(
-            name.split()[-1],
-            help=text,
-            description=text,
-            allow_abbrev=False,
-            formatter_class=_Help,
-        )
-        sub.set_defaults(run=commands[name], prog=sub.prog, command=name)
-        for group in groups:
-            group(sub)
-        sub.add_argument(
-            "--config", metavar="FILE", help="options that are not given here, in YAML or JSON"
-        )
-        sub.add_argument("--force", action="store_true", help="overwrite existing output")
-        sub.add_argument("-q", "--quiet", action="store_true", help="no progress")
-        sub.add_argument("--debug", action="store_true", help="show tracebacks")
-        made.append(sub)
-        return sub
-
-    sub = command("demo", "edit a clip that is rendered here, and judge it", _model)
+def _demo(commands: _Commands) -> None:
+    sub = commands.add("demo", "edit a clip that is rendered here, and judge it", _model)
     sub.add_argument("-o", "--output", default="demo-out", metavar="DIR", help="made if missing")
     sub.add_argument("--kind", choices=KINDS, default=KINDS[0], help="what is edited")
     sub.add_argument("--seed", type=_from_0, default=0, help="of the clip and of the noise")
 
-    sub = command("convert", "turn published weights into a folder of ours")
+
+def _convert(commands: _Commands) -> None:
+    sub = commands.add("convert", "turn published weights into a folder of ours")
     sub.add_argument(
         "src",
         metavar="SRC",
@@ -144,18 +163,21 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     sub.add_argument("dst", metavar="DST", help="the folder to write")
     sub.add_argument("--dtype", choices=DTYPE_NAMES, help="of the weights written; else as in SRC")
 
+
+def _weights(commands: _Commands) -> None:
     text = "look at a folder of weights, or get one"
-    below = subparsers.add_parser("weights", help=text, description=text)
-    below = below.add_subparsers(metavar="COMMAND", required=True)
-    sub = command("weights verify", "read a folder whole and say what it is", among=below)
+    commands.group("weights", text)
+    sub = commands.add("weights verify", "read a folder whole and say what it is")
     sub.add_argument("dir", metavar="DIR", help="a folder written by `anyv2v convert`, or demo")
-    sub = command("weights fetch", "download the published model and convert it", among=below)
+    sub = commands.add("weights fetch", "download the published model and convert it")
     sub.add_argument("dst", metavar="DST", nargs="?", default="i2vgen-xl", help="where to write it")
     sub.add_argument("--dtype", choices=DTYPE_NAMES, default="float16", help="of the weights")
 
+
+def _edit(commands: _Commands) -> None:
     text = "edit a video, once for each --frame (or --instruction), --prompt and -o"
     groups = (_model, _clip, _inversion, _sampling, _injection, arguments.options)
-    sub = command("edit", text, *groups)
+    sub = commands.add("edit", text, *groups)
     several = {"action": "append", "required": True}
     sub.add_argument(
         "--frame", action="append", metavar="IMAGE", help="the edited first frame; or an --editor"
@@ -176,21 +198,27 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
     )
     sub.add_argument("--seed", type=_from_0, default=0, help="of that noise")
 
+
+def _edit_frame(commands: _Commands) -> None:
     text = "edit the first frame alone, to look at it before the video is edited"
-    sub = command("edit-frame", text, _machine, _first_frame, arguments.options)
+    sub = commands.add("edit-frame", text, _machine, _first_frame, arguments.options)
     sub.add_argument("-o", "--output", required=True, metavar="FRAME.png", help="for edit --frame")
     sub.add_argument(
         "--candidates", type=_from_1, default=1, metavar="N", help="each of a seed; and a sheet"
     )
     sub.add_argument("--seed", type=_from_0, default=0, help="of the first of them")
 
+
+def _plan(commands: _Commands) -> None:
     text = "what an edit would cost, before anything runs"
-    sub = command("plan", text, _model, _clip, _inversion, _sampling, _injection)
+    sub = commands.add("plan", text, _model, _clip, _inversion, _sampling, _injection)
     _guidance(sub)
     sub.add_argument("--edits", type=_from_1, default=1, help="in one batch, as Editor.edit_many")
 
+
+def _invert(commands: _Commands) -> None:
     text = "invert a video for later edits"
-    sub = command("invert", text, _model, _clip, _inversion, _injection)
+    sub = commands.add("invert", text, _model, _clip, _inversion, _injection)
     sub.add_argument(
         "-o", "--output", required=True, metavar="SOURCE.safetensors", help="for edit VIDEO"
     )
@@ -201,17 +229,14 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
         "--resume", action="store_true", help="go on where an interrupted inversion was"
     )
 
+
+def _reconstruct(commands: _Commands) -> None:
     text = "a video there and back through the model"
-    sub = command("reconstruct", text, _model, _clip, _inversion, _sampling)
+    sub = commands.add("reconstruct", text, _model, _clip, _inversion, _sampling)
     sub.add_argument("--prompt", default="", metavar="TEXT", help="what the video shows")
     sub.add_argument("--negative-prompt", metavar="TEXT", help="what it does not")
     _guidance(sub, "(default: 1)")
     sub.add_argument("-o", "--output", metavar="OUT.mp4", help="the video that came back")
-    names = frozenset(name for each in made for name in each.settable)
-    for sub in made:
-        sub.names = names
-        sub.set_defaults(settable=sub.settable, unused=[])
-    return top
 
 
 def _model(sub: argparse.ArgumentParser) -> None:

@@ -64,10 +64,7 @@ def read_video(
     fps = None if fps is None else _rate(fps)
     frames = None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES)
     checks.one_of("fit", fit, FITS)
-    start_time = checks.finite("start_time", start_time)
-    if not 0 <= start_time <= LONGEST:
-        raise InputError(f"start_time: {start_time} is not a number of seconds from 0 to {LONGEST}")
-
+    start_time = _start(start_time)
     if size is not None and frames is not None:
         require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
     if is_sequence(path):
@@ -146,6 +143,13 @@ def write_video(
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with atomic_path(path) as temporary:
         _encode(temporary, frames, rate, comment)
+
+
+def _start(start_time: float) -> float:
+    seconds = checks.finite("start_time", start_time)
+    if not 0 <= seconds <= LONGEST:
+        raise InputError(f"start_time: {seconds} is not a number of seconds from 0 to {LONGEST}")
+    return seconds
 
 
 def _rate(fps: float) -> float:

@@ -47,7 +47,7 @@ def test_the_python_examples_run(weights, tmp_path, monkeypatch, video):
 
 
 def test_an_author_of_an_injection_meets_few_names():
-    """Classes and methods that the example and its base class mention, but for those of any edit."""
+    """Classes and methods that the example and its base mention, but for those of any edit."""
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (example,) = (block for block in blocks if "(anyv2v.Taps)" in block)
     first, base = ast.parse(blocks[0]), ast.parse(inspect.getsource(anyv2v.Taps))
