@@ -306,7 +306,8 @@ class Editor(Sources):
         self.check_kept(source.trajectory.kept_levels, plan.source_levels)
         index = matches(plan.source_levels, source.trajectory.levels)
         begin = source.at(index[plan.steps[0].level.index]).to(self.backbone.device)
-        jobs = [Job.of(self, edit, source, begin, steps) for edit in edits]
+        sampler = self.backbone.sampler(options)
+        jobs = [Job.of(self, edit, source, begin, sampler, steps) for edit in edits]
         frames, branches = source.video.frames, self._branches(jobs)
         self._reserve(size_of(frames), len(frames), 1 + branches)
         return EditRun(self, source, jobs, plan, steps, options, taps, on_step, after_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.backbones.base import Backbone, Defaults, Options
 from anyv2v.diffusion.samplers import AfterStep, OnStep
+from anyv2v.diffusion.schedule import NoiseSchedule
 from anyv2v.errors import InputError
 from anyv2v.finite import FiniteCheck, not_finite
 from anyv2v.injection.plan import Injection
@@ -97,11 +99,18 @@ class Noise:
         return noise.to(self._device, torch.float32)
 
     def of_steps(
-        self, given: Sequence[Tensor] | None, shape: Sequence[int], steps: int
+        self,
+        given: Sequence[Tensor] | None,
+        shape: Sequence[int],
+        sampler: NoiseSchedule,
+        steps: int,
     ) -> Callable[[int], Tensor]:
         """Index of a step -> the noise that it adds."""
         if given is None:
             return lambda index: self.draw(shape)
+        pairs = pairwise(sampler.levels(steps))
+        if not any(sampler.coefficients(*pair).noise for pair in pairs):
+            raise InputError("step_noise: the steps of this sampler add no noise")
         checks.kind("step_noise", given, (Sequence, Tensor), "a list of tensors, one for each step")
         if len(given) != steps:
             raise InputError(f"step_noise: {len(given)} tensors are given for {steps} steps")

@@ -12,7 +12,7 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.backbones.base import Branches, FirstFrame, Guidance, Options
 from anyv2v.diffusion.samplers import AfterStep, OnStep, sample
-from anyv2v.diffusion.schedule import Level, matches
+from anyv2v.diffusion.schedule import Level, NoiseSchedule, matches
 from anyv2v.edit import Edit, EditRequest
 from anyv2v.errors import InputError
 from anyv2v.finite import Which, nth
@@ -40,14 +40,22 @@ class Job:
     """Index of a step -> the noise that it adds."""
 
     @classmethod
-    def of(cls, stages: Stages, request: EditRequest, source: Source, begin: Tensor, steps: int):
+    def of(
+        cls,
+        stages: Stages,
+        request: EditRequest,
+        source: Source,
+        begin: Tensor,
+        sampler: NoiseSchedule,
+        steps: int,
+    ) -> Job:
         checks.kind("edits", request, EditRequest, "an EditRequest")
         request = request.filled(stages.defaults)
         noise, ratio = Noise(request.seed, stages.backbone.device), float(request.random_ratio)
         first = noise.given_or_drawn(request.noise, begin.shape)
         size = size_of(source.video.frames)
         picture = fit_frame(read_argument("frame", request.frame), size, request.fit)
-        step_noise = noise.of_steps(request.step_noise, begin.shape, steps)
+        step_noise = noise.of_steps(request.step_noise, begin.shape, sampler, steps)
         return cls(request, picture, ratio * first + (1 - ratio) * begin, step_noise)
 
 
@@ -174,7 +182,8 @@ class PlainRun:
         *_, first, guidance = told
         pinned = first.latents.to(begin.device)[:, :, :p]
         on_step, after_step = hooks(self.on_step, self.after_step, pinned)
-        noise = draws.of_steps(step_noise, begin.shape, self.steps)
+        sampler = stages.backbone.sampler(self.options)
+        noise = draws.of_steps(step_noise, begin.shape, sampler, self.steps)
         with stages._conditioning():
             branches = stages.backbone.branches(*told, self.options)
         strongest = max(guidance.values(), key=abs)
@@ -182,7 +191,7 @@ class PlainRun:
             clean = sample(
                 guided(forward, branches, pinned),
                 begin[:, :, p:],
-                stages.backbone.sampler(self.options),
+                sampler,
                 self.steps,
                 self.start,
                 on_step,
