@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 import anyv2v
 from anyv2v.editor import Editor
-from anyv2v.injection.features import Recording
 from bench.core import captured_graph
 from bench.counted import BRANCHES, INVERSION
 from bench.rental.lab import Lab, Times, quantiles
@@ -39,10 +39,10 @@ class Job:
 
     def invert(self, memory: int | None = None, **options) -> anyv2v.Source:
         """As the command line does it: what the edit will inject is recorded on the way."""
-        needed = self.editor.needed_timesteps(self.steps, 0, anyv2v.Injection())
+        read = self.editor.step_plan(self.steps)
         recording = self.editor.recording(self.video, steps=self.steps, memory=memory)
         return self.editor.invert(
-            self.video, steps=self.steps, timesteps=needed, recording=recording, **options
+            self.video, steps=self.steps, plan=read, recording=recording, **options
         )
 
     def edit(self, source: anyv2v.Source, **options) -> anyv2v.Edit:
@@ -228,15 +228,15 @@ def in_a_row(lab: Lab) -> None:
     """Features in pinned host memory; edits in a row; a capture that fails in between."""
     job = Job(lab)
     editor = job.editor
-    needed = editor.needed_timesteps(job.steps, 0, anyv2v.Injection())
+    read = editor.step_plan(job.steps)
     wanted = editor.recording(job.video, steps=job.steps)
-    source = editor.invert(job.video, steps=job.steps, timesteps=needed, recording=wanted)
+    source = editor.invert(job.video, steps=job.steps, plan=read, recording=wanted)
     begin = lab.stopwatch()
     here = job.edit(source)
     on_device = lab.stopwatch() - begin
     moved = {t: "host" for t in wanted.places}
-    forced = Recording(wanted.sites, wanted.sizes, moved, wanted.compact)
-    source = editor.invert(job.video, steps=job.steps, timesteps=needed, recording=forced)
+    forced = replace(wanted, places=moved)
+    source = editor.invert(job.video, steps=job.steps, plan=read, recording=forced)
     begin = lab.stopwatch()
     there = job.edit(source)
     on_host = lab.stopwatch() - begin
