@@ -151,7 +151,7 @@ def default(lab: Lab) -> None:
         headline=True,
     )
     # towers and encoder wait on the host from here on
-    job.editor = Editor(editor.backbone, editor.backbone.codec.vae, editor.defaults, offload=True)
+    job.editor = Editor(editor.backbone, offload=True)
     for memory, words in ((0, "offload, --feature-memory 0"), (None, "offload")):
         run(
             "edit",
@@ -174,7 +174,7 @@ def original(lab: Lab) -> None:
     # the last steps of sampling start within what is inverted
     sampled = 3 if lab.dry else 8
     first = editor.schedule.timesteps(steps)[steps - sampled]
-    needed = [t for t in editor.schedule.timesteps(steps) if t <= first]
+    read = editor.step_plan(steps, steps - sampled, source_pass="always")
     beats: list[float] = []
 
     def beat(*_: object) -> None:
@@ -186,7 +186,7 @@ def original(lab: Lab) -> None:
         beats.clear()
         return float(np.median(taken))
 
-    source = editor.invert(job.video, "ddim", inversion, timesteps=needed, on_step=beat)
+    source = editor.invert(job.video, "ddim", inversion, plan=read, on_step=beat)
     one = per_step()
     lab.fact("original's procedure", "a step of inversion", seconds=one, headline=True)
     lengths = {}
