@@ -86,7 +86,8 @@ def measure(bench: Bench, folder: Path) -> None:
     def read(way: str, out: Any) -> float:
         """0 if all tensors are there."""
         if way == "anyv2v.load":
-            networks = *(getattr(out.backbone, n) for n in ("unet", "text", "vision")), out.vae
+            backbone = out.backbone
+            networks = backbone.unet, backbone.text, backbone.vision, backbone.codec.vae
             return float(sum(len(n.state_dict()) for n in networks) != count)
         return float("every value is finite" not in out if isinstance(out, str) else 0)
 

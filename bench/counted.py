@@ -14,16 +14,17 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import anyv2v
 from anyv2v.accounting import count
+from anyv2v.backbones.defaults import read_defaults
 from anyv2v.backbones.i2vgen.backbone import I2VGen
 from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.backbones.i2vgen.defaults import OWN
 from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.convert.i2vgen import injection_sites
-from anyv2v.editor import Defaults, Editor
+from anyv2v.editor import Editor
 from anyv2v.injection.taps import (
     NO_TAPS,
     Record,
@@ -33,8 +34,8 @@ from anyv2v.injection.taps import (
     Taps,
     repeated,
 )
-from anyv2v.nn.blank import blank
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
+from anyv2v.vae.codec import ImageCodec
 
 FRAMES, SIZE, STEPS = 16, 512, 50
 INVERSION, BRANCHES = 500, 3
@@ -93,6 +94,7 @@ def published_size() -> Editor:
         networks = UNet(UNET), TextEncoder(TEXT), VisionEncoder(VISION), Autoencoder(VAE)
     unet, text, vision, vae = (x.half().eval().requires_grad_(False) for x in networks)
     sites = injection_sites(asdict(UNET))
+    clip = {"size": [SIZE, SIZE], "frames": FRAMES, "fps": 8}
     backbone = I2VGen(
         unet=unet,
         text=text,
@@ -101,8 +103,10 @@ def published_size() -> Editor:
         tokenizer=lambda prompt: torch.zeros(1, TEXT.tokens, dtype=torch.int64),
         preprocess=PreprocessConfig(VISION.image_size, (0.5,) * 3, (0.5,) * 3),
         groups={name: frozenset(chosen) for name, chosen in sites.items()},
+        codec=ImageCodec(vae),
+        defaults=read_defaults({"defaults": clip}, OWN),
     )
-    return Editor(backbone, vae, Defaults((SIZE, SIZE), FRAMES, 8))
+    return Editor(backbone)
 
 
 class Counted:
@@ -112,12 +116,10 @@ class Counted:
         self, editor: Editor, device: torch.device, frames: int = FRAMES, size: int = SIZE
     ):
         twin = self.backbone = editor.backbone.blank(device)
-        vae, side = blank(editor.backbone.codec.vae, device), size // editor.backbone.codec.vae.config.factor
-        channels = editor.backbone.codec.vae.config.latent_channels
-        self.shape, self.plan = (
-            (channels, frames, side, side),
-            Counter(editor.plan(STEPS, 0, anyv2v.Injection()).values()),
-        )
+        vae, side = twin.codec.vae, size // twin.codec.factor
+        channels = twin.codec.channels
+        self.shape = channels, frames, side, side
+        self.plan = Counter(step.sites for step in editor.step_plan(STEPS).steps)
         self.empty = partial(torch.empty, dtype=twin.dtype, device=device)
         self.conditions = []
         told = count(lambda: self.conditions.append(twin.blank_conditions(frames, side, side)))

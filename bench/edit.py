@@ -25,7 +25,7 @@ from torch import Tensor
 import anyv2v
 from anyv2v.accounting import fakes
 from anyv2v.editor import Editor
-from anyv2v.injection.features import Recording
+from anyv2v.pipeline.step_plan import CachePlan, StepPlan
 from anyv2v.plan import Plan, predict
 from bench.core import Bench, Contender
 from bench.counted import (
@@ -54,6 +54,7 @@ ALLOWED = {torch.float32: 1e-4, torch.float16: 5e-2}
 inverted noise by 3.2 %. By how much random weights amplify rounding is not known.
 """
 GPU_BYTES = 80 * 10**9
+INJECTION = anyv2v.Injection(0.2, 0.2, 0.5)
 
 
 def run(bench: Bench) -> None:
@@ -76,18 +77,19 @@ def job_of(bench: Bench, size: tuple[int, int], frames: int) -> Job:
 
 def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]]:
     """Name -> a run of the whole job, or of what is left of it; gives the latents of the edit."""
-    needed = editor.needed_timesteps(STEPS, 0, anyv2v.Injection())
+
+    def plan(source_pass: str = "shared") -> StepPlan:
+        return editor.step_plan(STEPS, injection=INJECTION, source_pass=source_pass)
 
     def edit(source: anyv2v.Source, source_pass: str = "shared") -> Tensor:
-        made = editor.edit(source, job.frame, job.prompt, steps=STEPS, source_pass=source_pass)
-        return made.latents
+        return edited(editor, job, source, source_pass)
 
-    def record(compact: bool = True) -> Recording:
-        return editor.recording(job.video, steps=STEPS, compact=compact)
+    def record(compact: bool = True) -> CachePlan:
+        return editor.recording(job.video, INJECTION, STEPS, compact=compact)
 
-    def invert(recording: Recording | None, source_pass: str = "shared") -> anyv2v.Source:
-        read = editor.needed_timesteps(STEPS, 0, anyv2v.Injection(), source_pass)
-        return editor.invert(job.video, steps=STEPS, timesteps=read, recording=recording)
+    def invert(recording: CachePlan | None, source_pass: str = "shared") -> anyv2v.Source:
+        read = plan(source_pass)
+        return editor.invert(job.video, steps=STEPS, plan=read, recording=recording)
 
     def as_original() -> Tensor:
         return edit(editor.invert(job.video, "ddim", INVERSION), "always")
@@ -104,7 +106,7 @@ def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]
             "first edit, nothing recorded": lambda: ours(recorded=False),
             "first edit, source always carried": lambda: ours(False, source_pass="always"),
             "ddim to invert, else as ours": lambda: edit(
-                editor.invert(job.video, "ddim", INVERSION, timesteps=needed)
+                editor.invert(job.video, "ddim", INVERSION, plan=plan())
             ),
         }
     return found
@@ -169,7 +171,12 @@ def true_edit(editor: Editor, job: Job) -> Tensor:
     """With the source in every step; on a CPU by the definitions of all kernels, too."""
     with nullcontext() if editor.backbone.device.type == "cuda" else by_definition():
         source = editor.invert(job.video, steps=STEPS)
-        return editor.edit(source, job.frame, job.prompt, steps=STEPS, source_pass="always").latents
+        return edited(editor, job, source, "always")
+
+
+def edited(editor: Editor, job: Job, source: anyv2v.Source, source_pass: str) -> Tensor:
+    settings = {"guidance": 9.0, "injection": INJECTION, "source_pass": source_pass}
+    return editor.edit(source, job.frame, job.prompt, steps=STEPS, **settings).latents
 
 
 def at_published_size(bench: Bench) -> None:
@@ -218,11 +225,10 @@ def savings(bench: Bench) -> None:
 def planned(size: int, frames: int, edits: int = 1, **options) -> Plan:
     """What `anyv2v plan` says of the published model in float16 on a GPU of 80 GB."""
     real = published_size()
-    backbone = Stand(real.backbone, device=torch.device("cuda"))
-    editor = anyv2v.Editor(backbone, real.vae, real.defaults)
+    editor = anyv2v.Editor(Stand(real.backbone, device=torch.device("cuda")))
     video = anyv2v.Video(np.zeros((frames, size, size, 3), np.uint8), 8)
     with (
-        mock.patch("anyv2v.editor.free_bytes", return_value=GPU_BYTES),
+        mock.patch("anyv2v.pipeline.sources.free_bytes", return_value=GPU_BYTES),
         mock.patch("anyv2v.memory.free_bytes", return_value=GPU_BYTES),
     ):
         return predict(editor, video, edits=edits, **options)

@@ -156,7 +156,7 @@ def main() -> None:
     moved = Moved()
     with fake_gpu() as device, torch.no_grad():
         twin, vae = editor.backbone.blank(device), blank(editor.backbone.codec.vae, device)
-        side, like = SIZE // editor.backbone.codec.vae.config.factor, dict(dtype=twin.dtype, device=device)
+        side, like = SIZE // twin.codec.factor, dict(dtype=twin.dtype, device=device)
         told = twin.blank_conditions(FRAMES, side, side)
         latents = torch.empty(1, 4, FRAMES, side, side, **like)
         two = told.stack([told, told], [0, 0])

@@ -77,14 +77,14 @@ def measured(bench: Bench, editor: Editor, point: Point, steps: int) -> None:
     watched = Watched(editor)
     job = job_of(bench, (point.size, point.size), point.frames)
     wanted = [anyv2v.EditRequest(job.frame, job.prompt)] * point.edits
-    needed = editor.needed_timesteps(steps, 0, anyv2v.Injection())
+    read = editor.step_plan(steps)
     inverted: list[int] = []
 
     def edit() -> list[torch.Tensor]:
         watched.clear()
         run, video = watched.editor, job.video
         recording = run.recording(video, steps=steps)
-        source = run.invert(video, steps=steps, timesteps=needed, recording=recording)
+        source = run.invert(video, steps=steps, plan=read, recording=recording)
         inverted.append(source.evaluations)
         return [e.latents for e in run.edit_many(source, wanted, steps)]
 

@@ -15,6 +15,7 @@ import anyv2v
 from anyv2v.accounting import count
 from anyv2v.editor import Editor
 from anyv2v.injection.taps import NO_TAPS, Taps
+from anyv2v.vae.codec import ImageCodec
 from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth
 from bench.counted import published_size
@@ -75,9 +76,9 @@ class Watched:
         self.calls: Counter = Counter()
         self._examples: dict[Any, Callable[[], Any]] = {}
         self._costs: dict[Any, int] = {}
-        backbone = Stand(editor.backbone, predict=self._predict)
         vae = Stand(editor.backbone.codec.vae, encode=self._encode, decode=self._decode)
-        self.editor = Editor(backbone, vae, editor.defaults, editor.fingerprint, graphs=False)
+        backbone = Stand(editor.backbone, predict=self._predict, codec=ImageCodec(vae))
+        self.editor = Editor(backbone, editor.fingerprint, graphs=False)
 
     @property
     def evaluations(self) -> int:
@@ -119,11 +120,11 @@ class Watched:
 
 
 class Stand:
-    """Stands in for an object, some of whose methods are others."""
+    """Stands in for an object, some of whose members are others."""
 
-    def __init__(self, of: Any, **methods: Callable):
+    def __init__(self, of: Any, **members: Any):
         self._of = of
-        self.__dict__.update(methods)
+        self.__dict__.update(members)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._of, name)

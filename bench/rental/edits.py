@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 import anyv2v
 from anyv2v.editor import Editor
-from anyv2v.injection.features import Recording
 from bench.core import captured_graph
 from bench.counted import BRANCHES, INVERSION
 from bench.rental.lab import Lab, Times, quantiles
@@ -39,10 +39,10 @@ class Job:
 
     def invert(self, memory: int | None = None, **options) -> anyv2v.Source:
         """As the command line does it: what the edit will inject is recorded on the way."""
-        needed = self.editor.needed_timesteps(self.steps, 0, anyv2v.Injection())
+        read = self.editor.step_plan(self.steps)
         recording = self.editor.recording(self.video, steps=self.steps, memory=memory)
         return self.editor.invert(
-            self.video, steps=self.steps, timesteps=needed, recording=recording, **options
+            self.video, steps=self.steps, plan=read, recording=recording, **options
         )
 
     def edit(self, source: anyv2v.Source, **options) -> anyv2v.Edit:
@@ -151,7 +151,7 @@ def default(lab: Lab) -> None:
         headline=True,
     )
     # towers and encoder wait on the host from here on
-    job.editor = Editor(editor.backbone, editor.backbone.codec.vae, editor.defaults, offload=True)
+    job.editor = Editor(editor.backbone, offload=True)
     for memory, words in ((0, "offload, --feature-memory 0"), (None, "offload")):
         run(
             "edit",
@@ -174,7 +174,7 @@ def original(lab: Lab) -> None:
     # the last steps of sampling start within what is inverted
     sampled = 3 if lab.dry else 8
     first = editor.schedule.timesteps(steps)[steps - sampled]
-    needed = [t for t in editor.schedule.timesteps(steps) if t <= first]
+    read = editor.step_plan(steps, steps - sampled, source_pass="always")
     beats: list[float] = []
 
     def beat(*_: object) -> None:
@@ -186,7 +186,7 @@ def original(lab: Lab) -> None:
         beats.clear()
         return float(np.median(taken))
 
-    source = editor.invert(job.video, "ddim", inversion, timesteps=needed, on_step=beat)
+    source = editor.invert(job.video, "ddim", inversion, plan=read, on_step=beat)
     one = per_step()
     lab.fact("original's procedure", "a step of inversion", seconds=one, headline=True)
     lengths = {}
@@ -228,15 +228,15 @@ def in_a_row(lab: Lab) -> None:
     """Features in pinned host memory; edits in a row; a capture that fails in between."""
     job = Job(lab)
     editor = job.editor
-    needed = editor.needed_timesteps(job.steps, 0, anyv2v.Injection())
+    read = editor.step_plan(job.steps)
     wanted = editor.recording(job.video, steps=job.steps)
-    source = editor.invert(job.video, steps=job.steps, timesteps=needed, recording=wanted)
+    source = editor.invert(job.video, steps=job.steps, plan=read, recording=wanted)
     begin = lab.stopwatch()
     here = job.edit(source)
     on_device = lab.stopwatch() - begin
     moved = {t: "host" for t in wanted.places}
-    forced = Recording(wanted.sites, wanted.sizes, moved, wanted.compact)
-    source = editor.invert(job.video, steps=job.steps, timesteps=needed, recording=forced)
+    forced = replace(wanted, places=moved)
+    source = editor.invert(job.video, steps=job.steps, plan=read, recording=forced)
     begin = lab.stopwatch()
     there = job.edit(source)
     on_host = lab.stopwatch() - begin

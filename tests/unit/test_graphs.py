@@ -20,7 +20,6 @@ from anyv2v.accounting import fakes
 from anyv2v.graphs import Cuda, Graphs, capture, wanted
 from anyv2v.injection.features import NO_FEATURES
 from anyv2v.injection.taps import Captured, Recorded
-from anyv2v.nn.blank import blank
 from anyv2v.streams import side_stream
 from bench.core import Bench, Contender
 
@@ -484,9 +483,7 @@ def test_streams_are_used_again(monkeypatch):
 def test_nothing_waits_for_a_gpu_or_copies_to_it(editor):
     """What is captured, on tensors that are on a device that is not the host's."""
     with fakes("cuda") as device, torch.no_grad():
-        there = anyv2v.Editor(
-            editor.backbone.blank(device), blank(editor.backbone.codec.vae, device), editor.defaults
-        )
+        there = anyv2v.Editor(editor.backbone.blank(device))
         one = there.backbone.blank_conditions(2, 8, 8)
         pair = type(one).stack([one, one], [0, 0])
         three = type(one).stack([one, one, one], [0, 1, 1])
@@ -528,7 +525,7 @@ def test_the_switch(editor, monkeypatch):
     monkeypatch.setenv("ANYV2V_GRAPHS", "1")
     assert wanted(None, cuda) is True and wanted(False, cuda) is False
     with pytest.raises(InputError, match="need a CUDA device"):
-        anyv2v.Editor(editor.backbone, editor.backbone.codec.vae, editor.defaults)
+        anyv2v.Editor(editor.backbone)
     monkeypatch.setenv("ANYV2V_GRAPHS", "yes")
     with pytest.raises(InputError, match="'yes' is not 0 or 1"):
         wanted(None, cuda)
