@@ -25,7 +25,7 @@ from torch import Tensor
 import anyv2v
 from anyv2v.accounting import fakes
 from anyv2v.editor import Editor
-from anyv2v.injection.features import Recording
+from anyv2v.pipeline.step_plan import CachePlan, SourcePass
 from anyv2v.plan import Plan, predict
 from bench.core import Bench, Contender
 from bench.counted import (
@@ -76,23 +76,22 @@ def job_of(bench: Bench, size: tuple[int, int], frames: int) -> Job:
 
 def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]]:
     """Name -> a run of the whole job, or of what is left of it; gives the latents of the edit."""
-    needed = editor.needed_timesteps(STEPS, 0, anyv2v.Injection())
 
-    def edit(source: anyv2v.Source, source_pass: str = "shared") -> Tensor:
+    def edit(source: anyv2v.Source, source_pass: SourcePass = "shared") -> Tensor:
         made = editor.edit(source, job.frame, job.prompt, steps=STEPS, source_pass=source_pass)
         return made.latents
 
-    def record(compact: bool = True) -> Recording:
+    def record(compact: bool = True) -> CachePlan:
         return editor.recording(job.video, steps=STEPS, compact=compact)
 
-    def invert(recording: Recording | None, source_pass: str = "shared") -> anyv2v.Source:
-        read = editor.needed_timesteps(STEPS, 0, anyv2v.Injection(), source_pass)
-        return editor.invert(job.video, steps=STEPS, timesteps=read, recording=recording)
+    def invert(recording: CachePlan | None, source_pass: SourcePass = "shared") -> anyv2v.Source:
+        plan = editor.step_plan(STEPS, source_pass=source_pass)
+        return editor.invert(job.video, steps=STEPS, plan=plan, recording=recording)
 
     def as_original() -> Tensor:
         return edit(editor.invert(job.video, "ddim", INVERSION), "always")
 
-    def ours(recorded: bool = True, compact: bool = True, source_pass: str = "shared") -> Tensor:
+    def ours(recorded=True, compact=True, source_pass: SourcePass = "shared") -> Tensor:
         recording = record(compact) if recorded else None
         return edit(invert(recording, source_pass), source_pass)
 
@@ -104,7 +103,7 @@ def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]
             "first edit, nothing recorded": lambda: ours(recorded=False),
             "first edit, source always carried": lambda: ours(False, source_pass="always"),
             "ddim to invert, else as ours": lambda: edit(
-                editor.invert(job.video, "ddim", INVERSION, timesteps=needed)
+                editor.invert(job.video, "ddim", INVERSION, plan=editor.step_plan(STEPS))
             ),
         }
     return found
@@ -218,11 +217,10 @@ def savings(bench: Bench) -> None:
 def planned(size: int, frames: int, edits: int = 1, **options) -> Plan:
     """What `anyv2v plan` says of the published model in float16 on a GPU of 80 GB."""
     real = published_size()
-    backbone = Stand(real.backbone, device=torch.device("cuda"))
-    editor = anyv2v.Editor(backbone, real.vae, real.defaults)
+    editor = Editor(Stand(real.backbone, device=torch.device("cuda")))
     video = anyv2v.Video(np.zeros((frames, size, size, 3), np.uint8), 8)
     with (
-        mock.patch("anyv2v.editor.free_bytes", return_value=GPU_BYTES),
+        mock.patch("anyv2v.pipeline.sources.free_bytes", return_value=GPU_BYTES),
         mock.patch("anyv2v.memory.free_bytes", return_value=GPU_BYTES),
     ):
         return predict(editor, video, edits=edits, **options)

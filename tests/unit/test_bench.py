@@ -333,8 +333,8 @@ def test_sharing_with_its_savings_left_out_gives_the_same(editor, edited_frame):
 
 def test_the_published_size_has_the_originals_sites():
     editor = costs.published_size()
-    plan = editor.plan(STEPS, 0, anyv2v.Injection())
-    assert [len(sites) for sites in plan.values()] == [17] * 10 + [8] * 15 + [0] * 25
+    plan = editor.step_plan(STEPS)
+    assert [len(step.sites) for step in plan.steps] == [17] * 10 + [8] * 15 + [0] * 25
 
 
 def test_enlarged_pictures_are_those_of_the_demo_pixel_by_pixel():
@@ -385,10 +385,8 @@ def test_nothing_of_a_full_set_fails(monkeypatch, small, capsys, subject):
         editor = load(*args, **options)
         if args[0] != "demo":
             return editor
-        defaults = anyv2v.Defaults((16, 16), 2, 8)
-        return anyv2v.Editor(
-            editor.backbone, editor.backbone.codec.vae, defaults, editor.fingerprint
-        )
+        defaults = replace(editor.defaults, size=(16, 16), frames=2)
+        return anyv2v.Editor(replace(editor.backbone, defaults=defaults), editor.fingerprint)
 
     monkeypatch.setattr(anyv2v, "load", tiny)
     tiny_as_published(monkeypatch)
