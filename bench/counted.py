@@ -15,16 +15,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from anyv2v.accounting import count
-from anyv2v.backbones.defaults import read_defaults
+from anyv2v.backbones.defaults import original
 from anyv2v.backbones.i2vgen.backbone import I2VGen
 from anyv2v.backbones.i2vgen.config import UNetConfig
-from anyv2v.backbones.i2vgen.defaults import OWN
 from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.convert.i2vgen import injection_sites
-from anyv2v.editor import Editor
+from anyv2v.editor import Defaults, Editor
 from anyv2v.injection.taps import (
     NO_TAPS,
     Record,
@@ -34,6 +33,7 @@ from anyv2v.injection.taps import (
     Taps,
     repeated,
 )
+from anyv2v.pipeline.step_plan import SourcePass, Way
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
 
@@ -89,12 +89,14 @@ class Sharing(ShareSource):
 
 
 def published_size() -> Editor:
-    """An editor whose networks have the published sizes and no data, float16."""
+    """An editor whose networks have the published sizes and no data, float16.
+
+    It edits with the original's settings, as the published weights do.
+    """
     with torch.device("meta"):
         networks = UNet(UNET), TextEncoder(TEXT), VisionEncoder(VISION), Autoencoder(VAE)
     unet, text, vision, vae = (x.half().eval().requires_grad_(False) for x in networks)
     sites = injection_sites(asdict(UNET))
-    clip = {"size": [SIZE, SIZE], "frames": FRAMES, "fps": 8}
     backbone = I2VGen(
         unet=unet,
         text=text,
@@ -104,7 +106,7 @@ def published_size() -> Editor:
         preprocess=PreprocessConfig(VISION.image_size, (0.5,) * 3, (0.5,) * 3),
         groups={name: frozenset(chosen) for name, chosen in sites.items()},
         codec=ImageCodec(vae),
-        defaults=read_defaults({"defaults": clip}, OWN),
+        defaults=original(Defaults((SIZE, SIZE), FRAMES, 8), I2VGen.own),
     )
     return Editor(backbone)
 
@@ -115,14 +117,11 @@ class Counted:
     def __init__(
         self, editor: Editor, device: torch.device, frames: int = FRAMES, size: int = SIZE
     ):
+        self.editor = editor
         twin = self.backbone = editor.backbone.blank(device)
-        vae, side = twin.codec.vae, size // twin.codec.factor
-        channels = twin.codec.channels
-        self.shape = channels, frames, side, side
-        self.plan = Counter(step.sites for step in editor.step_plan(STEPS).steps)
+        self.shape = twin.codec.shape(frames, size, size)
         self.empty = partial(torch.empty, dtype=twin.dtype, device=device)
-        self.conditions = []
-        told = count(lambda: self.conditions.append(twin.blank_conditions(frames, side, side)))
+        self.conditions = [twin.blank_conditions(*self.shape[1:])]
 
         width, tokens = twin.unet.config.context_width, twin.tokenize("").shape[1]
         given = (
@@ -136,26 +135,21 @@ class Counted:
         # of one branch, if it is done in every evaluation and for every frame
         self.told_each_time = once + (frames - 1) * read
 
-        encode = count(lambda: vae.encode(self.empty(1, 3, size, size))).flops
-        decode = count(lambda: vae.decode(self.empty(1, channels, side, side))).flops
-        # autoencoder and conditions of a whole edit, which needs those of the source twice
-        self.beside = 4 * told.flops + (frames + 1) * encode + frames * decode
+    def kinds(self, source_pass: SourcePass) -> Counter[tuple[frozenset[str], Way]]:
+        """Sites, and where their features come from -> the steps of sampling that are so."""
+        plan = self.editor.step_plan(STEPS, source_pass=source_pass)
+        return Counter((step.sites, step.way) for step in plan.steps)
 
     def forward(self, rows: list[int], taps: Taps = NO_TAPS) -> int:
         stacked = self.conditions[0].stack(self.conditions * len(rows), rows)
         latents = self.empty(1 + max(rows), *self.shape)
         return count(lambda: self.backbone.predict(latents, 1, stacked, taps)).flops
 
-    def inverting(self, evaluations: int) -> int:
-        """By the fixed point, features recorded on the way."""
-        steps = sum(n * self.forward([0], Record(sites, True)) for sites, n in self.plan.items())
-        return steps * evaluations // STEPS
-
     def riding(self, savings: Savings) -> int:
         """Sampling with the source in the batch."""
         total = 0
-        for sites, n in self.plan.items():
-            source = bool(sites) or not savings.no_source
+        for (sites, way), n in self.kinds("shared" if savings.no_source else "always").items():
+            source = way == "batched"
             rows = [0, 1, 1] if source else [0, 0]
             rows = rows if savings.prefix else list(range(len(rows)))
             taps = Sharing(sites, len(rows), savings) if source else NO_TAPS
@@ -166,10 +160,11 @@ class Counted:
     def replaying(self, compact: bool) -> int:
         """Sampling with what was recorded of the source."""
         total = 0
-        for sites, n in self.plan.items():
+        for (sites, way), n in self.kinds("separate").items():
             record = Record(sites, compact, stop=True)
-            with suppress(Recorded):
-                self.forward([0], record)
+            if way == "separate":
+                with suppress(Recorded):
+                    self.forward([0], record)
             total += n * self.forward([0, 0], Replay(record.kept))
         return total
 

@@ -25,7 +25,7 @@ from torch import Tensor
 import anyv2v
 from anyv2v.accounting import fakes
 from anyv2v.editor import Editor
-from anyv2v.pipeline.step_plan import CachePlan, StepPlan
+from anyv2v.pipeline.step_plan import CachePlan, SourcePass
 from anyv2v.plan import Plan, predict
 from bench.core import Bench, Contender
 from bench.counted import (
@@ -54,7 +54,6 @@ ALLOWED = {torch.float32: 1e-4, torch.float16: 5e-2}
 inverted noise by 3.2 %. By how much random weights amplify rounding is not known.
 """
 GPU_BYTES = 80 * 10**9
-INJECTION = anyv2v.Injection(0.2, 0.2, 0.5)
 
 
 def run(bench: Bench) -> None:
@@ -78,23 +77,21 @@ def job_of(bench: Bench, size: tuple[int, int], frames: int) -> Job:
 def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]]:
     """Name -> a run of the whole job, or of what is left of it; gives the latents of the edit."""
 
-    def plan(source_pass: str = "shared") -> StepPlan:
-        return editor.step_plan(STEPS, injection=INJECTION, source_pass=source_pass)
-
-    def edit(source: anyv2v.Source, source_pass: str = "shared") -> Tensor:
-        return edited(editor, job, source, source_pass)
+    def edit(source: anyv2v.Source, source_pass: SourcePass = "shared") -> Tensor:
+        made = editor.edit(source, job.frame, job.prompt, steps=STEPS, source_pass=source_pass)
+        return made.latents
 
     def record(compact: bool = True) -> CachePlan:
-        return editor.recording(job.video, INJECTION, STEPS, compact=compact)
+        return editor.recording(job.video, steps=STEPS, compact=compact)
 
-    def invert(recording: CachePlan | None, source_pass: str = "shared") -> anyv2v.Source:
-        read = plan(source_pass)
-        return editor.invert(job.video, steps=STEPS, plan=read, recording=recording)
+    def invert(recording: CachePlan | None, source_pass: SourcePass = "shared") -> anyv2v.Source:
+        plan = editor.step_plan(STEPS, source_pass=source_pass)
+        return editor.invert(job.video, steps=STEPS, plan=plan, recording=recording)
 
     def as_original() -> Tensor:
         return edit(editor.invert(job.video, "ddim", INVERSION), "always")
 
-    def ours(recorded: bool = True, compact: bool = True, source_pass: str = "shared") -> Tensor:
+    def ours(recorded=True, compact=True, source_pass: SourcePass = "shared") -> Tensor:
         recording = record(compact) if recorded else None
         return edit(invert(recording, source_pass), source_pass)
 
@@ -106,7 +103,7 @@ def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]
             "first edit, nothing recorded": lambda: ours(recorded=False),
             "first edit, source always carried": lambda: ours(False, source_pass="always"),
             "ddim to invert, else as ours": lambda: edit(
-                editor.invert(job.video, "ddim", INVERSION, plan=plan())
+                editor.invert(job.video, "ddim", INVERSION, plan=editor.step_plan(STEPS))
             ),
         }
     return found
@@ -171,12 +168,7 @@ def true_edit(editor: Editor, job: Job) -> Tensor:
     """With the source in every step; on a CPU by the definitions of all kernels, too."""
     with nullcontext() if editor.backbone.device.type == "cuda" else by_definition():
         source = editor.invert(job.video, steps=STEPS)
-        return edited(editor, job, source, "always")
-
-
-def edited(editor: Editor, job: Job, source: anyv2v.Source, source_pass: str) -> Tensor:
-    settings = {"guidance": 9.0, "injection": INJECTION, "source_pass": source_pass}
-    return editor.edit(source, job.frame, job.prompt, steps=STEPS, **settings).latents
+        return editor.edit(source, job.frame, job.prompt, steps=STEPS, source_pass="always").latents
 
 
 def at_published_size(bench: Bench) -> None:
@@ -225,7 +217,7 @@ def savings(bench: Bench) -> None:
 def planned(size: int, frames: int, edits: int = 1, **options) -> Plan:
     """What `anyv2v plan` says of the published model in float16 on a GPU of 80 GB."""
     real = published_size()
-    editor = anyv2v.Editor(Stand(real.backbone, device=torch.device("cuda")))
+    editor = Editor(Stand(real.backbone, device=torch.device("cuda")))
     video = anyv2v.Video(np.zeros((frames, size, size, 3), np.uint8), 8)
     with (
         mock.patch("anyv2v.pipeline.sources.free_bytes", return_value=GPU_BYTES),

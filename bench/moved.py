@@ -29,7 +29,6 @@ from anyv2v.accounting import count, fakes
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.kernels import gpu
 from anyv2v.media.clip import Video
-from anyv2v.nn.blank import blank
 from bench.counted import FRAMES, SIZE, published_size
 
 DOORS = (
@@ -155,12 +154,14 @@ def main() -> None:
     print(anyv2v.__file__)
     moved = Moved()
     with fake_gpu() as device, torch.no_grad():
-        twin, vae = editor.backbone.blank(device), blank(editor.backbone.codec.vae, device)
-        side, like = SIZE // twin.codec.factor, dict(dtype=twin.dtype, device=device)
-        told = twin.blank_conditions(FRAMES, side, side)
-        latents = torch.empty(1, 4, FRAMES, side, side, **like)
+        twin = editor.backbone.blank(device)
+        vae, like = twin.codec.vae, dict(dtype=twin.dtype, device=device)
+        channels, frames, height, width = twin.codec.shape(FRAMES, SIZE, SIZE)
+        told = twin.blank_conditions(frames, height, width)
+        latents = torch.empty(1, channels, frames, height, width, **like)
         two = told.stack([told, told], [0, 0])
-        small, pixels = torch.empty(1, 4, side, side, **like), torch.empty(1, 3, SIZE, SIZE, **like)
+        small = torch.empty(1, channels, height, width, **like)
+        pixels = torch.empty(1, 3, SIZE, SIZE, **like)
         through_doors(moved)
         for name, run in (
             ("UNet, one branch", lambda: twin.predict(latents, 1, told, NO_TAPS)),

@@ -77,14 +77,14 @@ def measured(bench: Bench, editor: Editor, point: Point, steps: int) -> None:
     watched = Watched(editor)
     job = job_of(bench, (point.size, point.size), point.frames)
     wanted = [anyv2v.EditRequest(job.frame, job.prompt)] * point.edits
-    read = editor.step_plan(steps)
+    plan = editor.step_plan(steps)
     inverted: list[int] = []
 
     def edit() -> list[torch.Tensor]:
         watched.clear()
         run, video = watched.editor, job.video
         recording = run.recording(video, steps=steps)
-        source = run.invert(video, steps=steps, plan=read, recording=recording)
+        source = run.invert(video, steps=steps, plan=plan, recording=recording)
         inverted.append(source.evaluations)
         return [e.latents for e in run.edit_many(source, wanted, steps)]
 
@@ -98,16 +98,16 @@ def measured(bench: Bench, editor: Editor, point: Point, steps: int) -> None:
         finite = all(x.isfinite().all() for x in out)
         same = all(torch.allclose(x, out[0], rtol=1e-2, atol=1e-2) for x in out)
         # the towers are not watched, and take next to nothing
-        plan = told(inverted[-1])
-        counted, expected = watched.flops, plan.total - plan.flops["conditions"]
+        foretold = told(inverted[-1])
+        counted, expected = watched.flops, foretold.total - foretold.flops["conditions"]
         return abs(counted / expected - 1) if finite and same else float("inf")
 
     def facts(way: str) -> dict:
-        plan = told(inverted[-1])
+        foretold = told(inverted[-1])
         return vars(point) | {
             "steps": steps,
-            "predicted_tflop": (plan.total - plan.flops["conditions"]) / 1e12,
-            "predicted_mb": (plan.peak - plan.weights) / 1e6,
+            "predicted_tflop": (foretold.total - foretold.flops["conditions"]) / 1e12,
+            "predicted_mb": (foretold.peak - foretold.weights) / 1e6,
         }
 
     name = "published size" if bench.cuda else "demo weights"

@@ -160,9 +160,8 @@ def check_network(editor: Editor, video: anyv2v.Video, allowed: float) -> None:
     frames, height, width, _ = video.frames.shape
     told = editor.condition("a word", video.frames[0], frames, (width, height))
     conditions = type(told).stack([told] * 3)
-    channels, s = editor.backbone.codec.channels, editor.backbone.codec.factor
-    shape = (3, channels, frames, height // s, width // s)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    channels, *shape = editor.backbone.codec.shape(frames, height, width)
+    latents = torch.randn((3, channels, *shape), generator=torch.Generator().manual_seed(0))
     sites = frozenset().union(*editor.backbone.groups.values())
     ways: dict[str, Callable[[], Tensor]] = {
         "a prediction": lambda: editor.predict(latents[:1], 501, told),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -39,10 +40,10 @@ class Job:
 
     def invert(self, memory: int | None = None, **options) -> anyv2v.Source:
         """As the command line does it: what the edit will inject is recorded on the way."""
-        read = self.editor.step_plan(self.steps)
+        plan = self.editor.step_plan(self.steps)
         recording = self.editor.recording(self.video, steps=self.steps, memory=memory)
         return self.editor.invert(
-            self.video, steps=self.steps, plan=read, recording=recording, **options
+            self.video, steps=self.steps, plan=plan, recording=recording, **options
         )
 
     def edit(self, source: anyv2v.Source, **options) -> anyv2v.Edit:
@@ -170,11 +171,10 @@ def original(lab: Lab) -> None:
     job = Job(lab)
     editor, steps = job.editor, job.steps
     inversion = 50 if lab.dry else INVERSION
-    grid = sorted(editor.schedule.timesteps(inversion))
     # the last steps of sampling start within what is inverted
     sampled = 3 if lab.dry else 8
-    first = editor.schedule.timesteps(steps)[steps - sampled]
-    read = editor.step_plan(steps, steps - sampled, source_pass="always")
+    start = steps - sampled
+    plan = editor.step_plan(steps, start, source_pass="always")
     beats: list[float] = []
 
     def beat(*_: object) -> None:
@@ -186,7 +186,7 @@ def original(lab: Lab) -> None:
         beats.clear()
         return float(np.median(taken))
 
-    source = editor.invert(job.video, "ddim", inversion, plan=read, on_step=beat)
+    source = editor.invert(job.video, "ddim", inversion, plan=plan, on_step=beat)
     one = per_step()
     lab.fact("original's procedure", "a step of inversion", seconds=one, headline=True)
     lengths = {}
@@ -195,29 +195,22 @@ def original(lab: Lab) -> None:
         ("temporal layers injected", anyv2v.Injection(0.0, 0.0, 1.0)),
         ("nothing injected", anyv2v.Injection(0.0, 0.0, 0.0)),
     ):
-        job.edit(
-            source,
-            start=steps - sampled,
-            injection=injection,
-            source_pass="always",
-            on_step=beat,
-        )
-        lengths[name] = per_step()
-        lab.fact("original's procedure", f"a step of sampling, {name}", seconds=lengths[name])
-    # of 50 steps, 10 inject everything, 15 more the temporal layers, 25 nothing (0.2, 0.2, 0.5)
-    shares = dict(zip(lengths, (0.2, 0.3, 0.5), strict=True))
-    sampling = sum(steps * shares[name] * seconds for name, seconds in lengths.items())
+        (sites,) = {step.sites for step in editor.step_plan(steps, start, injection).steps}
+        job.edit(source, start=start, injection=injection, source_pass="always", on_step=beat)
+        lengths[sites] = per_step()
+        lab.fact("original's procedure", f"a step of sampling, {name}", seconds=lengths[sites])
+    kinds = Counter(step.sites for step in editor.step_plan(steps).steps)
+    sampling = sum(n * lengths[sites] for sites, n in kinds.items())
     ends = lab.stopwatch()
     editor.encode_frames(job.video.frames)
-    editor.decode(source.trajectory[0])
+    editor.decode(source.trajectory.clean)
     around = lab.stopwatch() - ends
     total = inversion * one + sampling + around
     lab.fact(
         "edit",
         "as the original",
         times=Times(total, total, total, 1),
-        extrapolated=f"from {len(grid[: grid.index(first) + 1])} steps of inversion, 3 x {sampled} "
-        "of sampling",
+        extrapolated=f"from {source.evaluations} steps of inversion, 3 x {sampled} of sampling",
         evaluations=inversion + BRANCHES * steps,
         headline=True,
     )
@@ -228,15 +221,14 @@ def in_a_row(lab: Lab) -> None:
     """Features in pinned host memory; edits in a row; a capture that fails in between."""
     job = Job(lab)
     editor = job.editor
-    read = editor.step_plan(job.steps)
+    plan = editor.step_plan(job.steps)
     wanted = editor.recording(job.video, steps=job.steps)
-    source = editor.invert(job.video, steps=job.steps, plan=read, recording=wanted)
+    source = editor.invert(job.video, steps=job.steps, plan=plan, recording=wanted)
     begin = lab.stopwatch()
     here = job.edit(source)
     on_device = lab.stopwatch() - begin
-    moved = {t: "host" for t in wanted.places}
-    forced = replace(wanted, places=moved)
-    source = editor.invert(job.video, steps=job.steps, plan=read, recording=forced)
+    forced = replace(wanted, places=dict.fromkeys(wanted.places, "host"))
+    source = editor.invert(job.video, steps=job.steps, plan=plan, recording=forced)
     begin = lab.stopwatch()
     there = job.edit(source)
     on_host = lab.stopwatch() - begin

@@ -385,10 +385,8 @@ def test_nothing_of_a_full_set_fails(monkeypatch, small, capsys, subject):
         editor = load(*args, **options)
         if args[0] != "demo":
             return editor
-        defaults = anyv2v.Defaults((16, 16), 2, 8)
-        return anyv2v.Editor(
-            editor.backbone, editor.backbone.codec.vae, defaults, editor.fingerprint
-        )
+        defaults = replace(editor.defaults, size=(16, 16), frames=2)
+        return anyv2v.Editor(replace(editor.backbone, defaults=defaults), editor.fingerprint)
 
     monkeypatch.setattr(anyv2v, "load", tiny)
     tiny_as_published(monkeypatch)
