@@ -19,6 +19,7 @@ from anyv2v.config import blaming
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.graphs import wanted
+from anyv2v.injection.plan import Injection
 from anyv2v.offload import Wanted, checked
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
@@ -82,7 +83,7 @@ def _assemble(
         for group, sites in made.groups.items():
             if unknown := sites.difference(made.sites):
                 raise InputError(f"injection {group} names no site {sorted(unknown)[0]}")
-        stated.injection.groups(made.groups)
+        Injection(**config["defaults"].get("injection", {})).groups(made.groups)
         made.schedule.levels(stated.steps)
     return Editor(made, checkpoint.fingerprint, graphs, offload, reload)
 

@@ -75,7 +75,7 @@ def test_what_is_given_goes_over_it():
     [
         ("--guidance text=1,text=2", "--guidance: 'text=1,text=2' is not NAME=NUMBER"),
         ("--guidance text=", "'' is not a number"),
-        ("--guidance txt=3", "guidance: no such scale: txt; there is text"),
+        ("--guidance txt=3", "guidance: no such scale: txt; there is "),
         ("--guidance text=inf", "'inf' is not a number"),
         ("--inject conv", "--inject: 'conv' is not NAME=NUMBER"),
         ("--inject conv=0.2 --conv 0.2", "--conv and --inject conv= exclude each other"),
@@ -151,3 +151,12 @@ def test_the_weights_own_in_a_file_is_nobodys_wish(tmp_path):
     args, _ = filled(f"{EDIT} --config {tmp_path / 'c.json'}")
     assert not {"negative-prompt", "conv", "inject", "steps"} & args.given
     assert "temporal" in args.given and args.called == {"temporal": "temporal"}
+
+
+def test_help_says_whose_a_default_is(capsys):
+    with pytest.raises(SystemExit):
+        parser(COMMANDS).parse_args(["edit", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "None)" not in text and "False)" not in text
+    assert "weights' own, I2VGen-XL: 9)" in text and "weights' own, I2VGen-XL: 0.5)" in text
+    assert "(default: demo)" in text
