@@ -49,8 +49,8 @@ def test_a_group_may_have_any_name():
 
 
 def test_equal_by_value_frozen_and_written_as_it_is_made():
-    one = Injection(0.2, temporal=0.5, sites={"conv": ["b", "a"]}, cross=1)
-    other = Injection(cross=1.0, sites={"conv": iter("ab")}, conv=0.2, temporal=0.5)
+    one = Injection(0.2, temporal=0.5, sites={"conv": ["b", "a"]}, map=0.1, cross=1)
+    other = Injection(cross=1.0, map=0.1, sites={"conv": iter("ab")}, conv=0.2, temporal=0.5)
     assert one == other and hash(one) == hash(other) and one != Injection(0.2)
     for each in (one, Injection(), Injection.none()):
         assert eval(repr(each)) == each
