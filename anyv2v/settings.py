@@ -57,11 +57,13 @@ def of_the_inversion(args: Namespace) -> tuple[str, int]:
 
 def of_the_run(args: Namespace) -> dict[str, Any]:
     """Of the run that reads the source: what its plan and the editor are told alike."""
+    # features that are to be kept all the same are to be used
+    always = args.paper and not getattr(args, "feature_memory", None)
     return {
         "steps": args.steps,
         "start": args.start,
         "injection": args.injection,
-        "source_pass": "always" if args.paper and not args.feature_memory else "shared",
+        "source_pass": "always" if always else "shared",
         "options": args.options,
     }
 

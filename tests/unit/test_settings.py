@@ -104,6 +104,9 @@ def test_paper_is_the_originals_settings():
     assert args.method is None and args.inversion_steps is None
     args, _ = filled("reconstruct v.mp4 --paper")
     assert (args.guidance["text"], args.negative_prompt) == (9.0, "blurry")
+    assert settings.of_the_run(args)["injection"] == Injection.none()
+    args, (line,) = filled(EDIT + "--paper --feature-memory 1GB --method fixed-point")
+    assert settings.of_the_run(args)["source_pass"] == "shared" and "--feature-memory" in line
     args, _ = filled("invert v.mp4 -o s.safetensors --paper")
     assert settings.of_the_inversion(args) == ("ddim", 500)
     assert settings.of_the_inversion(filled("plan v.mp4 --paper")[0]) == ("ddim", 500)
