@@ -35,8 +35,8 @@ class Offload:
     memory is short; False, or if the device is the host, they stay. Several threads may share it:
     a network comes with the first who needs it and leaves with the last.
 
-    Those with a `reload` wait nowhere, whatever is wanted: their weights are read when they are
-    needed, and freed.
+    Those with a `reload` wait nowhere, whatever is wanted: they come without their weights, which
+    are read when they are needed, and go back to that.
     """
 
     def __init__(
@@ -54,6 +54,10 @@ class Offload:
         self._leaving = self._wanted is True
         if self._leaving:
             self._leave()
+
+    def reloads(self, network: nn.Module) -> bool:
+        """Whether its weights are read when they are needed."""
+        return self._waiting[network].reload is not None
 
     @property
     def freeable(self) -> int:
@@ -117,6 +121,7 @@ class _Waiting:
     def __init__(self, network: nn.Module, reload: Callable[[], Iterable[Tensor]] | None = None):
         self.tensors: list[Tensor] = [*chain(network.parameters(), network.buffers())]
         self.users, self.away, self.reload = 0, reload is not None, reload
+        self._without = [x.data for x in self.tensors] if self.away else []
         self._kept: list[Tensor] | None = None
 
     def come(self, device: torch.device) -> None:
@@ -129,8 +134,8 @@ class _Waiting:
             self.away = False
 
     def free(self) -> None:
-        for x in self.tensors:
-            x.data = x.data.new_empty(0)
+        for x, without in zip(self.tensors, self._without, strict=True):
+            x.data = without
         self.away = True
 
     def leave(self, host: torch.device) -> None:

@@ -157,7 +157,10 @@ class _Counted:
         self.decode = count(lambda: deque(codec.decode(small, at_once), 0))
         networks = _networks(twin)
         self.weights = sum(map(_bytes, networks))
-        self._towers = sum(map(_bytes, twin.conditioners))
+        towers = editor.backbone.conditioners
+        # those that are there for conditions only, whatever room there is
+        self._apart = sum(_bytes(x) for x in towers if editor.offload.reloads(x))
+        self._towers = sum(map(_bytes, towers)) - self._apart
         self._encoder = _bytes(codec.encoder)
 
     def step(self, sites: frozenset[str], way: Way) -> Cost:
@@ -191,8 +194,8 @@ class _Counted:
         work = max(
             # conditions, and the edited frame between them
             max(self.told.peak_bytes, self.first.peak_bytes),
-            self.encode.peak_bytes - towers,
-            max(self.decode.peak_bytes, *passes) - towers - encoder,
+            self.encode.peak_bytes - towers - self._apart,
+            max(self.decode.peak_bytes, *passes) - towers - self._apart - encoder,
         )
         if editor.backbone.device.type == "cpu":
             work = round(work * HEAP) + CODE

@@ -98,10 +98,12 @@ class Checkpoint:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> tuple[nn.Module, Callable[[], Iterator[Tensor]]]:
-        """The same module with tensors that are empty, and what reads them from the folder.
+        """The same module without its weights, and what reads them from the folder.
 
-        What is read are the module's parameters and then its buffers, each time anew. InputError:
-        as of `load`; of values that will not do when they are read.
+        Until they are put there, each tensor has its shape and takes no memory: one number stands
+        for all, and it is none, so that nobody computes with it unnoticed. What is read are the
+        module's parameters and then its buffers, each time anew. InputError: as of `load`; of
+        values that will not do when they are read.
         """
         module = _without_data(build).eval().requires_grad_(False)
         wanted = module.state_dict()
@@ -112,8 +114,8 @@ class Checkpoint:
             state = self._read(component, wanted, device, dtype)
             return (state[name] for name in names)
 
-        # to_empty() would take the memory
-        return module._apply(lambda _: torch.empty(0, dtype=dtype, device=device)), read
+        nothing = torch.full((), float("nan"), dtype=dtype, device=device)
+        return module._apply(lambda x: nothing.expand(x.shape)), read
 
     def _path(self, component: str) -> Path:
         path = self.folder / f"{component}.safetensors"

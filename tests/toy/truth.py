@@ -42,6 +42,10 @@ class Truth:
 
         return cls(weights("transformer"), weights("words"), weights("pixels"), **settings)
 
+    @property
+    def parts(self) -> tuple[dict[str, Array], ...]:
+        return self.transformer, self.words, self.pixels
+
     def edit(
         self,
         frames: Array,

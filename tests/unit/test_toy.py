@@ -20,7 +20,7 @@ from anyv2v import EditRequest, Injection, InputError, Taps
 from anyv2v.backbones import BACKBONES
 from anyv2v.cli import main
 from anyv2v.graphs import Graphs
-from anyv2v.plan import predict
+from anyv2v.plan import HEAP, predict
 from anyv2v.source import Unfinished
 from tests import golden
 from tests.toy import folder, truth
@@ -373,11 +373,14 @@ def test_the_plan_says_what_each_step_injects(editor, solved, video):
     assert set(kept.trajectory.kept) == {1, 2}
 
 
-def test_its_cost_is_predicted(editor, video):
+def test_its_cost_is_predicted(editor, exact, video):
     plan = predict(editor, video, method="ddim", inversion_steps=STEPS)
     assert plan.inversion_evaluations == STEPS
     # three branches, and in three of the steps the source
     assert plan.sampling_rows == 3 * STEPS + 3
+    # those that are read when they are needed too
+    assert plan.weights == sum(4 * x.size for part in exact.parts for x in part.values())
+    assert plan.offloaded == 0
     replayed = predict(editor, video, guidance=1.0, feature_memory=10**9)
     assert replayed.sampling_rows == STEPS and len(replayed.recording.places) == 3
 
@@ -514,19 +517,35 @@ def test_clips_that_its_codec_does_not_take_are_refused(editor, video, frame):
 
 
 def test_its_words_are_read_for_conditions_only(editor, weights, frame, monkeypatch):
-    def held():
-        return sum(x.untyped_storage().nbytes() for x in editor.backbone.words.parameters())
+    table = editor.backbone.words.table.weight
 
-    assert held() == 0
+    def held():
+        return table.untyped_storage().nbytes()
+
+    # one number of float32
+    assert held() == 4 and table.isnan().all()
     read, opened = [], anyv2v.weights.checkpoint.open_file
     monkeypatch.setattr(
         "anyv2v.weights.checkpoint.open_file", lambda path: read.append(path.name) or opened(path)
     )
     first = editor.generate(frame, PROMPT, steps=1)
-    assert read == ["words.safetensors"] and held() == 0
+    assert read == ["words.safetensors"] and held() == 4
     again = editor.generate(frame, PROMPT, steps=1)
-    assert read == ["words.safetensors"] * 2 and held() == 0
+    assert read == ["words.safetensors"] * 2 and held() == 4
     assert same(first, again)
+
+
+def test_words_that_stay_give_the_same_and_take_their_room(editor, weights, video, frame):
+    class Whole(Toy):
+        apart = frozenset()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "toy", Whole)
+        whole = anyv2v.load(weights, device="cpu")
+    assert same(*(e.generate(frame, PROMPT, steps=1) for e in (editor, whole)))
+    plans = [predict(e, video, method="ddim", inversion_steps=STEPS) for e in (editor, whole)]
+    table = whole.backbone.words.table.weight
+    assert plans[1].peak - plans[0].peak == pytest.approx(HEAP * table.nbytes, abs=1)
 
 
 def test_a_folder_may_have_defaults_of_its_own(tmp_path, video, frame):
