@@ -176,7 +176,7 @@ class Sources(Stages):
         site, t = place
         where = f"at {site}, timestep {t:g}"
         return not_finite(
-            "recording features: the network (UNet)", where, remedy(self.backbone.dtype)
+            "recording features: the network", where, remedy(self.backbone.dtype)
         )
 
 

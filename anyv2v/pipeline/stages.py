@@ -247,7 +247,7 @@ class Stages:
         self, doing: str, steps: int, guidance: Sequence[float], which: Which = lambda rows: ""
     ) -> FiniteCheck:
         """Of a run; rows are the edits of a batch, with the strongest guidance of each."""
-        what, dtype = f"{doing}: the network (UNet)", self.backbone.dtype
+        what, dtype = f"{doing}: the network", self.backbone.dtype
         return FiniteCheck(in_steps(what, steps, dtype, guidance, which))
 
     def _frame_check(self, part: str, count: int, which: Which = lambda rows: "") -> FiniteCheck:
