@@ -63,11 +63,15 @@ class SpatialBlock(nn.Module):
 
     def after_self(self, x: Tensor, y: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
         """The rest, of the two that `until_self` gave."""
+        x, y = self.norm3(x, self._of_context(y, steering, taps=taps))
+        return x + self.ff(y)
+
+    def _of_context(self, y: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
+        """What the tokens y (g b f, h w, c) take from the context: the same shape."""
         # the context is the same for all frames of a branch, so they are one long row of queries
         queries = rearrange(y, "(b f) n c -> b (f n) c", f=steering.frames)
-        branch = self.cross(queries, steering.context[self.cross.site], taps=taps)
-        x, y = self.norm3(x, branch.reshape(x.shape))
-        return x + self.ff(y)
+        context = steering.context[self.cross.site]
+        return self.cross(queries, context, taps=taps).reshape(y.shape)
 
 
 class TemporalBlock(nn.Module):

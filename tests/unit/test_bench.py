@@ -337,6 +337,14 @@ def test_the_published_size_has_the_originals_sites():
     assert [len(step.sites) for step in plan.steps] == [17] * 10 + [8] * 15 + [0] * 25
 
 
+@pytest.mark.slow
+def test_an_edit_at_the_published_size_takes_no_more_than_it_did():
+    """Operations and peak memory with the source in the batch, as they once were; 0.5 % more."""
+    plan = edit.planned(costs.SIZE, costs.FRAMES, feature_memory=0)
+    assert plan.total <= 1.005 * 4117.31e12
+    assert plan.peak <= 1.005 * 8.2772e9
+
+
 def test_enlarged_pictures_are_those_of_the_demo_pixel_by_pixel():
     small = subjects.Job.rendered((32, 32), 2)
     large = subjects.Job.enlarged((96, 64), 2)

@@ -10,6 +10,7 @@ import torch
 import anyv2v
 from anyv2v import NO_TAPS, Injection, Record, Replay, ShareSource
 from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.backbones.i2vgen.defaults import NEGATIVE_PROMPT
 from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
@@ -61,7 +62,8 @@ def edited(editor):
     clip = pictures(frames + 1, size)
     video = anyv2v.Video(clip[1:], editor.defaults.fps)
     source = editor.invert(video, "ddim", 6)
-    edit = editor.edit(source, clip[0], "a red circle", steps=6, injection=THIRDS)
+    told = {"negative_prompt": NEGATIVE_PROMPT, "guidance": 9.0}
+    edit = editor.edit(source, clip[0], "a red circle", steps=6, injection=THIRDS, **told)
     return {"inverted": source.trajectory[831].cpu(), "edited": edit.latents.cpu()}
 
 

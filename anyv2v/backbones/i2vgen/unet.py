@@ -64,13 +64,16 @@ class Level(nn.Module):
 
     def layer(self, i: int, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
         x = self.convolve(i, x, steering.emb, steering.frames, taps=taps)
+        return self.attend(i, x, steering, taps=taps)
+
+    def convolve(self, i: int, x: Tensor, emb: Tensor, frames: int, *, taps: Taps) -> Tensor:
+        return self.temporal_conv[i](self.res[i](x, emb, taps=taps), frames)
+
+    def attend(self, i: int, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
         if not self.spatial:
             return x
         x = self.spatial[i](x, steering, taps=taps)
         return self.temporal[i](x, steering.frames, taps=taps)
-
-    def convolve(self, i: int, x: Tensor, emb: Tensor, frames: int, *, taps: Taps) -> Tensor:
-        return self.temporal_conv[i](self.res[i](x, emb, taps=taps), frames)
 
 
 class DownLevel(Level):
@@ -110,7 +113,9 @@ class UpLevel(Level):
         """Takes its skips from the end of the list."""
         for i in range(len(self.res)):
             x = torch.cat([x, skips.pop()], dim=-1)
-            x = self.layer(i, x, steering, taps=taps)
+            # not `layer`, in whose attention the joined features would still take memory
+            x = self.convolve(i, x, steering.emb, steering.frames, taps=taps)
+            x = self.attend(i, x, steering, taps=taps)
         if self.upsample is None:
             return x
         # the size of the next skip: not always double, since odd sizes were rounded up going down
