@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from anyv2v.diffusion.inversion import METHODS, Inverted, fixed_point
 from anyv2v.diffusion.samplers import OnStep
@@ -54,18 +55,18 @@ class InversionRun:
         held = 0 if self.recording is None else self.recording.bytes("device")
         self.stages._reserve(size_of(frames), len(frames), branches, held)
 
-    @property
+    @cached_property
     def levels(self) -> tuple[Level, ...]:
         return tuple(self.stages.schedule.levels(self.settings.steps))
 
-    @property
+    @cached_property
     def read(self) -> set[int]:
         """The indices of the levels whose latents will be read."""
         if self.plan is None:
             return set(range(self.settings.steps))
         return set(matches(self.plan.source_levels, self.levels).values())
 
-    @property
+    @cached_property
     def last(self) -> int:
         """The index of the noisiest of them, where the inversion ends."""
         return min(self.read)
