@@ -122,7 +122,7 @@ class InversionRun:
         self, predict, begin: Inverted, unfinished: Unfinished | None
     ) -> Iterator[Inverted]:
         """The states after each step that is left, up to the last level that will be read."""
-        if begin.steps == self.settings.steps - self.last:
+        if begin.steps >= self.settings.steps - self.last:
             return
         settings, stages = self.settings, self.stages
         strongest = max(settings.guidance.values(), key=abs)
