@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anyv2v.accounting import Cost, count, fakes
 from anyv2v.backbones.base import Backbone, Guidance, Options
@@ -151,10 +152,9 @@ class _Counted:
         pixels = torch.empty(video.frames.shape, dtype=torch.uint8, device=device)
         small = torch.empty((1, *self._shape), dtype=dtype, device=device)
         self._empty = lambda n: torch.empty((n, *self._shape), dtype=dtype, device=device)
-        # pieces are dropped as they come, as frames leave a device
-        self.encode = count(lambda: deque(codec.encode(pixels, at_once), 0))
-        self.first = count(lambda: deque(codec.encode(pixels[:1]), 0))
-        self.decode = count(lambda: deque(codec.decode(small, at_once), 0))
+        self.encode = _count_pieces(codec.encode(pixels, at_once), 2, self._shape[1])
+        self.first = _count_pieces(codec.encode(pixels[:1]), 2, 1)
+        self.decode = _count_pieces(codec.decode(small, at_once), 0, frames)
         networks = _networks(twin)
         self.weights = sum(map(_bytes, networks))
         towers = editor.backbone.conditioners
@@ -211,6 +211,24 @@ class _Counted:
                 self._twin.predict(latents, self._t, stacked, taps)
 
         return count(run)
+
+
+def _count_pieces(pieces: Iterator[Tensor], dim: int, total: int) -> Cost:
+    """Of all pieces, which are `total` long along `dim` together, each dropped as it comes.
+
+    After two that cost the same the others are taken for such, so a long clip takes no longer.
+    """
+    lengths: list[int] = []
+    flops: list[int] = []
+
+    def run() -> None:
+        while sum(lengths) < total and (len(flops) < 2 or flops[-1] != flops[-2]):
+            cost = count(lambda: lengths.append(next(pieces).shape[dim]))
+            flops.append(cost.flops)
+
+    # as one, since what the codec keeps from piece to piece counts too
+    cost, left = count(run), total - sum(lengths)
+    return Cost(cost.flops + flops[-1] * left // lengths[-1], cost.peak_bytes)
 
 
 def _networks(backbone: Backbone) -> list[nn.Module]:

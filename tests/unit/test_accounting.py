@@ -19,6 +19,7 @@ from anyv2v.kernels.attention import attention
 from anyv2v.kernels.geglu import geglu
 from anyv2v.kernels.linear import linear
 from anyv2v.nn.blank import blank
+from anyv2v.plan import _count_pieces
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 
 ROOT = Path(__file__).parents[2]
@@ -210,3 +211,18 @@ def test_peak_memory_is_within_a_tenth_of_what_a_process_takes(case):
     measured = int(process.stdout)
     print(f"{case}: predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_of_a_clips_pieces_those_of_one_kind_are_counted_once():
+    """An autoencoder's first piece may be another, and its last a shorter one."""
+    taken = []
+
+    def pieces():
+        for length in (1, 4, 4, 4, 4, 2):
+            taken.append(length)
+            yield torch.ones(length, 3) @ torch.ones(3, 5)
+
+    cost = _count_pieces(pieces(), 0, 19)
+    assert taken == [1, 4, 4]
+    assert cost.flops == 2 * 19 * 3 * 5
+    assert 4 * 4 * 5 <= cost.peak_bytes <= 4 * (4 * 5 + 4 * 3 + 3 * 5)
