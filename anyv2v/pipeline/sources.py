@@ -175,9 +175,7 @@ class Sources(Stages):
     def _tell_of_features(self, place: tuple[str, float], rows: list[int]) -> str:
         site, t = place
         where = f"at {site}, timestep {t:g}"
-        return not_finite(
-            "recording features: the network", where, remedy(self.backbone.dtype)
-        )
+        return not_finite("recording features: the network", where, remedy(self.backbone.dtype))
 
 
 def source_frame(stages: Stages, source: Source) -> FirstFrame:
