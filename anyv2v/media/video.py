@@ -63,8 +63,7 @@ def read_video(
     size = None if size is None else checks.size(size)
     fps = None if fps is None else _rate(fps)
     frames = None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES)
-    checks.one_of("fit", fit, FITS)
-    start_time = _start(start_time)
+    fit, start_time = checks.one_of("fit", fit, FITS), _start(start_time)
     if size is not None and frames is not None:
         require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
     if is_sequence(path):
