@@ -33,6 +33,7 @@ from anyv2v.media.psnr import psnr
 from anyv2v.media.sequence import check_sequence_output, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav, read_first_frame, read_video, write_video
 from anyv2v.options import OFFLOADS, parser
+from anyv2v.pipeline.arguments import sampled_levels
 from anyv2v.pipeline.step_plan import CachePlan, records_on_the_way
 from anyv2v.process import Signals, Unfailing, unfailing_streams
 from anyv2v.progress import Progress
@@ -427,7 +428,9 @@ def _recording(args: argparse.Namespace, editor: Editor, video: Video) -> CacheP
     if not wanted or args.feature_memory == 0:
         return None
     steps, start = getattr(args, "steps", inversion_steps), getattr(args, "start", 0)
-    if not records_on_the_way(method, inversion_steps, steps):
+    inverted = editor.schedule.levels(inversion_steps)
+    sampled = sampled_levels(editor.backbone, steps, args.options)
+    if not records_on_the_way(method, inverted, sampled):
         return None
     given = args.injection, steps, start, args.feature_memory
     recording = editor.recording(video, *given, options=args.options)

@@ -20,6 +20,7 @@ from anyv2v.injection.plan import Injection
 from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource, Taps
 from anyv2v.media.clip import Video
 from anyv2v.memory import comfortable
+from anyv2v.pipeline.arguments import sampled_levels
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass, Way, records_on_the_way
 
 HEAP = 1.35
@@ -92,11 +93,12 @@ def predict(
     steps = editor.defaults.steps if steps is None else steps
     inversion_steps = STEPS.get(method, steps) if inversion_steps is None else inversion_steps
     scales = editor.defaults.scales(guidance)
-    on_the_way = records_on_the_way(method, inversion_steps, steps) and source_pass == "shared"
+    levels = editor.schedule.levels(inversion_steps)
+    sampled = sampled_levels(editor.backbone, steps, options)
+    on_the_way = records_on_the_way(method, levels, sampled) and source_pass == "shared"
     memory = feature_memory if on_the_way else 0
     recording = editor.recording(video, injection, steps, start, memory, options=options)
     plan = editor.step_plan(steps, start, injection, None, recording, source_pass, options=options)
-    levels = editor.schedule.levels(inversion_steps)
     editor.check_kept(levels[:-1], plan.source_levels)
     visited = levels[min(matches(plan.source_levels, levels).values()) : -1]
     if evaluations is None:

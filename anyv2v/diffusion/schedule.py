@@ -28,15 +28,19 @@ class Level:
     """What the network is told: a whole number, or a fraction, as the network was trained."""
     alpha: float
     sigma: float
+    source: Level | None = None
+    """The level of an inversion that stands for this one, where a run reads its source; None: the
+    same level. Of a sampler whose levels are not those of the inversion."""
 
     @property
     def noise(self) -> tuple[float, float, float]:
-        """What levels of two runs have in common if they are the same level.
+        """What levels of two runs have in common if they are the same level, or stand for it.
 
         (t, alpha, sigma) to 9 digits: a level may come out of the arithmetic of another number of
         steps, or of another machine, with another last bit.
         """
-        return tuple(float(f"{x:.9g}") for x in (self.t, self.alpha, self.sigma))
+        level = self.source or self
+        return tuple(float(f"{x:.9g}") for x in (level.t, level.alpha, level.sigma))
 
 
 class Coefficients(NamedTuple):

@@ -52,6 +52,11 @@ class InversionRun:
         if self.recording is not None:
             wanted = [self.recording.levels[i] for i in self.recording.places]
             self.stages.check_kept(self.levels[self.last : -1], wanted)
+            if told := [x for x in wanted if x.source is not None and x.source.t != x.t]:
+                raise InputError(
+                    f"recording: the run asks about timestep {told[0].t:g} where the inversion "
+                    f"asks about {told[0].source.t:g}; record features afterwards, by `record`"
+                )
         held = 0 if self.recording is None else self.recording.bytes("device")
         self.stages._reserve(size_of(frames), len(frames), branches, held)
 

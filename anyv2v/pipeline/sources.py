@@ -18,7 +18,7 @@ from anyv2v.injection.plan import Injection, sites_per_step
 from anyv2v.injection.taps import Taps
 from anyv2v.media.clip import Video
 from anyv2v.memory import free_bytes
-from anyv2v.pipeline.arguments import as_video, check_taps, injection_of, options_of
+from anyv2v.pipeline.arguments import as_video, check_taps, injection_of, sampled_levels
 from anyv2v.pipeline.denoise import recorded
 from anyv2v.pipeline.shapes import FeatureShapes
 from anyv2v.pipeline.stages import Stages, size_of
@@ -51,7 +51,7 @@ class Sources(Stages):
         steps = self.defaults.steps if steps is None else steps
         checks.one_of("source_pass", source_pass, SourcePass.__args__)
         check_taps(taps, self.sites)
-        levels = self.backbone.sampler(options_of(self.backbone, None, options)).levels(steps)
+        levels = sampled_levels(self.backbone, steps, options)
         checks.whole("start", start, 0, len(levels) - 2)
         groups = injection_of(injection, self.defaults).groups(self.backbone.groups)
         sites = sites_per_step(groups, steps, start, self.sites)
@@ -139,7 +139,7 @@ class Sources(Stages):
             others = ", ".join(map(str, steps_within(self.schedule, kept)))
             raise InputError(
                 f"steps: the inversion has {len(kept)} steps and holds no latents of timestep "
-                f"{missing[0].t}; it serves runs of {others} steps"
+                f"{(missing[0].source or missing[0]).t:g}; it serves runs of {others} steps"
             )
 
     def check_source(self, source: Source) -> None:

@@ -91,12 +91,14 @@ def plan_steps(
     return StepPlan(tuple(steps))
 
 
-def records_on_the_way(method: str, inversion_steps: int, steps: int) -> bool:
+def records_on_the_way(method: str, inversion: Sequence[Level], run: Sequence[Level]) -> bool:
     """Whether an inversion passes the very predictions of the source that sampling would need.
 
-    It does if it solves the steps of the same run: recording is then free.
+    It does if it solves the steps of the same run, and the network is told the same there:
+    recording is then free.
     """
-    return method == "fixed-point" and inversion_steps == steps
+    inverted, sampled = ([(x.t, x.noise) for x in levels[:-1]] for levels in (inversion, run))
+    return method == "fixed-point" and inverted == sampled
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class CachePlan:
         """
         if missing := [i for i in self.places if i not in indices]:
             t = self.levels[missing[0]].t
-            raise InputError(f"recording: the inversion does not come to timestep {t}")
+            raise InputError(f"recording: the inversion does not come to timestep {t:g}")
         return {indices[i]: place for i, place in self.places.items()}
 
     def __str__(self) -> str:

@@ -20,12 +20,14 @@ from anyv2v import EditRequest, Injection, InputError, Taps
 from anyv2v.backbones import BACKBONES
 from anyv2v.cli import main
 from anyv2v.graphs import Graphs
+from anyv2v.pipeline.step_plan import records_on_the_way
 from anyv2v.plan import HEAP, predict
 from anyv2v.source import Unfinished
 from tests import golden
 from tests.toy import folder, truth
 from tests.toy.backbone import Toy
 from tests.toy.codec import ToyCodec
+from tests.toy.schedule import Flow
 from tests.unit.test_graphs import Taped
 
 ROOT = Path(__file__).parents[2]
@@ -223,6 +225,38 @@ def test_a_sampler_that_adds_noise(editor, exact, source, trajectory, video, fra
     # drawn from the seed otherwise
     first, again = (edit(editor, source, frame, options={"sampler": "ancestral"}) for _ in range(2))
     assert same(first, again) and not same(first, noisy)
+
+
+class Late(truth.Truth):
+    """Its network is told of a tenth less noise than there is, in sampling."""
+
+    def network(self, z, sigma, context, injected=None):
+        return super().network(z, 0.9 * sigma, context, injected)
+
+
+def test_a_sampler_may_read_its_source_at_other_levels_than_its_own(
+    editor, exact, source, trajectory, video, frame, monkeypatch
+):
+    """As SEINE's: its network is told another timestep than the inversion's was."""
+
+    class LateFlow(Flow):
+        def levels(self, steps):
+            return tuple(replace(x, t=0.9 * x.t, source=x) for x in super().levels(steps))
+
+    monkeypatch.setattr(Toy, "sampler", lambda self, options: LateFlow())
+    late = Late(**vars(exact))
+    wanted = late.edit(video.frames, frame, PROMPT, trajectory, STEPS)
+    recording = editor.recording(video)
+    recorded = editor.record(source, recording)
+    for found in (edit(editor, source, frame), edit(editor, recorded, frame)):
+        assert error(found.latents, wanted) < EXACT
+    assert error(found.latents, exact.edit(video.frames, frame, PROMPT, trajectory, STEPS)) > 1e-3
+    # what the inversion passes are other features
+    with pytest.raises(InputError, match="the run asks about timestep 8.30769 where the inversion"):
+        editor.invert(video, steps=STEPS, recording=recording)
+    levels = editor.schedule.levels(STEPS), LateFlow().levels(STEPS)
+    assert not records_on_the_way("fixed-point", *levels)
+    assert records_on_the_way("fixed-point", levels[0], levels[0])
 
 
 @pytest.fixture(scope="module")
