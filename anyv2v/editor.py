@@ -26,6 +26,7 @@ from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.diffusion.samplers import AfterStep, OnStep
 from anyv2v.diffusion.schedule import matches
 from anyv2v.edit import Edit, EditRequest, Frame
+from anyv2v.errors import InputError
 from anyv2v.injection.plan import NO_INJECTION, Injection
 from anyv2v.injection.taps import Taps
 from anyv2v.media.clip import Video
@@ -98,6 +99,11 @@ class Editor(Sources):
         ):
             if value is not None:
                 checks.kind(name, value, kind, f"a {kind.__name__}")
+        if taps is not None and recording is not None:
+            raise InputError(
+                "recording: taps may change what the network computes, and an edit's source does "
+                "without them; record features afterwards, by `record`"
+            )
         settings = InversionSettings(
             method,
             steps,

@@ -6,7 +6,7 @@ to compute there (`Taps.feature`), and after an attention with its result (`Taps
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from anyv2v import checks
+from anyv2v.errors import InputError
 
 Kept = Mapping[str, tuple[Tensor, ...]]
 """Site -> what `Record` kept there."""
@@ -82,7 +83,10 @@ class Taps:
         return True
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
-        """Residual feature h (g b f, h, w, c) before the block's input is added: same shape."""
+        """Residual feature h (g b f, h, w, c) before the block's input is added: same shape.
+
+        Or fewer rows, a divisor of those it had: groups of that many rows then share them.
+        """
         return h
 
     def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +100,8 @@ class Taps:
 
     def qkv(self, site: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of an attention: same shapes; v has the shape of k."""
-        return *self.qk(site, q, k), v
+        q, k = same_but_rows("qk", site, self.qk(site, q, k), (q, k))
+        return q, k, v
 
     def output(self, site: str, y: Tensor) -> Tensor:
         """Result of an attention after its output projection, before it is added: same shape.
@@ -112,8 +117,9 @@ class Taps:
         """
         tensors = feature.compute()
         if len(tensors) == 1:
-            return (self.hidden(site, *tensors),)
-        return self.qkv(site, *tensors)
+            return same_but_rows("hidden", site, (self.hidden(site, *tensors),), tensors)
+        q, k, v = same_but_rows("qkv", site, self.qkv(site, *tensors), tensors)
+        return q, k, same("qkv", site, v, tensors[2])
 
     def source(self, x: Tensor) -> Tensor:
         """The source's rows of x (g rest, ...), repeated for every branch: the shape of x."""
@@ -126,6 +132,16 @@ def calls(taps: Taps, site: str | None) -> bool:
     Where not, a residual feature need not exist by itself: its bias may be added in a later sum.
     """
     return site is not None and (taps.sites is None or site in taps.sites)
+
+
+def active_steps(taps: Taps | None, steps: int) -> frozenset[int]:
+    """The steps of a run in which taps want to be called; asked once, before it."""
+    if taps is None:
+        return frozenset()
+    wanted = [
+        checks.flag(f"taps: active({i}, {steps})", taps.active(i, steps)) for i in range(steps)
+    ]
+    return frozenset(i for i in range(steps) if wanted[i])
 
 
 def rows_of_one(x: Tensor, branches: int) -> int:
@@ -141,6 +157,31 @@ def repeated(x: Tensor, rows: int) -> Tensor:
     if rest or not times:
         raise ValueError(f"{x.shape[0]} rows of a feature cannot be shared by {rows}")
     return x if times == 1 else torch.cat([x] * times)
+
+
+def same(method: str, site: str, given: object, wanted: Tensor) -> Tensor:
+    """`given`, which a method of taps gave, if it is a tensor of the shape and dtype wanted."""
+    if not isinstance(given, Tensor) or (given.shape, given.dtype) != (wanted.shape, wanted.dtype):
+        raise InputError(_gave(method, site, given, wanted))
+    return given
+
+
+def same_but_rows(
+    method: str, site: str, given: object, wanted: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Likewise, of as many tensors as wanted; each may have a divisor of the rows."""
+    if not isinstance(given, Sequence) or len(given) != len(wanted):
+        raise InputError(_gave(method, site, given, *wanted))
+    for x, right in zip(given, wanted, strict=True):
+        shared = isinstance(x, Tensor) and x.ndim and x.shape[0] and not len(right) % len(x)
+        same(method, site, x, right[: len(x)] if shared else right)
+    return tuple(given)
+
+
+def _gave(method: str, site: str, given: object, *wanted: Tensor) -> str:
+    some = given if isinstance(given, (tuple, list)) and given else (given,)
+    gave, right = (", ".join(map(checks.shown, x)) for x in (some, wanted))
+    return f"taps: {method} gave {gave} at {site}, not {right}"
 
 
 class Captured(Taps):
@@ -170,6 +211,12 @@ class Captured(Taps):
     def __init_subclass__(cls):
         if "signature" not in vars(cls):
             cls.signature = Captured.signature
+        computes = cls.feature is not Taps.feature and cls.feature.__module__ == __name__
+        if computes and (idle := [x for x in ("hidden", "qk", "qkv") if x in vars(cls)]):
+            raise InputError(
+                f"{cls.__name__}: its {idle[0]} would never be called, because its base decides "
+                "what is computed; override `feature`, or subclass Taps"
+            )
 
 
 class _Nothing(Captured):
@@ -221,7 +268,7 @@ class Record(Captured):
         tensors = feature.compute()
         self.kept[site] = feature.keep(tensors, self.compact)
         if self.stop and len(self.kept) == len(self.sites):
-            raise Recorded
+            raise Recorded("all is recorded, and the pass ended there, as `stop` asks for")
         return tensors
 
     def signature(self):
@@ -281,7 +328,7 @@ class Chain(Taps):
 
     def output(self, site, y):
         for taps in (self.first, self.then):
-            y = taps.output(site, y) if calls(taps, site) else y
+            y = same("output", site, taps.output(site, y), y) if calls(taps, site) else y
         return y
 
 

@@ -146,6 +146,8 @@ def hooks(
         check = FiniteCheck(lambda i, rows: not_finite("after_step", f"in step {i}"))
         check.look(instead, index)
         check.finish()
-        return instead.to(latents.device, latents.dtype)[:, :, pinned.shape[2] :]
+        # a copy, because the caller may use the memory again
+        instead = instead.to(latents.device, latents.dtype, copy=True)
+        return instead[:, :, pinned.shape[2] :]
 
     return on_step and show, after_step and replace

@@ -19,7 +19,16 @@ from anyv2v.diffusion.samplers import Predict
 from anyv2v.diffusion.schedule import Level
 from anyv2v.graphs import Forward
 from anyv2v.injection.features import FeatureCache, Kept, Playback
-from anyv2v.injection.taps import NO_TAPS, Chain, Record, Recorded, Replay, ShareSource, Taps
+from anyv2v.injection.taps import (
+    NO_TAPS,
+    Chain,
+    Record,
+    Recorded,
+    Replay,
+    ShareSource,
+    Taps,
+    active_steps,
+)
 from anyv2v.pipeline.step_plan import CachePlan, StepPlan
 
 
@@ -68,6 +77,7 @@ class Recorder:
         self._sites = {} if plan is None else {indices[i]: plan.sites[i] for i in plan.places}
         self._compact = plan is not None and plan.compact
         self._caller, self._steps, self._branches = caller, steps, branches
+        self._active = active_steps(caller, steps)
         self.cache = FeatureCache({} if plan is None else plan.placed(indices))
         self._last = Record(())
 
@@ -76,7 +86,7 @@ class Recorder:
         wanted = level.index in self._sites
         sites = self._sites[level.index] if wanted else ()
         self._last = Record(sites, wanted and self._compact)
-        if self._caller is None or not self._caller.active(level.index, self._steps):
+        if level.index not in self._active:
             return self._last
         return Chain(self._last, tell(self._caller, level.index, self._steps, self._branches))
 

@@ -15,7 +15,7 @@ from anyv2v.errors import InputError
 from anyv2v.finite import FiniteCheck, not_finite, remedy
 from anyv2v.injection.features import FeatureCache
 from anyv2v.injection.plan import Injection, sites_per_step
-from anyv2v.injection.taps import Taps
+from anyv2v.injection.taps import Taps, active_steps
 from anyv2v.media.clip import Video
 from anyv2v.memory import free_bytes
 from anyv2v.pipeline.arguments import as_video, check_taps, injection_of, sampled_levels
@@ -62,10 +62,7 @@ class Sources(Stages):
                 return source.features.serve(index.get(level.index, -1), at)
             return recording is not None and recording.serves(level, at)
 
-        def active(index: int) -> bool:
-            return taps is not None and taps.active(index, steps)
-
-        return plan_steps(levels, sites, cached, source_pass, active)
+        return plan_steps(levels, sites, cached, source_pass, active_steps(taps, steps))
 
     def recording(
         self,

@@ -6,7 +6,7 @@ inversion has to keep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,12 +67,12 @@ def plan_steps(
     sites: Mapping[int, frozenset[str]],
     cached: Callable[[Level, frozenset[str]], bool],
     source_pass: SourcePass = "shared",
-    active: Callable[[int], bool] = lambda index: False,
+    active: Collection[int] = (),
 ) -> StepPlan:
     """levels: of the whole run. sites: index of each step that is run -> where it injects.
 
-    cached: whether these features of the source were recorded at a level. active: whether the
-    caller's own taps are called in a step; the source is in its batch then.
+    cached: whether these features of the source were recorded at a level. active: the steps in
+    which the caller's own taps are called; the source is in their batch.
     """
 
     def way(level: Level, at: frozenset[str], taps: bool) -> Way:
@@ -86,7 +86,7 @@ def plan_steps(
 
     steps = []
     for index, at in sites.items():
-        level, taps = levels[index], active(index)
+        level, taps = levels[index], index in active
         steps.append(PlannedStep(level, at, way(level, at, taps), taps))
     return StepPlan(tuple(steps))
 

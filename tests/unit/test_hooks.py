@@ -7,6 +7,7 @@ import torch
 import anyv2v
 from anyv2v import Injection, InputError, Taps
 from anyv2v.injection.examples import OutsideOfMask, SourceQueries, SourceValues
+from anyv2v.pipeline.step_plan import CachePlan
 from tests import golden
 
 STEPS = 5
@@ -85,6 +86,10 @@ def test_latents_go_on_as_after_step_gives_them(edit, plain, source):
     again, middle = [], seen[1][1]
     edit(guidance=1.0, after_step=lambda i, x: again.append(x) or (middle if i == 1 else None))
     assert torch.equal(again[-1], ends) and not torch.equal(again[1], middle)
+    # the caller may write over what it gave
+    found = edit(after_step=lambda i, x: last)
+    last.zero_()
+    assert (found == 0.25).all()
     for wrong, told in ((last[:, :, 1:], r"gave \(1, 4, 2"), (5, "5 is not a tensor")):
         with pytest.raises(InputError, match=f"after_step: .*{told}"):
             edit(after_step=lambda i, x, wrong=wrong: wrong)
@@ -135,3 +140,20 @@ def test_guidance_and_options_may_be_given_by_name(edit, plain):
 def test_noise_for_steps_that_add_none_is_refused(edit, plain):
     with pytest.raises(InputError, match="step_noise: the steps of this sampler add no noise"):
         edit(step_noise=[torch.zeros_like(plain)] * STEPS)
+
+
+@pytest.mark.parametrize("answer", [None, 1, "yes"])
+def test_taps_say_whether_they_are_active(editor, edit, source, answer):
+    taps = type("Undecided", (Taps,), {"active": lambda self, step, steps: answer})()
+    for run in (lambda: edit(taps=taps), lambda: editor.invert(source.video, steps=2, taps=taps)):
+        with pytest.raises(
+            InputError, match=r"taps: active\(0, \d\): .* is neither True nor False"
+        ):
+            run()
+
+
+def test_features_under_taps_are_not_recorded_on_the_way(editor, source):
+    """An edit's source is without those taps, so its features are others."""
+    recording = CachePlan({}, {}, {}, {}, compact=True)
+    with pytest.raises(InputError, match="recording: taps may change"):
+        editor.invert(source.video, steps=STEPS, taps=Taps(), recording=recording)

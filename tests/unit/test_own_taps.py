@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from anyv2v import NO_TAPS, Record, Replay, ShareSource, Taps
+from anyv2v import NO_TAPS, InputError, Record, Replay, ShareSource, Taps
 from anyv2v.graphs import Graphs
 from anyv2v.injection.taps import Captured, Chain, repeated
 from anyv2v.nn.attention import Attention, TemporalAttention
@@ -199,7 +199,7 @@ def test_features_that_do_not_fit_are_refused():
         def hidden(self, site, h):
             return h[:4]
 
-    with pytest.raises(ValueError, match="4 rows of a feature cannot be shared by 6"):
+    with pytest.raises(ValueError, match=r"hidden gave .*\(4, 2, 4, 8\) at a, not .*\(6, 2"):
         block(x, emb, taps=Short())
     with pytest.raises(ValueError, match="features .* do not fit"):
         block(x, emb, taps=Replay({"a": (x[:2, :1],)}))
@@ -380,3 +380,41 @@ def test_an_author_meets_few_names():
     taps = Taps()
     assert (taps.sites, taps.step, taps.steps, taps.branches) == (None, -1, 0, 1)
     assert taps.active(3, 50) is True
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "told"),
+    [
+        ("hidden", lambda h: h[..., 1:], r"hidden gave Tensor \S+ \(6, 2, 4, 7\) at a, not "),
+        ("hidden", lambda h: None, "hidden gave None at a"),
+        ("hidden", lambda h: h.float(), "hidden gave Tensor torch.float32"),
+        ("qk", lambda q, k: (q[..., 1:], k), r"qk gave Tensor \S+ \(6, 5, 2, 3\) at a"),
+        ("qk", lambda q, k: q, "qk gave Tensor"),
+        ("qk", lambda q, k: (q[:4], k[:4]), r"qk gave Tensor \S+ \(4, "),
+        (
+            "qkv",
+            lambda q, k, v: (q, k),
+            r"qkv gave Tensor .*, Tensor \S+ \S+ \S+ \S+ \S+ at a, not",
+        ),
+        ("qkv", lambda q, k, v: (q, k, v[:3]), r"qkv gave Tensor \S+ \(3, "),
+        ("output", lambda y: y[:1], r"output gave Tensor \S+ \(1, "),
+        ("output", lambda y: None, "output gave None at a"),
+    ],
+)
+def test_what_methods_give_is_of_the_shape_that_is_said(method, wrong, told):
+    own = type("Wrong", (Own,), {method: lambda self, site, *x: wrong(*x)})()
+    with pytest.raises(InputError, match=f"taps: {told}"):
+        if method == "hidden":
+            block, x, emb = resnet()
+            block(x, emb, taps=own)
+        else:
+            layer, x, context = spatial()
+            layer(x, context, taps=Chain(NO_TAPS, own))
+
+
+def test_a_method_that_would_never_be_called_is_refused():
+    for base in (ShareSource, Record, Replay):
+        with pytest.raises(InputError, match="Heir: its qk would never be called"):
+            type("Heir", (base,), {"qk": lambda self, site, q, k: (q, k)})
+        decides = {"feature": lambda self, site, feature: feature.compute()}
+        type("Heir", (base,), {"qk": lambda self, site, q, k: (q, k), **decides})
