@@ -183,6 +183,7 @@ class Editor(Sources):
         run, done = self._edits(source, edits, *given), []
         while (left := len(run.jobs) - len(done)) > 0:
             size, frames = size_of(source.video.frames), len(source.video.frames)
+            left = 1 if self.backbone.edited_source(run.options) else left
             count = self._batch(size, frames, left, self._branches(run.jobs))
             done += run.run(slice(len(done), len(done) + count))
         return done
@@ -306,9 +307,7 @@ class Editor(Sources):
         self.check_source(source)
         steps = self.defaults.steps if steps is None else steps
         options = options_of(self.backbone, fps, options)
-        # another frame rate, or the like, is another source branch than the one that was recorded
-        same = source if options == source.settings.options else None
-        plan = self.step_plan(steps, start, injection, same, None, source_pass, taps, options)
+        plan = self.step_plan(steps, start, injection, source, None, source_pass, taps, options)
         self.check_kept(source.trajectory.kept_levels, plan.source_levels)
         index = matches(plan.source_levels, source.trajectory.levels)
         begin = source.at(index[plan.steps[0].level.index]).to(self.backbone.device)

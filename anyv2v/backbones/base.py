@@ -131,6 +131,12 @@ class Backbone(Protocol):
     def sampler(self, options: Options) -> NoiseSchedule:
         """Of sampling. It may be another than `schedule`, and add noise."""
 
+    def edited_source(self, options: Options) -> bool:
+        """Whether the source's branch of an edit begins with the edited frame, not with its own.
+
+        ConsistI2V's original has it so, by mistake. Every edit then has a source branch of its own.
+        """
+
     def condition(
         self, prompt: str, first: FirstFrame, options: Options, negative: bool = False
     ) -> Conditions:

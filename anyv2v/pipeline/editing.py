@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,22 +72,32 @@ class EditRun:
     taps: Taps | None
     on_step: OnStep | None
     after_step: AfterStep | None
-    branch: SourceBranch = field(init=False)
+    index: Mapping[int, int] = field(init=False)
+    """Of a step of this run, in the inversion's."""
+    own: SourceBranch | None = field(init=False)
+    """The branch that the source has in all edits; None: it begins with the edited frame."""
 
     def __post_init__(self):
-        stages, source = self.stages, self.source
-        with stages._conditioning():
-            conditions = stages.backbone.condition(
-                source.settings.prompt, source_frame(stages, source), self.options
-            )
         levels = [step.level for step in self.plan.steps]
-        index = matches(levels, source.trajectory.levels)
+        index = matches(levels, self.source.trajectory.levels)
+        object.__setattr__(self, "index", index)
+        edited = self.stages.backbone.edited_source(self.options)
+        own = None if edited else self._source(source_frame(self.stages, self.source))
+        object.__setattr__(self, "own", own)
+
+    def _source(self, first: FirstFrame) -> SourceBranch:
+        """The source's branch, which begins with this frame."""
+        stages, source, p = self.stages, self.source, self.stages.backbone.pinned
+        with stages._conditioning():
+            conditions = stages.backbone.condition(source.settings.prompt, first, self.options)
         device = stages.backbone.device
+        pinned = first.latents[:, :, :p].to(device)
 
         def latents(level: Level) -> Tensor:
-            return source.at(index[level.index]).to(device)
+            latents = source.at(self.index[level.index]).to(device)
+            return pinned_first(pinned, latents[:, :, p:])
 
-        object.__setattr__(self, "branch", SourceBranch(conditions, latents, index))
+        return SourceBranch(conditions, latents, self.index)
 
     def run(self, batch: slice) -> list[Edit]:
         """These edits, together."""
@@ -103,11 +113,12 @@ class EditRun:
         def step_noise(index: int) -> Tensor:
             return torch.cat([job.step_noise(index) for job in jobs])[:, :, p:]
 
-        replayed = [self.branch.index[level.index] for level in self.plan.replayed]
+        source = self.own or self._source(*firsts)
+        replayed = [self.index[level.index] for level in self.plan.replayed]
         played = playback(self.source.features, replayed, device)
         with played as kept, stages._forward() as forward:
             predict = injected(
-                forward, branches, pinned, self.branch, self.plan, kept, self.taps, self.steps
+                forward, branches, pinned, source, self.plan, kept, self.taps, self.steps
             )
             clean = sample(
                 predict,

@@ -18,7 +18,7 @@ from anyv2v.injection.plan import Injection, sites_per_step
 from anyv2v.injection.taps import Taps, active_steps
 from anyv2v.media.clip import Video
 from anyv2v.memory import free_bytes
-from anyv2v.pipeline.arguments import as_video, check_taps, injection_of, sampled_levels
+from anyv2v.pipeline.arguments import as_video, check_taps, injection_of, options_of
 from anyv2v.pipeline.denoise import recorded
 from anyv2v.pipeline.shapes import FeatureShapes
 from anyv2v.pipeline.stages import Stages, size_of
@@ -51,13 +51,19 @@ class Sources(Stages):
         steps = self.defaults.steps if steps is None else steps
         checks.one_of("source_pass", source_pass, SourcePass.__args__)
         check_taps(taps, self.sites)
-        levels = sampled_levels(self.backbone, steps, options)
+        options = options_of(self.backbone, None, options)
+        levels = self.backbone.sampler(options).levels(steps)
         checks.whole("start", start, 0, len(levels) - 2)
         groups = injection_of(injection, self.defaults).groups(self.backbone.groups)
         sites = sites_per_step(groups, steps, start, self.sites)
         index = {} if source is None else matches(levels, source.trajectory.levels)
+        # with another frame rate, or the like, its branch is not the one that was recorded
+        other = source is not None and options != source.settings.options
+        other = other or self.backbone.edited_source(options)
 
         def cached(level: Level, at: frozenset[str]) -> bool:
+            if other:
+                return False
             if source is not None:
                 return source.features.serve(index.get(level.index, -1), at)
             return recording is not None and recording.serves(level, at)
@@ -91,6 +97,9 @@ class Sources(Stages):
         here = free_bytes(device) // 2
         host = free_bytes(torch.device("cpu")) // 2 if device.type == "cuda" else 0
         memory = here + host if memory is None else checks.whole("memory", memory, 0)
+        # what every edit has of its own cannot be recorded for all
+        edited = self.backbone.edited_source(options_of(self.backbone, None, options))
+        memory = 0 if edited else memory
         here = min(memory, here)
         return CachePlan.fit(plan, site_bytes, here, min(memory - here, host), compact)
 

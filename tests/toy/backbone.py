@@ -95,6 +95,9 @@ class Toy:
     def sampler(self, options: Options) -> NoiseSchedule:
         return Flow(ancestral=options["sampler"] == "ancestral")
 
+    def edited_source(self, options: Options) -> bool:
+        return False
+
     def condition(
         self, prompt: str, first: FirstFrame, options: Options, negative: bool = False
     ) -> Conditions:

@@ -20,6 +20,7 @@ from anyv2v import EditRequest, Injection, InputError, Taps
 from anyv2v.backbones import BACKBONES
 from anyv2v.cli import main
 from anyv2v.graphs import Graphs
+from anyv2v.injection.features import FeatureCache
 from anyv2v.pipeline.step_plan import records_on_the_way
 from anyv2v.plan import HEAP, predict
 from anyv2v.source import Unfinished
@@ -259,6 +260,24 @@ def test_a_sampler_may_read_its_source_at_other_levels_than_its_own(
     assert records_on_the_way("fixed-point", levels[0], levels[0])
 
 
+def test_the_source_may_begin_with_the_edited_frame(
+    editor, exact, source, trajectory, video, frame, monkeypatch
+):
+    """As ConsistI2V's original has it: each edit has a source of its own, which is not recorded."""
+    monkeypatch.setattr(Toy, "edited_source", lambda self, options: True)
+    requests = [EditRequest(frame, PROMPT), EditRequest(frame[::-1].copy(), PROMPT)]
+    recorded = replace(source, features=FeatureCache({0: "device"}, {0: {"blocks.0.map": ()}}))
+    for request, found in zip(requests, editor.edit_many(recorded, requests), strict=True):
+        first = exact.encode(request.frame[None])
+        mistaken = [truth.with_first(z, first) for z in trajectory]
+        clip = np.concatenate([request.frame[None], video.frames[1:]])
+        wanted = exact.edit(clip, request.frame, PROMPT, mistaken, STEPS)
+        assert error(found.latents, wanted) < EXACT
+        own = exact.edit(video.frames, request.frame, PROMPT, trajectory, STEPS)
+        assert error(found.latents, own) > 1e-4
+    assert not editor.recording(video).places
+
+
 @pytest.fixture(scope="module")
 def exactly(editor, video):
     """An inversion whose steps are solved as far as float32 goes."""
@@ -405,6 +424,9 @@ def test_the_plan_says_what_each_step_injects(editor, solved, video):
         assert [step.sites for step in plan.steps] == sites
         assert [step.way for step in plan.steps] == ways
         assert [step.level.index for step in plan.steps] == list(range(STEPS))
+    # of other options other features were recorded
+    plan = editor.step_plan(source=recorded, options={"speed": 2})
+    assert [step.way for step in plan.steps] == ["batched"] * 3 + ["plain"] * 2
     kept = editor.invert(video, "ddim", STEPS, plan=editor.step_plan(start=1, source=None))
     assert set(kept.trajectory.kept) == {1, 2}
 

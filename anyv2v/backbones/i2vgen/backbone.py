@@ -133,6 +133,9 @@ class I2VGen:
     def sampler(self, options: Options) -> TableSchedule:
         return self.schedule
 
+    def edited_source(self, options: Options) -> bool:
+        return False
+
     def condition(
         self, prompt: str, first: FirstFrame, options: Options, negative: bool = False
     ) -> Conditions:
