@@ -279,6 +279,8 @@ class Editor(Sources):
         width, height = size = self.check_size(defaults.size if size is None else size)
         frames = checks.count("frames", defaults.frames if frames is None else frames)
         shape = (1, *codec.shape(codec.check_frames(frames), height, width))
+        if shape[2] <= self.backbone.pinned:
+            raise InputError(f"frames: {frames} is the given frame alone; more are needed")
         run = PlainRun(self, steps, 0, options, on_step, after_step)
         self._reserve(size, frames, self.backbone.branch_count(request.guidance))
         draws = Noise(seed, self.backbone.device)

@@ -142,7 +142,7 @@ class Sources(Stages):
         """InputError if an inversion that keeps these levels lacks one that is needed."""
         known = {level.noise for level in kept}
         if missing := [level for level in needed if level.noise not in known]:
-            others = ", ".join(map(str, steps_within(self.schedule, kept)))
+            others = ", ".join(map(str, steps_within(self.schedule, kept))) or "no number of"
             raise InputError(
                 f"steps: the inversion has {len(kept)} steps and holds no latents of timestep "
                 f"{(missing[0].source or missing[0]).t:g}; it serves runs of {others} steps"

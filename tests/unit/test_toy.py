@@ -315,6 +315,17 @@ def test_a_clip_from_noise_is_that_of_the_definition(editor, exact, frame):
 # the ways through the editor
 
 
+def test_a_clip_of_its_pinned_frame_alone_is_refused(editor, frame):
+    with pytest.raises(InputError, match="frames: 1 is the given frame alone"):
+        editor.generate(frame, PROMPT, frames=1)
+
+
+def test_a_source_that_serves_no_whole_run_says_so(editor, video, frame):
+    kept = editor.invert(video, "ddim", STEPS, plan=editor.step_plan(start=1))
+    with pytest.raises(InputError, match="serves runs of no number of steps"):
+        editor.edit(kept, frame, PROMPT)
+
+
 def test_the_source_comes_back(editor, exactly, source):
     clean = exactly.trajectory.clean
     for start in (0, 2):
