@@ -90,14 +90,15 @@ class EditRun:
         stages, source, p = self.stages, self.source, self.stages.backbone.pinned
         with stages._conditioning():
             conditions = stages.backbone.condition(source.settings.prompt, first, self.options)
-        device = stages.backbone.device
+        # not by way of self, which would hold itself, and the memory of a run, beyond its end
+        device, index = stages.backbone.device, self.index
         pinned = first.latents[:, :, :p].to(device)
 
         def latents(level: Level) -> Tensor:
-            latents = source.at(self.index[level.index]).to(device)
+            latents = source.at(index[level.index]).to(device)
             return pinned_first(pinned, latents[:, :, p:])
 
-        return SourceBranch(conditions, latents, self.index)
+        return SourceBranch(conditions, latents, index)
 
     def run(self, batch: slice) -> list[Edit]:
         """These edits, together."""

@@ -5,7 +5,9 @@ it is one line, as it is in anyv2v/backbones/__init__.py.
 """
 
 import ast
+import gc
 import re
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -318,6 +320,24 @@ def test_a_clip_from_noise_is_that_of_the_definition(editor, exact, frame):
 def test_a_clip_of_its_pinned_frame_alone_is_refused(editor, frame):
     with pytest.raises(InputError, match="frames: 1 is the given frame alone"):
         editor.generate(frame, PROMPT, frames=1)
+
+
+def test_nothing_of_a_run_outlives_it(editor, source, frame, monkeypatch):
+    """Not even until Python looks for what holds itself: on a GPU it would be memory."""
+    made, condition = [], Toy.condition
+
+    def noted(*args, **options):
+        conditions = condition(*args, **options)
+        made.append(weakref.ref(conditions))
+        return conditions
+
+    monkeypatch.setattr(Toy, "condition", noted)
+    gc.disable()
+    try:
+        edit(editor, source, frame)
+        assert len(made) == 4 and not any(conditions() for conditions in made)
+    finally:
+        gc.enable()
 
 
 def test_a_source_that_serves_no_whole_run_says_so(editor, video, frame):
