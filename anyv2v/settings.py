@@ -142,7 +142,8 @@ def _beside_paper(args: Namespace, others: list[str]) -> list[str]:
     given = [_option(name) for name in others] + ["fit"] * ("fit" in args.given)
     if not given:
         return []
-    names = " and ".join(f"--{name}" for name in given)
+    *others, last = [f"--{name}" for name in given]
+    names = f"{', '.join(others)} and {last}" if others else last
     return [f"--paper: {names} as given, in place of the original's"]
 
 

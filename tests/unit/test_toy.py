@@ -353,6 +353,11 @@ def test_all_ways_to_the_features_give_the_same(editor, solved, video, frame):
         assert set(recorded.features.kept) == {0, 1, 2}
     replayed = edit(editor, afterwards, frame)
     assert golden.relative_error(replayed.latents, shared.latents) < EXACT
+    # of what was recorded an edit takes what it injects, and no more
+    less = dict(injection=Injection(hidden=0.0))
+    replayed, batched = edit(editor, afterwards, frame, **less), edit(editor, solved, frame, **less)
+    assert golden.relative_error(replayed.latents, batched.latents) < EXACT
+    assert golden.relative_error(replayed.latents, shared.latents) > 1e-3
     # a fixed point's features are of its last iterate, which its latents miss by the tolerance
     assert golden.relative_error(edit(editor, on_the_way, frame).latents, shared.latents) < 1e-2
 
