@@ -284,6 +284,11 @@ def test_levels_that_one_number_would_mix_up_are_kept_apart(editor, exact, video
     assert set(recorded.features.kept) == {0, 2, 4}
     for found in (edit(editor, source, frame), edit(editor, recorded, frame)):
         assert error(found.latents, wanted) < EXACT
+    on_the_way = editor.invert(video, steps=10, recording=editor.recording(video))
+    sites = [
+        {index: set(at) for index, at in x.features.kept.items()} for x in (on_the_way, recorded)
+    ]
+    assert sites[0] == sites[1]
     with pytest.raises(InputError, match="1, 2, 5, 10"):
         editor.edit(source, frame, PROMPT, steps=4)
 
@@ -482,6 +487,10 @@ def test_the_inversion_can_be_looked_at(editor, video):
     editor.invert(video, "ddim", STEPS, taps=taps)
     # 2x3 tokens of each of three frames
     assert taps.seen == ((1, 18, 2, 8), (1, 18, 16)) * STEPS
+    taps = Watch()
+    taps.active = lambda step, steps: step == 1 and steps == STEPS
+    editor.invert(video, "ddim", STEPS, taps=taps)
+    assert taps.seen == ((1, 18, 2, 8), (1, 18, 16))
 
 
 # what is refused
