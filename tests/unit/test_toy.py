@@ -182,6 +182,15 @@ def test_a_run_may_begin_later(editor, exact, source, trajectory, video, frame):
     assert error(found.latents, wanted) < EXACT
 
 
+def test_the_source_keeps_its_own_prompt(editor, exact, source, trajectory, video, frame):
+    told = replace(source, settings=replace(source.settings, prompt="sea"))
+    wanted = exact.edit(video.frames, frame, PROMPT, trajectory, STEPS, source_prompt="sea")
+    recorded = editor.record(told, editor.recording(video))
+    for found in (edit(editor, told, frame), edit(editor, recorded, frame)):
+        assert error(found.latents, wanted) < EXACT
+    assert error(edit(editor, source, frame).latents, wanted) > 1e-4
+
+
 def test_guidance_of_the_inversion_depends_on_the_step_too(editor, exact, video):
     asked = dict(prompt="sea", negative_prompt="bad", guidance={"text": 2.0, "image": 1.5})
     source = editor.invert(video, "ddim", STEPS, **asked)
