@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from anyv2v import settings
+from anyv2v import cli, settings
 from anyv2v.backbones.base import Defaults
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
@@ -97,6 +97,11 @@ def test_what_cannot_be_is_refused_in_one_line(options, words):
     with pytest.raises(InputError) as caught:
         filled(EDIT + options)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_nothing_is_recorded_and_announced_where_nothing_is_injected():
+    args, _ = filled(EDIT + "--conv 0 --spatial 0 --temporal 0 --inject cross=0")
+    assert cli._recording(args, None, None) is None
 
 
 def test_paper_is_the_originals_settings():

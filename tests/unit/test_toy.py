@@ -8,6 +8,7 @@ import ast
 import re
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,11 @@ def test_an_option_of_its_own_reaches_the_network(editor, exact, video, frame):
     wanted = other.edit(video.frames, frame, PROMPT, trajectory, STEPS)
     assert error(found.latents, wanted) < EXACT
     assert source.settings.options["speed"] == 2
+    recorded = editor.record(source, editor.recording(video))
+    assert error(edit(editor, recorded, frame, options=fast).latents, wanted) < EXACT
+    # what was recorded at one speed serves no edit at another
+    slow = exact.edit(video.frames, frame, PROMPT, trajectory, STEPS)
+    assert error(edit(editor, recorded, frame).latents, slow) < EXACT
 
 
 def test_a_sampler_that_adds_noise(editor, exact, source, trajectory, video, frame):
@@ -232,6 +238,9 @@ def test_a_sampler_that_adds_noise(editor, exact, source, trajectory, video, fra
     # drawn from the seed otherwise
     first, again = (edit(editor, source, frame, options={"sampler": "ancestral"}) for _ in range(2))
     assert same(first, again) and not same(first, noisy)
+    for way in (lambda **x: edit(editor, source, frame, **x), partial(editor.reconstruct, source)):
+        one, other = (way(options={"sampler": "ancestral"}, seed=seed) for seed in (0, 1))
+        assert not same(one, other)
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +307,14 @@ def test_levels_that_one_number_would_mix_up_are_kept_apart(editor, exact, video
         {index: set(at) for index, at in x.features.kept.items()} for x in (on_the_way, recorded)
     ]
     assert sites[0] == sites[1]
+    ways = [step.way for step in editor.step_plan(source=recorded).steps]
+    assert ways == ["replayed"] * 3 + ["plain"] * 2
+    # the last step of five begins at the eighth level of ten
+    first, sigmas = exact.encode(video.frames[:1]), truth.levels(STEPS)
+    f, _ = exact.network(every_second[4], sigmas[4], exact.context("", first))
+    wanted = truth.with_first(truth.step(every_second[4], f, sigmas[4], sigmas[5]), first)
+    again = editor.reconstruct(source, steps=STEPS, start=4)
+    assert error(again.latents, wanted) < EXACT
     with pytest.raises(InputError, match="1, 2, 5, 10"):
         editor.edit(source, frame, PROMPT, steps=4)
 
