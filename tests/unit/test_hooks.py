@@ -135,3 +135,9 @@ def test_guidance_and_options_may_be_given_by_name(edit, plain):
 def test_noise_for_steps_that_add_none_is_refused(edit, plain):
     with pytest.raises(InputError, match="step_noise: the steps of this sampler add no noise"):
         edit(step_noise=[torch.zeros_like(plain)] * STEPS)
+
+
+def test_a_clip_from_noise_has_the_rate_that_the_network_was_told(editor, edited_frame):
+    small = dict(frames=2, size=(64, 32), steps=1, guidance=1.0)
+    assert editor.generate(edited_frame, "a", **small, fps=3).fps == 3
+    assert editor.generate(edited_frame, "a", **small, options={"fps": 5}).fps == 5

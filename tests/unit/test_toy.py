@@ -241,6 +241,13 @@ def test_a_sampler_that_adds_noise(editor, exact, source, trajectory, video, fra
     for way in (lambda **x: edit(editor, source, frame, **x), partial(editor.reconstruct, source)):
         one, other = (way(options={"sampler": "ancestral"}, seed=seed) for seed in (0, 1))
         assert not same(one, other)
+    # each step adds its own
+    other = torch.cat([drawn[:1], drawn[1:].flip(0)])
+    one, other = (
+        editor.reconstruct(source, options={"sampler": "ancestral"}, step_noise=list(x))
+        for x in (drawn, other)
+    )
+    assert not same(one, other)
 
 
 @pytest.fixture(scope="module")
