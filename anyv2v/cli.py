@@ -425,7 +425,8 @@ def _recording(args: argparse.Namespace, editor: Editor, video: Video) -> CacheP
     """The features that an inversion keeps on its way, if it passes those of the run to come."""
     method, inversion_steps = settings.of_the_inversion(args)
     wanted = args.command == "edit" or getattr(args, "features", False)
-    if not wanted or args.feature_memory == 0:
+    nothing = not any(args.injection.fractions.values())
+    if not wanted or nothing or args.feature_memory == 0:
         return None
     steps, start = getattr(args, "steps", inversion_steps), getattr(args, "start", 0)
     inverted = editor.schedule.levels(inversion_steps)

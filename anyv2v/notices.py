@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 
 from anyv2v.clip.tokenizer import cut_text
 from anyv2v.media.proportions import ALIKE, Size, part_cut, size_of_short_side
+from anyv2v.pipeline.step_plan import records_on_the_way
 
 UNPREDICTED = ("inversion-prompt", "tolerance", "fps")
 """Options that a plan takes because an edit does, and that change nothing of what it predicts."""
@@ -179,10 +180,10 @@ def _of_injection(
     reason = None
     if inverted:
         reason = f"{args.video} is inverted already"
-    elif method == "ddim":
-        reason = "a ddim inversion does not pass the features that sampling needs"
-    elif inversion_steps != steps:
+    elif not records_on_the_way(method, inversion_steps, steps):
         reason = f"an inversion of {inversion_steps} steps passes none of the {steps} of sampling"
+        if method == "ddim":
+            reason = "a ddim inversion does not pass the features that sampling needs"
     elif nothing:
         reason = "nothing is injected"
     elif command == "invert" and args.feature_memory == 0:

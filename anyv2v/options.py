@@ -89,6 +89,15 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if plain else super()._get_help_string(action)
 
 
+class _ByName(argparse.Action):
+    """Values by their names: those of an option that is given again are added to the earlier."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest)
+        both = isinstance(before, dict) and isinstance(values, dict)
+        setattr(namespace, self.dest, {**before, **values} if both else values)
+
+
 def _config_of(args) -> str | None:
     only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     only.add_argument("--config")
@@ -310,7 +319,7 @@ def _inversion(sub: argparse.ArgumentParser) -> None:
 
 def _guidance(sub: argparse.ArgumentParser, default: str = OWN.format(9)) -> None:
     text = f"towards the prompt; 1: none; or of each scale, such as text=35,image=1 {default}"
-    sub.add_argument("--guidance", type=_scales, metavar="X", help=text)
+    sub.add_argument("--guidance", action=_ByName, type=_scales, metavar="X", help=text)
 
 
 def _injection(sub: argparse.ArgumentParser) -> None:
@@ -323,6 +332,7 @@ def _injection(sub: argparse.ArgumentParser) -> None:
         )
     sub.add_argument(
         "--inject",
+        action=_ByName,
         type=_numbers,
         metavar="NAME=0..1,...",
         help="the same of any groups that the weights have, such as conv=0.2,cross=0",

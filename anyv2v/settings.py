@@ -89,6 +89,8 @@ def _sort_groups(args: Namespace) -> dict[str, str]:
     """Moves the usual groups of --inject to the options of their own; group -> how it was given."""
     called = {name: name for name in USUAL if getattr(args, name, None) is not None}
     given = dict(getattr(args, "inject", None) or {})
+    if "sites" in given:
+        raise InputError("--inject sites=: no group of features is called sites")
     for name in given:
         if name not in called or _winner(args, name, "inject", name) == "inject":
             called[name] = f"inject {name}"
@@ -140,7 +142,8 @@ def _beside_paper(args: Namespace, others: list[str]) -> list[str]:
     given = [_option(name) for name in others] + ["fit"] * ("fit" in args.given)
     if not given:
         return []
-    names = " and ".join(f"--{name}" for name in given)
+    *others, last = [f"--{name}" for name in given]
+    names = f"{', '.join(others)} and {last}" if others else last
     return [f"--paper: {names} as given, in place of the original's"]
 
 

@@ -42,6 +42,32 @@ def main(argv: list[str] | None = None) -> int:
         from bench.rental.run import main as rental
 
         return rental(argv[1:])
+    args = _arguments(argv)
+    folder = args.out or Path(os.environ.get("OUT", RESULTS))
+    torch.set_num_threads(args.threads)
+    started, faults, rates = time.monotonic(), [], None
+    if args.tests:
+        done = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu"], cwd=ROOT)
+        if done.returncode:
+            faults.append(f"pytest -m gpu: exit status {done.returncode}")
+    for name in SUBJECTS:
+        if args.subject and name not in args.subject and "all" not in args.subject:
+            continue
+        bench = _bench(args, started)
+        if rates is None:
+            about = circumstances(bench, "")
+            print(", ".join(f"{k} {v}" for k, v in about.items() if v == v and v))
+            rates = bench.measure_rates()
+        bench.copy_rate, bench.matrix_rate = rates
+        _run(name, bench, args, folder)
+        faults += bench.faults
+    print(f"{time.monotonic() - started:.0f} s, results in {folder}")
+    for fault in faults:
+        print(f"FAULT {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
@@ -67,55 +93,40 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{unknown[0]} is none of {', '.join(SUBJECTS)}")
     if args.device == "cuda" and not cuda:
         parser.error("--device cuda: there is no CUDA device here")
+    return args
 
-    folder = args.out or Path(os.environ.get("OUT", RESULTS))
+
+def _bench(args: argparse.Namespace, started: float) -> Bench:
+    """What one subject is measured with; `started`: when all of them began."""
     on_gpu = args.device == "cuda"
-    torch.set_num_threads(args.threads)
-    started, faults = time.monotonic(), []
-    if args.tests:
-        done = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu"], cwd=ROOT)
-        if done.returncode:
-            faults.append(f"pytest -m gpu: exit status {done.returncode}")
-    rates = None
-    for name in SUBJECTS:
-        if args.subject and name not in args.subject and "all" not in args.subject:
-            continue
-        bench = Bench(
-            args.device,
-            args.set == "full",
-            (0.5 if on_gpu else 5.0) if args.seconds is None else args.seconds,
-            torch.bfloat16 if on_gpu else torch.float32,
-            args.compile,
-            deadline=started + 60 * (args.minutes or float("inf")),
-        )
-        if rates is None:
-            about = circumstances(bench, "")
-            print(", ".join(f"{k} {v}" for k, v in about.items() if v == v and v))
-            rates = bench.measure_rates()
-        bench.copy_rate, bench.matrix_rate = rates
-        command = ["python", "-m", "bench", name, "--device", args.device, "--set", args.set]
-        command += ["--compile"] * args.compile
-        if not on_gpu and args.threads != os.cpu_count():
-            command += ["--threads", str(args.threads)]
-        about = circumstances(bench, shlex.join(command))
-        # rows are on disk as soon as they are known: the subject may never end
-        bench.on_row = lambda _, name=name, about=about, bench=bench: save(
-            folder, f"{args.device}-{args.set}", name, about, bench.rows
-        )
-        print(f"== {name}: {SUBJECTS[name]}", flush=True)
-        began = time.monotonic()
-        try:
-            importlib.import_module(f"bench.{name}").run(bench)
-        except Wrong as e:
-            bench.fault(f"{name}: nothing is timed: {e}")
-        except Exception as e:
-            bench.fault(f"{name}: {type(e).__name__}: {e}")
-        faults += bench.faults
-        print(f"== {name}: {len(bench.rows)} rows, {time.monotonic() - began:.0f} s\n", flush=True)
-    print(f"{time.monotonic() - started:.0f} s, results in {folder}")
-    for fault in faults:
-        print(f"FAULT {fault}", file=sys.stderr)
-    return 1 if faults else 0
+    return Bench(
+        args.device,
+        args.set == "full",
+        (0.5 if on_gpu else 5.0) if args.seconds is None else args.seconds,
+        torch.bfloat16 if on_gpu else torch.float32,
+        args.compile,
+        deadline=started + 60 * (args.minutes or float("inf")),
+    )
+
+
+def _run(name: str, bench: Bench, args: argparse.Namespace, folder: Path) -> None:
+    """One subject; its rows go to files in the folder, its faults stay with `bench`."""
+    command = ["python", "-m", "bench", name, "--device", args.device, "--set", args.set]
+    command += ["--compile"] * args.compile
+    if args.device == "cpu" and args.threads != os.cpu_count():
+        command += ["--threads", str(args.threads)]
+    about = circumstances(bench, shlex.join(command))
+    # rows are on disk as soon as they are known: the subject may never end
+    bench.on_row = lambda _: save(folder, f"{args.device}-{args.set}", name, about, bench.rows)
+    print(f"== {name}: {SUBJECTS[name]}", flush=True)
+    began = time.monotonic()
+    try:
+        importlib.import_module(f"bench.{name}").run(bench)
+    except Wrong as e:
+        bench.fault(f"{name}: nothing is timed: {e}")
+    except Exception as e:
+        bench.fault(f"{name}: {type(e).__name__}: {e}")
+    print(f"== {name}: {len(bench.rows)} rows, {time.monotonic() - began:.0f} s\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -98,17 +98,14 @@ class Bench:
         captured: bool = False,
         facts: Callable[[str], dict] = lambda contender: {},
     ) -> None:
-        """Checks all, then times in turns those that are right. Nothing, if one of ours is wrong.
+        """Checks all, then times in turns those that are right; nothing, if one of ours is wrong.
 
-        `error` of what a contender gave, `allowed` at most. `long`: every timed run is a checked
-        one, `least` of them; else one checked run, then at least `least` timed. `captured`: on a
-        GPU each call is replayed from a CUDA graph.
+        error: of what a contender gave; allowed: at most. long: each of `least` runs is checked and
+        timed; else one is checked, then `least` timed. captured: in a CUDA graph, on a GPU.
         """
         print(name, flush=True)
         least = least or self.least
-        if time.monotonic() > self.deadline:
-            for c in contenders:
-                self.skip(name, c.name, "the minutes that were given are over", c.peer)
+        if self._is_late(name, contenders):
             return
         if not captured:
             gc.collect()  # so that it does not come between; kernels leave nothing behind
@@ -127,17 +124,12 @@ class Bench:
                 self._cannot(name, c, e)
                 return
             off = error(c.name, out)
-            limit = allowed(c.name) if callable(allowed) else allowed
-            if not off <= limit:
+            if not self._is_right(name, c, off, allowed):
                 live.remove(c)
-                self.fault(f"{name}: {c.name} is WRONG, error {off:.2g}, allowed {limit:.2g}")
-                if not c.peer:
-                    raise Wrong
                 return
             if first:
-                found[c.name] = {"error": off, "peak": peak}
-                if c.moved:
-                    found[c.name]["moved"] = c.moved(out)
+                moved = {"moved": c.moved(out)} if c.moved else {}
+                found[c.name] = {"error": off, "peak": peak, **moved}
             times.setdefault(c.name, []).append(seconds)
 
         try:
@@ -155,6 +147,25 @@ class Bench:
             self._in_turns(live, times, least, captured)
         for c in live:
             self._row(name, c, times, found[c.name], facts)
+
+    def _is_late(self, name: str, contenders: Sequence[Contender]) -> bool:
+        """Whether no case begins any more; then rows say so."""
+        late = time.monotonic() > self.deadline
+        for c in contenders if late else ():
+            self.skip(name, c.name, "the minutes that were given are over", c.peer)
+        return late
+
+    def _is_right(
+        self, name: str, c: Contender, off: float, allowed: float | Callable[[str], float]
+    ) -> bool:
+        """Whether an error is allowed; else it is a fault, and Wrong if the contender is ours."""
+        limit = allowed(c.name) if callable(allowed) else allowed
+        if off <= limit:
+            return True
+        self.fault(f"{name}: {c.name} is WRONG, error {off:.2g}, allowed {limit:.2g}")
+        if not c.peer:
+            raise Wrong
+        return False
 
     def skip(self, case: str, contender: str, reason: str, peer: bool = True) -> None:
         """A row that says why there is no measurement."""

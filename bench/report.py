@@ -173,22 +173,7 @@ def glance(results: Results) -> str:
     def line(words: str, cells: Sequence[str]) -> list[str]:
         return [words, *(cell or "" for cell in cells)]
 
-    gpu = results.of("edit", "cuda")
-    on_gpu, of_original, peaks, card = [NO_GPU] * 3, [], [], ""
-    if gpu:
-        rows = [named([r for r in gpu["rows"] if "median_s" in r], w) for w in ways]
-        on_gpu = [spread(r) + " extrapolated" * ("extrapolated" in r) for r in rows]
-        if rows[0]:
-            of_original = [digits(r["median_s"] / rows[0]["median_s"]) if r else "" for r in rows]
-        how = "".join(f"; extrapolated {r['extrapolated']}" for r in rows if "extrapolated" in r)
-        # one peak of both edits: the features that a first edit keeps serve the next
-        rounds = cases(gpu).get("edit, default", [{}])
-        peaks = [megabytes(rounds[-1].get("peak_mb"))] * 2
-        evaluations = [r.get("evaluations") for r in rows[1:]]
-        if all(evaluations):
-            how += "; random weights, which spend every evaluation that an inversion may take: "
-            how += " and ".join(f"{n:.0f}" for n in evaluations) + " evaluations of one branch"
-        card = f"On a GPU: {circumstances(gpu['about'])}{how}.\n\n"
+    on_gpu, of_original, peaks, card = glance_on_a_gpu(results.of("edit", "cuda"), ways)
     weights = b[1]["facts"]["weights_gb"]
     lines = [
         line("**demo weights, measured on a CPU**", ["", "", ""]),
@@ -223,6 +208,27 @@ def glance(results: Results) -> str:
         "`anyv2v plan` predicts. [What each column means](bench/README.md)."
     )
     return text + "\n\n![time and operations of an edit](bench/results/glance.svg)"
+
+
+def glance_on_a_gpu(
+    gpu: dict | None, ways: Sequence[str]
+) -> tuple[list[str], list[str], list[str], str]:
+    """Of an edit measured there: times, parts of the original's, peaks of memory, and on what."""
+    if not gpu:
+        return [NO_GPU] * 3, [], [], ""
+    rows = [named([r for r in gpu["rows"] if "median_s" in r], w) for w in ways]
+    times, of_original = [spread(r) + " extrapolated" * ("extrapolated" in r) for r in rows], []
+    if rows[0]:
+        of_original = [digits(r["median_s"] / rows[0]["median_s"]) if r else "" for r in rows]
+    how = "".join(f"; extrapolated {r['extrapolated']}" for r in rows if "extrapolated" in r)
+    # one peak of both edits: the features that a first edit keeps serve the next
+    rounds = cases(gpu).get("edit, default", [{}])
+    peaks = [megabytes(rounds[-1].get("peak_mb"))] * 2
+    evaluations = [r.get("evaluations") for r in rows[1:]]
+    if all(evaluations):
+        how += "; random weights, which spend every evaluation that an inversion may take: "
+        how += " and ".join(f"{n:.0f}" for n in evaluations) + " evaluations of one branch"
+    return times, of_original, peaks, f"On a GPU: {circumstances(gpu['about'])}{how}.\n\n"
 
 
 def marked(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -68,9 +69,7 @@ def read_video(
         require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
     if is_sequence(path):
         return read_sequence(path, size, frames, fps, start_time, fit)
-    pictures: list[np.ndarray] = []
     spans: list[tuple[float, float]] = []
-    room = free_bytes(torch.device("cpu")) // 2
     with open_at(path, start_time) as clip:
         own_fps = own_rate(clip.stream)
         longest, until = timing.limits(names(clip.container), clip.container.duration)
@@ -79,21 +78,34 @@ def read_video(
             shown = timing.shown_from(timed, start_time)
         else:
             shown = timing.sampled(timed, start_time, fps)
-        last = None
-        for frame in islice(shown, frames):
-            if frame is not last:
-                picture = to_rgb(path, frame, clip.stream.sample_aspect_ratio)
-                size = size or (picture.shape[1], picture.shape[0])
-                picture, last = fit_frame(picture, size, fit), frame
-            pictures.append(picture)
-            if len(pictures) * picture.nbytes > room:
-                raise InputError(
-                    f"{path}: more than {len(pictures)} frames of {size[0]}x{size[1]} do not fit "
-                    "into memory; say how many to read (frames), or a smaller size"
-                )
+        ratio = clip.stream.sample_aspect_ratio
+        pictures = _pictures(path, islice(shown, frames), ratio, size, fit)
     if len(pictures) < (frames or 1):
         raise timing.too_few(path, len(pictures), frames or 1, fps, own_fps, start_time, spans)
     return Video.owning(np.stack(pictures), fps or own_fps)
+
+
+def _pictures(
+    path: Path, shown: Iterable, ratio: Fraction | None, size: tuple[int, int] | None, fit: str
+) -> list[np.ndarray]:
+    """Frames of PyAV as RGB pictures (h, w, 3) uint8 of one size: `size`, else the first's own.
+
+    ratio: of the sides of a pixel. InputError: more of them than half of the free memory holds.
+    """
+    pictures: list[np.ndarray] = []
+    room, last = free_bytes(torch.device("cpu")) // 2, None
+    for frame in shown:
+        if frame is not last:
+            picture = to_rgb(path, frame, ratio)
+            size = size or (picture.shape[1], picture.shape[0])
+            picture, last = fit_frame(picture, size, fit), frame
+        pictures.append(picture)
+        if len(pictures) * picture.nbytes > room:
+            raise InputError(
+                f"{path}: more than {len(pictures)} frames of {size[0]}x{size[1]} do not fit "
+                "into memory; say how many to read (frames), or a smaller size"
+            )
+    return pictures
 
 
 def read_first_frame(path: str | os.PathLike, start_time: float = 0.0) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import anyv2v
 from anyv2v.editor import Editor
@@ -59,14 +60,54 @@ def default(lab: Lab) -> None:
     editor = job.editor
     lab.fact("setting up", "random weights on the device", seconds=lab.stopwatch() - start)
 
-    def run(case: str, name: str, make: Callable[[], object], **columns) -> object:
-        lab.begin_peak()
-        begin = lab.stopwatch()
-        out = make()
-        seconds = lab.stopwatch() - begin
-        lab.fact(case, name, times=Times(seconds, seconds, seconds, 1), **lab.peak(), **columns)
-        return out
+    latents = _rounds(lab, job)
+    # random weights may converge sooner or later than trained ones: the bound does not depend
+    _once(
+        lab,
+        "edit",
+        "an inversion that takes every evaluation it may",
+        lambda: job.invert(tolerance=1e-30),
+        headline=True,
+    )
+    _parts(lab, job, latents)
+    # the autoencoder's heads are wider than our kernel's: they stay with PyTorch
+    name = "sdpa" if lab.dry else "triton,sdpa"
+    source = job.invert()
+    with attending(name):
+        job.edit(source)
+        words = f"anyv2v, next edit, ANYV2V_ATTENTION={name}"
+        _once(lab, "edit", words, lambda: job.edit(source))
+    source = None
+    _once(
+        lab,
+        "edit",
+        "anyv2v, first edit, --feature-memory 0",
+        lambda: job.edit(job.invert(memory=0)),
+        headline=True,
+    )
+    # towers and encoder wait on the host from here on
+    job.editor = Editor(editor.backbone, offload=True)
+    for memory, words in ((0, "offload, --feature-memory 0"), (None, "offload")):
+        _once(
+            lab,
+            "edit",
+            f"anyv2v, first edit, {words}",
+            lambda memory=memory: job.edit(job.invert(memory=memory)),
+            headline=True,
+        )
 
+
+def _once(lab: Lab, case: str, name: str, make: Callable[[], object], **columns) -> None:
+    """Time and peak of memory of one run."""
+    lab.begin_peak()
+    begin = lab.stopwatch()
+    make()
+    seconds = lab.stopwatch() - begin
+    lab.fact(case, name, times=Times(seconds, seconds, seconds, 1), **lab.peak(), **columns)
+
+
+def _rounds(lab: Lab, job: Job) -> Tensor:
+    """Three times an inversion, a first edit and a further one; the latents of the last."""
     firsts, nexts, parts = [], [], []
     truth = None
     for i in range(3):
@@ -83,7 +124,7 @@ def default(lab: Lab) -> None:
         latents = first.latents
         truth = latents if truth is None else truth
         again = relative(latents, truth)
-        bad = not max(off, again) <= SAME[editor.backbone.dtype]
+        bad = not max(off, again) <= SAME[job.editor.backbone.dtype]
         lab.fact(
             "edit, default",
             f"round {i + 1}",
@@ -117,14 +158,12 @@ def default(lab: Lab) -> None:
         evaluations=2 * job.steps,
         headline=True,
     )
-    source = first = further = None
-    # random weights may converge sooner or later than trained ones: the bound does not depend
-    run(
-        "edit",
-        "an inversion that takes every evaluation it may",
-        lambda: job.invert(tolerance=1e-30),
-        headline=True,
-    )
+    return latents
+
+
+def _parts(lab: Lab, job: Job, latents: Tensor) -> None:
+    """What an edit does besides its predictions."""
+    editor = job.editor
     for name, part in (
         ("recording(): what will be kept, on the host", lambda: editor.recording(job.video)),
         ("the clip into latents", lambda: editor.encode_frames(job.video.frames)),
@@ -137,29 +176,7 @@ def default(lab: Lab) -> None:
         ),
     ):
         part()
-        run("parts of an edit", name, part, headline=True)
-    # the autoencoder's heads are wider than our kernel's: they stay with PyTorch
-    name = "sdpa" if lab.dry else "triton,sdpa"
-    source = job.invert()
-    with attending(name):
-        job.edit(source)
-        run("edit", f"anyv2v, next edit, ANYV2V_ATTENTION={name}", lambda: job.edit(source))
-    source = None
-    run(
-        "edit",
-        "anyv2v, first edit, --feature-memory 0",
-        lambda: job.edit(job.invert(memory=0)),
-        headline=True,
-    )
-    # towers and encoder wait on the host from here on
-    job.editor = Editor(editor.backbone, offload=True)
-    for memory, words in ((0, "offload, --feature-memory 0"), (None, "offload")):
-        run(
-            "edit",
-            f"anyv2v, first edit, {words}",
-            lambda memory=memory: job.edit(job.invert(memory=memory)),
-            headline=True,
-        )
+        _once(lab, "parts of an edit", name, part, headline=True)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from unittest import mock
 
@@ -191,20 +191,19 @@ def _products(lab: Lab) -> None:
             ),
         }
         for what, ways in pairs.items():
-            first = None
-            for name, run in ways:
-                out = run()
-                first = out if first is None else first
-                off = relative(out, first)
-                right = off <= (1e-4 if lab.dry else 5e-3)
-                times = lab.clock(lab.captured(run), 0.0 if lab.dry else 0.1) if right else None
-                lab.fact(
-                    f"{what}, {tokens} tokens of {c}",
-                    name,
-                    "ok" if right else "wrong",
-                    times=times,
-                    error=off,
-                )
+            _compare(lab, f"{what}, {tokens} tokens of {c}", ways)
+
+
+def _compare(lab: Lab, case: str, ways: Sequence[tuple[str, Callable[[], Tensor]]]) -> None:
+    """Times the ways to one result that agree with the first of them."""
+    first = None
+    for name, run in ways:
+        out = run()
+        first = out if first is None else first
+        off = relative(out, first)
+        right = off <= (1e-4 if lab.dry else 5e-3)
+        times = lab.clock(lab.captured(run), 0.0 if lab.dry else 0.1) if right else None
+        lab.fact(case, name, "ok" if right else "wrong", times=times, error=off)
 
 
 @torch.no_grad()

@@ -104,12 +104,17 @@ def forward(lab: Lab) -> None:
         return inputs.unet(inputs.latents[:1], inputs.t[:1], told, taps)
 
     timed_only(lab, "forward, one branch", "recording all sites, compact", recording)
+    _steps(lab, inputs)
+
+
+def _steps(lab: Lab, inputs: Inputs) -> None:
+    """The ways of a step of an edit, each checked against the definition of the first."""
     for case, ways in ways_of_steps(inputs).items():
         with by_definition():
             truth = next(iter(ways.values()))()
         for name, run in ways.items():
             off = relative(run(), truth)
-            status = "ok" if off <= allowed else "wrong"
+            status = "ok" if off <= ALLOWED[lab.dtype] else "wrong"
             timed_only(lab, case, name, run, status, error=off, headline=True)
             if "rides along" in name or "replayed, compact" in name:
                 for other in ("sdpa",) if lab.dry else ("triton", "sdpa"):

@@ -55,13 +55,14 @@ class Truth:
         steps: int,
         noise: list[Array] | None = None,
         start: int = 0,
+        source_prompt: str = "",
     ) -> Array:
         """Latents (c, f, h, w); frame (h, w, 3), trajectory: see `invert`, of as many steps.
 
         noise: what each step adds, standard normal; with it the steps are ancestral.
         """
         sigmas, first = levels(steps), self.encode(frame[None])
-        source = self.context("", self.encode(frames[:1]))
+        source = self.context(source_prompt, self.encode(frames[:1]))
         z = with_first(trajectory[start], first)
         for i in range(start, steps):
             _, features = self.network(trajectory[i], sigmas[i], source)

@@ -157,3 +157,9 @@ def test_features_under_taps_are_not_recorded_on_the_way(editor, source):
     recording = CachePlan({}, {}, {}, {}, compact=True)
     with pytest.raises(InputError, match="recording: taps may change"):
         editor.invert(source.video, steps=STEPS, taps=Taps(), recording=recording)
+
+
+def test_a_clip_from_noise_has_the_rate_that_the_network_was_told(editor, edited_frame):
+    small = dict(frames=2, size=(64, 32), steps=1, guidance=1.0)
+    assert editor.generate(edited_frame, "a", **small, fps=3).fps == 3
+    assert editor.generate(edited_frame, "a", **small, options={"fps": 5}).fps == 5

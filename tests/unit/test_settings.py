@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from anyv2v import settings
+from anyv2v import cli, settings
 from anyv2v.backbones.base import Defaults
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import Injection
@@ -61,6 +61,13 @@ def test_what_is_given_goes_over_it():
     assert args.injection == Injection(conv=1.0, spatial=0.6, temporal=0.3, cross=0.0)
     assert args.called == {"spatial": "spatial", "cross": "inject cross", "conv": "inject conv"}
     assert args.options == {"fps": 9}
+    # given again, an option adds to what it has said, and what it says twice is the last
+    args, _ = filled(
+        EDIT + "--inject conv=1,cross=.2 --inject cross=0 --guidance image=3 --guidance text=2"
+    )
+    assert args.injection == Injection(conv=1.0, temporal=0.3, cross=0.0)
+    assert args.guidance == {"text": 2.0, "image": 3.0}
+    assert filled(EDIT + "--guidance image=3 --guidance 2")[0].guidance["image"] == 1.5
     assert filled(EDIT + "--guidance 1")[0].guidance == {"text": 1.0, "image": 1.0}
     assert filled(EDIT + "--guidance image=3")[0].guidance == {"text": 4.0, "image": 3.0}
     args, _ = filled(
@@ -78,6 +85,7 @@ def test_what_is_given_goes_over_it():
         ("--guidance txt=3", "guidance: no such scale: txt; there is "),
         ("--guidance text=inf", "'inf' is not a number"),
         ("--inject conv", "--inject: 'conv' is not NAME=NUMBER"),
+        ("--inject sites=1", "no group of features is called sites"),
         ("--inject conv=0.2 --conv 0.2", "--conv and --inject conv= exclude each other"),
         ("--inject conv=1.5", "injection: conv: 1.5 is not between 0 and 1"),
         ("--option speed", "--option: 'speed' is not NAME=VALUE"),
@@ -89,6 +97,11 @@ def test_what_cannot_be_is_refused_in_one_line(options, words):
     with pytest.raises(InputError) as caught:
         filled(EDIT + options)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_nothing_is_recorded_and_announced_where_nothing_is_injected():
+    args, _ = filled(EDIT + "--conv 0 --spatial 0 --temporal 0 --inject cross=0")
+    assert cli._recording(args, None, None) is None
 
 
 def test_paper_is_the_originals_settings():

@@ -10,6 +10,7 @@ import re
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,15 @@ def test_a_run_may_begin_later(editor, exact, source, trajectory, video, frame):
     assert error(found.latents, wanted) < EXACT
 
 
+def test_the_source_keeps_its_own_prompt(editor, exact, source, trajectory, video, frame):
+    told = replace(source, settings=replace(source.settings, prompt="sea"))
+    wanted = exact.edit(video.frames, frame, PROMPT, trajectory, STEPS, source_prompt="sea")
+    recorded = editor.record(told, editor.recording(video))
+    for found in (edit(editor, told, frame), edit(editor, recorded, frame)):
+        assert error(found.latents, wanted) < EXACT
+    assert error(edit(editor, source, frame).latents, wanted) > 1e-4
+
+
 def test_guidance_of_the_inversion_depends_on_the_step_too(editor, exact, video):
     asked = dict(prompt="sea", negative_prompt="bad", guidance={"text": 2.0, "image": 1.5})
     source = editor.invert(video, "ddim", STEPS, **asked)
@@ -215,6 +225,11 @@ def test_an_option_of_its_own_reaches_the_network(editor, exact, video, frame):
     wanted = other.edit(video.frames, frame, PROMPT, trajectory, STEPS)
     assert error(found.latents, wanted) < EXACT
     assert source.settings.options["speed"] == 2
+    recorded = editor.record(source, editor.recording(video))
+    assert error(edit(editor, recorded, frame, options=fast).latents, wanted) < EXACT
+    # what was recorded at one speed serves no edit at another
+    slow = exact.edit(video.frames, frame, PROMPT, trajectory, STEPS)
+    assert error(edit(editor, recorded, frame).latents, slow) < EXACT
 
 
 def test_a_sampler_that_adds_noise(editor, exact, source, trajectory, video, frame):
@@ -228,6 +243,16 @@ def test_a_sampler_that_adds_noise(editor, exact, source, trajectory, video, fra
     # drawn from the seed otherwise
     first, again = (edit(editor, source, frame, options={"sampler": "ancestral"}) for _ in range(2))
     assert same(first, again) and not same(first, noisy)
+    for way in (lambda **x: edit(editor, source, frame, **x), partial(editor.reconstruct, source)):
+        one, other = (way(options={"sampler": "ancestral"}, seed=seed) for seed in (0, 1))
+        assert not same(one, other)
+    # each step adds its own
+    other = torch.cat([drawn[:1], drawn[1:].flip(0)])
+    one, other = (
+        editor.reconstruct(source, options={"sampler": "ancestral"}, step_noise=list(x))
+        for x in (drawn, other)
+    )
+    assert not same(one, other)
 
 
 class Late(truth.Truth):
@@ -368,6 +393,19 @@ def test_levels_that_one_number_would_mix_up_are_kept_apart(editor, exact, video
     assert set(recorded.features.kept) == {0, 2, 4}
     for found in (edit(editor, source, frame), edit(editor, recorded, frame)):
         assert error(found.latents, wanted) < EXACT
+    on_the_way = editor.invert(video, steps=10, recording=editor.recording(video))
+    sites = [
+        {index: set(at) for index, at in x.features.kept.items()} for x in (on_the_way, recorded)
+    ]
+    assert sites[0] == sites[1]
+    ways = [step.way for step in editor.step_plan(source=recorded).steps]
+    assert ways == ["replayed"] * 3 + ["plain"] * 2
+    # the last step of five begins at the eighth level of ten
+    first, sigmas = exact.encode(video.frames[:1]), truth.levels(STEPS)
+    f, _ = exact.network(every_second[4], sigmas[4], exact.context("", first))
+    wanted = truth.with_first(truth.step(every_second[4], f, sigmas[4], sigmas[5]), first)
+    again = editor.reconstruct(source, steps=STEPS, start=4)
+    assert error(again.latents, wanted) < EXACT
     with pytest.raises(InputError, match="1, 2, 5, 10"):
         editor.edit(source, frame, PROMPT, steps=4)
 
@@ -437,6 +475,11 @@ def test_all_ways_to_the_features_give_the_same(editor, solved, video, frame):
         assert set(recorded.features.kept) == {0, 1, 2}
     replayed = edit(editor, afterwards, frame)
     assert golden.relative_error(replayed.latents, shared.latents) < EXACT
+    # of what was recorded an edit takes what it injects, and no more
+    less = dict(injection=Injection(hidden=0.0))
+    replayed, batched = edit(editor, afterwards, frame, **less), edit(editor, solved, frame, **less)
+    assert golden.relative_error(replayed.latents, batched.latents) < EXACT
+    assert golden.relative_error(replayed.latents, shared.latents) > 1e-3
     # a fixed point's features are of its last iterate, which its latents miss by the tolerance
     assert golden.relative_error(edit(editor, on_the_way, frame).latents, shared.latents) < 1e-2
 
@@ -564,6 +607,10 @@ def test_the_inversion_can_be_looked_at(editor, video):
     editor.invert(video, "ddim", STEPS, taps=taps)
     # 2x3 tokens of each of three frames
     assert taps.seen == ((1, 18, 2, 8), (1, 18, 16)) * STEPS
+    taps = Watch()
+    taps.active = lambda step, steps: step == 1 and steps == STEPS
+    editor.invert(video, "ddim", STEPS, taps=taps)
+    assert taps.seen == ((1, 18, 2, 8), (1, 18, 16))
 
 
 # what is refused

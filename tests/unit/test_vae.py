@@ -95,3 +95,13 @@ def test_frames_round_half_to_even():
     pixels = torch.full((1, 3, 1, 1), 254.5 / 255 * 2 - 1)
     assert (pixels / 2 + 0.5).mul(255).unique().tolist() == [254.5]
     assert to_frames(pixels).flatten().tolist() == [254] * 3
+
+
+def test_samples_are_drawn_frame_by_frame_however_many_are_computed_together(editor, video):
+    frames, codec = torch.from_numpy(video.frames[:2, :32, :32].copy()), editor.backbone.codec
+
+    def sampled(at_once):
+        return torch.cat([*codec.encode(frames, at_once, torch.Generator().manual_seed(2))], dim=2)
+
+    with torch.no_grad():
+        assert torch.equal(sampled(1), sampled(2))
