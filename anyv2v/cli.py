@@ -423,20 +423,24 @@ def _inverted(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, S
 
 def _recording(args: argparse.Namespace, editor: Editor, video: Video) -> CachePlan | None:
     """The features that an inversion keeps on its way, if it passes those of the run to come."""
-    method, inversion_steps = settings.of_the_inversion(args)
     wanted = args.command == "edit" or getattr(args, "features", False)
     nothing = not any(args.injection.fractions.values())
     if not wanted or nothing or args.feature_memory == 0:
         return None
-    steps, start = getattr(args, "steps", inversion_steps), getattr(args, "start", 0)
-    inverted = editor.schedule.levels(inversion_steps)
-    sampled = sampled_levels(editor.backbone, steps, args.options)
-    if not records_on_the_way(method, inverted, sampled):
+    if not _passes(args, editor):
         return None
-    given = args.injection, steps, start, args.feature_memory
+    _, steps = settings.of_the_inversion(args)
+    given = args.injection, steps, getattr(args, "start", 0), args.feature_memory
     recording = editor.recording(video, *given, options=args.options)
     print(recording)
     return recording
+
+
+def _passes(args: argparse.Namespace, editor: Editor) -> bool:
+    """Whether the inversion passes the features of the run to come."""
+    method, steps = settings.of_the_inversion(args)
+    sampled = sampled_levels(editor.backbone, getattr(args, "steps", steps), args.options)
+    return records_on_the_way(method, editor.schedule.levels(steps), sampled)
 
 
 def _video(args: argparse.Namespace) -> Video:
@@ -540,19 +544,21 @@ def _tell(lines: Iterable[str | None]) -> None:
             _say(line)
 
 
-def _without_effect(args: argparse.Namespace, uses: frozenset[str] = frozenset()) -> list[str]:
+def _without_effect(
+    args: argparse.Namespace, uses: frozenset[str] = frozenset(), passes: bool = True
+) -> list[str]:
     method, steps = settings.of_the_inversion(args) if hasattr(args, "method") else ("", 0)
     on_cpu = loading.choose_device(getattr(args, "device", "cpu")).type == "cpu"
     video = getattr(args, "video", "")
     inverted, still = _is_source(video), not _is_video(video)
-    return notices.without_effect(args, method, steps, uses, inverted, still, on_cpu)
+    return notices.without_effect(args, method, steps, passes, uses, inverted, still, on_cpu)
 
 
 def _of_the_run(
     args: argparse.Namespace, editor: Editor, uses: frozenset[str] = frozenset()
 ) -> list[str | None]:
     """What has no effect or is lost in a run that begins now."""
-    lines: list[str | None] = [*_without_effect(args, uses)]
+    lines: list[str | None] = [*_without_effect(args, uses, _passes(args, editor))]
     if hasattr(editor.backbone, "tokenizer"):
         tokenizer = editor.backbone.tokenizer
         lines += notices.unread(args, tokenizer.lost, tokenizer.tokens)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator
 
 from anyv2v.clip.tokenizer import cut_text
 from anyv2v.media.proportions import ALIKE, Size, part_cut, size_of_short_side
-from anyv2v.pipeline.step_plan import records_on_the_way
 
 UNPREDICTED = ("inversion-prompt", "tolerance", "fps")
 """Options that a plan takes because an edit does, and that change nothing of what it predicts."""
@@ -21,6 +20,7 @@ def without_effect(
     args: Namespace,
     method: str = "fixed-point",
     inversion_steps: int = 50,
+    passes: bool = True,
     uses: Collection[str] = (),
     inverted: bool = False,
     still: bool = False,
@@ -30,13 +30,13 @@ def without_effect(
 
     args: as `options.parser` gives them and `settings.fill` fills them; `given` holds the names of
     those that were given.
-    method, inversion_steps: of the inversion. uses: of "instruction", "reference", "seed", "device"
-    and "dtype", what the editor of the frame makes something of. inverted: VIDEO is a source.
-    still: it is one picture.
+    method, inversion_steps: of the inversion. passes: whether it passes the features of the run to
+    come. uses: of "instruction", "reference", "seed", "device" and "dtype", what the editor of the
+    frame makes something of. inverted: VIDEO is a source. still: it is one picture.
     """
     command = args.command
     lines = [*_of_guidance(args), *_of_the_editor(args, command, uses)]
-    lines += _of_injection(args, command, method, inversion_steps, inverted)
+    lines += _of_injection(args, command, method, inversion_steps, passes, inverted)
     given = args.given
     if command == "plan":
         lines += [
@@ -159,7 +159,7 @@ def _of_the_editor(args: Namespace, command: str, uses: Collection[str]) -> Iter
 
 
 def _of_injection(
-    args: Namespace, command: str, method: str, inversion_steps: int, inverted: bool
+    args: Namespace, command: str, method: str, inversion_steps: int, passes: bool, inverted: bool
 ) -> Iterator[str]:
     if command not in ("edit", "plan", "invert"):
         return
@@ -180,7 +180,7 @@ def _of_injection(
     reason = None
     if inverted:
         reason = f"{args.video} is inverted already"
-    elif not records_on_the_way(method, inversion_steps, steps):
+    elif not passes:
         reason = f"an inversion of {inversion_steps} steps passes none of the {steps} of sampling"
         if method == "ddim":
             reason = "a ddim inversion does not pass the features that sampling needs"

@@ -40,6 +40,9 @@ def parsed(line: str):
     return args
 
 
+DDIM = {"method": "ddim", "passes": False}
+
+
 @pytest.mark.parametrize(
     "line, facts, option",
     [
@@ -70,7 +73,7 @@ def parsed(line: str):
         ("demo --offload on", {"on_cpu": True}, "offload"),
         (f"{INVERT} --spatial 0.3", {}, "spatial"),
         (f"{INVERT} --feature-memory 1GB", {}, "feature-memory"),
-        (f"{INVERT} --features", {"method": "ddim"}, "features"),
+        (f"{INVERT} --features", DDIM, "features"),
         (f"{INVERT} --features --feature-memory 0", {}, "features"),
         (f"{INVERT} --features --conv 0 --spatial 0 --temporal 0", {}, "features"),
         (f"{EDIT} --conv 0.2 --start 10", {}, "conv"),
@@ -81,8 +84,12 @@ def parsed(line: str):
         (f"{EDIT} --start 25", {}, "nothing of the source is injected"),
         (f"{EDIT} --steps 1", {}, "nothing of the source is injected"),
         (f"{EDIT} --feature-memory 1GB", {"inverted": True}, "feature-memory"),
-        (f"{EDIT} --feature-memory 1GB", {"inversion_steps": 25}, "feature-memory"),
-        (f"{EDIT} --feature-memory 1GB --method ddim", {"method": "ddim"}, "feature-memory"),
+        (
+            f"{EDIT} --feature-memory 1GB",
+            {"inversion_steps": 25, "passes": False},
+            "feature-memory",
+        ),
+        (f"{EDIT} --feature-memory 1GB --method ddim", DDIM, "feature-memory"),
         (f"{EDIT} --feature-memory 1GB --start 25 --conv 0", {}, "feature-memory"),
     ],
 )
@@ -104,7 +111,7 @@ def test_an_option_without_effect_is_told(line, facts, option):
         (f"{EDIT} --fit crop", {"inverted": True}),
         (f"{BY} --fit crop --mask m.png", {"inverted": True}),
         # what is wished for is so anyway
-        (f"{EDIT} --feature-memory 0 --method ddim", {"method": "ddim"}),
+        (f"{EDIT} --feature-memory 0 --method ddim", DDIM),
         (f"{EDIT} --conv 0 --offload off", {"on_cpu": True}),
         ("plan v.mp4 --offload auto --guidance 1 --fit pad", {"on_cpu": True}),
         ("demo --offload on --seed 3 --force", {}),
