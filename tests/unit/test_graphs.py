@@ -188,7 +188,7 @@ def test_other_runs_too(editor, video, edited_frame, taped):
             anyv2v.EditRequest(edited_frame, p, guidance=g) for p, g in (("a", 1), ("b", 9))
         ]
         return (
-            [late.trajectory[831], *late.features.kept[831]["up.1.spatial.1.block.self"]],
+            [late.trajectory[831], *late.features.kept[0]["up.1.spatial.1.block.self"]],
             editor.reconstruct(source, steps=6, start=3),
             *editor.edit_many(source, requests, steps=6, injection=THIRDS),
         )
