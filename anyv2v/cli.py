@@ -33,8 +33,7 @@ from anyv2v.media.psnr import psnr
 from anyv2v.media.sequence import check_sequence_output, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav, read_first_frame, read_video, write_video
 from anyv2v.options import OFFLOADS, parser
-from anyv2v.pipeline.arguments import sampled_levels
-from anyv2v.pipeline.step_plan import CachePlan, records_on_the_way
+from anyv2v.pipeline.step_plan import CachePlan
 from anyv2v.process import Signals, Unfailing, unfailing_streams
 from anyv2v.progress import Progress
 from anyv2v.sidecar import Provenance, beside, check_sidecar, comment, sidecar_of
@@ -427,20 +426,13 @@ def _recording(args: argparse.Namespace, editor: Editor, video: Video) -> CacheP
     nothing = not any(args.injection.fractions.values())
     if not wanted or nothing or args.feature_memory == 0:
         return None
-    if not _passes(args, editor):
+    if not settings.passes(args, editor.backbone):
         return None
     _, steps = settings.of_the_inversion(args)
     given = args.injection, steps, getattr(args, "start", 0), args.feature_memory
     recording = editor.recording(video, *given, options=args.options)
     print(recording)
     return recording
-
-
-def _passes(args: argparse.Namespace, editor: Editor) -> bool:
-    """Whether the inversion passes the features of the run to come."""
-    method, steps = settings.of_the_inversion(args)
-    sampled = sampled_levels(editor.backbone, getattr(args, "steps", steps), args.options)
-    return records_on_the_way(method, editor.schedule.levels(steps), sampled)
 
 
 def _video(args: argparse.Namespace) -> Video:
@@ -558,7 +550,7 @@ def _of_the_run(
     args: argparse.Namespace, editor: Editor, uses: frozenset[str] = frozenset()
 ) -> list[str | None]:
     """What has no effect or is lost in a run that begins now."""
-    lines: list[str | None] = [*_without_effect(args, uses, _passes(args, editor))]
+    lines: list[str | None] = [*_without_effect(args, uses, settings.passes(args, editor.backbone))]
     if hasattr(editor.backbone, "tokenizer"):
         tokenizer = editor.backbone.tokenizer
         lines += notices.unread(args, tokenizer.lost, tokenizer.tokens)

@@ -20,8 +20,8 @@ from anyv2v.injection.plan import Injection
 from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource, Taps
 from anyv2v.media.clip import Video
 from anyv2v.memory import comfortable
-from anyv2v.pipeline.arguments import sampled_levels
-from anyv2v.pipeline.step_plan import CachePlan, SourcePass, Way, records_on_the_way
+from anyv2v.pipeline.sources import records_on_the_way
+from anyv2v.pipeline.step_plan import CachePlan, SourcePass, Way
 
 HEAP = 1.35
 """On a CPU: what a process holds over the tensors that are alive, after many forward passes: the
@@ -94,8 +94,8 @@ def predict(
     inversion_steps = STEPS.get(method, steps) if inversion_steps is None else inversion_steps
     scales = editor.defaults.scales(guidance)
     levels = editor.schedule.levels(inversion_steps)
-    sampled = sampled_levels(editor.backbone, steps, options)
-    on_the_way = records_on_the_way(method, levels, sampled) and source_pass == "shared"
+    runs = method, inversion_steps, steps
+    on_the_way = records_on_the_way(editor.backbone, *runs, options) and source_pass == "shared"
     memory = feature_memory if on_the_way else 0
     recording = editor.recording(video, injection, steps, start, memory, options=options)
     plan = editor.step_plan(steps, start, injection, None, recording, source_pass, options=options)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from anyv2v.backbones.base import Defaults
+from anyv2v.backbones.base import Backbone, Defaults
 from anyv2v.diffusion.inversion import METHODS
 from anyv2v.editor import STEPS
 from anyv2v.errors import InputError
 from anyv2v.injection.plan import USUAL, Injection
+from anyv2v.pipeline.sources import records_on_the_way
 
 PAPER = {"feature_memory": 0}
 PAPER_INVERSION = {"method": "ddim", "inversion_steps": 500, "inversion_prompt": ""}
@@ -53,6 +54,12 @@ def of_the_inversion(args: Namespace) -> tuple[str, int]:
     method = args.method or next(iter(METHODS))
     steps = STEPS.get(method, getattr(args, "steps", args.own.steps))
     return method, args.inversion_steps or steps
+
+
+def passes(args: Namespace, backbone: Backbone) -> bool:
+    """Whether the inversion passes the features of the run to come."""
+    method, steps = of_the_inversion(args)
+    return records_on_the_way(backbone, method, steps, getattr(args, "steps", steps), args.options)
 
 
 def of_the_run(args: Namespace) -> dict[str, Any]:

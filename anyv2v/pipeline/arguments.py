@@ -13,7 +13,7 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.backbones.base import Backbone, Defaults, Options
 from anyv2v.diffusion.samplers import AfterStep, OnStep
-from anyv2v.diffusion.schedule import Level, NoiseSchedule
+from anyv2v.diffusion.schedule import NoiseSchedule
 from anyv2v.errors import InputError
 from anyv2v.finite import FiniteCheck, not_finite
 from anyv2v.injection.plan import Injection
@@ -55,11 +55,6 @@ def options_of(backbone: Backbone, fps: int | None, options: Options | None) -> 
             raise InputError(f"fps: {fps} is not {checks.shown(given['fps'])}, as the options say")
         given["fps"] = fps
     return backbone.options(given)
-
-
-def sampled_levels(backbone: Backbone, steps: int, options: Options | None) -> Sequence[Level]:
-    """The levels of a sampling run, the noisiest first, and the one where it ends."""
-    return backbone.sampler(options_of(backbone, None, options)).levels(steps)
 
 
 def injection_of(injection: Injection | None, defaults: Defaults) -> Injection:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from anyv2v import checks
-from anyv2v.backbones.base import FirstFrame, Options
+from anyv2v.backbones.base import Backbone, FirstFrame, Options
 from anyv2v.diffusion.schedule import Level, matches, steps_within
 from anyv2v.errors import InputError
 from anyv2v.finite import FiniteCheck, not_finite, remedy
@@ -87,6 +87,7 @@ class Sources(Stages):
         Nothing is computed but shapes.
         """
         compact, device = checks.flag("compact", compact), self.backbone.device
+        options = options_of(self.backbone, None, options)
         plan = self.step_plan(steps, start, injection, options=options)
         frames = as_video(video, self.defaults).frames
         self.check_size(size_of(frames))
@@ -98,8 +99,7 @@ class Sources(Stages):
         host = free_bytes(torch.device("cpu")) // 2 if device.type == "cuda" else 0
         memory = here + host if memory is None else checks.whole("memory", memory, 0)
         # what every edit has of its own cannot be recorded for all
-        edited = self.backbone.edited_source(options_of(self.backbone, None, options))
-        memory = 0 if edited else memory
+        memory = 0 if self.backbone.edited_source(options) else memory
         here = min(memory, here)
         return CachePlan.fit(plan, site_bytes, here, min(memory - here, host), compact)
 
@@ -182,6 +182,20 @@ class Sources(Stages):
         site, t = place
         where = f"at {site}, timestep {t:g}"
         return not_finite("recording features: the network", where, remedy(self.backbone.dtype))
+
+
+def records_on_the_way(
+    backbone: Backbone, method: str, inversion_steps: int, steps: int, options: Options | None
+) -> bool:
+    """Whether an inversion passes the very predictions of the source that sampling would need.
+
+    It does if it solves the steps of the same run, and the network is told the same there:
+    recording is then free.
+    """
+    sampler = backbone.sampler(options_of(backbone, None, options))
+    runs = backbone.schedule.levels(inversion_steps), sampler.levels(steps)
+    inverted, sampled = ([(x.t, x.noise) for x in levels[:-1]] for levels in runs)
+    return method == "fixed-point" and inverted == sampled
 
 
 def source_frame(stages: Stages, source: Source) -> FirstFrame:

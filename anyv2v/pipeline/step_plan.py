@@ -91,16 +91,6 @@ def plan_steps(
     return StepPlan(tuple(steps))
 
 
-def records_on_the_way(method: str, inversion: Sequence[Level], run: Sequence[Level]) -> bool:
-    """Whether an inversion passes the very predictions of the source that sampling would need.
-
-    It does if it solves the steps of the same run, and the network is told the same there:
-    recording is then free.
-    """
-    inverted, sampled = ([(x.t, x.noise) for x in levels[:-1]] for levels in (inversion, run))
-    return method == "fixed-point" and inverted == sampled
-
-
 @dataclass(frozen=True)
 class CachePlan:
     """Which features of a source will be recorded, and where they will be kept."""

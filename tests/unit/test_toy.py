@@ -24,7 +24,7 @@ from anyv2v.backbones import BACKBONES
 from anyv2v.cli import main
 from anyv2v.graphs import Graphs
 from anyv2v.injection.features import FeatureCache
-from anyv2v.pipeline.step_plan import records_on_the_way
+from anyv2v.pipeline.sources import records_on_the_way
 from anyv2v.plan import HEAP, predict
 from anyv2v.source import Unfinished
 from tests import golden
@@ -282,9 +282,11 @@ def test_a_sampler_may_read_its_source_at_other_levels_than_its_own(
     # what the inversion passes are other features
     with pytest.raises(InputError, match="the run asks about timestep 8.30769 where the inversion"):
         editor.invert(video, steps=STEPS, recording=recording)
-    levels = editor.schedule.levels(STEPS), LateFlow().levels(STEPS)
-    assert not records_on_the_way("fixed-point", *levels)
-    assert records_on_the_way("fixed-point", levels[0], levels[0])
+    assert not records_on_the_way(editor.backbone, "fixed-point", STEPS, STEPS, None)
+    monkeypatch.setattr(Toy, "sampler", lambda self, options: Flow())
+    assert records_on_the_way(editor.backbone, "fixed-point", STEPS, STEPS, None)
+    assert not records_on_the_way(editor.backbone, "fixed-point", STEPS, STEPS + 1, None)
+    assert not records_on_the_way(editor.backbone, "ddim", STEPS, STEPS, None)
 
 
 def test_the_source_may_begin_with_the_edited_frame(
