@@ -4,12 +4,25 @@ from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).parent
 
-# anyv2v/kernels, anyv2v/weights and anyv2v/convert are links to the folders at the top of the
-# checkout. only the name "anyv2v" is installed: "kernels" belongs to a Hugging Face package that
-# transformers and diffusers look for
-for link in ("kernels", "weights", "convert"):
-    if not (HERE / "anyv2v" / link).is_dir():
-        raise SystemExit(f"anyv2v/{link} is not a link to ../{link}: clone with core.symlinks=true")
+# three folders at the top of the checkout are installed as parts of the package: as packages of
+# their own they would take the name "kernels" from the Hugging Face package that transformers and
+# diffusers look for. the links anyv2v/kernels, anyv2v/weights and anyv2v/convert serve those who
+# run the checkout in place; an installation does not need them
+TOP = ("kernels", "weights", "convert")
+
+
+def packages() -> list[str]:
+    links = [f"{top}*" for top in TOP]
+    found = ["anyv2v", *(f"anyv2v.{name}" for name in parts("anyv2v", links))]
+    for top in TOP:
+        found += [f"anyv2v.{top}", *(f"anyv2v.{top}.{name}" for name in parts(top, []))]
+    return found
+
+
+def parts(folder: str, besides: list[str]) -> list[str]:
+    besides = [*besides, "*__pycache__*"]
+    return find_namespace_packages(str(HERE / folder), exclude=besides)
+
 
 setup(
     name="anyv2v",
@@ -19,7 +32,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_namespace_packages(include=["anyv2v", "anyv2v.*"]),
+    packages=packages(),
+    package_dir={f"anyv2v.{top}": top for top in TOP},
     package_data={
         "anyv2v.weights.demo": ["files/*", "files/tokenizer/*", "*.md"],
         "anyv2v.convert": ["merges/*"],

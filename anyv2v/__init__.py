@@ -8,34 +8,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anyv2v.edit import NEGATIVE_PROMPT, Edit, EditRequest
+    from anyv2v.backbones.i2vgen.defaults import NEGATIVE_PROMPT
     from anyv2v.editor import Defaults, Editor
-    from anyv2v.editors.run import edit_frame
     from anyv2v.errors import InputError, NotFiniteError
-    from anyv2v.injection.plan import Injection
+    from anyv2v.frame_editors.run import edit_frame
+    from anyv2v.injection.fractions import Injection
     from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource, Taps
     from anyv2v.loading import load
-    from anyv2v.media.clip import Video
+    from anyv2v.media.frames import Video
     from anyv2v.media.image import read_image
     from anyv2v.media.video import read_video, write_video
-    from anyv2v.progress import Progress
-    from anyv2v.source import Source
+    from anyv2v.pipeline.request import Edit, EditRequest
+    from anyv2v.pipeline.source import Source
+    from anyv2v.runtime.progress import Progress
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "anyv2v.edit": ("NEGATIVE_PROMPT", "Edit", "EditRequest"),
+    "anyv2v.backbones.i2vgen.defaults": ("NEGATIVE_PROMPT",),
+    "anyv2v.pipeline.request": ("Edit", "EditRequest"),
     "anyv2v.editor": ("Defaults", "Editor"),
-    "anyv2v.editors.run": ("edit_frame",),
+    "anyv2v.frame_editors.run": ("edit_frame",),
     "anyv2v.errors": ("InputError", "NotFiniteError"),
-    "anyv2v.injection.plan": ("Injection",),
+    "anyv2v.injection.fractions": ("Injection",),
     "anyv2v.injection.taps": ("NO_TAPS", "Record", "Replay", "ShareSource", "Taps"),
     "anyv2v.loading": ("load",),
-    "anyv2v.media.clip": ("Video",),
+    "anyv2v.media.frames": ("Video",),
     "anyv2v.media.image": ("read_image",),
     "anyv2v.media.video": ("read_video", "write_video"),
-    "anyv2v.progress": ("Progress",),
-    "anyv2v.source": ("Source",),
+    "anyv2v.runtime.progress": ("Progress",),
+    "anyv2v.pipeline.source": ("Source",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -4,14 +4,14 @@ import os
 import sys
 from typing import NoReturn
 
-from anyv2v.process import Signals
+from anyv2v.cli.process import Signals
 
 
 def main() -> int:
     """Runs the command in `sys.argv`; gives its exit status."""
     with Signals() as signals:
         try:
-            from anyv2v.cli import main as run
+            from anyv2v.cli.main import main as run
 
             # of a signal that came during the imports, the exception may be lost in a callback
             signals.check()

@@ -25,25 +25,25 @@ from anyv2v.backbones.base import Defaults, Guidance, Options
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.diffusion.samplers import AfterStep, OnStep
 from anyv2v.diffusion.schedule import matches
-from anyv2v.edit import Edit, EditRequest, Frame
 from anyv2v.errors import InputError
-from anyv2v.injection.plan import NO_INJECTION, Injection
+from anyv2v.injection.fractions import NO_INJECTION, Injection
 from anyv2v.injection.taps import Taps
-from anyv2v.media.clip import Video
-from anyv2v.media.image import fit_frame, read_argument
-from anyv2v.memory import free_bytes
+from anyv2v.media.frames import Video
+from anyv2v.media.image import Frame, fit_frame, read_argument
 from anyv2v.pipeline.arguments import Noise, as_video, check_taps, options_of
 from anyv2v.pipeline.editing import EditRun, Job, PlainRun, requests_of
 from anyv2v.pipeline.inverting import STEPS, InversionRun
-from anyv2v.pipeline.sources import Sources, source_frame
+from anyv2v.pipeline.planning import Planning, source_frame
+from anyv2v.pipeline.request import Edit, EditRequest
+from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
 from anyv2v.pipeline.stages import size_of
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass, StepPlan
-from anyv2v.source import InversionSettings, Source, Unfinished
+from anyv2v.runtime.memory import free_bytes
 
-__all__ = ["STEPS", "Defaults", "Editor"]
+__all__ = ["Defaults", "Editor"]
 
 
-class Editor(Sources):
+class Editor(Planning):
     """The stages of an edit as methods, and the runs that are made of them.
 
     It holds no state of a run: one editor may serve several threads at once. Of every method None

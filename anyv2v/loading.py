@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from anyv2v import checks
-from anyv2v.backbones import BACKBONES
 from anyv2v.backbones.base import Backbone, Defaults
 from anyv2v.backbones.defaults import original, read_defaults
+from anyv2v.backbones.registry import BACKBONES
 from anyv2v.config import blaming
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
-from anyv2v.graphs import wanted
-from anyv2v.injection.plan import Injection
-from anyv2v.offload import Wanted, checked
+from anyv2v.injection.fractions import Injection
+from anyv2v.pipeline.cuda_graphs import wanted
+from anyv2v.runtime.device import choose_device, choose_dtype
+from anyv2v.runtime.offload import Wanted, checked
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
 from anyv2v.weights.manifest import components
@@ -28,8 +29,6 @@ from anyv2v.weights.verify import Report, verify
 
 DEMO = "demo"
 """The name under which the weights that come with the package are loaded."""
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def load(
@@ -162,31 +161,6 @@ def shapes_of(
         name: {key: tuple(x.shape) for key, x in network.state_dict().items()}
         for name, network in networks.items()
     }
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"device: {checks.shown(device)} is neither cpu nor cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: {device} is neither cpu nor cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        there = torch.cuda.device_count()
-        raise InputError(f"device: {device} was asked for, but there are {there} here; use cpu")
-    return device
-
-
-def choose_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
-        raise InputError(
-            f"dtype: {checks.shown(dtype)} is not one of {', '.join(map(str, DTYPES))}"
-        )
-    return dtype
 
 
 def _backbone(config: dict) -> type[Backbone]:

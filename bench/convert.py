@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import anyv2v
-from anyv2v.convert.released import convert
+from anyv2v.convert.published import convert
 from anyv2v.loading import expected_shapes, inspect
 from bench.core import Bench, Contender
 
-# what differs from the tiny model of tests/snapshot.py
+# what differs from the tiny model of tests/oracles/snapshot.py
 MIDDLE = {
     "unet": {
         "block_out_channels": [64, 128, 256, 256],
@@ -42,7 +42,7 @@ def run(bench: Bench) -> None:
 
 
 def snapshot(folder: Path, full: bool) -> None:
-    from tests import snapshot as hf
+    from tests.oracles import snapshot as hf
 
     tiny = hf.PRESETS["tiny"]
     hf.PRESETS["middle"] = tiny | {name: tiny[name] | of for name, of in MIDDLE.items()}

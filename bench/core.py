@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from anyv2v.files import atomic_path
-from anyv2v.graphs import capture
 from anyv2v.kernels.linear import linear
+from anyv2v.pipeline.cuda_graphs import capture
+from anyv2v.runtime.atomic_files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"

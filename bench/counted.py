@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from anyv2v.accounting import count
 from anyv2v.backbones.defaults import original
 from anyv2v.backbones.i2vgen.backbone import I2VGen
 from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.backbones.i2vgen.sites import paper_sites
 from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
-from anyv2v.convert.i2vgen import injection_sites
 from anyv2v.editor import Defaults, Editor
 from anyv2v.injection.taps import (
     NO_TAPS,
@@ -34,6 +33,7 @@ from anyv2v.injection.taps import (
     repeated,
 )
 from anyv2v.pipeline.step_plan import SourcePass, Way
+from anyv2v.runtime.accounting import count
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
 
@@ -96,7 +96,7 @@ def published_size() -> Editor:
     with torch.device("meta"):
         networks = UNet(UNET), TextEncoder(TEXT), VisionEncoder(VISION), Autoencoder(VAE)
     unet, text, vision, vae = (x.half().eval().requires_grad_(False) for x in networks)
-    sites = injection_sites(asdict(UNET))
+    sites = paper_sites(UNET.attention, UNET.layers)
     backbone = I2VGen(
         unet=unet,
         text=text,

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 import anyv2v
-from anyv2v.accounting import fakes
 from anyv2v.editor import Editor
+from anyv2v.pipeline.cost import Plan, predict
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass
-from anyv2v.plan import Plan, predict
+from anyv2v.runtime.accounting import fakes
 from bench.core import Bench, Contender
 from bench.counted import (
     BRANCHES,
@@ -220,7 +220,7 @@ def planned(size: int, frames: int, edits: int = 1, **options) -> Plan:
     editor = Editor(Stand(real.backbone, device=torch.device("cuda")))
     video = anyv2v.Video(np.zeros((frames, size, size, 3), np.uint8), 8)
     with (
-        mock.patch("anyv2v.pipeline.sources.free_bytes", return_value=GPU_BYTES),
-        mock.patch("anyv2v.memory.free_bytes", return_value=GPU_BYTES),
+        mock.patch("anyv2v.pipeline.planning.free_bytes", return_value=GPU_BYTES),
+        mock.patch("anyv2v.runtime.memory.free_bytes", return_value=GPU_BYTES),
     ):
         return predict(editor, video, edits=edits, **options)

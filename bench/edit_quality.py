@@ -31,11 +31,12 @@ import torch
 from PIL import Image
 
 import anyv2v
+from anyv2v.backbones.i2vgen.sites import paper_sites
 from anyv2v.editor import Editor
-from anyv2v.files import atomic_path
-from anyv2v.injection.plan import NO_INJECTION
+from anyv2v.injection.fractions import NO_INJECTION
 from anyv2v.media.psnr import psnr
-from anyv2v.weights.demo.recipe import standard_sites
+from anyv2v.runtime.atomic_files import atomic_path
+from anyv2v.weights.demo.recipe import ATTENTION
 from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import COLOURS, KINDS, SceneEdit, draw_edit, draw_scene
 from anyv2v.weights.demo.scores import Truth, scores
@@ -169,7 +170,7 @@ def run(editor: Editor, args: argparse.Namespace) -> None:
 def with_original_sites(editor: Editor, injection: anyv2v.Injection) -> anyv2v.Injection:
     """At the places, on the way up, that the original chose in its network."""
     layers = sum(site.startswith("up.1.res.") for site in editor.sites) - 1
-    return anyv2v.Injection(sites=standard_sites(layers)).over(injection)
+    return anyv2v.Injection(sites=paper_sites(ATTENTION, layers)).over(injection)
 
 
 def sweep(editor: Editor, args: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ from anyv2v.diffusion.schedule import Level, NoiseSchedule, matches
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.editor import Editor
 from anyv2v.media.psnr import psnr
-from anyv2v.source import InversionSettings
+from anyv2v.pipeline.source import InversionSettings
 from anyv2v.weights.demo.scenes import KINDS, SceneEdit, draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
 from anyv2v.weights.demo.settings import BEST

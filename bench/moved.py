@@ -24,11 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import anyv2v
-from anyv2v import plan
-from anyv2v.accounting import count, fakes
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.kernels import gpu
-from anyv2v.media.clip import Video
+from anyv2v.media.frames import Video
+from anyv2v.pipeline import cost
+from anyv2v.runtime.accounting import count, fakes
 from bench.counted import FRAMES, SIZE, published_size
 
 DOORS = (
@@ -171,8 +171,8 @@ def main() -> None:
         ):
             report(name, moved, run)
     # the editor's own networks, which have no data, lie on no GPU; it is to be planned for one
-    plan.fakes = fake_gpu
-    print(plan.predict(editor, video, feature_memory=0))
+    cost.fakes = fake_gpu
+    print(cost.predict(editor, video, feature_memory=0))
 
 
 if __name__ == "__main__":

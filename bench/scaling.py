@@ -14,7 +14,7 @@ import torch
 
 import anyv2v
 from anyv2v.editor import Editor
-from anyv2v.plan import Plan, predict
+from anyv2v.pipeline.cost import Plan, predict
 from bench.core import Bench, Contender
 from bench.edit import job_of, planned
 from bench.subjects import Watched, demo, published

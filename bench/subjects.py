@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import anyv2v
-from anyv2v.accounting import count
 from anyv2v.backbones.defaults import original
 from anyv2v.editor import Editor
 from anyv2v.injection.taps import NO_TAPS, Taps
+from anyv2v.runtime.accounting import count
 from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth
 from bench.counted import published_size

@@ -35,8 +35,8 @@ from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
 from anyv2v.diffusion.samplers import Predict, sample
 from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.editor import Editor
-from anyv2v.files import atomic_path
 from anyv2v.injection.taps import NO_TAPS, Record, Replay, Taps
+from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.weights.demo.scenes import KINDS, draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
 from anyv2v.weights.demo.settings import BEST

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import anyv2v
 from anyv2v.backbones.i2vgen.unet import UNet
-from anyv2v.convert.i2vgen import UNET
+from anyv2v.convert.formats.i2vgen import UNET
 from anyv2v.convert.rename import rename
 from anyv2v.diffusion.schedule import TableSchedule
 from anyv2v.editor import Editor

@@ -14,11 +14,11 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from anyv2v.accounting import count
 from anyv2v.backbones.i2vgen.config import UNetConfig
+from anyv2v.backbones.i2vgen.sites import paper_sites
 from anyv2v.backbones.i2vgen.unet import UNet
-from anyv2v.convert.i2vgen import injection_sites
 from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource
+from anyv2v.runtime.accounting import count
 from bench.core import Bench, Contender, captured_graph
 from bench.counted import NOTHING, UNET, Sharing
 from bench.truth import by_definition, diffusers_twin, has_diffusers, relative
@@ -176,7 +176,7 @@ def steps(bench: Bench, unet: UNet, frames: int, side: int) -> None:
 
 def sites_of(unet: UNet) -> frozenset[str]:
     """Where the paper injects."""
-    groups = injection_sites(vars(unet.config) | {"attention": list(unet.config.attention)})
+    groups = paper_sites(unet.config.attention, unet.config.layers)
     return frozenset(site for group in groups.values() for site in group)
 
 

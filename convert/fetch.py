@@ -8,8 +8,8 @@ from types import ModuleType
 import torch
 
 from anyv2v.convert.files import STEMS
-from anyv2v.convert.huggingface import COMPONENTS, INDEX, TOKENIZER
-from anyv2v.convert.released import convert
+from anyv2v.convert.formats.huggingface import COMPONENTS, INDEX, TOKENIZER
+from anyv2v.convert.published import convert
 from anyv2v.errors import InputError
 from anyv2v.weights.folder import check_target
 from anyv2v.weights.manifest import Shapes, file_sha256

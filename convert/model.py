@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from anyv2v.convert.detect import recognise
 from anyv2v.convert.files import Weights
 from anyv2v.convert.rename import Renamed, Rule, rename
-from anyv2v.convert.strangers import recognise
 from anyv2v.errors import InputError
 from anyv2v.weights.folder import Part, write_folder
 from anyv2v.weights.manifest import Shapes, difference
@@ -59,7 +59,7 @@ def write_model(
     force: bool,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write a model in our format, tensor by tensor; see `anyv2v.convert.released.convert`.
+    """Write a model in our format, tensor by tensor; see `anyv2v.convert.published.convert`.
 
     expected: component -> our key -> shape.
     """

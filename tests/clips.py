@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from anyv2v.media.clip import Video
+from anyv2v.media.frames import Video
 
 av = pytest.importorskip("av")
 

@@ -1,14 +1,19 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+# the checkout comes last on the search path: where anyv2v is installed, what is installed is tested
+ROOT = Path(__file__).parents[1]
+sys.path[:] = [p for p in sys.path if Path(p).resolve() != ROOT] + [str(ROOT)]
+
 import anyv2v
-from anyv2v.convert.released import convert
+from anyv2v.convert.published import convert
 from anyv2v.loading import expected_shapes
-from tests import golden
-from tests import snapshot as hf
+from tests.oracles import golden
+from tests.oracles import snapshot as hf
 
 # kernels look for it when triton is imported, and diffusers imports triton
 if not torch.cuda.is_available():
@@ -32,6 +37,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def outside(tmp_path_factory):
+    """The suite runs outside the checkout, where Python would find this anyv2v first."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("outside"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,6 @@ class Worker:
         shutil.copytree(self._examples, self._folder, dirs_exist_ok=True)
         self._process = subprocess.Popen(
             _command(self._folder, "--seed", str(self._seed)),
-            cwd=ROOT,
             env=_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -96,7 +95,7 @@ def run(seed: int, tasks: list[tuple[str, int]], folder: Path, report=None) -> l
     examples = folder / "examples"
     examples.mkdir()
     command = [*_command(examples), "--prepare"]
-    subprocess.run(command, cwd=ROOT, env=_environment(), check=True)
+    subprocess.run(command, env=_environment(), check=True)
     worker, outcomes = Worker(examples, seed), []
     try:
         for kind, index in tasks:
@@ -161,14 +160,15 @@ def _keep(folder: Path, examples: Path, seed: int, outcomes: list[dict]) -> None
 
 
 def _command(folder: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "tests.hostile.worker", str(folder), *options]
+    from tests.interpreter import module  # on the path by now, if this file is run
+
+    return [*module("tests.hostile.worker"), str(folder), *options]
 
 
 def _environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path.append(str(ROOT))
     sys.exit(main())

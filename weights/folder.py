@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from anyv2v.errors import InputError
-from anyv2v.files import REPLACED, scratch
+from anyv2v.runtime.atomic_files import REPLACED, scratch
 from anyv2v.weights.manifest import (
     COMPONENTS,
     CONFIG,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from anyv2v import checks
 from anyv2v.diffusion.schedule import Level, NoiseSchedule
-from anyv2v.injection.plan import Injection
+from anyv2v.injection.fractions import Injection
 from anyv2v.injection.taps import Taps
 from anyv2v.vae.codec import LatentCodec
 
@@ -173,7 +173,7 @@ class Backbone(Protocol):
         """
 
     def blank(self, device: torch.device) -> Backbone:
-        """The same without data, see `anyv2v.nn.blank`; its codec too."""
+        """The same without data, see `anyv2v.runtime.meta`; its codec too."""
 
     def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:
         """Of one branch, for latents of that shape, computed from nothing."""

@@ -9,7 +9,7 @@ from anyv2v import checks
 from anyv2v.backbones.base import Defaults
 from anyv2v.config import section
 from anyv2v.errors import InputError
-from anyv2v.injection.plan import Injection
+from anyv2v.injection.fractions import Injection
 
 Own = Mapping[str, object]
 """What a backbone's weights work best with where their config says nothing else: "steps",

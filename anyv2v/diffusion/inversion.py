@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anyv2v.diffusion.samplers import Predict
 from anyv2v.diffusion.schedule import Level, NoiseSchedule, advance
-from anyv2v.finite import FiniteCheck
+from anyv2v.runtime.finite import FiniteCheck
 
 TOLERANCE = 3e-3
 """Of the fixed point, by default: relative to the latents. What it buys is in README."""

@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from anyv2v.diffusion.schedule import Level, NoiseSchedule, advance
-from anyv2v.finite import FiniteCheck
+from anyv2v.runtime.finite import FiniteCheck
 
 OnStep = Callable[[int, float, Tensor], None]
 """Called after each step with the step's index in the schedule, its timestep, the latents."""

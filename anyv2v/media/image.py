@@ -12,11 +12,13 @@ from anyv2v.errors import InputError
 from anyv2v.media import picture
 from anyv2v.media.proportions import inside
 
+Frame = str | os.PathLike | np.ndarray | Image.Image
+"""What is taken for a picture: a path, an array uint8 (h, w, 3), or a PIL image."""
 PICTURES = "a path, a picture, or an array, uint8 (h, w, 3)"
 FITS = ("crop", "stretch", "pad")
 
 
-def read_image(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
+def read_image(source: Frame) -> np.ndarray:
     """A file, a PIL image or a uint8 array (h, w, 3) as uint8 RGB (h, w, 3), sRGB.
 
     The EXIF orientation is applied; of several pictures in a file the first is taken. Alpha is

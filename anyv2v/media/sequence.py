@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from anyv2v.errors import InputError
-from anyv2v.files import REPLACED, atomic_path, check_output, scratch
 from anyv2v.media import picture, timing
-from anyv2v.media.clip import Video
+from anyv2v.media.frames import Video
 from anyv2v.media.image import fit_frame
-from anyv2v.memory import free_bytes
+from anyv2v.runtime.atomic_files import REPLACED, atomic_path, check_output, scratch
+from anyv2v.runtime.memory import free_bytes
 
 log = logging.getLogger(__name__)
 

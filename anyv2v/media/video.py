@@ -13,17 +13,17 @@ import torch
 
 from anyv2v import checks
 from anyv2v.errors import InputError
-from anyv2v.files import atomic_path, check_output
 from anyv2v.media import timing
-from anyv2v.media.clip import Video
 from anyv2v.media.container import is_video, names, own_rate
 from anyv2v.media.ffmpeg import pyav
 from anyv2v.media.frame import exact, to_rgb
+from anyv2v.media.frames import Video
 from anyv2v.media.image import FITS, as_frames, fit_frame, read_image
 from anyv2v.media.seek import open_at
 from anyv2v.media.sequence import SUFFIXES as SEQUENCES
 from anyv2v.media.sequence import is_sequence, read_sequence, write_sequence, writes_sequence
-from anyv2v.memory import free_bytes, require
+from anyv2v.runtime.atomic_files import atomic_path, check_output
+from anyv2v.runtime.memory import free_bytes, require
 
 SUFFIXES = (".mp4", ".mov", ".mkv", *SEQUENCES)
 

@@ -9,9 +9,9 @@ from anyv2v.injection.taps import Taps
 from anyv2v.kernels.geglu import geglu
 from anyv2v.kernels.layer_norm import add_layer_norm, layer_norm
 from anyv2v.nn.attention import Attention, TemporalAttention
+from anyv2v.nn.forward_context import Steering
 from anyv2v.nn.linear import Linear
 from anyv2v.nn.resnet import GroupNorm
-from anyv2v.nn.steering import Steering
 
 
 class GegluFeedForward(nn.Module):

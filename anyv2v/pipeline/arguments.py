@@ -15,12 +15,12 @@ from anyv2v.backbones.base import Backbone, Defaults, Options
 from anyv2v.diffusion.samplers import AfterStep, OnStep
 from anyv2v.diffusion.schedule import NoiseSchedule
 from anyv2v.errors import InputError
-from anyv2v.finite import FiniteCheck, not_finite
-from anyv2v.injection.plan import Injection
+from anyv2v.injection.fractions import Injection
 from anyv2v.injection.taps import Taps
-from anyv2v.media.clip import Video
+from anyv2v.media.frames import Video
 from anyv2v.pipeline.denoise import pinned_first
-from anyv2v.source import SUFFIX, Source
+from anyv2v.pipeline.source import SUFFIX, Source
+from anyv2v.runtime.finite import FiniteCheck, not_finite
 
 
 def as_video(video: Video | str | os.PathLike | np.ndarray, defaults: Defaults) -> Video:

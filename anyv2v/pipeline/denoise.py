@@ -17,8 +17,7 @@ from torch import Tensor
 from anyv2v.backbones.base import Branches, Conditions
 from anyv2v.diffusion.samplers import Predict
 from anyv2v.diffusion.schedule import Level
-from anyv2v.graphs import Forward
-from anyv2v.injection.features import FeatureCache, Kept, Playback
+from anyv2v.injection.feature_cache import FeatureCache, Kept, Playback
 from anyv2v.injection.taps import (
     NO_TAPS,
     Chain,
@@ -29,6 +28,7 @@ from anyv2v.injection.taps import (
     Taps,
     active_steps,
 )
+from anyv2v.pipeline.cuda_graphs import Forward
 from anyv2v.pipeline.step_plan import CachePlan, StepPlan
 
 

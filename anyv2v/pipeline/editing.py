@@ -13,18 +13,18 @@ from anyv2v import checks
 from anyv2v.backbones.base import Branches, FirstFrame, Guidance, Options
 from anyv2v.diffusion.samplers import AfterStep, OnStep, sample
 from anyv2v.diffusion.schedule import Level, NoiseSchedule, matches
-from anyv2v.edit import Edit, EditRequest
 from anyv2v.errors import InputError
-from anyv2v.finite import Which, nth
-from anyv2v.injection.features import playback
+from anyv2v.injection.feature_cache import playback
 from anyv2v.injection.taps import Taps
 from anyv2v.media.image import fit_frame, read_argument
 from anyv2v.pipeline.arguments import Noise, hooks
 from anyv2v.pipeline.denoise import SourceBranch, guided, injected, pinned_first
-from anyv2v.pipeline.sources import source_frame
+from anyv2v.pipeline.planning import source_frame
+from anyv2v.pipeline.request import Edit, EditRequest
+from anyv2v.pipeline.source import Source
 from anyv2v.pipeline.stages import Stages, size_of
 from anyv2v.pipeline.step_plan import StepPlan
-from anyv2v.source import Source
+from anyv2v.runtime.finite import Which, nth
 
 
 @dataclass(frozen=True)

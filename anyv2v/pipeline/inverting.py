@@ -12,12 +12,12 @@ from anyv2v.diffusion.schedule import Level, matches
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import Taps
-from anyv2v.media.clip import Video
+from anyv2v.media.frames import Video
 from anyv2v.pipeline.denoise import Recorder, guided, pinned_first
-from anyv2v.pipeline.sources import Sources
+from anyv2v.pipeline.planning import Planning
+from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
 from anyv2v.pipeline.stages import size_of
 from anyv2v.pipeline.step_plan import CachePlan, StepPlan
-from anyv2v.source import InversionSettings, Source, Unfinished
 
 STEPS = {"ddim": 500}
 """Default steps of the methods that do not solve the steps of sampling (the original's)."""
@@ -27,7 +27,7 @@ STEPS = {"ddim": 500}
 class InversionRun:
     """What is inverted, and what of it is kept."""
 
-    stages: Sources
+    stages: Planning
     video: Video
     settings: InversionSettings
     plan: StepPlan | None = None

@@ -8,7 +8,7 @@ import torch
 
 from anyv2v.backbones.base import Backbone
 from anyv2v.errors import InputError
-from anyv2v.injection.features import FeatureCache, Kept
+from anyv2v.injection.feature_cache import FeatureCache, Kept
 from anyv2v.pipeline.denoise import recorded
 
 KNOWN = 16

@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from anyv2v import checks
 from anyv2v.backbones.base import Backbone, Conditions, Defaults, FirstFrame, Options
 from anyv2v.diffusion.schedule import NoiseSchedule
-from anyv2v.edit import Frame
 from anyv2v.errors import InputError
-from anyv2v.finite import FiniteCheck, Which, in_steps, not_finite, nth, remedy
-from anyv2v.graphs import Forward, graphed, wanted
 from anyv2v.injection.taps import NO_TAPS, Taps
-from anyv2v.media.image import as_frames, center_crop, read_argument, to_frames
-from anyv2v.memory import comfortable, frames_at_once, require
-from anyv2v.offload import Offload, Wanted
+from anyv2v.media.image import Frame, as_frames, center_crop, read_argument, to_frames
 from anyv2v.pipeline.arguments import check_taps, options_of
+from anyv2v.pipeline.cuda_graphs import Forward, graphed, wanted
+from anyv2v.runtime.finite import FiniteCheck, Which, in_steps, not_finite, nth, remedy
+from anyv2v.runtime.memory import comfortable, frames_at_once, require
+from anyv2v.runtime.offload import Offload, Wanted
 
 
 class Stages:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from anyv2v.diffusion.schedule import Level
 from anyv2v.errors import InputError
-from anyv2v.injection.features import Place
+from anyv2v.injection.feature_cache import Place
 
 SourcePass = Literal["shared", "always", "separate"]
 """How the source's features come to a step that injects them.

@@ -15,7 +15,7 @@ from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.config import blaming, section
 from anyv2v.errors import InputError
 from anyv2v.stable_diffusion.config import ScheduleConfig, UNet2DConfig
-from anyv2v.stable_diffusion.sampling import NoiseSchedule
+from anyv2v.stable_diffusion.schedule import NoiseSchedule
 from anyv2v.stable_diffusion.unet import UNet2D
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.weights.checkpoint import Checkpoint

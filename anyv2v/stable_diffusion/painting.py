@@ -10,9 +10,9 @@ from torch import Tensor
 
 from anyv2v import checks
 from anyv2v.errors import InputError
-from anyv2v.finite import FiniteCheck, checked, in_steps
+from anyv2v.runtime.finite import FiniteCheck, checked, in_steps
 from anyv2v.stable_diffusion.loading import StableDiffusion
-from anyv2v.stable_diffusion.sampling import ddim_start, sample_ddim
+from anyv2v.stable_diffusion.schedule import ddim_start, sample_ddim
 from anyv2v.stable_diffusion.unet import ImageContext
 
 

@@ -19,8 +19,8 @@ from anyv2v.injection.taps import NO_TAPS
 from anyv2v.nn.attention import Attention
 from anyv2v.nn.embeddings import mlp, sinusoids
 from anyv2v.nn.linear import Linear
+from anyv2v.nn.resample import Downsample, Upsample
 from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock
-from anyv2v.nn.sampling import Downsample, Upsample
 from anyv2v.nn.transformer import AddNorm, GegluFeedForward
 from anyv2v.stable_diffusion.config import UNet2DConfig
 

@@ -13,8 +13,8 @@ from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.kernels.attention import attention
 from anyv2v.nn.linear import Linear
+from anyv2v.nn.resample import Downsample, Upsample
 from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock
-from anyv2v.nn.sampling import Downsample, Upsample
 
 EPS = 1e-6
 

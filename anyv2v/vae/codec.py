@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anyv2v.media.image import pixels_of
-from anyv2v.nn.blank import blank
+from anyv2v.runtime.meta import blank
 from anyv2v.vae.autoencoder import Autoencoder
 
 

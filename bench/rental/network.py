@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from anyv2v.accounting import count
 from anyv2v.backbones.i2vgen.config import UNetConfig
 from anyv2v.injection.taps import Record
 from anyv2v.kernels import attention as attention_door
 from anyv2v.kernels import gpu
+from anyv2v.runtime.accounting import count
 from bench.counted import UNET
 from bench.rental.lab import Lab
 from bench.truth import by_definition, relative

@@ -18,22 +18,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import anyv2v
-from anyv2v import models
+from anyv2v import weights_folders
 from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
-from anyv2v.convert.released import convert
+from anyv2v.convert.published import convert
 from anyv2v.diffusion.inversion import TOLERANCE, Inverted
 from anyv2v.errors import InputError
 from anyv2v.loading import builders, expected_shapes, inspect
 from anyv2v.media.image import read_image
 from anyv2v.media.mask import fit_mask, read_mask
 from anyv2v.media.video import read_video, write_video
-from anyv2v.source import InversionSettings, Unfinished
+from anyv2v.pipeline.source import InversionSettings, Unfinished
 from anyv2v.stable_diffusion.adapters import load_ip_adapter, load_t2i_adapter
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.folder import Part, write_folder
-from tests import adapter_snapshot, icc
+from tests import icc
 from tests.hostile import mutate
+from tests.oracles import adapter_snapshot
 
 SIZE, FRAMES, STEPS = (16, 16), 3, 2
 PROMPT = "a Robot, 1st's <|endoftext|> 犬 \u200d"
@@ -433,13 +434,13 @@ def _adapter(examples: Examples, name: str, changed: bool) -> None:
     src = examples.folder / name.partition("/")[0]
     try:
         if src.name == "ip":
-            convert(src / "ip-adapter_sd15.safetensors", target, models.expected_shapes)
+            convert(src / "ip-adapter_sd15.safetensors", target, weights_folders.expected_shapes)
             reference = np.zeros((8, 8, 3), np.uint8)
             adapter, _ = load_ip_adapter(target, reference, torch.device("cpu"), torch.float32)
         else:
-            convert(src, target, models.expected_shapes)
+            convert(src, target, weights_folders.expected_shapes)
             adapter = load_t2i_adapter(target, torch.device("cpu"), torch.float32)
-        str(models.inspect(target))
+        str(weights_folders.inspect(target))
     finally:
         shutil.rmtree(target, ignore_errors=True)
     if not all(x.isfinite().all() for x in adapter.state_dict().values()):

@@ -50,7 +50,6 @@ def compile_in_a_process(*arguments, timeout=600):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, *arguments],
-        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,

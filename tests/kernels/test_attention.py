@@ -8,7 +8,6 @@ from anyv2v.kernels import gpu
 from anyv2v.kernels.attention import TABLE, attention
 from anyv2v.kernels.attention.reference import reference
 from anyv2v.kernels.choose import Implementation, Unsupported, choose
-from tests.golden import relative_error
 from tests.kernels.truth import (
     DEVICE,
     DTYPES,
@@ -18,6 +17,7 @@ from tests.kernels.truth import (
     softmax_attention,
     within_nan,
 )
+from tests.oracles.golden import relative_error
 
 CASES = [  # r, g, n, m, heads, d
     pytest.param(2, 3, 64, 64, 5, 16, id="shared"),

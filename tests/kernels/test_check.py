@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import anyv2v
-from anyv2v.injection.plan import Injection
+from anyv2v.injection.fractions import Injection
 from anyv2v.kernels import (
     attention,
     check,
@@ -398,7 +398,7 @@ assert seen == ["triton"] and not trust._verdicts
 """
     environment = os.environ | {"ANYV2V_CHECK": "1", "TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

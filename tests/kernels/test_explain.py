@@ -52,6 +52,6 @@ def test_a_machine_without_triton_can_be_asked():
         "import sys; sys.modules['triton'] = None\n"
         "from anyv2v.kernels import explain; explain.main(['--device', 'cuda'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "RUNS" in done.stdout and "triton is not installed" in done.stdout

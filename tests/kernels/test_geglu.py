@@ -6,8 +6,8 @@ import torch
 from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Unsupported, choose
 from anyv2v.kernels.geglu import TABLE, geglu
-from tests.golden import relative_error
 from tests.kernels.truth import DEVICE, DTYPES, draw, guarded, names
+from tests.oracles.golden import relative_error
 
 NAMES = names(TABLE)
 SHAPES = [  # x, e

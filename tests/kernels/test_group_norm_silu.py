@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Unsupported
 from anyv2v.kernels.group_norm_silu import TABLE, group_norm_silu
-from tests.golden import relative_error
 from tests.kernels.truth import DEVICE, DTYPES, bound, draw, guarded, names
+from tests.oracles.golden import relative_error
 
 NAMES = names(TABLE)
 EPS = 0.1  # large enough for its place in the formula to show

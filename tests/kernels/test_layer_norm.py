@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Unsupported, choose
 from anyv2v.kernels.layer_norm import ADD_TABLE, TABLE, add_layer_norm, layer_norm
-from tests.golden import relative_error
 from tests.kernels.truth import DEVICE, DTYPES, bound, draw, guarded, names
+from tests.oracles.golden import relative_error
 
 NAMES = names(TABLE)
 SHAPES = [(1, 24), (7, 320), (3, 21, 640), (77, 40), (145, 24), (200, 1280)]

@@ -9,7 +9,7 @@ from anyv2v.kernels.geglu import TABLE as GEGLU_TABLE
 from anyv2v.kernels.geglu import geglu
 from anyv2v.kernels.linear import TABLE as LINEAR_TABLE
 from anyv2v.kernels.linear import linear
-from tests.golden import relative_error
+from tests.oracles.golden import relative_error
 
 NAMES = [i.name for i in LINEAR_TABLE]
 SHAPES = [((3, 77, 24), 40), ((2, 4, 5, 8), 8), ((1, 1), 6), ((200, 320), 7)]

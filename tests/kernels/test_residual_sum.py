@@ -6,8 +6,8 @@ import torch
 from anyv2v.kernels import gpu
 from anyv2v.kernels.choose import Unsupported, choose
 from anyv2v.kernels.residual_sum import TABLE, residual_sum
-from tests.golden import relative_error
 from tests.kernels.truth import DEVICE, DTYPES, bound, draw, guarded, names
+from tests.oracles.golden import relative_error
 
 SHAPES = [(1, 1), (7, 320), (2, 3, 5, 24), (63, 65), (1, 200, 40), (33, 1280)]
 

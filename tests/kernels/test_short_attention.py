@@ -16,7 +16,6 @@ from anyv2v.kernels.short_attention import (
     short_attention,
     short_probabilities,
 )
-from tests.golden import relative_error
 from tests.kernels.truth import (
     DEVICE,
     DTYPES,
@@ -27,6 +26,7 @@ from tests.kernels.truth import (
     softmax_attention,
     within_nan,
 )
+from tests.oracles.golden import relative_error
 
 CASES = [  # r, g, n, p, heads, d
     pytest.param(2, 3, 16, 12, 2, 8, id="shared"),

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyv2v.convert.released import convert
+from anyv2v.convert.published import convert
 from anyv2v.loading import builders, expected_shapes
 from anyv2v.weights.checkpoint import Checkpoint
-from tests import snapshot as hf
+from tests.oracles import snapshot as hf
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ import torch
 from PIL import Image
 
 from anyv2v.clip.preprocess import PreprocessConfig
-from anyv2v.convert import adapters, stable_diffusion
-from anyv2v.convert.released import convert
+from anyv2v.convert.formats import adapters, stable_diffusion
+from anyv2v.convert.published import convert
 from anyv2v.convert.rename import rename, unused
 from anyv2v.media.image import to_pixels
-from anyv2v.models import expected_shapes
 from anyv2v.stable_diffusion.adapters import load_ip_adapter, load_t2i_adapter
 from anyv2v.stable_diffusion.config import UNet2DConfig
 from anyv2v.stable_diffusion.ip_adapter import (
@@ -26,9 +25,10 @@ from anyv2v.stable_diffusion.loading import load
 from anyv2v.stable_diffusion.painting import Painting, paint
 from anyv2v.stable_diffusion.t2i_adapter import T2IAdapterConfig, T2IAdapterNetwork
 from anyv2v.stable_diffusion.unet import UNet2D, cross_sites
-from tests import adapter_snapshot, sd_snapshot
+from anyv2v.weights_folders import expected_shapes
 from tests.draw import normal, redraw
-from tests.golden import relative_error
+from tests.oracles import adapter_snapshot, sd_snapshot
+from tests.oracles.golden import relative_error
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ import torch
 from anyv2v.clip.text import TextEncoder
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig, byte_symbols, read_merges, read_vocab
 from anyv2v.clip.vision import VisionEncoder
-from tests.golden import relative_error
+from tests.oracles.golden import relative_error
 from tests.unit.test_clip import rename, text_config, vision_config
 
 transformers = pytest.importorskip("transformers")

@@ -17,8 +17,8 @@ from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.config import section
 from anyv2v.weights.checkpoint import Checkpoint
-from tests import golden
 from tests.draw import normal
+from tests.oracles import golden
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -5,24 +5,24 @@ import pytest
 import torch
 from PIL import Image
 
-from anyv2v.convert import stable_diffusion
-from anyv2v.convert.released import convert
+from anyv2v.convert.formats import stable_diffusion
+from anyv2v.convert.published import convert
 from anyv2v.convert.rename import rename
-from anyv2v.editors.instruct_pix2pix import edit
 from anyv2v.errors import InputError
+from anyv2v.frame_editors.instruct_pix2pix import edit
 from anyv2v.media.image import to_pixels
-from anyv2v.models import expected_shapes
 from anyv2v.stable_diffusion.config import UNet2DConfig
 from anyv2v.stable_diffusion.loading import load
-from anyv2v.stable_diffusion.sampling import (
+from anyv2v.stable_diffusion.schedule import (
     NoiseSchedule,
     sample_ddim,
     sample_euler_ancestral,
 )
 from anyv2v.stable_diffusion.unet import UNet2D, cross_sites
-from tests import sd_snapshot
+from anyv2v.weights_folders import expected_shapes
 from tests.draw import normal, redraw
-from tests.golden import relative_error
+from tests.oracles import sd_snapshot
+from tests.oracles.golden import relative_error
 
 diffusers = pytest.importorskip("diffusers")
 scheduling_euler_ancestral_discrete = pytest.importorskip(

@@ -6,9 +6,9 @@ import torch
 from anyv2v import ShareSource
 from anyv2v.backbones.i2vgen.config import UNetConfig
 from anyv2v.backbones.i2vgen.unet import UNet
-from anyv2v.convert.i2vgen import UNET
+from anyv2v.convert.formats.i2vgen import UNET
 from anyv2v.convert.rename import rename
-from tests import golden
+from tests.oracles import golden
 
 diffusers = pytest.importorskip("diffusers")
 

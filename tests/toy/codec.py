@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anyv2v.errors import InputError
 from anyv2v.media.image import pixels_of
-from anyv2v.nn.blank import blank
+from anyv2v.runtime.meta import blank
 
 CHANNELS, PATCH, GROUP = 4, 4, 4
 """Of the latents; pixels per latent; frames per latent frame, but for the first, which is alone."""

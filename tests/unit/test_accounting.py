@@ -12,15 +12,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anyv2v import kernels
-from anyv2v.accounting import Cost, count, fakes
 from anyv2v.backbones.i2vgen.config import UNetConfig
 from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.kernels.attention import attention
 from anyv2v.kernels.geglu import geglu
 from anyv2v.kernels.linear import linear
-from anyv2v.nn.blank import blank
-from anyv2v.plan import _count_pieces
+from anyv2v.pipeline.cost import _count_pieces
+from anyv2v.runtime.accounting import Cost, count, fakes
+from anyv2v.runtime.meta import blank
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
+from tests.interpreter import WITH_TESTS
 
 ROOT = Path(__file__).parents[2]
 DEVICES = ("cpu", "cuda")
@@ -204,10 +205,10 @@ def test_peak_memory_is_within_a_tenth_of_what_a_process_takes(case):
     network, run = CASES[case]
     with fakes("cpu") as device:
         predicted = count(run(blank(network("meta"), device))).peak_bytes
-    command = [sys.executable, "-c", MEASURE, case]
+    command = [sys.executable, "-c", WITH_TESTS + MEASURE, case]
     # every tensor mapped by itself: what glibc cannot fill between them varies from run to run
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    process = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     measured = int(process.stdout)
     print(f"{case}: predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert predicted == pytest.approx(measured, rel=0.1)

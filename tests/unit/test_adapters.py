@@ -10,21 +10,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from anyv2v.cli import main
-from anyv2v.convert import adapters
-from anyv2v.convert.released import convert
+from anyv2v.cli.main import main
+from anyv2v.convert.formats import adapters
+from anyv2v.convert.published import convert
 from anyv2v.convert.rename import rename, unused
-from anyv2v.editors import t2i_adapter
-from anyv2v.editors.base import FrameRequest
-from anyv2v.editors.choose import describe
-from anyv2v.editors.ip_adapter import IPAdapter
-from anyv2v.editors.t2i_adapter import T2IAdapter, condition_picture, patches
 from anyv2v.errors import InputError
-from anyv2v.models import expected_shapes, inspect
+from anyv2v.frame_editors import t2i_adapter
+from anyv2v.frame_editors.base import FrameRequest
+from anyv2v.frame_editors.ip_adapter import IPAdapter
+from anyv2v.frame_editors.registry import describe
+from anyv2v.frame_editors.t2i_adapter import T2IAdapter, condition_picture, patches
 from anyv2v.stable_diffusion.adapters import load_ip_adapter, load_t2i_adapter
 from anyv2v.stable_diffusion.ip_adapter import SITES, scales
 from anyv2v.stable_diffusion.painting import Painting
-from tests import adapter_snapshot, sd_snapshot
+from anyv2v.weights_folders import expected_shapes, inspect
+from tests.oracles import adapter_snapshot, sd_snapshot
 
 CPU = torch.device("cpu")
 

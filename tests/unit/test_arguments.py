@@ -11,7 +11,7 @@ from PIL import Image
 
 import anyv2v
 from anyv2v import EditRequest, Injection, InputError, Record, Replay, ShareSource, Taps, Video
-from anyv2v.editors.recolour import Recolour, colours
+from anyv2v.frame_editors.recolour import Recolour, colours
 from anyv2v.loading import DEMO_FOLDER, folder_of
 from anyv2v.pipeline.arguments import as_video
 

@@ -20,7 +20,7 @@ def python(code, folder):
     return subprocess.run(
         [sys.executable, "-c", WITHOUT + code],
         cwd=folder,
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        env=environment,
         capture_output=True,
         text=True,
     )
@@ -30,7 +30,7 @@ def test_what_needs_no_video_runs_and_the_rest_says_what_is_missing(tmp_path):
     Image.fromarray(np.full((16, 16, 3), (255, 0, 0), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "a.mp4").write_bytes(b"never read")
     code = """
-from anyv2v.cli import main
+from anyv2v.cli.main import main
 
 def status(command):
     try:

@@ -24,7 +24,7 @@ from bench import __main__ as command
 from bench import core, edit, inversion, kernels, scaling, subjects, truth, unet
 from bench import counted as costs
 from bench.core import Bench, Contender
-from tests import snapshot
+from tests.oracles import snapshot
 
 SCHEDULE = schedule()
 STEPS = 50

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 import anyv2v
-from anyv2v.cli import main
-from anyv2v.graphs import Graphs
-from tests import golden
+from anyv2v.cli.main import main
+from anyv2v.pipeline.cuda_graphs import Graphs
+from tests.oracles import golden
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +86,7 @@ def written(monkeypatch):
         frames[path] = pictures
         anyv2v.write_video(path, pictures, *rest)
 
-    monkeypatch.setattr("anyv2v.cli.write_video", write_video)
+    monkeypatch.setattr("anyv2v.cli.main.write_video", write_video)
     return frames
 
 
@@ -223,8 +223,8 @@ def test_an_inversion_goes_on_where_it_was_killed(run, clip, weights, tmp_path, 
     os.remove("clip.safetensors")
     os.remove("clip.safetensors.json")
     code = (
-        "import os, signal, sys; import anyv2v.source as s; s.SAVE_EVERY = 0.0\n"
-        "from anyv2v.cli import main; save = s.Unfinished.save\n"
+        "import os, signal, sys; import anyv2v.pipeline.source as s; s.SAVE_EVERY = 0.0\n"
+        "from anyv2v.cli.main import main; save = s.Unfinished.save\n"
         "def die(self, state, *rest):\n"
         "    save(self, state, *rest)\n"
         "    if state.steps == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -233,7 +233,7 @@ def test_an_inversion_goes_on_where_it_was_killed(run, clip, weights, tmp_path, 
     args += ["--inversion-steps", "40"]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == -signal.SIGKILL
     assert os.listdir() == ["clip.safetensors.unfinished"]
@@ -490,7 +490,7 @@ def test_why_nothing_is_captured_is_said_in_one_line(edit, monkeypatch):
         yield Graphs(forward, device, Uncapturable())
 
     monkeypatch.setattr("anyv2v.pipeline.stages.graphed", graphed)
-    monkeypatch.setattr("anyv2v.graphs._SAID", set())
+    monkeypatch.setattr("anyv2v.pipeline.cuda_graphs._SAID", set())
     # pytest's own handlers
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     status, _, err = edit()
@@ -537,7 +537,7 @@ def test_an_interrupted_run_leaves_nothing(clip, frame, weights, tmp_path, sent)
     child = subprocess.Popen(
         [sys.executable, "-m", "anyv2v", "edit", *map(str, args)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.errors import InputError
-from tests import golden
+from tests.oracles import golden
 
 # Hugging Face's parameter names to ours, in this order
 RENAMES = (

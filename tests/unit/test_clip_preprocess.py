@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anyv2v.clip.preprocess import PreprocessConfig, preprocess
-from tests import golden
+from tests.oracles import golden
 
 
 @pytest.fixture(scope="module")

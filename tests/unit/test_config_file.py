@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from anyv2v.cli.options import parser
 from anyv2v.errors import InputError
-from anyv2v.options import parser
 
 NAMES = ("demo", "convert", "weights verify", "weights fetch", "edit", "edit-frame", "plan")
 COMMANDS = dict.fromkeys((*NAMES, "invert", "reconstruct"), lambda args: None)

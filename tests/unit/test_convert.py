@@ -13,15 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anyv2v.convert import clip, files, i2vgen, vae
-from anyv2v.convert.released import convert
+from anyv2v.backbones.i2vgen.sites import paper_sites
+from anyv2v.convert import files
+from anyv2v.convert.formats import clip, i2vgen, vae
+from anyv2v.convert.published import convert
 from anyv2v.convert.rename import rename
 from anyv2v.errors import InputError
 from anyv2v.loading import expected_shapes
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.tensors import read_header
 from anyv2v.weights.verify import verify
-from tests import snapshot as hf
+from tests.interpreter import WITH_TESTS
+from tests.oracles import snapshot as hf
 
 TABLES = {
     "unet": ("unet", i2vgen.UNET),
@@ -208,16 +211,16 @@ def test_sites_of_the_injection(converted):
 
 
 def test_sites_of_other_depths():
-    three = i2vgen.injection_sites({"attention": [True, True, False], "layers": 1})
+    three = paper_sites([True, True, False], layers=1)
     assert three["conv"] == ["up.1.res.1"]
     assert three["temporal"] == [
         "up.1.temporal.1.block.self",
         "up.2.temporal.0.block.self",
         "up.2.temporal.1.block.self",
     ]
-    low = i2vgen.injection_sites({"attention": [True, False, False], "layers": 1})
+    low = paper_sites([True, False, False], layers=1)
     assert low["spatial"] == ["up.2.spatial.0.block.self", "up.2.spatial.1.block.self"]
-    one = i2vgen.injection_sites({"attention": [True], "layers": 2})
+    one = paper_sites([True], layers=2)
     assert one == {"conv": [], "spatial": [], "temporal": []}
 
 
@@ -889,7 +892,7 @@ def test_an_unwritable_folder(src, tmp_path):
 
 CONVERT = """
 import sys, torch
-from anyv2v.convert.released import convert
+from anyv2v.convert.published import convert
 from tests.unit.test_convert import expected, peak_mb, widened
 torch.set_num_threads(1)
 before = peak_mb()
@@ -926,7 +929,7 @@ def test_converting_holds_one_tensor_at_a_time(src, tmp_path, monkeypatch, form)
         torch.save(tensors, path.with_suffix(".bin"))
     del tensors
     run = subprocess.run(
-        [sys.executable, "-c", CONVERT, str(src), str(tmp_path / "out")],
+        [sys.executable, "-c", WITH_TESTS + CONVERT, str(src), str(tmp_path / "out")],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import anyv2v
-from anyv2v import demo
-from anyv2v.injection.plan import NO_INJECTION
+from anyv2v.cli import demo
+from anyv2v.injection.fractions import NO_INJECTION
 from anyv2v.media.psnr import psnr
 from anyv2v.weights import manifest
 from anyv2v.weights.demo import FOLDER

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import anyv2v
-from anyv2v import Injection, InputError, Taps, memory
-from anyv2v.injection.features import FeatureCache
-from anyv2v.injection.plan import NO_INJECTION
-from anyv2v.source import Unfinished
-from tests import golden
+from anyv2v import Injection, InputError, Taps
+from anyv2v.injection.feature_cache import FeatureCache
+from anyv2v.injection.fractions import NO_INJECTION
+from anyv2v.pipeline.source import Unfinished
+from anyv2v.runtime import memory
+from tests.oracles import golden
 
 ABOUT = golden.facts("about")
 INVERSION = golden.tensors("inversion")
@@ -420,7 +421,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("method", ["fixed-point", "ddim"])
 def test_an_interrupted_inversion_goes_on(editor, video, tmp_path, monkeypatch, method):
-    monkeypatch.setattr("anyv2v.source.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("anyv2v.pipeline.source.SAVE_EVERY", 0.0)
     path = tmp_path / "unfinished"
     whole = editor.invert(video, method, 10)
 

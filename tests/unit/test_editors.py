@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 import anyv2v
-from anyv2v.editors import EDITORS, choose, oklab, regions
-from anyv2v.editors.base import FrameRequest
-from anyv2v.editors.mask import as_mask, blend, changed
-from anyv2v.editors.palette import monge, sliced_transport
 from anyv2v.errors import InputError
+from anyv2v.frame_editors import EDITORS, oklab, regions, registry
+from anyv2v.frame_editors.base import FrameRequest
+from anyv2v.frame_editors.mask import as_mask, blend, changed
+from anyv2v.frame_editors.palette import monge, sliced_transport
 from anyv2v.media.psnr import psnr
 from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import COLOURS, draw_edit
@@ -313,7 +313,7 @@ def toy(tmp_path, monkeypatch):
 
 def test_options_become_what_their_field_is(toy):
     given = {"by": "3", "scale": "0.5", "flip": "yes", "weights": "somewhere"}
-    made = choose.make("toy", given, device="cpu", dtype="float32")
+    made = registry.make("toy", given, device="cpu", dtype="float32")
     assert (made.by, made.scale, made.flip, str(made.weights)) == (3, 0.5, True, "somewhere")
     assert made.device == "cpu"
 
@@ -331,17 +331,17 @@ def test_options_become_what_their_field_is(toy):
 )
 def test_wrong_options_are_told(toy, options, words):
     with pytest.raises(InputError, match=words):
-        choose.make("toy", options)
+        registry.make("toy", options)
 
 
 def test_every_editor_is_described(toy):
-    text = choose.describe()
+    text = registry.describe()
     for name in EDITORS:
         assert f"\n{name} " in "\n" + text
     assert "method (gaussian or transport, else gaussian)" in text
     assert "by (a whole number, needed)" in text
     with pytest.raises(InputError, match="not one of recolour, palette"):
-        choose.find("photoshop")
+        registry.find("photoshop")
 
 
 def test_what_an_editor_needs_is_asked_for(toy, picture):
@@ -350,7 +350,7 @@ def test_what_an_editor_needs_is_asked_for(toy, picture):
     with pytest.raises(InputError, match="Palette needs reference"):
         anyv2v.edit_frame(picture[0], "palette")
     with pytest.raises(InputError, match="go with the name"):
-        anyv2v.edit_frame(picture[0], choose.make("edges"), detail=1.0)
+        anyv2v.edit_frame(picture[0], registry.make("edges"), detail=1.0)
 
 
 def test_an_editor_that_breaks_its_word_is_named(picture):

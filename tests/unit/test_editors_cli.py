@@ -13,11 +13,11 @@ from PIL import Image
 
 import anyv2v
 from anyv2v import loading
-from anyv2v.cli import main
-from anyv2v.editors import EDITORS
-from anyv2v.editors.base import FrameRequest
-from anyv2v.editors.command import Command
+from anyv2v.cli.main import main
 from anyv2v.errors import InputError
+from anyv2v.frame_editors import EDITORS
+from anyv2v.frame_editors.base import FrameRequest
+from anyv2v.frame_editors.command import Command
 
 # what a tool does, by its first argument
 TOOL = """
@@ -120,7 +120,7 @@ def test_both_stages_in_one_command(run, clip, small, tool, monkeypatch):
         written[path] = frames
         anyv2v.write_video(path, frames, *rest)
 
-    monkeypatch.setattr("anyv2v.cli.write_video", write_video)
+    monkeypatch.setattr("anyv2v.cli.main.write_video", write_video)
     made = ("--editor-command", tool("invert"), "--save-frame", "f.png")
     status, out, err = run("edit", clip, *small, *made, "-o", "out.mp4", "-q")
     assert (status, err) == (0, "")
@@ -150,7 +150,7 @@ def test_stage_one_is_over_before_stage_two_loads(run, clip, small, monkeypatch)
         order.append("stage two")
         return load(*args, **options)
 
-    monkeypatch.setattr("anyv2v.editors.arguments.make", lambda *args, **kwargs: Toy())
+    monkeypatch.setattr("anyv2v.cli.first_frame.make", lambda *args, **kwargs: Toy())
     monkeypatch.setattr(loading, "load", load_two)
     assert run("edit", clip, *small, "--editor", "edges", "-o", "out.mp4")[0] == 0
     assert order == ["stage one", "stage two"]

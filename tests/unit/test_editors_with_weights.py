@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 import anyv2v
-from anyv2v.cli import main
-from anyv2v.convert.released import convert
-from anyv2v.editors import choose
-from anyv2v.models import expected_shapes
+from anyv2v.cli.main import main
+from anyv2v.convert.published import convert
+from anyv2v.frame_editors import registry
 from anyv2v.stable_diffusion import loading
-from tests import sd_snapshot
+from anyv2v.weights_folders import expected_shapes
+from tests.oracles import sd_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_both_stages_in_one_command(name, folders, clip, weights, tmp_path, monk
     assert status == 0
     assert anyv2v.read_video("out.mp4").frames.shape == (3, 64, 64, 3)
     first = anyv2v.read_video(clip, size=(64, 64), frames=3, fps=8).frames[0]
-    editor = choose.make(name, {"weights": str(folders / own), **options}, device="cpu")
+    editor = registry.make(name, {"weights": str(folders / own), **options}, device="cpu")
     reference = "reference.png" if name == "ip-adapter" else None
     frame = anyv2v.edit_frame(first, editor, "make it red", reference, seed=3)
     assert np.array_equal(np.array(Image.open("f.png")), frame)

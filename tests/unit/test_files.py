@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-import anyv2v.files
+import anyv2v.runtime.atomic_files
 from anyv2v.errors import InputError
-from anyv2v.files import MARKER, atomic_path, check_output, scratch
+from anyv2v.runtime.atomic_files import MARKER, atomic_path, check_output, scratch
 
 
 def test_the_file_appears_at_the_end_with_the_mode_that_umask_gives(tmp_path):
@@ -57,7 +57,7 @@ def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path
 
 def test_what_a_run_leaves_that_is_killed_while_it_tries_an_output_goes_too(tmp_path):
     code = (
-        "import os, sys, anyv2v.files as f; f._remove = lambda folder: os._exit(9)\n"
+        "import os, sys, anyv2v.runtime.atomic_files as f; f._remove = lambda folder: os._exit(9)\n"
         "f.check_output(sys.argv[1], force=False)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out.mp4")])
@@ -79,7 +79,7 @@ def test_a_folder_that_only_looks_like_ours_stays(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from anyv2v.files import atomic_path
+from anyv2v.runtime.atomic_files import atomic_path
 folder, number = Path(sys.argv[1]), sys.argv[2]
 sys.stdin.readline()
 for i in range(150):
@@ -109,7 +109,7 @@ def test_many_processes_write_into_one_folder_and_nothing_is_lost(tmp_path):
 def test_a_folder_taken_for_a_dead_one_before_it_was_locked_is_not_used(
     tmp_path, monkeypatch, moment
 ):
-    real, made = anyv2v.files._lock, []
+    real, made = anyv2v.runtime.atomic_files._lock, []
 
     def lock(folder):
         if not made:
@@ -123,7 +123,7 @@ def test_a_folder_taken_for_a_dead_one_before_it_was_locked_is_not_used(
                 os.close(other)
         return real(folder)
 
-    monkeypatch.setattr(anyv2v.files, "_lock", lock)
+    monkeypatch.setattr(anyv2v.runtime.atomic_files, "_lock", lock)
     with scratch(tmp_path) as folder:
         assert folder != made[0] and folder.exists()
         assert real_lock_is_held(folder, real)

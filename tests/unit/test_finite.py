@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import anyv2v
 from anyv2v import EditRequest, Injection, InputError, NotFiniteError
 from anyv2v.backbones.i2vgen.schedule import schedule
-from anyv2v.cli import main
+from anyv2v.cli.main import main
 from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
 from anyv2v.diffusion.samplers import sample
-from anyv2v.finite import ROOM, FiniteCheck, finite_rows, remedy
-from anyv2v.pipeline import sources
-from anyv2v.source import Unfinished
+from anyv2v.pipeline import planning
+from anyv2v.pipeline.source import Unfinished
+from anyv2v.runtime.finite import ROOM, FiniteCheck, finite_rows, remedy
 from anyv2v.vae.autoencoder import Autoencoder
 from tests.draw import normal
 
@@ -239,7 +239,7 @@ def test_a_network_in_inversion(editor, source, spoil, tmp_path, monkeypatch):
         return check
 
     monkeypatch.setattr(editor, "_step_check", late)
-    monkeypatch.setattr("anyv2v.source.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("anyv2v.pipeline.source.SAVE_EVERY", 0.0)
     with pytest.raises(NotFiniteError, match=told):
         editor.invert(small, "ddim", 8, unfinished=Unfinished(path))
     monkeypatch.undo()
@@ -264,14 +264,14 @@ def test_a_recording(editor, source, monkeypatch):
     recording = editor.recording(source.video, Injection(0.2, 0.2, 0.2), 8)
     ((i, sites),) = recording.sites.items()
     t = recording.levels[i].t
-    recorded = sources.recorded
+    recorded = planning.recorded
 
     def wrong(*args):
         kept = recorded(*args)
         kept[min(sites)][0].view(-1)[0] = math.inf
         return kept
 
-    monkeypatch.setattr("anyv2v.pipeline.sources.recorded", wrong)
+    monkeypatch.setattr("anyv2v.pipeline.planning.recorded", wrong)
     with pytest.raises(NotFiniteError, match=f"features: .* at {min(sites)}, timestep {t}: "):
         editor.record(source, recording)
 

@@ -16,10 +16,10 @@ from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.injection.taps import Recorded
 from anyv2v.kernels import gpu
-from anyv2v.nn.blank import blank
+from anyv2v.runtime.meta import blank
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
-from tests import golden
+from tests.oracles import golden
 
 DTYPES = [torch.float16, torch.bfloat16]
 THIRDS = Injection(0.34, 0.34, 0.67)

@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 import anyv2v
 from anyv2v import NO_TAPS, Injection, InputError, Record, Replay, ShareSource, Taps
-from anyv2v.accounting import fakes
-from anyv2v.graphs import Cuda, Graphs, capture, wanted
-from anyv2v.injection.features import NO_FEATURES
+from anyv2v.injection.feature_cache import NO_FEATURES
 from anyv2v.injection.taps import Captured, Recorded
-from anyv2v.streams import side_stream
+from anyv2v.pipeline.cuda_graphs import Cuda, Graphs, capture, wanted
+from anyv2v.runtime.accounting import fakes
+from anyv2v.runtime.streams import side_stream
 from bench.core import Bench, Contender
 
 CPU = torch.device("cpu")
@@ -337,7 +337,7 @@ class Torn(Taped):
 def test_a_run_whose_capture_fails_leaves_the_next_one_captured(
     editor, video, edited_frame, monkeypatch, caplog
 ):
-    monkeypatch.setattr("anyv2v.graphs._SAID", set())
+    monkeypatch.setattr("anyv2v.pipeline.cuda_graphs._SAID", set())
     backends = []
 
     @contextmanager
@@ -462,7 +462,7 @@ def test_a_failed_capture_leaves_nothing_behind(monkeypatch, version):
 
 def test_streams_are_used_again(monkeypatch):
     made = []
-    monkeypatch.setattr("anyv2v.streams._IDLE", {})
+    monkeypatch.setattr("anyv2v.runtime.streams._IDLE", {})
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "Stream", lambda index: made.append(index) or object())
 

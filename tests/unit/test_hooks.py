@@ -8,7 +8,7 @@ import anyv2v
 from anyv2v import Injection, InputError, Taps
 from anyv2v.injection.examples import OutsideOfMask, SourceQueries, SourceValues
 from anyv2v.pipeline.step_plan import CachePlan
-from tests import golden
+from tests.oracles import golden
 
 STEPS = 5
 

@@ -27,8 +27,8 @@ from anyv2v.errors import LONGEST, InputError
 from anyv2v.media import container, timing
 from anyv2v.media import video as videos
 from anyv2v.media.image import read_image
-from anyv2v.memory import free_bytes
-from anyv2v.source import Source, Unfinished
+from anyv2v.pipeline.source import Source, Unfinished
+from anyv2v.runtime.memory import free_bytes
 from anyv2v.vae.autoencoder import AutoencoderConfig
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.tensors import open_file, read_header, read_tensor
@@ -302,7 +302,7 @@ def test_features_of_other_shapes_are_refused_when_they_are_loaded(editor, saved
 def half(editor, video, path):
     """The file of an inversion after its first step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anyv2v.source.SAVE_EVERY", 0.0)
+        patch.setattr("anyv2v.pipeline.source.SAVE_EVERY", 0.0)
         editor.invert(video, "ddim", 2, unfinished=Unfinished(path))
     assert path.exists()
     return path

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from anyv2v.cli import main
+from anyv2v.cli.main import main
 from anyv2v.errors import InputError
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.hub import only_snapshot, snapshots

@@ -16,7 +16,7 @@ from anyv2v.media.image import (
     to_frames,
     to_pixels,
 )
-from tests import golden
+from tests.oracles import golden
 
 CROPS = golden.facts("center_crop")["cases"]
 

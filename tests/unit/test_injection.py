@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from anyv2v import Injection, InputError
-from anyv2v.injection.plan import NO_INJECTION, Group
+from anyv2v.injection.fractions import NO_INJECTION, Group
 
 OWN = Injection(conv=0.2, spatial=0.2, temporal=0.5)
 SITES = {"conv": frozenset("a"), "spatial": frozenset("bc"), "cross": frozenset("d")}

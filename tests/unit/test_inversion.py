@@ -10,7 +10,7 @@ from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.diffusion import inversion
 from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point, most
 from anyv2v.diffusion.samplers import sample
-from tests import golden
+from tests.oracles import golden
 
 SCHEDULE = schedule()
 STEPS = 50

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 import anyv2v
 from anyv2v.loading import inspect
-from tests import golden
+from tests.oracles import golden
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[2]
 RUNNER = """
 import json, os, random, signal, sys, time
 import torch
-import anyv2v.source
-from anyv2v.cli import main
+import anyv2v.pipeline.source
+from anyv2v.cli.main import main
 torch.set_num_threads(1)
-anyv2v.source.SAVE_EVERY = 0.0
+anyv2v.pipeline.source.SAVE_EVERY = 0.0
 
 def start(args):
     child = os.fork()
@@ -65,7 +65,7 @@ class Commands:
         self._process = subprocess.Popen(
             [sys.executable, "-c", RUNNER, str(seed), json.dumps([str(a) for a in args])],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

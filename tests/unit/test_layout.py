@@ -1,8 +1,10 @@
 """Who imports whom, which names are public, and the folders that must not become packages."""
 
 import ast
+import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,23 +17,6 @@ import anyv2v
 ROOT = Path(__file__).parents[2]
 PLAIN = ("kernels", "weights", "convert", "bench", "tests")
 
-STAGE_ONE = ("anyv2v.stable_diffusion", "anyv2v.editors")
-STAGE_TWO = (
-    "anyv2v.accounting",
-    "anyv2v.demo",
-    "anyv2v.edit",
-    "anyv2v.editor",
-    "anyv2v.finite",
-    "anyv2v.loading",
-    "anyv2v.memory",
-    "anyv2v.notices",
-    "anyv2v.offload",
-    "anyv2v.pipeline",
-    "anyv2v.plan",
-    "anyv2v.settings",
-    "anyv2v.source",
-    "anyv2v.source_upgrade",
-)
 VIDEO_FILES = (
     "anyv2v.media.color",
     "anyv2v.media.container",
@@ -41,76 +26,20 @@ VIDEO_FILES = (
     "anyv2v.media.seek",
     "anyv2v.media.timing",
 )
-# part -> what it must not import; the parts of README's picture
+SITES = "anyv2v.backbones.i2vgen.sites"
+FOR_ALL = ("runtime", "errors", "checks", "config")
+# what README's table of parts does not say: module or part -> what it must not import
 FORBIDDEN = {
-    "anyv2v.kernels": ("anyv2v.",),
-    "anyv2v.injection": (
-        "anyv2v.nn",
-        "anyv2v.backbones",
-        "anyv2v.kernels",
-        "anyv2v.diffusion",
-        *STAGE_ONE,
-    ),
-    "anyv2v.diffusion": (
-        "anyv2v.nn",
-        "anyv2v.backbones",
-        "anyv2v.kernels",
-        "anyv2v.injection",
-        "anyv2v.weights",
-        "anyv2v.convert",
-        "anyv2v.media",
-        "anyv2v.vae",
-        "anyv2v.clip",
-        *STAGE_ONE,
-    ),
-    "anyv2v.nn": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.weights", *STAGE_ONE),
     "anyv2v.backbones": (
         "anyv2v.diffusion.inversion",
         "anyv2v.diffusion.samplers",
         "anyv2v.diffusion.trajectory",
-        "anyv2v.pipeline",
-        "anyv2v.weights",
-        "anyv2v.convert",
-        "anyv2v.media.video",
-        *VIDEO_FILES,
-        "anyv2v.editor",
-        *STAGE_ONE,
     ),
     # each of these has one concern, and the module that reads and writes is on top of them
-    **dict.fromkeys(VIDEO_FILES, ("anyv2v.media.video", "anyv2v.editor", *STAGE_ONE)),
-    "anyv2v.vae": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.weights", *STAGE_ONE),
-    "anyv2v.clip": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.weights", *STAGE_ONE),
-    # the other way round: a network of stage one, and what edits with it
-    "anyv2v.stable_diffusion": (
-        "anyv2v.backbones",
-        "anyv2v.diffusion",
-        "anyv2v.convert",
-        "anyv2v.media",
-        "anyv2v.editor",
-        "anyv2v.editors",
-        "anyv2v.loading",
-    ),
-    "anyv2v.editors": ("anyv2v.backbones", "anyv2v.diffusion", "anyv2v.editor", "anyv2v.convert"),
-    "anyv2v.weights": (
-        "anyv2v.backbones",
-        "anyv2v.diffusion",
-        "anyv2v.nn",
-        "anyv2v.editor",
-        *STAGE_ONE,
-    ),
-    "anyv2v.convert": (
-        "anyv2v.backbones",
-        "anyv2v.kernels",
-        "anyv2v.nn",
-        "triton",
-        *STAGE_ONE,
-    ),
-    # the modules of stage two that are no part of one of these
-    **dict.fromkeys(STAGE_TWO, STAGE_ONE),
+    **dict.fromkeys(VIDEO_FILES, ("anyv2v.media.video",)),
+    "anyv2v.convert": ("torch.nn", "triton"),
     "anyv2v": ("diffusers", "transformers", "accelerate", "kernels", "weights", "convert"),
 }
-
-STAGE_ONE = "anyv2v.editors"
 
 
 def modules():
@@ -135,31 +64,79 @@ def within(name: str, part: str) -> bool:
     return name == part or name.startswith(part if part.endswith(".") else part + ".")
 
 
-def test_every_part_imports_only_what_it_may_know():
+def part_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def known_parts(path: Path, module: str) -> set[str]:
+    """The other parts that a module imports from, but for those that are for all."""
+    names = [name for name in imports(path) if within(name, "anyv2v") and "." in name]
+    return {part_of(name) for name in names} - {part_of(module), "__init__", *FOR_ALL}
+
+
+def table_of_parts() -> dict[str, set[str]]:
+    """README's table: part -> the parts that it imports, in the order of the table."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = text.split("| part | what it is | imports |")[1].split("\n\n")[0].splitlines()[2:]
+    table: dict[str, set[str]] = {}
+    for row in rows:
+        path, _, names = (cell.strip() for cell in row.strip("|").split("|"))
+        name = path.strip("`/").removeprefix("anyv2v/").removesuffix(".py")
+        known = set(filter(None, names.split(", ")))
+        table[name] = set(table) if known == {"all of these"} else known
+    return table
+
+
+def test_parts_import_what_the_table_says():
+    table, seen = table_of_parts(), {}
+    for path, module in modules():
+        if module.count(".") == 1 and path.name in ("__init__.py", "__main__.py"):
+            continue
+        seen.setdefault(part_of(module), set()).update(known_parts(path, module))
+    assert {part: seen.pop(part) for part in FOR_ALL} == dict.fromkeys(FOR_ALL, set())
+    # the command line may import all, and need not
+    assert seen.pop("cli") <= table.pop("cli")
+    assert seen == table
+
+
+def test_each_part_stands_on_those_above_it_in_the_table():
+    """So no two parts import each other; the demo's training alone asks for an Editor."""
+    above = set()
+    for part, known in table_of_parts().items():
+        assert known <= above, f"{part} comes before {known - above}"
+        above.add(part)
+
+
+def test_modules_do_not_import_what_they_must_not_know():
     seen, wrong = set(), []
     for path, module in modules():
         for part, forbidden in FORBIDDEN.items():
-            if not within(module, part):
-                continue
-            seen.add(part)
-            for name in imports(path):
-                inside = within(name, part) and part != "anyv2v"
-                # the recipe of the demo model is where weights come from, so it knows networks
-                inside |= within(module, "anyv2v.weights.demo.train") and part == "anyv2v.weights"
-                if not inside and any(within(name, f) for f in forbidden):
-                    wrong.append(f"{module} imports {name}")
+            if within(module, part):
+                seen.add(part)
+                names = [name for name in imports(path) if any(within(name, f) for f in forbidden)]
+                wrong += [f"{module} imports {name}" for name in names]
     assert seen == set(FORBIDDEN)
     assert not wrong
 
 
-def test_stage_two_knows_nothing_of_stage_one():
-    users = {
-        module
+def test_weights_and_conversion_know_sites_and_no_network():
+    """But for the demo's training, which is where weights come from."""
+    networks = ("backbones", "clip.text", "clip.vision", "editor", "nn", "vae")
+    wrong = [
+        f"{module} imports {name}"
         for path, module in modules()
-        if any(within(name, STAGE_ONE) for name in imports(path)) and not within(module, STAGE_ONE)
-    }
-    # the package itself passes `edit_frame` on, when it is asked for
-    assert users == {"anyv2v.__init__", "anyv2v.cli", "anyv2v.options"}
+        if within(module, "anyv2v.weights") or within(module, "anyv2v.convert")
+        if not within(module, "anyv2v.weights.demo.train")
+        for name in imports(path)
+        if any(within(name, f"anyv2v.{x}") for x in networks)
+        if not within(name, SITES)
+    ]
+    assert not wrong
+
+
+def test_kernels_import_nothing_of_the_project():
+    names = [name for path, m in modules() if within(m, "anyv2v.kernels") for name in imports(path)]
+    assert not [n for n in names if within(n, "anyv2v") and not within(n, "anyv2v.kernels")]
 
 
 def test_only_media_knows_av():
@@ -171,21 +148,39 @@ def test_folders_at_the_top_are_no_packages():
     """transformers and diffusers look for a package called kernels and must not find ours."""
     assert not [folder for folder in PLAIN if (ROOT / folder / "__init__.py").exists()]
     for folder in ("kernels", "weights", "convert"):
-        assert (ROOT / "anyv2v" / folder).resolve() == ROOT / folder
+        link = ROOT / "anyv2v" / folder
+        # a checkout without links has their text instead
+        target = os.readlink(link) if link.is_symlink() else link.read_text()
+        assert target == f"../{folder}"
     found = importlib.util.find_spec("kernels")
     assert found is None or found.origin is None or ROOT not in Path(found.origin).parents
+
+
+def test_what_is_tested_is_what_is_installed():
+    """Not the checkout beside the tests, unless it was installed with `pip install -e`."""
+    try:
+        installed = importlib.metadata.distribution("anyv2v")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("anyv2v runs in place here")
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    in_place = origin.get("dir_info", {}).get("editable", False)
+    home = ROOT / "anyv2v" if in_place else Path(installed.locate_file("anyv2v")).resolve()
+    assert Path(anyv2v.__file__).resolve().parent == home
+    code = "import anyv2v, anyv2v.kernels.choose as c; print(anyv2v.__file__, c.__file__)"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert seen.split() == [anyv2v.__file__, sys.modules["anyv2v.kernels.choose"].__file__]
 
 
 def test_importing_defines_and_does_nothing_else(tmp_path):
     code = (
         "import os, sys, anyv2v, anyv2v.__main__; assert 'torch' not in sys.modules\n"
         "import torch; before = torch.get_num_threads(), torch.is_grad_enabled()\n"
-        "import anyv2v, anyv2v.cli\n"
+        "import anyv2v, anyv2v.cli.main\n"
         "assert before == (torch.get_num_threads(), torch.is_grad_enabled())\n"
         "assert not os.listdir(), os.listdir()\n"
         "assert not {'diffusers', 'transformers', 'accelerate'} & set(sys.modules)\n"
     )
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "PATH": ""}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

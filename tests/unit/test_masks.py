@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 import anyv2v
-from anyv2v import cli
-from anyv2v.editors.mask import as_mask
+from anyv2v.cli import main as cli
 from anyv2v.errors import InputError
+from anyv2v.frame_editors.mask import as_mask
 from anyv2v.media.image import read_image
 from anyv2v.media.mask import fit_mask, read_mask
 

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 import anyv2v
-from anyv2v import loading, notices, settings
+from anyv2v import loading
 from anyv2v.backbones.defaults import read_defaults
 from anyv2v.backbones.i2vgen.backbone import I2VGen
-from anyv2v.cli import main
-from anyv2v.editors import arguments
-from anyv2v.editors.base import FrameRequest
-from anyv2v.editors.choose import make
+from anyv2v.cli import first_frame, notices, settings
+from anyv2v.cli.main import main
+from anyv2v.cli.options import parser
 from anyv2v.errors import InputError
-from anyv2v.options import parser
+from anyv2v.frame_editors.base import FrameRequest
+from anyv2v.frame_editors.registry import make
 from tests.unit.test_video import clip, encode, with_display_matrix
 
 av = pytest.importorskip("av")
@@ -186,12 +186,12 @@ def test_editors_use_what_they_say(name, options):
         "seed": found(seed=2),
     }
     truth = {name for name, other in changes.items() if not np.array_equal(found(), other)}
-    assert truth == editor.uses == arguments.uses(editor)
+    assert truth == editor.uses == first_frame.uses(editor)
 
 
 def test_a_command_uses_what_it_is_told():
     editor = make("command", {"command": "tool {input} {output} --seed={seed}"})
-    assert {"seed"} == arguments.uses(editor) & {"instruction", "reference", "seed"}
+    assert {"seed"} == first_frame.uses(editor) & {"instruction", "reference", "seed"}
     with pytest.raises(InputError, match="without t2i"):
         make("ip-adapter", {"weights": "w", "adapter": "a", "condition_scale": 0.5})
 

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 import anyv2v
-from anyv2v import InputError, offload, plan
-from anyv2v.accounting import fakes
-from anyv2v.offload import Offload
+from anyv2v import InputError
+from anyv2v.pipeline import cost
+from anyv2v.runtime import offload
+from anyv2v.runtime.accounting import fakes
+from anyv2v.runtime.offload import Offload
 from bench.counted import FRAMES, SIZE, published_size
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -220,13 +222,13 @@ def test_the_published_model_edits_in_less_than_6_5_gb(monkeypatch):
     editor = published_size()
     video = anyv2v.Video(np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8), 8)
     # networks without data lie on no GPU; it is to be planned for one
-    monkeypatch.setattr(plan, "fakes", lambda _: fakes("cuda"))
+    monkeypatch.setattr(cost, "fakes", lambda _: fakes("cuda"))
     networks = *editor.backbone.conditioners, editor.backbone.codec.vae.encoder
     apart = {}
     for wanted in (False, True):
         here = mock.Mock(is_for=lambda _, wanted=wanted: wanted, reloads=lambda network: False)
         monkeypatch.setattr(editor, "offload", here)
-        apart[wanted] = plan.predict(editor, video, feature_memory=0)
+        apart[wanted] = cost.predict(editor, video, feature_memory=0)
     leaves = sum(x.nbytes for network in networks for x in network.parameters())
     assert apart[True].offloaded == leaves and apart[False].offloaded == 0
     assert apart[True].peak == apart[False].peak - leaves <= 6.5e9

@@ -17,14 +17,16 @@ import torch
 from safetensors.torch import save_file
 
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
-from anyv2v.convert import bpe, files, huggingface, original, original_names
+from anyv2v.convert import bpe, files
+from anyv2v.convert.formats import huggingface, vgen, vgen_names
 from anyv2v.convert.model import write_model
-from anyv2v.convert.released import convert
+from anyv2v.convert.published import convert
 from anyv2v.convert.rename import rename, unused
 from anyv2v.errors import InputError
 from anyv2v.loading import expected_shapes
-from tests import original as release
-from tests import snapshot as hf
+from tests.interpreter import WITH_TESTS
+from tests.oracles import original as release
+from tests.oracles import snapshot as hf
 
 ROOT = Path(__file__).parents[2]
 FILE = {"unet": "unet", "vae": "vae", "text": "clip", "vision": "clip"}
@@ -41,14 +43,12 @@ def parts(names) -> list[str]:
     return [
         new
         for name in names
-        for new in (
-            [f"{name}[{p}]" for p in "qkv"] if name.endswith(original_names.FUSED) else [name]
-        )
+        for new in ([f"{name}[{p}]" for p in "qkv"] if name.endswith(vgen_names.FUSED) else [name])
     ]
 
 
 def needed(component: str) -> list[str]:
-    return [n for n in parts(released(FILE[component])) if original._needed(component)(n)]
+    return [n for n in parts(released(FILE[component])) if vgen._needed(component)(n)]
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +85,7 @@ def put(src: Path, name: str, state) -> None:
 
 
 def write(src: Path, dst: Path, config: dict, dtype=None) -> None:
-    model = original.read(src, config=config)
+    model = vgen.read(src, config=config)
     write_model(model, dst, expected_shapes(config), dtype, False, None)
 
 
@@ -100,26 +100,26 @@ def refused(src: Path, config: dict) -> str:
 # names
 
 
-@pytest.mark.parametrize("component", original.TABLES)
+@pytest.mark.parametrize("component", vgen.TABLES)
 def test_every_released_name_goes_there_and_back_and_every_rule_is_used(component):
-    _, table = original.TABLES[component]
+    _, table = vgen.TABLES[component]
     names = needed(component)
     ours = {name: new.name for name, new in rename(names, table).items()}
-    assert set(ours.values()) == expected_shapes(original.CONFIG)[component].keys()
+    assert set(ours.values()) == expected_shapes(vgen.CONFIG)[component].keys()
     back = rename(ours.values(), table, "theirs")
     assert {new: old.name for new, old in back.items()} == {v: k for k, v in ours.items()}
     assert unused(names, table) == []
     assert unused(ours.values(), table, "theirs") == []
 
 
-@pytest.mark.parametrize("component", original.TABLES)
+@pytest.mark.parametrize("component", vgen.TABLES)
 def test_every_released_shape_is_what_the_network_wants(component):
     shapes = {}
     for name, shape in released(FILE[component]).items():
         for part in parts([name]):
             shapes[part] = (shape[0] // 3, *shape[1:]) if part != name else shape
-    wanted = expected_shapes(original.CONFIG)[component]
-    for ours, new in rename(wanted, original.TABLES[component][1], "theirs").items():
+    wanted = expected_shapes(vgen.CONFIG)[component]
+    for ours, new in rename(wanted, vgen.TABLES[component][1], "theirs").items():
         assert new.their_shape(wanted[ours]) == shapes[new.name], ours
 
 
@@ -134,7 +134,7 @@ def test_the_writer_of_the_tests_writes_the_released_names_and_shapes():
         )
     for name, state in (("unet", unet), ("vae", vae), ("clip", towers)):
         wanted = released(name)
-        for extra in original_names.BESIDE_TOWERS if name == "clip" else ():
+        for extra in vgen_names.BESIDE_TOWERS if name == "clip" else ():
             del wanted[extra]
         assert {n: tuple(t.shape) for n, t in state.items()} == wanted
 
@@ -143,10 +143,10 @@ def test_what_is_left_is_left_knowingly():
     """Every pattern for the CLIP file matches something of it, and no needed tensor."""
     names = released("clip")
     for component in ("text", "vision"):
-        left = [n for n in names if not original._needed(component)(n)]
-        for pattern in original_names.NOT_NEEDED[component]:
-            assert any(original.fnmatchcase(n, pattern) for n in left), pattern
-    assert not [n for n in released("vae") if not original._needed("vae")(n)]
+        left = [n for n in names if not vgen._needed(component)(n)]
+        for pattern in vgen_names.NOT_NEEDED[component]:
+            assert any(vgen.fnmatchcase(n, pattern) for n in left), pattern
+    assert not [n for n in released("vae") if not vgen._needed("vae")(n)]
 
 
 # contents
@@ -169,8 +169,8 @@ def test_the_constant_config_is_that_of_the_published_folder(tmp_path):
     hf.write_json(tmp_path / "scheduler" / "scheduler_config.json", hf.SCHEDULER_CONFIG)
     images = {"crop_size": 224, "image_mean": hf.OPENAI_MEAN, "image_std": hf.OPENAI_STD}
     hf.write_json(tmp_path / "feature_extractor" / "preprocessor_config.json", images)
-    assert huggingface.read_config(tmp_path, vocab) == original.CONFIG
-    assert original.CONFIG["tokenizer"]["pad"] == hf.PRESETS["full"]["pad_token"]
+    assert huggingface.read_config(tmp_path, vocab) == vgen.CONFIG
+    assert vgen.CONFIG["tokenizer"]["pad"] == hf.PRESETS["full"]["pad_token"]
 
 
 def test_a_state_dict_alone_will_do(src, config, both, tmp_path):
@@ -250,7 +250,7 @@ def test_the_tokenizer_is_transformers_one(tmp_path):
     (tmp_path / "merges.txt").write_text(merges, encoding="utf-8")
     theirs = transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     pairs = [tuple(line.split(" ")) for line in merges.split("\n")[1:-1]]
-    ours = Tokenizer(vocab, pairs, TokenizerConfig(**original.CONFIG["tokenizer"]))
+    ours = Tokenizer(vocab, pairs, TokenizerConfig(**vgen.CONFIG["tokenizer"]))
     for prompt in PROMPTS:
         wanted = theirs(prompt, padding="max_length", max_length=77, truncation=True)["input_ids"]
         assert ours(prompt)[0].tolist() == wanted, prompt
@@ -521,7 +521,7 @@ def test_a_file_that_is_cut_off(src, config, both):
 
 CONVERT = """
 import sys, time, torch
-from anyv2v.convert.released import convert
+from anyv2v.convert.published import convert
 from anyv2v.loading import expected_shapes
 from tests.unit.test_convert import peak_mb
 torch.set_num_threads(1)
@@ -548,10 +548,15 @@ def test_both_forms_of_a_model_of_full_size(room):
     release.write_original(room / "original", room / "huggingface")
     for form in ("huggingface", "original"):
         run = subprocess.run(
-            [sys.executable, "-c", CONVERT, str(room / form), str(room / f"from-{form}")],
+            [
+                sys.executable,
+                "-c",
+                WITH_TESTS + CONVERT,
+                str(room / form),
+                str(room / f"from-{form}"),
+            ],
             capture_output=True,
             text=True,
-            cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         assert run.returncode == 0, run.stderr

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from anyv2v import NO_TAPS, InputError, Record, Replay, ShareSource, Taps
-from anyv2v.graphs import Graphs
 from anyv2v.injection.taps import Captured, Chain, repeated
 from anyv2v.nn.attention import Attention, TemporalAttention
 from anyv2v.nn.resnet import ResnetBlock
-from tests import golden
+from anyv2v.pipeline.cuda_graphs import Graphs
+from tests.oracles import golden
 from tests.unit.test_graphs import CPU, Taped
 
 SITES = golden.tensors("pnp_sites")

@@ -13,8 +13,8 @@ from anyv2v.diffusion.samplers import sample
 from anyv2v.diffusion.schedule import Coefficients, Level, TableSchedule, advance, matches
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
-from tests import golden
 from tests.draw import normal
+from tests.oracles import golden
 
 ALPHAS = alphas_cumprod()
 SHAPE = (1, 4, 3, 5, 6)

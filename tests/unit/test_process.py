@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from anyv2v import cli
-from anyv2v.process import Signals, Unfailing, unfailing_streams
+from anyv2v.cli import main as cli
+from anyv2v.cli.process import Signals, Unfailing, unfailing_streams
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 # a process that says when it is ready, does its work, and says how that ended
 RUNNER = """
 import sys, time
-from anyv2v.process import Signals
+from anyv2v.cli.process import Signals
 with Signals() as signals:
     try:
         print("ready", flush=True)
@@ -74,7 +74,7 @@ def test_handlers_are_put_back_and_a_missing_signal_is_no_matter(monkeypatch):
 ENDING = """
 import atexit, sys, time
 from anyv2v import __main__ as entry
-from anyv2v.process import Signals
+from anyv2v.cli.process import Signals
 
 def main():
     with Signals() as signals:
@@ -114,7 +114,7 @@ def test_a_later_signal_ends_what_the_first_did_not(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
-        monkeypatch.setattr("anyv2v.process.AGAIN", 0.0)
+        monkeypatch.setattr("anyv2v.cli.process.AGAIN", 0.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signals.status, outer.status) == (143, 143)
@@ -234,7 +234,7 @@ def test_what_is_lost_of_the_words_matters_where_there_is_nothing_else(
 
 
 def test_nothing_that_is_opened_takes_the_place_of_stderr():
-    code = "import os\nfrom anyv2v.process import unfailing_streams\n"
+    code = "import os\nfrom anyv2v.cli.process import unfailing_streams\n"
     code += "with unfailing_streams(): print(os.open('/dev/null', os.O_RDONLY))"
     command = ["sh", "-c", '"$0" -c "$1" 2>&- <&-', sys.executable, code]
     said = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True).stdout

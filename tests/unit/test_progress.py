@@ -5,8 +5,8 @@ import io
 import pytest
 
 import anyv2v
-from anyv2v import progress
-from anyv2v.progress import Progress
+from anyv2v.runtime import progress
+from anyv2v.runtime.progress import Progress
 
 
 @pytest.fixture

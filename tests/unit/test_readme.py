@@ -11,7 +11,7 @@ from PIL import Image
 
 import anyv2v
 from anyv2v.injection import taps
-from tests import golden
+from tests.oracles import golden
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SMALLER = {"(512, 512)": "(64, 64)", "frames=16": "frames=4"}
@@ -78,7 +78,7 @@ def test_the_commands_make_their_own_environment():
 
 @pytest.mark.parametrize("option", re.findall(r"`(anyv2v \w+)", README))
 def test_commands_that_readme_names_exist(option, capsys):
-    from anyv2v.cli import main
+    from anyv2v.cli.main import main
 
     command = option.split()[1]
     if command == "COMMAND":

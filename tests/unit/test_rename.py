@@ -1,9 +1,9 @@
 import pytest
 
-from anyv2v.convert import clip, i2vgen, vae
+from anyv2v.convert.formats import clip, i2vgen, vae
 from anyv2v.convert.rename import Rule, rename, rules, under, unused
 from anyv2v.errors import InputError
-from tests import snapshot as hf
+from tests.oracles import snapshot as hf
 
 TABLES = {
     "unet": (i2vgen.UNET, 1511),

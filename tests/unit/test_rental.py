@@ -15,6 +15,7 @@ from bench.core import ROOT
 from bench.rental import run
 from bench.rental.lab import FACTS, Lab, facts
 from bench.rental.steps import PARTS, Step
+from tests.interpreter import WITH_TESTS
 
 SOON = Step("X", "a step", "none:none", limit=0.5, least=0.1)
 
@@ -58,7 +59,7 @@ def test_facts_of_several_processes_do_not_mix(tmp_path):
     )
     path = tmp_path / FACTS
     children = [
-        subprocess.Popen([sys.executable, "-c", code, str(path), str(who)], cwd=ROOT)
+        subprocess.Popen([sys.executable, "-c", WITH_TESTS + code, str(path), str(who)])
         for who in range(2)
     ]
     assert [child.wait(60) for child in children] == [0, 0]

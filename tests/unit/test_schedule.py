@@ -17,7 +17,7 @@ from anyv2v.diffusion.schedule import (
     steps_within,
 )
 from anyv2v.errors import InputError
-from tests import golden
+from tests.oracles import golden
 
 TABLES = golden.tensors("scheduler")
 SCHEDULE = schedule()

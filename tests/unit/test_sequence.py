@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anyv2v import cli
+from anyv2v.cli import main as cli
 from anyv2v.errors import InputError
 from anyv2v.media import container, sequence
 from anyv2v.media.sequence import check_sequence_output, is_sequence, moves

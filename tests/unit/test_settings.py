@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from anyv2v import cli, settings
 from anyv2v.backbones.base import Defaults
+from anyv2v.cli import main as cli
+from anyv2v.cli import settings
+from anyv2v.cli.options import parser
 from anyv2v.errors import InputError
-from anyv2v.injection.plan import Injection
-from anyv2v.options import parser
+from anyv2v.injection.fractions import Injection
 
 NAMES = ("demo", "convert", "weights verify", "weights fetch", "edit", "edit-frame", "plan")
 COMMANDS = dict.fromkeys((*NAMES, "invert", "reconstruct"), print)

@@ -22,11 +22,11 @@ from anyv2v.diffusion.samplers import sample
 from anyv2v.diffusion.schedule import Level
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
-from anyv2v.injection.features import FeatureCache
-from anyv2v.media.clip import Video
-from anyv2v.source import InversionSettings, Source, Unfinished
-from tests import golden
+from anyv2v.injection.feature_cache import FeatureCache
+from anyv2v.media.frames import Video
+from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
 from tests.draw import normal
+from tests.oracles import golden
 
 OLD = Path(__file__).parents[1] / "goldens" / "old"
 VALUES = json.loads((OLD / "values.json").read_text(encoding="utf-8"))

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from anyv2v.convert.released import convert
-from anyv2v.editors import instruct_pix2pix
-from anyv2v.editors.base import FrameRequest
-from anyv2v.editors.instruct_pix2pix import InstructPix2Pix, guide, working_size
+from anyv2v.convert.published import convert
 from anyv2v.errors import InputError, NotFiniteError
-from anyv2v.models import expected_shapes
+from anyv2v.frame_editors import instruct_pix2pix
+from anyv2v.frame_editors.base import FrameRequest
+from anyv2v.frame_editors.instruct_pix2pix import InstructPix2Pix, guide, working_size
 from anyv2v.stable_diffusion.loading import load
-from anyv2v.stable_diffusion.sampling import (
+from anyv2v.stable_diffusion.schedule import (
     NoiseSchedule,
     ddim_step,
     euler_ancestral_step,
@@ -23,8 +22,9 @@ from anyv2v.stable_diffusion.sampling import (
     sample_euler_ancestral,
 )
 from anyv2v.vae.autoencoder import Autoencoder
-from tests import sd_snapshot
+from anyv2v.weights_folders import expected_shapes
 from tests.draw import normal
+from tests.oracles import sd_snapshot
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import anyv2v
-from anyv2v.cli import main
-from anyv2v.convert import clip, stable_diffusion, vae
-from anyv2v.convert.released import convert
+from anyv2v.cli.main import main
+from anyv2v.convert.formats import clip, stable_diffusion, vae
+from anyv2v.convert.published import convert
 from anyv2v.convert.rename import rename, unused
 from anyv2v.errors import InputError
-from anyv2v.models import expected_shapes
 from anyv2v.stable_diffusion.loading import KINDS, load
 from anyv2v.weights.checkpoint import Checkpoint
-from tests import sd_snapshot
+from anyv2v.weights_folders import expected_shapes
+from tests.oracles import sd_snapshot
 
 TABLES = {
     "unet": ("unet", stable_diffusion.UNET, 686),

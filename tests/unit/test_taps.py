@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from anyv2v import NO_TAPS, Injection, InputError, Record, Replay, ShareSource, Taps
-from anyv2v.accounting import count
 from anyv2v.backbones.i2vgen.conditioning import Conditions
 from anyv2v.backbones.i2vgen.defaults import OWN
-from anyv2v.injection.plan import Group, sites_per_step
+from anyv2v.injection.fractions import Group, sites_per_step
 from anyv2v.injection.taps import Recorded
-from tests import golden
+from anyv2v.runtime.accounting import count
+from tests.oracles import golden
 
 FROZEN = Path(__file__).parent.parent / "goldens" / "i2vgen_sites.json"
 SITES = golden.tensors("pnp_sites")

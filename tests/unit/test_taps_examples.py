@@ -10,7 +10,7 @@ from anyv2v import InputError, ShareSource
 from anyv2v.injection import examples
 from anyv2v.injection.examples import OutsideOfMask, SourceQueries, SourceValues, on_tokens
 from anyv2v.injection.taps import NO_TAPS, Chain
-from tests import golden
+from tests.oracles import golden
 from tests.unit.test_own_taps import (
     BRANCHES,
     FRAMES,

@@ -9,7 +9,7 @@ import torch
 
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.errors import InputError
-from tests import golden
+from tests.oracles import golden
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONFIG = TokenizerConfig(START, END, END, END)

@@ -1,7 +1,7 @@
 """A backbone that differs from I2VGen-XL in everything goes through the same editor.
 
 tests/toy has its networks and, in float64 without the product, what they have to give. Registering
-it is one line, as it is in anyv2v/backbones/__init__.py.
+it is one line, as it is in anyv2v/backbones/registry.py.
 """
 
 import ast
@@ -20,14 +20,14 @@ from PIL import Image
 
 import anyv2v
 from anyv2v import EditRequest, Injection, InputError, Taps
-from anyv2v.backbones import BACKBONES
-from anyv2v.cli import main
-from anyv2v.graphs import Graphs
-from anyv2v.injection.features import FeatureCache
-from anyv2v.pipeline.sources import records_on_the_way
-from anyv2v.plan import HEAP, predict
-from anyv2v.source import Unfinished
-from tests import golden
+from anyv2v.backbones.registry import BACKBONES
+from anyv2v.cli.main import main
+from anyv2v.injection.feature_cache import FeatureCache
+from anyv2v.pipeline.cost import HEAP, predict
+from anyv2v.pipeline.cuda_graphs import Graphs
+from anyv2v.pipeline.planning import records_on_the_way
+from anyv2v.pipeline.source import Unfinished
+from tests.oracles import golden
 from tests.toy import folder, truth
 from tests.toy.backbone import Toy
 from tests.toy.codec import ToyCodec
@@ -441,7 +441,7 @@ def test_a_saved_source_is_the_same(editor, solved, video, frame, tmp_path):
 
 @pytest.mark.parametrize("method", ["ddim", "fixed-point"])
 def test_an_inversion_goes_on_where_it_was(editor, video, tmp_path, monkeypatch, method):
-    monkeypatch.setattr("anyv2v.source.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("anyv2v.pipeline.source.SAVE_EVERY", 0.0)
 
     def stop(i, t, latents):
         if i == 2:
@@ -748,10 +748,10 @@ def test_nothing_of_the_product_knows_it():
 
 
 KNOWN = {
-    "anyv2v/backbones/__init__.py": "where backbones are registered: the one line",
-    "anyv2v/edit.py": "NEGATIVE_PROMPT, a public name, is I2VGen-XL's",
-    "anyv2v/options.py": "the folder into which `weights fetch` puts it",
-    "anyv2v/source_upgrade.py": "files of older versions are all of I2VGen-XL",
+    "anyv2v/backbones/registry.py": "where backbones are registered: the one line",
+    "anyv2v/__init__.py": "NEGATIVE_PROMPT, a public name, is I2VGen-XL's",
+    "anyv2v/cli/options.py": "the folder into which `weights fetch` puts it",
+    "anyv2v/pipeline/source_upgrade.py": "files of older versions are all of I2VGen-XL",
 }
 """Files of the product that mention I2VGen-XL in code, and why they may."""
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from anyv2v.accounting import fakes
 from anyv2v.backbones.i2vgen.conditioning import Conditions
-from anyv2v.convert.i2vgen import UNET
+from anyv2v.convert.formats.i2vgen import UNET
 from anyv2v.convert.rename import rename
 from anyv2v.injection.taps import NO_TAPS, Record, ShareSource, Taps
+from anyv2v.nn.forward_context import Steering
 from anyv2v.nn.resnet import Conv2d
-from anyv2v.nn.steering import Steering
-from tests import golden
+from anyv2v.runtime.accounting import fakes
+from tests.oracles import golden
 
 G = golden.tensors("unet")
 QUIET = golden.tensors("quiet_modules")

@@ -7,7 +7,7 @@ from anyv2v.backbones.i2vgen.backbone import image_latents
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.media.image import to_frames, to_pixels
 from anyv2v.nn.resnet import Conv2d
-from tests import golden
+from tests.oracles import golden
 
 G = golden.tensors("vae")
 QUIET = golden.tensors("quiet_modules")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anyv2v.cli import main
+from anyv2v.cli.main import main
 from anyv2v.errors import InputError
 from anyv2v.media.container import VideoFacts, facts, is_video
 from anyv2v.media.ffmpeg import pyav

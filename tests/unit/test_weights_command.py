@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anyv2v.cli import main
+from anyv2v.cli.main import main
 from anyv2v.convert.fetch import needed
 from anyv2v.errors import InputError
 from anyv2v.loading import inspect

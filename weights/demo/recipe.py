@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from anyv2v.backbones.i2vgen.sites import paper_sites
 from anyv2v.clip.tokenizer import MARKERS, byte_symbols
 from anyv2v.weights.demo.scenes import vocabulary
 from anyv2v.weights.demo.settings import BEST
@@ -118,25 +119,12 @@ def config(preset: Preset) -> dict:
         | {"unknown": MARKERS[1]},
         "preprocess": {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
         "schedule": {"train_steps": 1000, "steps_offset": 1},
-        "injection": standard_sites(preset.layers) | {"conv": CONV_SITES},
+        "injection": paper_sites(ATTENTION, preset.layers) | {"conv": CONV_SITES},
     }
 
 
 CONV_SITES = ["up.2.res.0"]
 """Of full resolution, where the original has one of a quarter: README.md says what was measured."""
-
-
-def standard_sites(layers: int) -> dict[str, list[str]]:
-    """The sites of the original, by their places among the layers on the way up.
-
-    They begin with the second layer of the first level that attends.
-    """
-    places = [(level, i) for level in (1, 2) for i in range(layers + 1)][1:]
-    return {
-        "conv": ["up.1.res.1"],
-        "spatial": [f"up.{level}.spatial.{i}.block.self" for level, i in places],
-        "temporal": [f"up.{level}.temporal.{i}.block.self" for level, i in places],
-    }
 
 
 def tokenizer_files() -> tuple[dict[str, int], str]:

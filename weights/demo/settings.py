@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from anyv2v.injection.plan import Injection
+from anyv2v.injection.fractions import Injection
 
 
 @dataclass(frozen=True)

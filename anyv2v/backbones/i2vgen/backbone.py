@@ -25,9 +25,9 @@ from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.config import section
 from anyv2v.diffusion.schedule import TableSchedule
 from anyv2v.errors import InputError
-from anyv2v.finite import checked
 from anyv2v.injection.taps import NO_TAPS, Taps
-from anyv2v.nn.blank import blank
+from anyv2v.runtime.finite import checked
+from anyv2v.runtime.meta import blank
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
 

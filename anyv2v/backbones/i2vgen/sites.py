@@ -1,12 +1,39 @@
-"""The places of a network whose features can be recorded, replayed and injected."""
+"""The sites of I2VGen-XL's UNet: the layers whose features can be recorded, replayed and injected,
+and the choice of them that the paper makes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import nn
 
 STAGES = ("transformer_in", "down", "mid", "up")
 LAYER = ("res", "spatial", "temporal")
 ATTENTIONS = ("self", "cross", "self2")
+
+
+def paper_sites(attention: Sequence[bool], layers: int) -> dict[str, list[str]]:
+    """Injection group -> its sites, as AnyV2V chooses them (arXiv 2403.14468, section 4).
+
+    The group conv has the residual feature of one resnet of the second up block. The groups spatial
+    and temporal have query and key of the self-attentions from the second layer of the second up
+    block to the end, as the original code has them.
+
+    attention: for each level of the UNet on the way down whether it has transformers; layers: the
+    number of layers per level on the way down (a level has one more on the way up).
+    """
+    upwards = attention[::-1]
+    places = [
+        (level, layer)
+        for level in range(1, len(upwards))
+        if upwards[level]
+        for layer in range(1 if level == 1 else 0, layers + 1)
+    ]
+    return {
+        "conv": ["up.1.res.1"] if len(upwards) > 1 else [],
+        "spatial": [f"up.{level}.spatial.{layer}.block.self" for level, layer in places],
+        "temporal": [f"up.{level}.temporal.{layer}.block.self" for level, layer in places],
+    }
 
 
 def find_sites(network: nn.Module) -> tuple[str, ...]:

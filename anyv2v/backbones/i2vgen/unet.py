@@ -16,9 +16,9 @@ from anyv2v.backbones.i2vgen.sites import find_sites
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.nn.attention import Attention
 from anyv2v.nn.embeddings import mlp, sinusoids
+from anyv2v.nn.forward_context import Steering
+from anyv2v.nn.resample import Downsample, Upsample
 from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock, TemporalConv
-from anyv2v.nn.sampling import Downsample, Upsample
-from anyv2v.nn.steering import Steering
 from anyv2v.nn.transformer import SpatialTransformer, TemporalTransformer
 
 FIRST_CROSS = "down.0.spatial.0.block.cross"

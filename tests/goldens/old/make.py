@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import anyv2v
-import anyv2v.source
+import anyv2v.pipeline.source
 from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth
 
@@ -81,8 +81,8 @@ def main(folder):
         timesteps=read,
     ).save(folder / "ddim.safetensors")
 
-    anyv2v.source.SAVE_EVERY = 0.0
-    unfinished = anyv2v.source.Unfinished(folder / "half.unfinished")
+    anyv2v.pipeline.source.SAVE_EVERY = 0.0
+    unfinished = anyv2v.pipeline.source.Unfinished(folder / "half.unfinished")
     try:
         editor.invert(video, steps=STEPS, on_step=stop, unfinished=unfinished)
     except Stop:

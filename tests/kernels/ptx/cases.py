@@ -23,10 +23,10 @@ import anyv2v.kernels.short_attention.fused as short
 from anyv2v.kernels.attention.reference import reference as attention_reference
 from anyv2v.kernels.group_norm_silu.reference import reference as group_norm_reference
 from anyv2v.kernels.short_attention import reference as short_reference
-from tests.golden import relative_error
 from tests.kernels.ptx.launch import Values, interpreted, rewritten
 from tests.kernels.ptx.memory import Fault
 from tests.kernels.truth import draw, within_nan
+from tests.oracles.golden import relative_error
 
 Errors = dict[str, float]
 EPS = 1e-5

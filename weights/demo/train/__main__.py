@@ -23,8 +23,8 @@ from anyv2v.backbones.defaults import read_defaults
 from anyv2v.backbones.i2vgen.backbone import I2VGen
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
-from anyv2v.files import atomic_path
-from anyv2v.media.clip import Video
+from anyv2v.media.frames import Video
+from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.vae.autoencoder import Autoencoder
 from anyv2v.vae.codec import ImageCodec
 from anyv2v.weights.checkpoint import Checkpoint

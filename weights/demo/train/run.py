@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from anyv2v.files import atomic_path
+from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.weights.demo.scenes import Scene, draw_scene
 
 SAVE_EVERY = 120.0

@@ -1,0 +1,100 @@
+"""`anyv2v demo`: a whole edit of a clip that is rendered here, judged against its truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from anyv2v.editor import Editor
+from anyv2v.injection.fractions import NO_INJECTION, Injection
+from anyv2v.media.frames import Video
+from anyv2v.media.video import write_video
+from anyv2v.runtime.atomic_files import atomic_path
+from anyv2v.weights.demo.scenes import draw_edit
+from anyv2v.weights.demo.scores import Truth, scores
+
+EDITED = "edited.mp4"
+FILES = (
+    "source.mp4",
+    "truth.mp4",
+    EDITED,
+    "side-by-side.mp4",
+    "sheet.png",
+    "scores.json",
+)
+SHOWN = 256
+"""Pixels at least, that a picture is enlarged to: the model's own are small."""
+
+FIRST = 10**6
+"""Among the scenes that were not trained on; the benchmark's begin at 0."""
+
+
+def run(
+    editor: Editor,
+    folder: Path,
+    kind: str = "colour",
+    seed: int = 0,
+    progress: Callable[[str, int], Callable] | None = None,
+) -> dict[str, dict[str, float | None]]:
+    """Renders, inverts and edits a clip, writes FILES into an existing folder; gives the scores.
+
+    kind: one of KINDS, what is edited. progress(title, steps) gives what is called after each step.
+    """
+    progress = progress or (lambda title, steps: None)
+    size, frames, fps = editor.defaults.size, editor.defaults.frames, editor.defaults.fps
+    wanted = draw_edit(kind, "held-out", FIRST + seed)
+    truth = Truth.of(wanted, size, frames)
+    steps = editor.defaults.steps
+
+    video = Video(truth.source, fps)
+    inverted = editor.invert(
+        video,
+        prompt=wanted.source.caption,
+        on_step=progress("invert", steps),
+        recording=editor.recording(video),
+    )
+
+    def edit(title: str, injection: Injection | None = None, random_ratio: float = 0.0):
+        return editor.edit(
+            inverted,
+            truth.frames[0],
+            wanted.truth.caption,
+            injection=injection,
+            random_ratio=random_ratio,
+            seed=seed,
+            on_step=progress(title, steps),
+        ).frames
+
+    clips = {
+        "edit": edit("edit"),
+        "static": np.repeat(truth.frames[:1], frames, axis=0),
+        "random": edit("from random noise", NO_INJECTION, random_ratio=1.0),
+        "latents_only": edit("without injection", NO_INJECTION),
+        "unedited": truth.source,
+    }
+    found = {name: scores(clip, truth) for name, clip in clips.items()}
+    # JSON has no NaN
+    found = {n: {k: None if v != v else v for k, v in s.items()} for n, s in found.items()}
+
+    edited = clips["edit"]
+    beside = np.concatenate([truth.source, truth.frames, edited], axis=2)
+    named = zip(FILES[:4], (truth.source, truth.frames, edited, beside), strict=True)
+    for name, clip in named:
+        write_video(folder / name, enlarged(clip, size), fps)
+    with atomic_path(folder / "sheet.png") as temporary:
+        rows = (truth.source, truth.frames, *clips.values())
+        picture = np.concatenate([np.concatenate(list(clip), axis=1) for clip in rows])
+        Image.fromarray(enlarged(picture[None], size, SHOWN // 3)[0]).save(temporary)
+    with atomic_path(folder / "scores.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def enlarged(pictures: np.ndarray, size: tuple[int, int], shown: int = SHOWN) -> np.ndarray:
+    """(n, h, w, 3), each pixel as a square, so that a frame of `size` has at least `shown`."""
+    times = max(1, -(-shown // min(size)))
+    return pictures.repeat(times, axis=1).repeat(times, axis=2)

@@ -1,0 +1,158 @@
+"""What a command works with: as given, else the weights' own, or with --paper the original's."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from anyv2v.backbones.base import Backbone, Defaults
+from anyv2v.diffusion.inversion import METHODS
+from anyv2v.errors import InputError
+from anyv2v.injection.fractions import USUAL, Injection
+from anyv2v.pipeline.inverting import STEPS
+from anyv2v.pipeline.planning import records_on_the_way
+
+PAPER = {"feature_memory": 0}
+PAPER_INVERSION = {"method": "ddim", "inversion_steps": 500, "inversion_prompt": ""}
+"""What --paper asks for, besides the original's settings for the backbone."""
+
+
+def fill(args: Namespace, own: Defaults, original: Defaults, inverted: bool = False) -> list[str]:
+    """Gives every option that was left to the weights its value; lines of what there is to say.
+
+    own: the weights' own. original: what they are with --paper. inverted: VIDEO is a source, whose
+    inversion is done. `args` gets besides: `own`, what was filled in; `injection`, of all groups;
+    `called`, group -> the option by which it was given; `options` of the backbone, as given.
+    """
+    args.own = own = original if args.paper else own
+    args.options = _options(args)
+    args.called = _sort_groups(args)
+    if getattr(args, "guidance", None) is not None:
+        args.guidance = own.scales(args.guidance)
+    others = []
+    for name, value in _left(args, own, inverted).items():
+        if not hasattr(args, name):
+            continue
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+        elif getattr(args, name) != value:
+            others.append(name)
+        elif (option := _option(name)) in args.filed:
+            # a file that a run has left says what was the weights' own, and that is nobody's wish
+            args.given.discard(option)
+    args.called = {g: name for g, name in args.called.items() if name.split()[0] in args.given}
+    args.injection = Injection.none()
+    if hasattr(args, "inject"):
+        usual = {name: getattr(args, name) for name in USUAL}
+        args.inject = {**_others(own), **args.inject}
+        args.injection = Injection(**usual, **args.inject)
+    return _beside_paper(args, others)
+
+
+def of_the_inversion(args: Namespace) -> tuple[str, int]:
+    """Its method, and how many steps it takes."""
+    method = args.method or next(iter(METHODS))
+    steps = STEPS.get(method, getattr(args, "steps", args.own.steps))
+    return method, args.inversion_steps or steps
+
+
+def passes(args: Namespace, backbone: Backbone) -> bool:
+    """Whether the inversion passes the features of the run to come."""
+    method, steps = of_the_inversion(args)
+    return records_on_the_way(backbone, method, steps, getattr(args, "steps", steps), args.options)
+
+
+def of_the_run(args: Namespace) -> dict[str, Any]:
+    """Of the run that reads the source: what its plan and the editor are told alike."""
+    # features that are to be kept all the same are to be used
+    always = args.paper and not getattr(args, "feature_memory", None)
+    return {
+        "steps": args.steps,
+        "start": args.start,
+        "injection": args.injection,
+        "source_pass": "always" if always else "shared",
+        "options": args.options,
+    }
+
+
+def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
+    """Attribute -> its value where none is given."""
+    values: dict[str, Any] = {name: own.injection.fractions.get(name) for name in USUAL}
+    values |= {"inject": _others(own), "steps": own.steps}
+    values |= {"guidance": own.guidance, "negative_prompt": own.negative_prompt}
+    if args.paper:
+        values |= PAPER if inverted else PAPER | PAPER_INVERSION
+    elif args.command == "reconstruct":
+        values |= {"guidance": own.scales(1.0), "negative_prompt": ""}
+    return values
+
+
+def _others(own: Defaults) -> dict[str, float]:
+    """The groups that are no options of their own."""
+    return {name: x for name, x in own.injection.fractions.items() if name not in USUAL}
+
+
+def _sort_groups(args: Namespace) -> dict[str, str]:
+    """Moves the usual groups of --inject to the options of their own; group -> how it was given."""
+    called = {name: name for name in USUAL if getattr(args, name, None) is not None}
+    given = dict(getattr(args, "inject", None) or {})
+    if "sites" in given:
+        raise InputError("--inject sites=: no group of features is called sites")
+    for name in given:
+        if name not in called or _winner(args, name, "inject", name) == "inject":
+            called[name] = f"inject {name}"
+    for name in USUAL:
+        if name in given:
+            value = given.pop(name)
+            if called[name] != name:
+                setattr(args, name, value)
+    if hasattr(args, "inject"):
+        args.inject = given or None
+    return called
+
+
+def _options(args: Namespace) -> dict[str, object]:
+    options: dict[str, object] = {}
+    for text in args.option or []:
+        name, _, value = text.partition("=")
+        if name in options:
+            raise InputError(f"--option {name}: is given twice")
+        options[name] = _value(value)
+    if args.fps is not None:
+        if "fps" not in options or _winner(args, "fps", "option", "fps") == "fps":
+            options["fps"] = args.fps
+    return options
+
+
+def _winner(args: Namespace, one: str, other: str, name: str) -> str:
+    """Of two options that say the same: that of the command line over that of the file."""
+    filed = {one, other} & args.filed
+    if len(filed) != 1:
+        raise InputError(f"--{one} and --{other} {name}= exclude each other")
+    return ({one, other} - filed).pop()
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        if abs(number) < float("inf"):
+            return number
+    return text
+
+
+def _beside_paper(args: Namespace, others: list[str]) -> list[str]:
+    if not args.paper:
+        return []
+    given = [_option(name) for name in others] + ["fit"] * ("fit" in args.given)
+    if not given:
+        return []
+    *others, last = [f"--{name}" for name in given]
+    names = f"{', '.join(others)} and {last}" if others else last
+    return [f"--paper: {names} as given, in place of the original's"]
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")

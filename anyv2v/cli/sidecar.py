@@ -1,0 +1,264 @@
+"""How an output was made: a JSON file beside it, which `--config` takes to make it again."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyv2v.cli.config_file import COMMAND, SETTINGS
+from anyv2v.editor import Editor
+from anyv2v.kernels.choose import USED
+from anyv2v.loading import DEMO
+from anyv2v.media.sequence import Pattern, is_sequence, numbered
+from anyv2v.pipeline.source import SUFFIX, Source
+from anyv2v.runtime.atomic_files import atomic_path, check_output
+
+PACKAGES = ("anyv2v", "torch", "triton", "numpy", "av", "pillow", "safetensors", "tokenizers")
+INPUTS = ("video", "frame", "reference", "mask")
+"""Options that name files whose contents decide what comes out, besides weights."""
+EACH = (*INPUTS, "prompt", "instruction", "output")
+"""Options of which each of several edits may have its own."""
+PATHS = (*INPUTS, "output", "weights", "editor_weights")
+PRIVATE = ("residuals", "versions", "environment")
+"""What the comment in a container does without."""
+
+
+def sidecar_of(output: str | os.PathLike) -> Path:
+    """out.mp4.json of out.mp4; edit.json in the folder of a pattern such as frames/%05d.png."""
+    output = Path(output)
+    if numbered(output) is not None:
+        return output.with_name("edit.json")
+    return output.with_name(f"{output.name}.json")
+
+
+class Provenance:
+    """How the outputs of one run of a command are made; begun before its inputs are read."""
+
+    def __init__(self, args: argparse.Namespace):
+        self._args = args
+        USED.clear()
+        given = {name: getattr(args, name, None) for name in INPUTS}
+        self._inputs = {name: _fingerprints(value) for name, value in given.items() if value}
+
+    def changes(self) -> list[str]:
+        """What is not as it was when the sidecar given as --config was written, a line each."""
+        made = read_sidecar(self._args.config) if self._args.config else {}
+        said = []
+        for name, before in made.get("inputs", {}).items():
+            here = self._inputs.get(name)
+            for old, new in zip(_listed(before), _listed(here), strict=False):
+                if old["path"] == new["path"] and old["sha256"] != new["sha256"]:
+                    said.append(f"{new['path']} has changed since {self._args.config} was written")
+        return said
+
+    def of(
+        self,
+        editor: Editor | None = None,
+        source: Source | None = None,
+        latents: Tensor | None = None,
+        index: int = 0,
+        frame: np.ndarray | None = None,
+    ) -> dict[str, Any]:
+        """All that is known of one output, for JSON.
+
+        index: which of the edits it is. latents: the final ones. frame: the edited first frame, if
+        it comes from no file. Paths are absolute; what was left to the weights has its value.
+        """
+        args, inputs = self._args, {n: _one(v, index) for n, v in self._inputs.items()}
+        settings: dict[str, Any] = {COMMAND: args.command}
+        for name in args.settable:
+            value = getattr(args, name)
+            settings[name] = _one(value, index) if name in EACH else value
+        # what the first run has written is read by nobody
+        settings["save_frame"] = None
+        if editor is not None:
+            if hasattr(args, "options"):
+                options = dict(editor.backbone.options(args.options))
+                settings |= {"fps": options.pop("fps", None)}
+                settings |= {"option": [f"{k}={x}" for k, x in options.items()] or None}
+            settings |= {"device": str(editor.backbone.device)}
+            settings |= {"dtype": str(editor.backbone.dtype).removeprefix("torch.")}
+        if source is not None and Path(args.video).suffix.lower() != SUFFIX:
+            how, (_, height, width, _) = source.settings, source.video.frames.shape
+            settings |= {"size": f"{width}x{height}", "frames": len(source.video.frames)}
+            settings |= {"sample_fps": source.video.fps, "start_time": args.start_time or 0.0}
+            settings |= {"method": how.method, "inversion_steps": how.steps}
+            # ddim has none, and would say that it takes none
+            settings |= {"tolerance": None if how.method == "ddim" else how.tolerance}
+        if frame is not None:
+            inputs["frame"] = {"path": None, "sha256": hashlib.sha256(frame.tobytes()).hexdigest()}
+        return {
+            SETTINGS: {name: _plain(name, value) for name, value in settings.items()},
+            "seed": settings.get("seed"),
+            "weights": editor
+            and {"path": _plain("weights", args.weights), "fingerprint": editor.fingerprint},
+            "inputs": inputs,
+            "latents_sha256": None if latents is None else latents_sha256(latents),
+            "versions": versions(),
+            "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("ANYV2V_")},
+            "evaluations": source and source.evaluations,
+            "kernels": {op: sorted(names) for op, names in sorted(USED.items())},
+            "residuals": source and _residuals(source),
+            "kept": None,
+        }
+
+
+def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
+    """What `beside` wrote; empty if the file is anything else."""
+    try:
+        made = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    parts = (made.get(SETTINGS), made.get("inputs")) if isinstance(made, dict) else ()
+    return made if parts and all(isinstance(part, dict) for part in parts) else {}
+
+
+def check_sidecar(output: str | os.PathLike, force: bool) -> None:
+    """InputError if no sidecar can be written for an output; see `check_output`.
+
+    One of ours whose output is gone is replaced.
+    """
+    path = sidecar_of(output)
+    if made := read_sidecar(path):
+        # several patterns of one folder have but one
+        of = path.with_name(os.path.basename(str(made[SETTINGS].get("output"))))
+        force = force or not (_is_there(output) or _is_there(of))
+    check_output(path, force)
+
+
+@contextmanager
+def beside(output: str | os.PathLike, facts: Mapping[str, Any]) -> Iterator[None]:
+    """The block writes the output; if it does, the sidecar takes its place right after it.
+
+    If it does not, the sidecar of an earlier output stays as that does.
+    """
+    check_output(sidecar_of(output), force=True)  # the folder may have gone
+    with atomic_path(sidecar_of(output)) as temporary:
+        text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
+        # a name may hold bytes that are no text
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        yield
+
+
+def comment(facts: Mapping[str, Any]) -> str:
+    """The same in one line for the inside of an output, which travels: no folders, no machine."""
+    short = {name: value for name, value in facts.items() if name not in PRIVATE}
+    return json.dumps(_without_folders(short), ensure_ascii=False)
+
+
+def fingerprint(path: str) -> dict[str, str | None]:
+    """The absolute path of a file and its SHA-256.
+
+    Of a folder or a pattern of frames, that of the names and contents of its files.
+    """
+    whole, digest = Path(path).absolute(), hashlib.sha256()
+    if whole.is_dir():
+        files = sorted(p for p in whole.iterdir() if p.is_file())
+    elif is_sequence(whole) and (pattern := Pattern.of(whole)) is not None:
+        files = list(pattern.files().values())
+    else:
+        files = [whole]
+    # anything else is read where it is refused
+    if not files or not all(file.is_file() for file in files):
+        return {"path": str(whole), "sha256": None}
+    for file in files:
+        if files != [whole]:
+            digest.update(os.fsencode(file.name) + b"\0")
+        with open(file, "rb") as stream:
+            while piece := stream.read(2**20):
+                digest.update(piece)
+    return {"path": str(whole), "sha256": digest.hexdigest()}
+
+
+def latents_sha256(latents: Tensor) -> str:
+    """Of the float32 values, little-endian, in the order of the tensor's indices."""
+    values = latents.detach().float().cpu().contiguous().numpy()
+    return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
+
+
+def versions() -> dict[str, str | int]:
+    """Of what computes, and what it computes on."""
+    found: dict[str, str | int] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    found |= {"platform": platform.platform(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_initialized():
+        found["device"] = torch.cuda.get_device_name()
+    return found
+
+
+def _residuals(source: Source) -> dict[str, float]:
+    """By the timestep, as text; by the step's index where timesteps are no whole numbers."""
+    levels = source.trajectory.levels
+    whole = all(level.t == int(level.t) for level in levels[:-1])
+    return {str(levels[i].t if whole else i): r for i, r in source.residuals.items()}
+
+
+def _is_there(output: str | os.PathLike) -> bool:
+    pattern = numbered(output)
+    return Path(output).exists() if pattern is None else bool(pattern.files())
+
+
+def _fingerprints(value: str | list[str]) -> Any:
+    return [fingerprint(each) for each in value] if isinstance(value, list) else fingerprint(value)
+
+
+def _one(value: Any, index: int) -> Any:
+    """Of a list with one for each edit or one for all, that of the edit of this index."""
+    return value[index if len(value) > 1 else 0] if isinstance(value, list) else value
+
+
+def _listed(value: Any) -> list[dict]:
+    return [each for each in (value if isinstance(value, list) else [value]) if each]
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An option's value as JSON has it and --config takes it."""
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    if isinstance(value, Mapping):
+        # one scale of guidance is a number, as most give it
+        named = ",".join(f"{each}={number}" for each, number in value.items())
+        return value["text"] if {*value} == {"text"} else named or None
+    if name in PATHS and isinstance(value, str) and value != DEMO:
+        return os.path.abspath(value)
+    if name == "editor_option" and value:
+        parts = (each.partition("=") for each in value)
+        return [f"{option}={_there(given)}" for option, _, given in parts]
+    if name == "editor_command" and value:
+        first, *others = shlex.split(value)
+        # a shell looks for one without a folder elsewhere than here
+        first = _there(first) if os.path.dirname(first) else first
+        return shlex.join([first, *map(_there, others)])
+    return value
+
+
+def _there(value: str) -> str:
+    """The whole path of a file or folder that is here; any other text as it is."""
+    return os.path.abspath(value) if os.path.exists(value) else value
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_folders(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(v) for v in value]
+    if isinstance(value, str) and os.path.isabs(value):
+        return os.path.basename(value)
+    return value

@@ -1,0 +1,98 @@
+"""IP-Adapter (arXiv 2308.06721): the style or subject of a reference picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from anyv2v import checks
+from anyv2v.errors import InputError
+from anyv2v.frame_editors.base import FrameRequest
+from anyv2v.frame_editors.t2i_adapter import Kind, check_condition, features, painted, working_frame
+from anyv2v.runtime.device import choose_device, choose_dtype
+from anyv2v.stable_diffusion.adapters import load_ip_adapter
+from anyv2v.stable_diffusion.ip_adapter import SITES, image_context, scales
+from anyv2v.stable_diffusion.loading import load
+from anyv2v.stable_diffusion.painting import Painting
+from anyv2v.stable_diffusion.unet import cross_sites
+
+
+@dataclass(frozen=True)
+class IPAdapter:
+    """Paints the frame in the style, or with the subject, of a reference; Stable Diffusion 1.5."""
+
+    weights: str
+    """The folder that `anyv2v convert` made of Stable Diffusion 1.5."""
+    adapter: str
+    """The folder that `anyv2v convert` made of an IP-Adapter and its vision tower."""
+    blocks: Literal["all", "style", "style+layout"] = "all"
+    """Where the reference is seen: everywhere, or as in InstantStyle."""
+    scale: float = 1.0
+    """How much the reference counts."""
+    strength: float = 0.6
+    """How much of the frame goes: 0.6 paints over it by six tenths of the steps, 1 begins with
+    noise.
+    """
+    guidance: float = 7.5
+    """How much instruction and reference count."""
+    steps: int = 50
+    negative: str = ""
+    """What is not to be seen."""
+    t2i: str = ""
+    """The folder of a T2I-Adapter that is to keep the frame's structure besides."""
+    kind: Kind = "canny"
+    """What that was trained on."""
+    condition: str = ""
+    """A picture of that kind, for sketch and depth; the others can be made of the frame."""
+    condition_scale: float = 1.0
+    """How much the condition counts."""
+    size: int = 512
+    """Pixels of the frame's longer side while it is painted."""
+    device: str | torch.device | None = None
+    dtype: torch.dtype | None = None
+
+    needs: ClassVar[frozenset[str]] = frozenset({"reference"})
+    uses: ClassVar[frozenset[str]] = frozenset({"instruction", "reference", "seed"})
+
+    def __post_init__(self):
+        self._painting()
+        scales(self.blocks, self.scale)
+        checks.finite("condition_scale", self.condition_scale)
+        checks.whole("size", self.size, 8, 2**14)
+        if self.t2i:
+            check_condition(self.kind, self.condition)
+        elif (self.condition, self.condition_scale) != ("", 1.0):
+            raise InputError("condition and condition_scale have no effect without t2i")
+
+    def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
+        if request.reference is None:
+            raise InputError("IPAdapter needs a reference: a picture of the style or subject")
+        device = choose_device(self.device)
+        dtype = choose_dtype(self.dtype, device)
+        adapter, tokens = load_ip_adapter(self.adapter, request.reference, device, dtype)
+        model = load(self.weights, device, dtype, channels_in=4)
+        unet = model.unet.config
+        for_this = adapter.config.widths, adapter.config.context_width
+        if for_this != (unet.widths, unet.context_width) or set(cross_sites(model.unet)) != {
+            *SITES
+        }:
+            raise InputError(
+                f"{self.adapter}: is for widths {for_this[0]} and a context of {for_this[1]}; "
+                f"{self.weights} has {unet.widths} and {unet.context_width}, or other attentions"
+            )
+        with torch.no_grad():
+            image = image_context(adapter.read(tokens, unet.heads), scales(self.blocks, self.scale))
+        frame = working_frame(request.frame, self.size, model)
+        residuals = []
+        if self.t2i:
+            residuals = features(
+                self.t2i, self.kind, self.condition, self.condition_scale, frame, model
+            )
+        return painted(model, request, frame, seeds, self._painting(), image, residuals)
+
+    def _painting(self) -> Painting:
+        return Painting(self.steps, self.strength, self.guidance, self.negative)

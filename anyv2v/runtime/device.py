@@ -1,0 +1,43 @@
+"""The device and the dtype that networks are loaded to."""
+
+from __future__ import annotations
+
+import torch
+
+from anyv2v import checks
+from anyv2v.errors import InputError
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for, by default a CUDA GPU if there is one, else the CPU.
+
+    An InputError says what is wrong with another kind of device, or one that is not here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"device: {checks.shown(device)} is neither cpu nor cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: {device} is neither cpu nor cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise InputError(f"device: {device} was asked for, but there are {there} here; use cpu")
+    return device
+
+
+def choose_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The dtype that was asked for, by default float16 on a GPU and float32 on a CPU.
+
+    An InputError lists the dtypes that there are.
+    """
+    if dtype is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise InputError(
+            f"dtype: {checks.shown(dtype)} is not one of {', '.join(map(str, DTYPES))}"
+        )
+    return dtype

@@ -1,0 +1,229 @@
+"""CLIP's two towers: names and configs, the image preprocessing and the tokenizer."""
+
+import sys
+from pathlib import Path
+
+from anyv2v.convert.hf_config import Fields
+from anyv2v.convert.rename import rules, under
+from anyv2v.errors import InputError
+from anyv2v.weights.manifest import read_json
+
+LAYER = rules(
+    {
+        "layer_norm1": "norm1",
+        "self_attn.q_proj": "self.q",
+        "self_attn.k_proj": "self.k",
+        "self_attn.v_proj": "self.v",
+        "self_attn.out_proj": "self.out",
+        "layer_norm2": "norm2",
+        "mlp.fc1": "mlp.up",
+        "mlp.fc2": "mlp.down",
+    }
+)
+TEXT = under(
+    "text_model",
+    "",
+    (
+        *rules(
+            {
+                "embeddings.token_embedding": "token_embedding",
+                "embeddings.position_embedding": "position_embedding",
+            }
+        ),
+        *under("encoder.layers.{}", "layers.{}", LAYER),
+        *rules({"final_layer_norm": "final_norm"}),
+    ),
+)
+VISION = (
+    *under(
+        "vision_model",
+        "",
+        (
+            *rules(
+                {
+                    "embeddings.class_embedding": "class_embedding",
+                    "embeddings.patch_embedding": "patch_embedding",
+                    "embeddings.position_embedding": "position_embedding",
+                    # the misspelling is the checkpoint's
+                    "pre_layrnorm": "pre_norm",
+                }
+            ),
+            *under("encoder.layers.{}", "layers.{}", LAYER),
+            *rules({"post_layernorm": "post_norm"}),
+        ),
+    ),
+    *rules({"visual_projection": "projection"}),
+)
+
+# transformers 4.39 to 5.23
+TEXT_DEFAULTS = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+PREPROCESS_DEFAULTS = {
+    "crop_size": 224,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+TOKENIZER_DEFAULTS = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "do_lower_case": True,
+    "model_max_length": 77,
+}
+
+
+def text_config(where: str, values: dict) -> dict:
+    """The text tower's sizes from transformers' config.json."""
+    _check_class(where, values, "CLIPTextModel")
+    theirs = Fields(where, _nested(where, values, "text_config"), TEXT_DEFAULTS)
+    return {
+        "vocab_size": theirs.count("vocab_size"),
+        "tokens": theirs.only("max_position_embeddings", 77),
+        **_tower(theirs),
+    }
+
+
+def vision_config(where: str, values: dict) -> dict:
+    """The vision tower's sizes from transformers' config.json."""
+    _check_class(where, values, "CLIPVisionModelWithProjection")
+    theirs = Fields(where, _nested(where, values, "vision_config"), VISION_DEFAULTS)
+    theirs.only("num_channels", 3)
+    return {
+        "image_size": theirs.side("image_size"),
+        "patch_size": theirs.side("patch_size"),
+        **_tower(theirs),
+        "projection_width": theirs.count("projection_dim"),
+    }
+
+
+def _check_class(where: str, values: dict, wanted: str) -> None:
+    theirs = Fields(where, values, {"architectures": [wanted]})
+    # configs that never went through a model have none
+    if theirs["architectures"] is not None:
+        theirs.only("architectures", [wanted])
+
+
+def _nested(where: str, values: dict, name: str) -> dict:
+    """The config of one tower, alone or within the one of both."""
+    inner = values.get(name, values)
+    if not isinstance(inner, dict):
+        raise InputError(f"{where}: {name} is {inner!r}, not a JSON object")
+    return inner
+
+
+def _tower(theirs: Fields) -> dict:
+    width, heads = theirs.count("hidden_size"), theirs.count("num_attention_heads")
+    if width % heads:
+        raise theirs.refuse("num_attention_heads", f"it must divide hidden_size, {width}")
+    return {
+        "width": width,
+        "heads": heads,
+        "layers": theirs.count("num_hidden_layers"),
+        "mlp_width": theirs.count("intermediate_size"),
+        "activation": theirs.only("hidden_act", "gelu", "quick_gelu"),
+        "norm_eps": theirs.number("layer_norm_eps"),
+    }
+
+
+def preprocess_config(where: str, values: dict) -> dict:
+    """Size, mean and deviation of CLIP's images.
+
+    The rest of preprocessor_config.json does not matter: the original overrides it in its calls.
+    """
+    theirs = Fields(where, values, PREPROCESS_DEFAULTS)
+    for name in ("image_mean", "image_std"):
+        value = theirs[name]
+        right = isinstance(value, list) and len(value) == 3
+        if not right or not all(map(_is_number, value)):
+            raise theirs.refuse(name, "one number per colour is needed")
+        if name == "image_std" and min(value) <= 0:
+            raise theirs.refuse(name, "deviations are positive")
+    return {
+        "size": theirs.side("crop_size"),
+        "mean": list(theirs["image_mean"]),
+        "std": list(theirs["image_std"]),
+    }
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def tokenizer_config(folder: Path, vocab: dict[str, int], tokens: int) -> dict:
+    """The special tokens as strings; each must be in the vocabulary."""
+    values = {}
+    if (folder / "tokenizer_config.json").exists():
+        values = read_json(folder / "tokenizer_config.json")
+    # transformers let the map win until tokenizer_config.json got its list of added tokens
+    if (folder / "special_tokens_map.json").exists():
+        special = read_json(folder / "special_tokens_map.json")
+        newer = "added_tokens_decoder" in values
+        values = {**special, **values} if newer else {**values, **special}
+    theirs = Fields(str(folder), values, TOKENIZER_DEFAULTS)
+    theirs.only("do_lower_case", True)
+    theirs.only("model_max_length", tokens)
+
+    def token(name: str) -> str:
+        value = theirs[name]
+        value = value.get("content") if isinstance(value, dict) else value
+        if not isinstance(value, str) or value not in vocab:
+            raise theirs.refuse(name, "a token of vocab.json is needed")
+        return value
+
+    return {
+        "start": token("bos_token"),
+        "end": token("eos_token"),
+        "pad": token("pad_token"),
+        "unknown": token("unk_token"),
+    }
+
+
+def tokenizer_files(folder: Path) -> tuple[dict[str, int], str]:
+    """The vocabulary, and the text of merges.txt.
+
+    Taken from vocab.json and merges.txt, or from tokenizer.json, the only file that transformers 5
+    writes.
+    """
+    both = folder / "vocab.json", folder / "merges.txt"
+    if all(path.is_file() for path in both):
+        try:
+            vocab, merges = read_json(both[0]), both[1].read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{both[1]}: cannot be read: {error}") from error
+        where = both[0]
+    elif (where := folder / "tokenizer.json").is_file():
+        model = read_json(where).get("model")
+        if not isinstance(model, dict) or model.get("type") != "BPE":
+            raise InputError(f"{where}: its model is not BPE, CLIP's is")
+        vocab, pairs = model.get("vocab"), model.get("merges", [])
+        try:
+            lines = [pair if isinstance(pair, str) else "{} {}".format(*pair) for pair in pairs]
+        except (IndexError, TypeError) as error:
+            raise InputError(f"{where}: its merges are no list of pairs") from error
+        merges = "\n".join(["#version: 0.2", *lines]) + "\n"
+    else:
+        raise InputError(f"{folder}: has neither vocab.json and merges.txt nor tokenizer.json")
+    if not isinstance(vocab, dict) or not vocab or not all(type(i) is int for i in vocab.values()):
+        raise InputError(f"{where}: is no vocabulary: token -> id")
+    return vocab, merges
