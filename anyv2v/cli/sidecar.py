@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from anyv2v.cli.config_file import COMMAND, SETTINGS
+from anyv2v.cli.console import tell
 from anyv2v.editor import Editor
 from anyv2v.kernels.choose import USED
 from anyv2v.loading import DEMO
@@ -52,6 +53,13 @@ class Provenance:
         USED.clear()
         given = {name: getattr(args, name, None) for name in INPUTS}
         self._inputs = {name: _fingerprints(value) for name, value in given.items() if value}
+
+    @classmethod
+    def begin(cls, args: argparse.Namespace) -> Provenance:
+        """The provenance of a run that begins now; says which inputs have changed since --config."""
+        provenance = cls(args)
+        tell(provenance.changes())
+        return provenance
 
     def changes(self) -> list[str]:
         """What is not as it was when the sidecar given as --config was written, a line each."""

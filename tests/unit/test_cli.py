@@ -86,7 +86,7 @@ def written(monkeypatch):
         frames[path] = pictures
         anyv2v.write_video(path, pictures, *rest)
 
-    monkeypatch.setattr("anyv2v.cli.main.write_video", write_video)
+    monkeypatch.setattr("anyv2v.cli.outputs.write_video", write_video)
     return frames
 
 

@@ -120,7 +120,7 @@ def test_both_stages_in_one_command(run, clip, small, tool, monkeypatch):
         written[path] = frames
         anyv2v.write_video(path, frames, *rest)
 
-    monkeypatch.setattr("anyv2v.cli.main.write_video", write_video)
+    monkeypatch.setattr("anyv2v.cli.outputs.write_video", write_video)
     made = ("--editor-command", tool("invert"), "--save-frame", "f.png")
     status, out, err = run("edit", clip, *small, *made, "-o", "out.mp4", "-q")
     assert (status, err) == (0, "")

@@ -221,7 +221,7 @@ def test_one_edit_that_fails_in_writing_takes_no_other_along(run, monkeypatch):
             raise OSError(28, "No space left on device")
         write(path, *rest)
 
-    monkeypatch.setattr("anyv2v.cli.main.write_video", full)
+    monkeypatch.setattr("anyv2v.cli.outputs.write_video", full)
     status, _, err = run(*several(3))
     assert status == 1 and "anyv2v: 1.mp4: OSError: [Errno 28] No space left on device\n" in err
     assert {"0.mp4", "2.mp4"} <= set(os.listdir()) and "1.mp4" not in os.listdir()
@@ -276,7 +276,7 @@ def test_an_output_that_is_not_replaced_keeps_its_sidecar(run, monkeypatch):
         def full(*_, error=error):
             raise error
 
-        monkeypatch.setattr("anyv2v.cli.main.write_video", full)
+        monkeypatch.setattr("anyv2v.cli.outputs.write_video", full)
         assert run(*args, "--force", "--seed", "3")[0] in (1, 130)
         assert {name: Path(name).read_bytes() for name in before} == before
     assert [name for name in os.listdir() if name.startswith(".")] == []

@@ -1,0 +1,91 @@
+"""`anyv2v invert`, `anyv2v reconstruct`, `anyv2v plan`: an inversion, and what it would cost."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from anyv2v.cli import outputs, settings
+from anyv2v.cli.clip import Clip
+from anyv2v.cli.console import tell
+from anyv2v.cli.sidecar import Provenance, beside
+from anyv2v.cli.source import load, notice, obtain, of_the_run, progress_of
+from anyv2v.errors import InputError
+from anyv2v.media.psnr import psnr
+from anyv2v.media.video import SUFFIXES
+from anyv2v.pipeline.source import SUFFIX, Unfinished
+
+
+def run_invert(args: argparse.Namespace) -> None:
+    """Inverts a video and saves the source."""
+    outputs.check(args, args.output, (SUFFIX,), args.video)
+    if Clip.of(args).is_source:
+        raise InputError(f"{args.video}: is inverted already")
+    unfinished = Unfinished(args.output + ".unfinished", args.resume)
+    provenance = Provenance.begin(args)
+    editor, source = obtain(args, unfinished)
+    noisiest = source.at(min(source.trajectory.kept))
+    with beside(args.output, provenance.of(editor, source, noisiest)):
+        source.save(args.output, args.force, features=args.features)
+    unfinished.remove()
+    outputs.report(args.output, source.video.frames, source.video.fps)
+    notice(args)
+
+
+def run_reconstruct(args: argparse.Namespace) -> None:
+    """Inverts a video, samples it again without an injection, and says how near that comes."""
+    if args.output is not None:
+        outputs.check(args, args.output, SUFFIXES, args.video)
+    provenance = Provenance.begin(args)
+    began = time.monotonic()
+    editor, source = obtain(args)
+    inverted = time.monotonic()
+    with progress_of(args) as progress:
+        again = editor.reconstruct(
+            source,
+            args.prompt,
+            args.negative_prompt,
+            steps=args.steps,
+            start=args.start,
+            guidance=args.guidance,
+            options=args.options,
+            on_step=progress("reconstruct", args.steps - args.start),
+        )
+    sampled = time.monotonic()
+    clean = source.trajectory.clean.to(again.latents.device)
+    error = ((again.latents - clean).norm() / clean.norm()).item()
+    if args.output:
+        facts = provenance.of(editor, source, again.latents)
+        outputs.write(args.output, again, facts, args.force)
+    print(
+        f"PSNR {psnr(again.frames, source.video.frames):.2f} dB · "
+        f"relative error of the latents {error:.3g} · "
+        f"{source.evaluations} UNet evaluations to invert · "
+        f"{inverted - began:.1f} s to load and invert, {sampled - inverted:.1f} s to sample"
+    )
+    if args.output:
+        outputs.report(args.output, again.frames, again.fps)
+    notice(args)
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """Says what an edit would cost, without running it."""
+    from anyv2v.pipeline import cost  # imports what nothing else needs
+
+    clip = Clip.of(args)
+    if clip.is_source:
+        raise InputError(f"{args.video}: is inverted already; give the video")
+    editor, video = load(args), clip.video()
+    method, steps = settings.of_the_inversion(args)
+    predicted = cost.predict(
+        editor,
+        video,
+        edits=args.edits,
+        **settings.of_the_run(args),
+        guidance=args.guidance,
+        method=method,
+        inversion_steps=steps,
+        feature_memory=args.feature_memory,
+    )
+    tell(of_the_run(args, editor))
+    print(predicted)

@@ -1,0 +1,162 @@
+"""From VIDEO to a source: loaded if it is one, else inverted, after all that can be wrong is found."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from anyv2v import loading
+from anyv2v.cli import notices, settings
+from anyv2v.cli.clip import Clip, size_of
+from anyv2v.cli.console import say, tell
+from anyv2v.cli.options import OFFLOADS
+from anyv2v.diffusion.inversion import TOLERANCE
+from anyv2v.diffusion.schedule import matches
+from anyv2v.editor import Editor
+from anyv2v.errors import InputError
+from anyv2v.media import container
+from anyv2v.media.frames import Video
+from anyv2v.pipeline.source import Source, Unfinished
+from anyv2v.pipeline.step_plan import CachePlan
+from anyv2v.runtime.device import choose_device
+from anyv2v.runtime.progress import Progress
+
+DEMO_NOTICE = (
+    "the demo weights know rendered shapes of 32x32 pixels and nothing else. "
+    "Give --weights a folder written by `anyv2v convert` for videos"
+)
+FIXED = ("size", "frames", "sample_fps", "start_time")
+FIXED += ("inversion_steps", "inversion_prompt", "method", "tolerance")
+"""Options that a source has had its answer to."""
+
+
+def obtain(
+    args: argparse.Namespace,
+    unfinished: Unfinished | None = None,
+    video: Video | None = None,
+    uses: frozenset[str] = frozenset(),
+) -> tuple[Editor, Source]:
+    """The editor, and the source that VIDEO is or is inverted to.
+
+    What has no effect or is lost is said before the inversion. video: VIDEO if it was read already.
+    uses: the options that the editor of the first frame reads.
+    """
+    choose_device(args.device)
+    clip = Clip.of(args)
+    if clip.is_source:
+        return _loaded(args, uses)
+    method, inversion_steps = settings.of_the_inversion(args)
+    video = clip.video() if video is None else video
+    editor = load(args)
+    # a run that follows says what it reads; else everything is kept
+    plan = None if args.command == "invert" else editor.step_plan(**settings.of_the_run(args))
+    last, levels = 0, editor.schedule.levels(inversion_steps)
+    if plan is not None:
+        editor.check_kept(levels[:-1], plan.source_levels)
+        last = min(matches(plan.source_levels, levels).values())
+    editor.check_memory(size_of(video.frames[0]), len(video.frames), branches=1)
+    tell(of_the_run(args, editor, uses))
+    recording = cache_plan(args, editor, video)
+    with progress_of(args) as progress:
+        source = editor.invert(
+            video,
+            method=method,
+            steps=inversion_steps,
+            prompt=args.inversion_prompt or "",
+            on_step=progress("invert", inversion_steps - last),
+            tolerance=args.tolerance or TOLERANCE,
+            plan=plan,
+            recording=recording,
+            unfinished=unfinished,
+            options=args.options,
+        )
+    return editor, source
+
+
+def _loaded(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Source]:
+    """The editor, and the source that VIDEO is."""
+    if given := [name for name in FIXED if getattr(args, name) is not None]:
+        option = given[0].replace("_", "-")
+        raise InputError(f"--{option} is fixed by {args.video}; invert the video again")
+    if not Path(args.video).exists():
+        raise InputError(f"{args.video}: no such file")
+    editor = load(args)
+    source = editor.load_source(args.video)
+    plan = editor.step_plan(**settings.of_the_run(args))
+    editor.check_kept(source.trajectory.kept_levels, plan.source_levels)
+    how = source.settings
+    if args.paper and (how.method, how.steps, how.prompt) != (*settings.PAPER_INVERSION.values(),):
+        say(f"--paper: {args.video} comes from {how.steps} steps of {how.method}, as it is")
+    tell(of_the_run(args, editor, uses))
+    return editor, source
+
+
+def cache_plan(args: argparse.Namespace, editor: Editor, video: Video) -> CachePlan | None:
+    """The features that an inversion records, if it passes those of the run that follows."""
+    wanted = args.command == "edit" or getattr(args, "features", False)
+    nothing = not any(args.injection.fractions.values())
+    if not wanted or nothing or args.feature_memory == 0:
+        return None
+    if not settings.passes(args, editor.backbone):
+        return None
+    _, steps = settings.of_the_inversion(args)
+    given = args.injection, steps, getattr(args, "start", 0), args.feature_memory
+    recording = editor.recording(video, *given, options=args.options)
+    print(recording)
+    return recording
+
+
+def load(args: argparse.Namespace) -> Editor:
+    """The editor of `--weights`, on the device and in the dtype that were asked for."""
+    offload = OFFLOADS[args.offload]
+    return loading.load(args.weights, args.device, dtype_of(args), offload=offload)
+
+
+def dtype_of(args: argparse.Namespace) -> torch.dtype | None:
+    """The dtype that `--dtype` names; None if it is not given."""
+    return getattr(torch, args.dtype) if args.dtype else None
+
+
+def progress_of(args: argparse.Namespace) -> Progress:
+    """Progress that a signal interrupts, silent with --quiet."""
+    return Progress(args.quiet, args.signals.check)
+
+
+def without_effect(
+    args: argparse.Namespace, uses: frozenset[str] = frozenset(), passes: bool = True
+) -> list[str]:
+    """A line for each option that was given and changes nothing."""
+    method, steps = settings.of_the_inversion(args) if hasattr(args, "method") else ("", 0)
+    on_cpu = choose_device(getattr(args, "device", "cpu")).type == "cpu"
+    clip = Clip.of(args) if hasattr(args, "video") else None
+    inverted = clip is not None and clip.is_source
+    still = clip is None or clip.is_still
+    return notices.without_effect(args, method, steps, passes, uses, inverted, still, on_cpu)
+
+
+def of_the_run(
+    args: argparse.Namespace, editor: Editor, uses: frozenset[str] = frozenset()
+) -> list[str | None]:
+    """Lines of what has no effect or is lost in a run that begins now."""
+    lines: list[str | None] = [*without_effect(args, uses, settings.passes(args, editor.backbone))]
+    if hasattr(editor.backbone, "tokenizer"):
+        tokenizer = editor.backbone.tokenizer
+        lines += notices.unread(args, tokenizer.lost, tokenizer.tokens)
+    clip = Clip.of(args)
+    if not clip.is_source:
+        lines += notices.of_the_size(args, *clip.sizes(), editor.backbone.codec.multiple)
+        if getattr(args, "output", None):
+            lines.append(notices.silent(clip.path, container.facts(clip.path).audio))
+    if hasattr(args, "resume"):
+        path = f"{args.output}.unfinished"
+        lines.append(notices.beginning_again(path, os.path.exists(path), args.resume))
+    return lines
+
+
+def notice(args: argparse.Namespace) -> None:
+    """Says at the end what the demo weights are for."""
+    if args.weights == loading.DEMO:
+        say(DEMO_NOTICE)

@@ -1,0 +1,47 @@
+"""`anyv2v convert`, `anyv2v weights verify`, `anyv2v weights fetch`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from anyv2v import loading, weights_folders
+from anyv2v.cli.console import say, tell
+from anyv2v.cli.source import dtype_of, progress_of, without_effect
+from anyv2v.convert.fetch import fetch
+from anyv2v.convert.published import convert
+from anyv2v.weights import hub
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Turns published weights into a folder of ours."""
+    with progress_of(args) as progress:
+        done = progress.bytes("convert")
+        shapes = weights_folders.expected_shapes
+        config = convert(args.src, args.dst, shapes, dtype_of(args), args.force, done)
+    if snapshot := hub.snapshots(args.src):
+        say(f"{args.src} {hub.WHAT}: {snapshot[0]} was read")
+    option = "--editor-weights" if "model" in config else "--weights"
+    if "adapter" in config:
+        option = f"--editor-option adapter={args.dst}"
+    print(f"{args.dst}: ready for {option}")
+
+
+def run_verify(args: argparse.Namespace) -> None:
+    """Reads a folder of weights whole and says what it is."""
+    with progress_of(args) as progress:
+        report = weights_folders.inspect(args.dir, progress.bytes("verify"))
+    tell(without_effect(args))
+    print(report)
+
+
+def run_fetch(args: argparse.Namespace) -> None:
+    """Downloads the published model and converts it."""
+    # the library that downloads shows bars of its own, which are for terminals only
+    dtype, no_bars = dtype_of(args), args.quiet or not sys.stderr.isatty()
+    with progress_of(args) as progress:
+        done = progress.bytes("convert")
+        folder = fetch(args.dst, loading.expected_shapes, dtype, args.force, done, no_bars)
+        report = loading.inspect(args.dst, progress.bytes("verify"))
+    print(report)
+    print(f"{args.dst}: ready for --weights; the download in {folder} is no longer needed")
