@@ -1,8 +1,7 @@
-"""The argument VIDEO: what it names, and how it becomes frames."""
+"""The argument VIDEO and the options of reading it."""
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,75 +28,62 @@ def size_of(picture: np.ndarray) -> Size:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video, a picture or a source, and what the options say of reading it.
+    """A video, a picture or a source, and how it is read.
 
-    An option that is None has the value that the weights work best with. `size` is (width, height)
-    or the length of the shorter side; `sample_fps` is in frames per second, `start_time` in
+    None stands for the value that the weights work best with. `size` is (width, height) or the
+    length of the shorter side in pixels, `sample_fps` in frames per second, `start_time` in
     seconds.
     """
 
-    path: str
-    weights: str
-    size: Size | int | None
-    frames: int | None
-    sample_fps: float | None
-    start_time: float
-    fit: str
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Clip:
-        """The clip that a command's arguments name."""
-        return cls(
-            args.video,
-            getattr(args, "weights", loading.DEMO),
-            args.size,
-            getattr(args, "frames", None),
-            getattr(args, "sample_fps", None),
-            args.start_time or 0.0,
-            args.fit or "crop",
-        )
+    video: str
+    weights: str = loading.DEMO
+    size: Size | int | None = None
+    frames: int | None = None
+    sample_fps: float | None = None
+    start_time: float | None = None
+    fit: str | None = None
 
     @property
     def is_source(self) -> bool:
         """Whether it is inverted already."""
-        return is_source(self.path)
+        return is_source(self.video)
 
     @property
     def is_still(self) -> bool:
         """Whether it is one picture (or no video that can be read, which reading it will say)."""
         try:
-            return not container.is_video(self.path)
+            return not container.is_video(self.video)
         except InputError:
             return True
 
-    def video(self) -> Video:
+    def read(self) -> Video:
         """The frames that are edited, as the options and the weights have them."""
         if self.is_source:
-            return Source.load(self.path).video
+            return Source.load(self.video).video
         own = loading.peek(self.weights).defaults
         if self.frames == 1:
             raise InputError("--frames 1: 1 frame is no video; at least 2 are needed")
         return read_video(
-            self.path,
+            self.video,
             size=self.sizes()[1],
             frames=self.frames or own.frames,
             fps=self.sample_fps or own.fps,
-            start_time=self.start_time,
-            fit=self.fit,
+            start_time=self.start_time or 0.0,
+            fit=self.fit or "crop",
         )
 
     def first_frame(self) -> np.ndarray:
         """The first frame at its own size, uint8 (h, w, 3)."""
         if self.is_source:
-            return Source.load(self.path).video.frames[0]
-        return read_first_frame(self.path, self.start_time)
+            return Source.load(self.video).video.frames[0]
+        return read_first_frame(self.video, self.start_time or 0.0)
 
     def sizes(self) -> tuple[Size, Size]:
         """(width, height) of the file's pictures, and of the frames that are made of them."""
         if self.is_source:
-            size = Source.frame_size(self.path)
+            size = Source.frame_size(self.video)
             return size, size
-        known, facts = loading.peek(self.weights), container.facts(self.path)
+        known, facts = loading.peek(self.weights), container.facts(self.video)
         own = facts.width, facts.height
         return own, self.target(own, known.defaults.size, known.multiple)
 

@@ -11,9 +11,11 @@ import numpy as np
 from PIL import Image
 
 from anyv2v import checks
+from anyv2v.cli.arguments import typed
 from anyv2v.cli.console import tell
+from anyv2v.cli.model import Model
 from anyv2v.cli.sidecar import Provenance, beside, check_sidecar
-from anyv2v.cli.source import load, progress_of, without_effect
+from anyv2v.cli.source import progress_of, without_effect
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import NO_INJECTION, Injection
@@ -53,7 +55,7 @@ def run_demo(args: argparse.Namespace) -> None:
         check_output(folder / name, args.force)
     check_sidecar(folder / EDITED, args.force)
     provenance = Provenance.begin(args)
-    editor = load(args)
+    editor = typed(Model, args).load()
     tell(without_effect(args))
     with progress_of(args) as progress:
         scores = run(editor, folder, args.kind, args.seed, progress)

@@ -1,22 +1,26 @@
-"""Stage one on the command line: its options, and what comes of them."""
+"""The options of editing the first frame, and the editor that they ask for."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from anyv2v.cli.clip import Clip, size_of
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.base import FrameEditor, FrameRequest
 from anyv2v.frame_editors.registry import SETUP, describe, make
 from anyv2v.frame_editors.run import candidates, request
 from anyv2v.frame_editors.sheet import contact_sheet
+from anyv2v.media.frames import Video
+from anyv2v.media.image import read_image
 from anyv2v.media.mask import fit_mask, read_mask
 from anyv2v.media.proportions import Size, check_fit
 from anyv2v.runtime.atomic_files import atomic_path
@@ -48,79 +52,107 @@ def options(sub: argparse.ArgumentParser) -> None:
     add("--list", action=_List, nargs=0, help="all editors with their options, and stop")
 
 
-def pictures(args: argparse.Namespace) -> list[str]:
-    """The files that are read, none of which may be overwritten."""
-    return [*(args.reference or []), *(args.mask or [])]
+@dataclass(frozen=True)
+class FirstFrame:
+    """Where the edited first frame comes from: files, or an editor and what it is asked.
 
+    instruction, reference and mask are given once for each edit, or once for all.
+    """
 
-def editor_of(
-    args: argparse.Namespace, device: torch.device, dtype: torch.dtype | None
-) -> FrameEditor | None:
-    """The editor that is asked for, ready but not loaded; None if none is."""
-    given = {"weights": args.editor_weights, "timeout": args.editor_timeout}
-    given |= {"command": args.editor_command}
-    given = {name: value for name, value in given.items() if value is not None}
-    name = args.editor or ("command" if args.editor_command else None)
-    if name is None:
-        others = ("instruction", "reference", "mask", "keep_unchanged", "editor_option")
-        told = [f"editor_{n}" for n in given] + [n for n in others if getattr(args, n)]
-        if told:
-            raise InputError(
-                f"--{told[0].replace('_', '-')} needs an --editor: one of {', '.join(EDITORS)}"
+    frame: list[str] | None = None
+    save_frame: list[str] | None = None
+    editor: str | None = None
+    instruction: list[str] | None = None
+    reference: list[str] | None = None
+    mask: list[str] | None = None
+    keep_unchanged: bool = False
+    editor_weights: str | None = None
+    editor_option: list[str] | None = None
+    editor_command: str | None = None
+    editor_timeout: str | None = None
+    fit: str | None = None
+    seed: int = 0
+    paper: bool = False
+
+    def read(self, clip: Clip) -> list[tuple[np.ndarray, str]]:
+        """The frames of `--frame`, uint8 (h, w, 3), and how each gets to the size of the clip."""
+        fit = self.fit or ("stretch" if self.paper else None)
+        frames = [read_image(path) for path in self.frame or []]
+        return [
+            (frame, fit or check_fit(path, size_of(frame), *clip.sizes()))
+            for path, frame in zip(self.frame or [], frames, strict=True)
+        ]
+
+    def make(
+        self, editor: FrameEditor, video: Video, count: int, clip: Clip
+    ) -> list[tuple[np.ndarray, str]]:
+        """The frames that the editor makes for `count` edits, of the clip's size; saves them.
+
+        The names of the files that are written are printed.
+        """
+        requests = self.requests(editor, video.frames[0], count, clip.sizes()[0])
+        frames = [candidates(editor, one, [self.seed], self.keep_unchanged)[0] for one in requests]
+        for path, frame in zip(self.save_frame or [], frames, strict=False):
+            write_picture(path, frame)
+            print(path)
+        return [(frame, "crop") for frame in frames]
+
+    def make_editor(self, device: torch.device, dtype: torch.dtype | None) -> FrameEditor | None:
+        """The editor that is asked for, ready but not loaded; None if none is."""
+        options = {"weights": self.editor_weights, "timeout": self.editor_timeout}
+        options |= {"command": self.editor_command}
+        options = {name: value for name, value in options.items() if value is not None}
+        name = self.editor or ("command" if self.editor_command else None)
+        if name is None:
+            others = ("instruction", "reference", "mask", "keep_unchanged", "editor_option")
+            idle = [f"editor_{n}" for n in options] + [n for n in others if getattr(self, n)]
+            if idle:
+                raise InputError(
+                    f"--{idle[0].replace('_', '-')} needs an --editor: one of {', '.join(EDITORS)}"
+                )
+            return None
+        for text in self.editor_option or []:
+            option, equals, value = text.partition("=")
+            if not equals:
+                raise InputError(f"--editor-option {text!r} is not NAME=VALUE, such as seed=3")
+            options[option.replace("-", "_")] = value
+        return make(name, options, device=device, dtype=dtype)
+
+    def requests(
+        self, editor: FrameEditor, frame: np.ndarray, count: int, clip: Size
+    ) -> list[FrameRequest]:
+        """What is asked of the editor for each of `count` edits; masks are cut as the frame was.
+
+        frame: uint8 (h, w, 3). clip: (width, height) that the frame had before it was cut.
+        """
+        size = (frame.shape[1], frame.shape[0])
+        given = [
+            _each(count, name, getattr(self, name)) for name in ("instruction", "reference", "mask")
+        ]
+        return [
+            request(
+                editor,
+                frame,
+                instruction or "",
+                reference,
+                None if mask is None else self._mask(mask, size, clip),
             )
-        return None
-    for text in args.editor_option or []:
-        option, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--editor-option {text!r} is not NAME=VALUE, such as seed=3")
-        given[option.replace("-", "_")] = value
-    return make(name, given, device=device, dtype=dtype)
+            for instruction, reference, mask in zip(*given, strict=True)
+        ]
+
+    def _mask(self, path: str, size: Size, clip: Size) -> np.ndarray:
+        """A mask cut as the frame was, or as it is if it has the frame's proportions already."""
+        mask = read_mask(path)
+        own = mask.shape[1], mask.shape[0]
+        return fit_mask(mask, size, self.fit or check_fit(f"--mask {path}", own, clip, size))
 
 
 def uses(editor: FrameEditor | None) -> frozenset[str]:
-    """Of "instruction", "reference", "seed" and what the tool fills, what it makes something of."""
+    """Which options an editor reads: of "instruction", "reference", "seed" and its own setup."""
     if editor is None:
         return frozenset()
-    told = getattr(editor, "uses", frozenset({"instruction", "reference", "seed"}))
-    return told.union(name for name in SETUP if hasattr(editor, name))
-
-
-def requests_of(
-    args: argparse.Namespace, editor: FrameEditor, frame: np.ndarray, count: int, clip: Size
-) -> list[FrameRequest]:
-    """What is asked of the editor, for each of `count` edits; masks are cut as the frame was.
-
-    clip: (width, height) that the frame had before.
-    """
-    size = (frame.shape[1], frame.shape[0])
-    told = [
-        _each(count, name, getattr(args, name)) for name in ("instruction", "reference", "mask")
-    ]
-    return [
-        request(
-            editor,
-            frame,
-            instruction or "",
-            reference,
-            None if mask is None else _mask(args, mask, size, clip),
-        )
-        for instruction, reference, mask in zip(*told, strict=True)
-    ]
-
-
-def _mask(args: argparse.Namespace, path: str, size: Size, clip: Size) -> np.ndarray:
-    """A mask as the frame came to its size, or as it is if it has the proportions already."""
-    mask = read_mask(path)
-    given = mask.shape[1], mask.shape[0]
-    return fit_mask(mask, size, args.fit or check_fit(f"--mask {path}", given, clip, size))
-
-
-def edited(
-    args: argparse.Namespace, editor: FrameEditor, frame: np.ndarray, count: int, clip: Size
-) -> list[np.ndarray]:
-    """The edited frame of each of `count` edits; clip: see `requests_of`."""
-    wanted = requests_of(args, editor, frame, count, clip)
-    return [candidates(editor, one, [args.seed], args.keep_unchanged)[0] for one in wanted]
+    names = getattr(editor, "uses", frozenset({"instruction", "reference", "seed"}))
+    return names.union(name for name in SETUP if hasattr(editor, name))
 
 
 def frame_files(output: str, count: int) -> list[str]:

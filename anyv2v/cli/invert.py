@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 
-from anyv2v.cli import outputs, settings
+from anyv2v.cli import settings
+from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip
 from anyv2v.cli.console import tell
+from anyv2v.cli.model import Model
+from anyv2v.cli.outputs import Outputs, report
 from anyv2v.cli.sidecar import Provenance, beside
-from anyv2v.cli.source import load, notice, obtain, of_the_run, progress_of
+from anyv2v.cli.source import notice, obtain, of_the_run, progress_of
 from anyv2v.errors import InputError
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES
@@ -18,8 +21,9 @@ from anyv2v.pipeline.source import SUFFIX, Unfinished
 
 def run_invert(args: argparse.Namespace) -> None:
     """Inverts a video and saves the source."""
-    outputs.check(args, args.output, (SUFFIX,), args.video)
-    if Clip.of(args).is_source:
+    outputs = typed(Outputs, args)
+    outputs.check((SUFFIX,))
+    if typed(Clip, args).is_source:
         raise InputError(f"{args.video}: is inverted already")
     unfinished = Unfinished(args.output + ".unfinished", args.resume)
     provenance = Provenance.begin(args)
@@ -28,14 +32,14 @@ def run_invert(args: argparse.Namespace) -> None:
     with beside(args.output, provenance.of(editor, source, noisiest)):
         source.save(args.output, args.force, features=args.features)
     unfinished.remove()
-    outputs.report(args.output, source.video.frames, source.video.fps)
+    report(args.output, source.video.frames, source.video.fps)
     notice(args)
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
     """Inverts a video, samples it again without an injection, and says how near that comes."""
-    if args.output is not None:
-        outputs.check(args, args.output, SUFFIXES, args.video)
+    outputs = typed(Outputs, args)
+    outputs.check(SUFFIXES)
     provenance = Provenance.begin(args)
     began = time.monotonic()
     editor, source = obtain(args)
@@ -56,7 +60,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     error = ((again.latents - clean).norm() / clean.norm()).item()
     if args.output:
         facts = provenance.of(editor, source, again.latents)
-        outputs.write(args.output, again, facts, args.force)
+        outputs.write(args.output, again, facts)
     print(
         f"PSNR {psnr(again.frames, source.video.frames):.2f} dB · "
         f"relative error of the latents {error:.3g} · "
@@ -64,7 +68,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         f"{inverted - began:.1f} s to load and invert, {sampled - inverted:.1f} s to sample"
     )
     if args.output:
-        outputs.report(args.output, again.frames, again.fps)
+        report(args.output, again.frames, again.fps)
     notice(args)
 
 
@@ -72,10 +76,10 @@ def run_plan(args: argparse.Namespace) -> None:
     """Says what an edit would cost, without running it."""
     from anyv2v.pipeline import cost  # imports what nothing else needs
 
-    clip = Clip.of(args)
+    clip = typed(Clip, args)
     if clip.is_source:
         raise InputError(f"{args.video}: is inverted already; give the video")
-    editor, video = load(args), clip.video()
+    editor, video = typed(Model, args).load(), clip.read()
     method, steps = settings.of_the_inversion(args)
     predicted = cost.predict(
         editor,

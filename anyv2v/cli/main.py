@@ -1,4 +1,4 @@
-"""The command line: runs one command, and turns what goes wrong into one line and an exit status."""
+"""The command line: runs a command, and turns what goes wrong into a line and an exit status."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ from typing import NoReturn
 import anyv2v
 from anyv2v.cli import first_frame
 from anyv2v.cli.config_file import options_of
+from anyv2v.cli.model import OFFLOADS
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import USUAL
 from anyv2v.loading import DEMO
 from anyv2v.media.image import FITS
 from anyv2v.pipeline.inverting import STEPS
-from anyv2v.runtime.offload import Wanted
 from anyv2v.weights.demo.scenes import KINDS
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
@@ -25,7 +25,6 @@ NOT_IN_FILES = ("help", "list", "config")
 NOT_SETTINGS = (*NOT_IN_FILES, "force", "quiet", "debug")
 """Options that say nothing of what comes out."""
 OWN = "(default: the weights' own, I2VGen-XL: {})"
-OFFLOADS: dict[str, Wanted] = {"auto": "auto", "on": True, "off": False}
 
 
 class Parser(argparse.ArgumentParser):

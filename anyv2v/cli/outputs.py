@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from anyv2v import loading
 from anyv2v.cli.clip import size_of
-from anyv2v.cli.sidecar import beside, check_sidecar, comment
+from anyv2v.cli.sidecar import beside, check_sidecar, comment, sidecar_of
 from anyv2v.errors import InputError
 from anyv2v.media.sequence import check_sequence_output, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav, write_video
@@ -18,28 +18,65 @@ from anyv2v.pipeline.request import Edit
 from anyv2v.runtime.atomic_files import check_output
 
 
-def check(args: argparse.Namespace, path: str, suffixes: tuple[str, ...], *inputs: str) -> None:
-    """InputError if an output cannot be written or is one of the command's inputs."""
-    output = Path(os.path.realpath(path))
-    if any(output == Path(os.path.realpath(given)) for given in inputs):
-        raise InputError(f"-o {path}: is an input, which is never overwritten")
-    given = getattr(args, "weights", loading.DEMO)
-    weights = None if given == loading.DEMO else Path(os.path.realpath(given))
-    if weights in output.parents:
-        raise InputError(f"-o {path}: is in the folder of the weights")
-    if suffixes == SUFFIXES and writes_sequence(path):
-        check_sequence_output(path, args.force, inputs)
-    else:
-        check_output(path, args.force, suffixes)
-        if suffixes == SUFFIXES:
-            pyav()  # else its absence would be found when all is computed
-    check_sidecar(path, args.force)
+@dataclass(frozen=True)
+class Outputs:
+    """What a command writes, and the inputs that it must not overwrite."""
+
+    output: str | list[str] | None = None
+    save_frame: list[str] | None = None
+    force: bool = False
+    weights: str = loading.DEMO
+    video: str | None = None
+    frame: list[str] | None = None
+    reference: list[str] | None = None
+    mask: list[str] | None = None
+
+    def check(self, suffixes: tuple[str, ...], paths: list[str] | None = None) -> None:
+        """InputError if an output cannot be written, is an input, or is named twice.
+
+        suffixes: those that `--output` may have. paths: the outputs, where `--output` stands for
+        several.
+        """
+        paths = listed(self.output) if paths is None else paths
+        pictures = self.save_frame or []
+        for path in paths:
+            self._check_one(path, suffixes)
+        for path in pictures:
+            self._check_one(path, (".png",))
+        for i, path in enumerate(all_paths := [*paths, *pictures]):
+            before = all_paths[:i]
+            if os.path.realpath(path) in map(os.path.realpath, before):
+                raise InputError(f"-o {path}: is given twice")
+            sidecar = sidecar_of(path)
+            if os.path.realpath(sidecar) in (os.path.realpath(sidecar_of(x)) for x in before):
+                raise InputError(f"-o {path}: needs a folder of its own, for its {sidecar.name}")
+
+    def _check_one(self, path: str, suffixes: tuple[str, ...]) -> None:
+        output = Path(os.path.realpath(path))
+        inputs = [*listed(self.video), *listed(self.frame)]
+        inputs += [*listed(self.reference), *listed(self.mask)]
+        if any(output == Path(os.path.realpath(given)) for given in inputs):
+            raise InputError(f"-o {path}: is an input, which is never overwritten")
+        weights = None if self.weights == loading.DEMO else Path(os.path.realpath(self.weights))
+        if weights in output.parents:
+            raise InputError(f"-o {path}: is in the folder of the weights")
+        if suffixes == SUFFIXES and writes_sequence(path):
+            check_sequence_output(path, self.force, inputs)
+        else:
+            check_output(path, self.force, suffixes)
+            if suffixes == SUFFIXES:
+                pyav()  # else its absence would be found when all is computed
+        check_sidecar(path, self.force)
+
+    def write(self, path: str, edit: Edit, facts: dict) -> None:
+        """Writes a video and its sidecar, which says `facts`."""
+        with beside(path, facts):
+            write_video(path, edit.frames, edit.fps, self.force, comment(facts))
 
 
-def write(path: str, edit: Edit, facts: dict, force: bool) -> None:
-    """Writes a video and its sidecar; facts: what the sidecar says."""
-    with beside(path, facts):
-        write_video(path, edit.frames, edit.fps, force, comment(facts))
+def listed(value: str | list[str] | None) -> list[str]:
+    """One value, several or none, as a list."""
+    return [value] if isinstance(value, str) else value or []
 
 
 def report(path: str, frames: np.ndarray, fps: float) -> None:

@@ -56,7 +56,7 @@ class Provenance:
 
     @classmethod
     def begin(cls, args: argparse.Namespace) -> Provenance:
-        """The provenance of a run that begins now; says which inputs have changed since --config."""
+        """Of a run that begins now; says which inputs have changed since --config was written."""
         provenance = cls(args)
         tell(provenance.changes())
         return provenance

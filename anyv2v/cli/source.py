@@ -1,4 +1,4 @@
-"""From VIDEO to a source: loaded if it is one, else inverted, after all that can be wrong is found."""
+"""From VIDEO to a source: loaded if it is one, else inverted once nothing can be wrong any more."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import argparse
 import os
 from pathlib import Path
 
-import torch
-
 from anyv2v import loading
 from anyv2v.cli import notices, settings
+from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, size_of
 from anyv2v.cli.console import say, tell
-from anyv2v.cli.options import OFFLOADS
+from anyv2v.cli.model import Model
 from anyv2v.diffusion.inversion import TOLERANCE
 from anyv2v.diffusion.schedule import matches
 from anyv2v.editor import Editor
@@ -21,7 +20,6 @@ from anyv2v.media import container
 from anyv2v.media.frames import Video
 from anyv2v.pipeline.source import Source, Unfinished
 from anyv2v.pipeline.step_plan import CachePlan
-from anyv2v.runtime.device import choose_device
 from anyv2v.runtime.progress import Progress
 
 DEMO_NOTICE = (
@@ -44,13 +42,13 @@ def obtain(
     What has no effect or is lost is said before the inversion. video: VIDEO if it was read already.
     uses: the options that the editor of the first frame reads.
     """
-    choose_device(args.device)
-    clip = Clip.of(args)
+    model, clip = typed(Model, args), typed(Clip, args)
+    _ = model.torch_device  # refused before anything is read
     if clip.is_source:
         return _loaded(args, uses)
     method, inversion_steps = settings.of_the_inversion(args)
-    video = clip.video() if video is None else video
-    editor = load(args)
+    video = clip.read() if video is None else video
+    editor = typed(Model, args).load()
     # a run that follows says what it reads; else everything is kept
     plan = None if args.command == "invert" else editor.step_plan(**settings.of_the_run(args))
     last, levels = 0, editor.schedule.levels(inversion_steps)
@@ -83,7 +81,7 @@ def _loaded(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Sou
         raise InputError(f"--{option} is fixed by {args.video}; invert the video again")
     if not Path(args.video).exists():
         raise InputError(f"{args.video}: no such file")
-    editor = load(args)
+    editor = typed(Model, args).load()
     source = editor.load_source(args.video)
     plan = editor.step_plan(**settings.of_the_run(args))
     editor.check_kept(source.trajectory.kept_levels, plan.source_levels)
@@ -109,17 +107,6 @@ def cache_plan(args: argparse.Namespace, editor: Editor, video: Video) -> CacheP
     return recording
 
 
-def load(args: argparse.Namespace) -> Editor:
-    """The editor of `--weights`, on the device and in the dtype that were asked for."""
-    offload = OFFLOADS[args.offload]
-    return loading.load(args.weights, args.device, dtype_of(args), offload=offload)
-
-
-def dtype_of(args: argparse.Namespace) -> torch.dtype | None:
-    """The dtype that `--dtype` names; None if it is not given."""
-    return getattr(torch, args.dtype) if args.dtype else None
-
-
 def progress_of(args: argparse.Namespace) -> Progress:
     """Progress that a signal interrupts, silent with --quiet."""
     return Progress(args.quiet, args.signals.check)
@@ -130,8 +117,8 @@ def without_effect(
 ) -> list[str]:
     """A line for each option that was given and changes nothing."""
     method, steps = settings.of_the_inversion(args) if hasattr(args, "method") else ("", 0)
-    on_cpu = choose_device(getattr(args, "device", "cpu")).type == "cpu"
-    clip = Clip.of(args) if hasattr(args, "video") else None
+    on_cpu = not hasattr(args, "device") or typed(Model, args).torch_device.type == "cpu"
+    clip = typed(Clip, args) if hasattr(args, "video") else None
     inverted = clip is not None and clip.is_source
     still = clip is None or clip.is_still
     return notices.without_effect(args, method, steps, passes, uses, inverted, still, on_cpu)
@@ -145,11 +132,11 @@ def of_the_run(
     if hasattr(editor.backbone, "tokenizer"):
         tokenizer = editor.backbone.tokenizer
         lines += notices.unread(args, tokenizer.lost, tokenizer.tokens)
-    clip = Clip.of(args)
+    clip = typed(Clip, args)
     if not clip.is_source:
         lines += notices.of_the_size(args, *clip.sizes(), editor.backbone.codec.multiple)
         if getattr(args, "output", None):
-            lines.append(notices.silent(clip.path, container.facts(clip.path).audio))
+            lines.append(notices.silent(clip.video, container.facts(clip.video).audio))
     if hasattr(args, "resume"):
         path = f"{args.output}.unfinished"
         lines.append(notices.beginning_again(path, os.path.exists(path), args.resume))

@@ -6,8 +6,10 @@ import argparse
 import sys
 
 from anyv2v import loading, weights_folders
+from anyv2v.cli.arguments import typed
 from anyv2v.cli.console import say, tell
-from anyv2v.cli.source import dtype_of, progress_of, without_effect
+from anyv2v.cli.model import Model
+from anyv2v.cli.source import progress_of, without_effect
 from anyv2v.convert.fetch import fetch
 from anyv2v.convert.published import convert
 from anyv2v.weights import hub
@@ -18,7 +20,9 @@ def run_convert(args: argparse.Namespace) -> None:
     with progress_of(args) as progress:
         done = progress.bytes("convert")
         shapes = weights_folders.expected_shapes
-        config = convert(args.src, args.dst, shapes, dtype_of(args), args.force, done)
+        config = convert(
+            args.src, args.dst, shapes, typed(Model, args).torch_dtype, args.force, done
+        )
     if snapshot := hub.snapshots(args.src):
         say(f"{args.src} {hub.WHAT}: {snapshot[0]} was read")
     option = "--editor-weights" if "model" in config else "--weights"
@@ -38,7 +42,7 @@ def run_verify(args: argparse.Namespace) -> None:
 def run_fetch(args: argparse.Namespace) -> None:
     """Downloads the published model and converts it."""
     # the library that downloads shows bars of its own, which are for terminals only
-    dtype, no_bars = dtype_of(args), args.quiet or not sys.stderr.isatty()
+    dtype, no_bars = typed(Model, args).torch_dtype, args.quiet or not sys.stderr.isatty()
     with progress_of(args) as progress:
         done = progress.bytes("convert")
         folder = fetch(args.dst, loading.expected_shapes, dtype, args.force, done, no_bars)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from anyv2v.backbones.base import Defaults
-from anyv2v.cli import main as cli
 from anyv2v.cli import settings
 from anyv2v.cli.options import parser
+from anyv2v.cli.source import cache_plan
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import Injection
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_is_refused_in_one_line(options, words):
 
 def test_nothing_is_recorded_and_announced_where_nothing_is_injected():
     args, _ = filled(EDIT + "--conv 0 --spatial 0 --temporal 0 --inject cross=0")
-    assert cli._recording(args, None, None) is None
+    assert cache_plan(args, None, None) is None
 
 
 def test_paper_is_the_originals_settings():

@@ -1,0 +1,18 @@
+"""From the namespace of argparse to typed groups of options, which commands pass on."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import fields
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def typed(group: type[T], args: Namespace) -> T:
+    """The options of one group: a dataclass whose fields are called like the options.
+
+    A field whose option this command does not have keeps its default.
+    """
+    names = [field.name for field in fields(group)]  # pyright: ignore[reportArgumentType]
+    return group(**{name: getattr(args, name) for name in names if hasattr(args, name)})
