@@ -33,23 +33,30 @@ class _List(argparse.Action):
 
 
 def options(sub: argparse.ArgumentParser) -> None:
-    """What an editor is told; the editor may be left out only where --frame may be given."""
+    """The options of an editor, without which `anyv2v edit` is given a --frame."""
     group = sub.add_argument_group("editor of the first frame")
     add = group.add_argument
-    add("--editor", choices=EDITORS, help="who edits; anyv2v edit-frame --list says more")
-    add("--instruction", action="append", metavar="TEXT", help="what to do with the frame")
-    add("--reference", action="append", metavar="IMAGE", help="a picture of what is wanted")
-    add("--mask", action="append", metavar="IMAGE", help="white where the frame may change")
-    add("--keep-unchanged", action="store_true", help="put back what is hardly changed")
-    add("--editor-weights", metavar="DIR", help="what the editor loads")
-    add("--editor-option", action="append", metavar="NAME=VALUE", help="any other of its options")
+    add("--editor", choices=EDITORS, help="what edits the frame; see anyv2v edit-frame --list")
+    text = "text that says what to do with the frame"
+    add("--instruction", action="append", metavar="TEXT", help=text)
+    text = "picture of what the edit shall look like or contain"
+    add("--reference", action="append", metavar="IMAGE", help=text)
+    text = "picture that is white where the frame may change"
+    add("--mask", action="append", metavar="IMAGE", help=text)
+    text = "put back the pixels that the editor hardly changed"
+    add("--keep-unchanged", action="store_true", help=text)
+    add("--editor-weights", metavar="DIR", help="folder of the weights that the editor loads")
+    text = "any other option of the editor; may be given several times"
+    add("--editor-option", action="append", metavar="NAME=VALUE", help=text)
     add(
         "--editor-command",
         metavar="'TOOL {input} {output} ...'",
-        help="another tool, run without a shell; also {instruction}, {reference}, {mask}, {seed}",
+        help="another program that edits the frame, run without a shell; {instruction}, "
+        "{reference}, {mask} and {seed} are filled in, too",
     )
-    add("--editor-timeout", metavar="SECONDS", help="of that tool; else 600")
-    add("--list", action=_List, nargs=0, help="all editors with their options, and stop")
+    text = "time that this program may take (default: 600)"
+    add("--editor-timeout", metavar="SECONDS", help=text)
+    add("--list", action=_List, nargs=0, help="list all editors with their options, and stop")
 
 
 @dataclass(frozen=True)
