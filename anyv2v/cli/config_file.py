@@ -1,7 +1,7 @@
 """Options of a command from a file, YAML or JSON: `--config FILE`.
 
 A file's keys are the names of options, with - or _, and of what stands without a name (video, src).
-Options given on the command line win. What a finished run left beside its output is such a file.
+Options given on the command line win. The sidecar of an output is such a file, too.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from anyv2v.checks import shown
 from anyv2v.errors import InputError
 
 LARGEST = 2**20
-"""Bytes; nobody writes more options."""
+"""Limit in bytes: a file of options is small."""
 SETTINGS, COMMAND = "settings", "command"
-"""Where a sidecar has its options, and the command that they are of."""
+"""The keys of a sidecar that hold its options and its command."""
 BY_NAME = ("guidance", "inject", "option")
-"""Options that are several values by their names: text=35,image=1, or a mapping in a file."""
+"""Options whose value is several numbers by name: text=35,image=1, or a mapping in a file."""
 WORDS = {
     "bool": ("^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
     "null": ("^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
 }
-"""What YAML 1.2 takes for something else than a text, without numbers, which options read."""
+"""The words of YAML 1.2 that are no text; numbers stay texts, as options parse them."""
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """Name of an option, with _ for -, -> its value; InputError names what is wrong with a file."""
+    """Option (with _ for -) -> its value in a file; InputError says what is wrong with the file."""
     try:
         if Path(path).stat().st_size > LARGEST:
             raise InputError(f"{path}: is no config file: it is larger than {LARGEST} bytes")
@@ -52,7 +52,7 @@ def _parsed(path: str, text: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """What stands there as text, but true, false, null: no 1:30 is 90, no 010 is 8."""
+        """Loads values as texts, but for true, false and null: 1:30 is not 90, and 010 is not 8."""
 
         yaml_implicit_resolvers = {}
 
@@ -71,7 +71,7 @@ def options_of(
     """What a file says of a parser's options, converted and checked as the command line would.
 
     `known`: names that other commands have. Those of them that the file has and this parser lacks
-    are given beside. Any other name is an InputError.
+    are given as well. Any other name is an InputError.
     """
     values = {name: value for name, value in read_config(path).items() if value is not None}
     mine = {action.dest: action for action in actions}
@@ -110,7 +110,7 @@ def _text(name: str, action: argparse.Action, value: Any) -> Any:
         # what a command line could not hold
         if b"\0" in os.fsencode(text):
             raise InputError(f"{name}: {shown(value)} holds a character of code 0")
-        value = action.type(text) if action.type else text
+        value = action.type(text) if callable(action.type) else text
     except UnicodeEncodeError:
         raise InputError(f"{name}: {shown(value)} holds half a character") from None
     except argparse.ArgumentTypeError as error:

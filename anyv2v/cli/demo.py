@@ -1,4 +1,4 @@
-"""`anyv2v demo`: a whole edit of a clip that is rendered here, judged against its truth."""
+"""`anyv2v demo`: edits a clip that is rendered here, and compares the edit with the truth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anyv2v import checks
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.console import tell
 from anyv2v.cli.model import Model
-from anyv2v.cli.sidecar import Provenance, beside, check_sidecar
+from anyv2v.cli.sidecar import Provenance, check_sidecar, with_sidecar
 from anyv2v.cli.source import progress_of, without_effect
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
@@ -35,10 +35,10 @@ FILES = (
     "scores.json",
 )
 SHOWN = 256
-"""Pixels at least, that a picture is enlarged to: the model's own are small."""
+"""Least side in pixels to which pictures are enlarged, as the demo model's are small."""
 
 FIRST = 10**6
-"""Among the scenes that were not trained on; the benchmark's begin at 0."""
+"""First scene of the demo among the held-out ones; the benchmark takes those from 0 on."""
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -59,7 +59,7 @@ def run_demo(args: argparse.Namespace) -> None:
     tell(without_effect(args))
     with progress_of(args) as progress:
         scores = run(editor, folder, args.kind, args.seed, progress)
-    with beside(folder / EDITED, provenance.of(editor)):
+    with with_sidecar(folder / EDITED, provenance.of(editor)):
         pass  # the clips are there; which kernels made them is known now
     for name, values in scores.items():
         print(f"{name:13} PSNR to the truth {values['psnr']:.2f} dB")
@@ -71,13 +71,14 @@ def run(
     folder: Path,
     kind: str = "colour",
     seed: int = 0,
-    progress: Callable[[str, int], Callable] | None = None,
+    progress: Callable[[str, int], Callable | None] | None = None,
 ) -> dict[str, dict[str, float | None]]:
-    """Renders, inverts and edits a clip, writes FILES into an existing folder; gives the scores.
+    """Renders, inverts and edits a clip; writes FILES into an existing folder, returns the scores.
 
-    kind: one of KINDS, what is edited. progress(title, steps) gives what is called after each step.
+    kind: one of KINDS, what the edit changes. progress(title, steps) returns a function that is
+    called after each step, or None.
     """
-    progress = progress or (lambda title, steps: None)
+    track = progress or (lambda title, steps: None)
     size, frames, fps = editor.defaults.size, editor.defaults.frames, editor.defaults.fps
     wanted = draw_edit(kind, "held-out", FIRST + seed)
     truth = Truth.of(wanted, size, frames)
@@ -87,7 +88,7 @@ def run(
     inverted = editor.invert(
         video,
         prompt=wanted.source.caption,
-        on_step=progress("invert", steps),
+        on_step=track("invert", steps),
         recording=editor.recording(video),
     )
 
@@ -99,7 +100,7 @@ def run(
             injection=injection,
             random_ratio=random_ratio,
             seed=seed,
-            on_step=progress(title, steps),
+            on_step=track(title, steps),
         ).frames
 
     clips = {
@@ -114,8 +115,8 @@ def run(
     found = {n: {k: None if v != v else v for k, v in s.items()} for n, s in found.items()}
 
     edited = clips["edit"]
-    beside = np.concatenate([truth.source, truth.frames, edited], axis=2)
-    named = zip(FILES[:4], (truth.source, truth.frames, edited, beside), strict=True)
+    side_by_side = np.concatenate([truth.source, truth.frames, edited], axis=2)
+    named = zip(FILES[:4], (truth.source, truth.frames, edited, side_by_side), strict=True)
     for name, clip in named:
         write_video(folder / name, enlarged(clip, size), fps)
     with atomic_path(folder / "sheet.png") as temporary:
@@ -128,6 +129,6 @@ def run(
 
 
 def enlarged(pictures: np.ndarray, size: tuple[int, int], shown: int = SHOWN) -> np.ndarray:
-    """(n, h, w, 3), each pixel as a square, so that a frame of `size` has at least `shown`."""
+    """Pictures (n, h, w, 3) with every pixel repeated, so that no side is below `shown` pixels."""
     times = max(1, -(-shown // min(size)))
     return pictures.repeat(times, axis=1).repeat(times, axis=2)

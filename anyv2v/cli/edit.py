@@ -14,14 +14,14 @@ from anyv2v.cli.console import tell
 from anyv2v.cli.first_frame import FirstFrame, frame_files, uses, write_candidates
 from anyv2v.cli.model import Model
 from anyv2v.cli.outputs import Outputs, report
-from anyv2v.cli.sidecar import Provenance, beside
+from anyv2v.cli.sidecar import Provenance, with_sidecar
 from anyv2v.cli.source import notice, obtain, progress_of, without_effect
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.base import FrameEditor
 from anyv2v.frame_editors.run import candidates
 from anyv2v.media.frames import Video
-from anyv2v.media.image import fit_frame
+from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.video import SUFFIXES
 from anyv2v.pipeline.request import Edit, EditRequest
 
@@ -56,7 +56,7 @@ def run_edit(args: argparse.Namespace) -> None:
             try:
                 if isinstance(edit, Exception):
                     raise edit
-                made = None if args.frame else requests[i].frame
+                made = None if args.frame else read_image(requests[i].frame)
                 facts = provenance.of(editor, source, edit.latents, i, made)
                 outputs.write(output, edit, facts)
                 done[output] = edit
@@ -88,7 +88,7 @@ def run_edit_frame(args: argparse.Namespace) -> None:
     edited = candidates(editor, request, seeds, args.keep_unchanged)
     tell(without_effect(args, uses(editor)))
     tell(notices.of_the_size(args, size_of(whole), size))
-    with beside(args.output, provenance.of()):
+    with with_sidecar(args.output, provenance.of()):
         write_candidates(args.output, frame, edited, args.seed)
     for file in files:
         print(file)

@@ -172,7 +172,7 @@ def frame_files(output: str, count: int) -> list[str]:
 def write_candidates(
     output: str, frame: np.ndarray, found: Sequence[np.ndarray], seed: int
 ) -> list[str]:
-    """Writes candidates beside each other, and each alone; gives the names."""
+    """Writes each candidate, and all of them in a contact sheet; returns the names of the files."""
     files = frame_files(output, len(found))
     labels = ["source", *(f"{i + 1}: seed {seed + i}" for i in range(len(found)))]
     shown = [found[0]]
@@ -184,15 +184,16 @@ def write_candidates(
 
 
 def write_picture(path: str | os.PathLike, picture: np.ndarray) -> None:
+    """Writes a picture, uint8 (h, w, 3), as PNG."""
     with atomic_path(Path(path)) as temporary:
         Image.fromarray(picture).save(temporary)
 
 
 def _each(count: int, name: str, given: list[str] | None) -> list[str | None]:
-    """One for each edit: none, one for all, or as many as there are."""
-    given = given or [None]
-    if len(given) not in (1, count):
+    """The value of each of `count` edits: none, the same for all, or its own."""
+    values: list[str | None] = [*given] if given else [None]
+    if len(values) not in (1, count):
         raise InputError(
-            f"--{name} is given {len(given)} times for {count} edits; give 1 or {count}"
+            f"--{name} is given {len(values)} times for {count} edits; give 1 or {count}"
         )
-    return given * (count // len(given))
+    return values * (count // len(values))

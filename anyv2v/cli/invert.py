@@ -11,7 +11,7 @@ from anyv2v.cli.clip import Clip
 from anyv2v.cli.console import tell
 from anyv2v.cli.model import Model
 from anyv2v.cli.outputs import Outputs, report
-from anyv2v.cli.sidecar import Provenance, beside
+from anyv2v.cli.sidecar import Provenance, with_sidecar
 from anyv2v.cli.source import notice, obtain, of_the_run, progress_of
 from anyv2v.errors import InputError
 from anyv2v.media.psnr import psnr
@@ -29,7 +29,7 @@ def run_invert(args: argparse.Namespace) -> None:
     provenance = Provenance.begin(args)
     editor, source = obtain(args, unfinished)
     noisiest = source.at(min(source.trajectory.kept))
-    with beside(args.output, provenance.of(editor, source, noisiest)):
+    with with_sidecar(args.output, provenance.of(editor, source, noisiest)):
         source.save(args.output, args.force, features=args.features)
     unfinished.remove()
     report(args.output, source.video.frames, source.video.fps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import torch
 
@@ -49,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _is_lost(failure: Exception | None) -> bool:
-    """Whether nobody got what was printed; who closes a pipe has what he wants."""
+def _is_lost(failure: Exception | None) -> TypeGuard[OSError]:
+    """Whether nobody got what was printed; a reader that closes a pipe has what it wants."""
     return isinstance(failure, OSError) and not isinstance(failure, BrokenPipeError)
 
 

@@ -1,7 +1,7 @@
-"""What has no effect, or is lost, on the command line: a line for each, said before the work.
+"""Warnings before the work: options without an effect, and parts of the inputs that are lost.
 
-Only what the user gave, there or by --config, is spoken of, never a default. An option whose wish
-is fulfilled anyway (`--feature-memory 0` where nothing is kept) is not.
+Only options that the user gave are named, never a default, and none whose purpose is fulfilled
+anyway (`--feature-memory 0` where no features are recorded).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from anyv2v.clip.tokenizer import cut_text
 from anyv2v.media.proportions import ALIKE, Size, part_cut, size_of_short_side
 
 UNPREDICTED = ("inversion-prompt", "tolerance", "fps")
-"""Options that a plan takes because an edit does, and that change nothing of what it predicts."""
+"""Options that `anyv2v plan` accepts because `edit` does, and that its prediction ignores."""
 
 
 def without_effect(
@@ -26,13 +26,13 @@ def without_effect(
     still: bool = False,
     on_cpu: bool = False,
 ) -> list[str]:
-    """The options of a command that change nothing of what it does.
+    """A line for each option that was given and changes nothing.
 
-    args: as `options.parser` gives them and `settings.fill` fills them; `given` holds the names of
-    those that were given.
-    method, inversion_steps: of the inversion. passes: whether it passes the features of the run to
-    come. uses: of "instruction", "reference", "seed", "device" and "dtype", what the editor of the
-    frame makes something of. inverted: VIDEO is a source. still: it is one picture.
+    args: as `options.parser` makes them and `settings.fill` fills them; `args.given` holds the
+    names of the options that were given. method, inversion_steps: those of the inversion. passes:
+    whether the inversion can record the features that the edit injects. uses: which of
+    "instruction", "reference", "seed", "device" and "dtype" the editor of the frame reads.
+    inverted: VIDEO is a source. still: VIDEO is one picture. on_cpu: networks run on the CPU.
     """
     command = args.command
     lines = [*_of_guidance(args), *_of_the_editor(args, command, uses)]
@@ -57,9 +57,10 @@ def without_effect(
 
 
 def unread(args: Namespace, lost: Callable[[str], str], tokens: int) -> list[str]:
-    """The prompts that are too long for the text tower, each with the words that are lost.
+    """A line for each prompt that is too long for the text tower, with the words that are cut off.
 
-    lost: what of a text is not read, "" if all is; tokens: how many are. A plan reads none.
+    lost: gives the end of a text that does not fit, "" if all fits. tokens: how many tokens fit.
+    `anyv2v plan` reads no prompt.
     """
     if args.command == "plan":
         return []
@@ -75,12 +76,12 @@ def unread(args: Namespace, lost: Callable[[str], str], tokens: int) -> list[str
 
 
 def silent(path: str, audio: bool) -> str | None:
-    """Whether the sound of a clip stays behind."""
+    """A line if the clip has sound, which the output does not get."""
     return f"{path} has sound; what is written has none" if audio else None
 
 
 def of_the_size(args: Namespace, clip: Size, size: Size, factor: int = 1) -> list[str | None]:
-    """What is lost on the way of a clip to its size, unless --fit says how it gets there."""
+    """Lines about a size that was rounded and borders that are cropped, unless --fit is given."""
     told = args.size if isinstance(args.size, int) else None
     return [
         None if told is None else rounded(told, size, factor),
@@ -89,9 +90,10 @@ def of_the_size(args: Namespace, clip: Size, size: Size, factor: int = 1) -> lis
 
 
 def cut_off(path: str, clip: Size, size: Size, factor: int, told: int | None = None) -> str | None:
-    """How much of a clip a crop to `size` leaves out, and how it would all stay.
+    """A line about the part of a clip that a crop to `size` removes, and how to keep it.
 
-    factor: what sides are multiples of. told: the shorter side, if `size` comes from that.
+    factor: sides are multiples of it. told: the shorter side that was asked for, if `size` comes
+    from that.
     """
     side, part = part_cut(clip, size)
     if part <= ALIKE:
@@ -108,14 +110,14 @@ def cut_off(path: str, clip: Size, size: Size, factor: int, told: int | None = N
 
 
 def rounded(told: int, size: Size, factor: int) -> str | None:
-    """Whether a shorter side is not what was asked for, because of what sides are multiples of."""
+    """A line if the shorter side was rounded to a multiple of `factor`."""
     if min(size) == told:
         return None
     return f"--size {told} is not divisible by {factor}; {_by(size)} is taken"
 
 
 def beginning_again(path: str, there: bool, resume: bool) -> str | None:
-    """What becomes of an unfinished inversion in a file."""
+    """A line if --resume finds nothing, or an unfinished inversion is replaced without it."""
     if resume and not there:
         return _no_effect("resume", f"there is no {path}; the inversion begins at its start")
     if there and not resume:
@@ -199,7 +201,7 @@ def _too_early(steps: int, part: float, start: int) -> str:
 
 
 def _is_fitting(args: Namespace, command: str, inverted: bool) -> bool:
-    """Whether all pictures have their size already; a frame that an editor makes has."""
+    """Whether --fit has nothing to do, as all pictures have the clip's size already."""
     if getattr(args, "mask", None):
         return False
     if command == "edit-frame":

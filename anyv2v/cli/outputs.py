@@ -10,7 +10,7 @@ import numpy as np
 
 from anyv2v import loading
 from anyv2v.cli.clip import size_of
-from anyv2v.cli.sidecar import beside, check_sidecar, comment, sidecar_of
+from anyv2v.cli.sidecar import check_sidecar, comment, sidecar_of, with_sidecar
 from anyv2v.errors import InputError
 from anyv2v.media.sequence import check_sequence_output, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav, write_video
@@ -70,7 +70,7 @@ class Outputs:
 
     def write(self, path: str, edit: Edit, facts: dict) -> None:
         """Writes a video and its sidecar, which says `facts`."""
-        with beside(path, facts):
+        with with_sidecar(path, facts):
             write_video(path, edit.frames, edit.fps, self.force, comment(facts))
 
 

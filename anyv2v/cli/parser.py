@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import anyv2v
 from anyv2v.cli.config_file import options_of
@@ -17,12 +18,14 @@ NOT_SETTINGS = (*NOT_IN_FILES, "force", "quiet", "debug")
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error is said."""
+    """A parser whose errors are InputErrors, and which fills options from the file of --config."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises InputError instead of printing the usage and ending the process."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(self, args=None, namespace=None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The options; InputError names the first word that no option takes."""
         known, rest = self.parse_known_args(args, namespace)
         if rest and not rest[0].startswith("-"):
             raise InputError(f"{rest[0]!r} is one argument too many (see {known.prog} --help)")
@@ -30,8 +33,9 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f"there is no option {rest[0]} (see {known.prog} --help)")
         return known
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args=None, namespace=None) -> tuple[Any, list[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As argparse does; options that are not given come from the file of --config first."""
+        args = sys.argv[1:] if args is None else args
         if "--config" not in self._option_string_actions:
             return super().parse_known_args(args, namespace)
         # no option may be abbreviated, and none may stand where a value is due
@@ -75,17 +79,19 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.required and action.option_strings:
             return f"{action.help} (required)"
-        plain = action.default is None or action.default is False or "(default" in action.help
-        return action.help if plain else super()._get_help_string(action)
+        text = action.help or ""
+        stated = action.default in (None, False) or "(default" in text
+        return text if stated else super()._get_help_string(action)
 
 
 class ByName(argparse.Action):
-    """Values by their names: those of an option that is given again are added to the earlier."""
+    """An option of values by their names, to which giving it again adds."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         before = getattr(namespace, self.dest)
-        both = isinstance(before, dict) and isinstance(values, dict)
-        setattr(namespace, self.dest, {**before, **values} if both else values)
+        if isinstance(before, dict) and isinstance(values, dict):
+            values = {**before, **values}
+        setattr(namespace, self.dest, values)
 
 
 def _config_of(args) -> str | None:
@@ -98,7 +104,7 @@ def _config_of(args) -> str | None:
 
 
 class Commands:
-    """Makes the parser of each command, with what all of them have."""
+    """The parsers of all commands, and the options that each of them has."""
 
     def __init__(self, run: dict[str, Callable[[argparse.Namespace], None]]):
         self.top = Parser(prog="anyv2v", description=anyv2v.__doc__)
@@ -108,7 +114,7 @@ class Commands:
         self._below = {"": self.top.add_subparsers(metavar="COMMAND", required=True)}
 
     def group(self, name: str, text: str) -> None:
-        """Commands of two words, of which this is the first."""
+        """Adds a first word, such as weights, that commands of two words share."""
         parser = self._below[""].add_parser(name, help=text, description=text)
         self._below[name] = parser.add_subparsers(metavar="COMMAND", required=True)
 

@@ -1,6 +1,6 @@
 """The process around a command: its signals and its standard streams.
 
-Imports nothing that takes long, so that both are in place before PyTorch is loaded.
+This module imports nothing that takes long, so that both are in place before PyTorch is loaded.
 """
 
 from __future__ import annotations
@@ -11,28 +11,32 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, TextIO
+
+Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP")
-"""Signals that end a run; a platform may lack some."""
+"""Signals that end a run; not every platform has all of them."""
 AGAIN = 1.0
-"""Seconds in which a second signal changes nothing: the first is being obeyed."""
+"""Seconds after a signal in which another changes nothing: the run is ending already."""
 
 
 class Signals:
-    """Inside, a signal that ends the run raises KeyboardInterrupt, so that the run cleans up.
+    """A context in which a signal that ends the run raises KeyboardInterrupt, so that it cleans up.
 
-    One that follows within `AGAIN` seconds, as of Ctrl-C pressed twice, does not disturb that. A
-    signal that the caller ignores stays ignored: `nohup`, and background jobs of scripts. On
-    leaving, the handlers from before are back.
+    A signal that follows within `AGAIN` seconds, as when Ctrl-C is pressed twice, does not disturb
+    that. A signal that the caller ignores stays ignored: `nohup`, and background jobs of scripts.
+    On leaving, the earlier handlers are back.
     """
 
     def __init__(self, last: bool = False):
-        """`last`: only the end of Python follows, which no signal disturbs any more."""
+        """last: nothing but the end of Python follows, which no signal shall disturb."""
         self.received: int | None = None
-        self._last, self._raised, self._outer = last, -AGAIN, None
-        self._before: dict[int, object] = {}
+        self._last, self._raised = last, -AGAIN
+        self._outer: Signals | None = None
+        self._before: dict[int, Handler] = {}
 
     @property
     def status(self) -> int:
@@ -40,7 +44,7 @@ class Signals:
         return 128 + (self.received or signal.SIGINT)
 
     def check(self) -> None:
-        """KeyboardInterrupt after a signal: one raised in a library's callback may be lost."""
+        """Raises KeyboardInterrupt after a signal, as one raised in a callback may be lost."""
         if self.received is not None:
             raise KeyboardInterrupt
 
@@ -75,45 +79,49 @@ class Signals:
 
 
 class Unfailing:
-    """A text stream that never fails its writer, who has more important things to do than to talk.
+    """A text stream whose write never raises: a run is worth more than its messages.
 
-    What the encoding lacks is escaped. A closed pipe or a full disk ends the output, not the run;
-    `failure` is what ended it.
+    Characters that the encoding lacks are escaped. A closed pipe or a full disk ends the output,
+    not the run; `failure` is the error that ended it.
     """
 
     def __init__(self, stream: TextIO | None):
-        self._stream, self.failure = stream, None
+        self._stream = stream
+        self.failure: OSError | ValueError | None = None
         self.needed = False
         """Whether a command fails if what it prints is lost."""
 
     def write(self, text: str) -> int:
-        with self._failing():
+        """Writes what can be written; gives the length of the text, as streams do."""
+        with self._failing() as stream:
             try:
-                self._stream.write(text)
+                stream.write(text)
             except UnicodeError:
-                encoding = self._stream.encoding
-                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+                encoding = stream.encoding
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
-        with self._failing():
-            self._stream.flush()
+        """Flushes what was written."""
+        with self._failing() as stream:
+            stream.flush()
 
     def isatty(self) -> bool:
+        """Whether somebody at a terminal reads this."""
         return self._stream is not None and not self.failure and self._stream.isatty()
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
 
     @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
+    def _failing(self) -> Iterator[TextIO]:
         if self._stream is None or self.failure is not None:
             # Python has no stream where the descriptor is closed; nothing can be written
-            with contextlib.suppress(AttributeError, OSError, ValueError):
-                yield
+            with open(os.devnull, "w", encoding="utf-8") as void:
+                yield void
             return
         try:
-            yield
+            yield self._stream
         except (OSError, ValueError) as error:
             self.failure = error
             # what is still buffered would fail once more when Python ends
@@ -125,7 +133,7 @@ class Unfailing:
 
 @contextlib.contextmanager
 def unfailing_streams() -> Iterator[Unfailing]:
-    """Inside, stdout and stderr are `Unfailing`; gives the former."""
+    """A context in which stdout and stderr are `Unfailing`; gives stdout."""
     _occupy_standard_descriptors()
     out, err = Unfailing(sys.stdout), Unfailing(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -137,7 +145,10 @@ def unfailing_streams() -> Iterator[Unfailing]:
 
 
 def _occupy_standard_descriptors() -> None:
-    """A file opened where stdout or stderr is closed would get what libraries write there."""
+    """Opens descriptors 0 to 2 where they are closed.
+
+    Otherwise the next file that is opened would get what libraries write to stdout and stderr.
+    """
     while (void := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(void)

@@ -1,4 +1,4 @@
-"""What a command works with: as given, else the weights' own, or with --paper the original's."""
+"""The settings of a command: as given, else the weights' own, or with --paper the original's."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from anyv2v.pipeline.planning import records_on_the_way
 
 PAPER = {"feature_memory": 0}
 PAPER_INVERSION = {"method": "ddim", "inversion_steps": 500, "inversion_prompt": ""}
-"""What --paper asks for, besides the original's settings for the backbone."""
+"""Settings of --paper that do not depend on the backbone."""
 
 
 def fill(args: Namespace, own: Defaults, original: Defaults, inverted: bool = False) -> list[str]:
-    """Gives every option that was left to the weights its value; lines of what there is to say.
+    """Fills the options that were not given, in `args`; returns lines to be shown to the user.
 
-    own: the weights' own. original: what they are with --paper. inverted: VIDEO is a source, whose
-    inversion is done. `args` gets besides: `own`, what was filled in; `injection`, of all groups;
-    `called`, group -> the option by which it was given; `options` of the backbone, as given.
+    own: the defaults of the weights. original: the defaults with --paper. inverted: whether VIDEO
+    is a source, so that the options of an inversion stay empty. `args` gets these attributes:
+    `own` (the defaults that were used), `injection` (an `Injection` of all groups), `called`
+    (injection group -> the option that gave it), `options` (of the backbone, as given).
     """
     args.own = own = original if args.paper else own
     args.options = _options(args)
@@ -38,7 +39,7 @@ def fill(args: Namespace, own: Defaults, original: Defaults, inverted: bool = Fa
         elif getattr(args, name) != value:
             others.append(name)
         elif (option := _option(name)) in args.filed:
-            # a file that a run has left says what was the weights' own, and that is nobody's wish
+            # a sidecar states the weights' own value, too; that does not count as given
             args.given.discard(option)
     args.called = {g: name for g, name in args.called.items() if name.split()[0] in args.given}
     args.injection = Injection.none()
@@ -50,21 +51,21 @@ def fill(args: Namespace, own: Defaults, original: Defaults, inverted: bool = Fa
 
 
 def of_the_inversion(args: Namespace) -> tuple[str, int]:
-    """Its method, and how many steps it takes."""
+    """The method of the inversion, and the number of its steps."""
     method = args.method or next(iter(METHODS))
-    steps = STEPS.get(method, getattr(args, "steps", args.own.steps))
-    return method, args.inversion_steps or steps
+    steps = args.inversion_steps or STEPS.get(method) or getattr(args, "steps", args.own.steps)
+    return method, steps
 
 
 def passes(args: Namespace, backbone: Backbone) -> bool:
-    """Whether the inversion passes the features of the run to come."""
+    """Whether the inversion computes the features that the edit injects, and can record them."""
     method, steps = of_the_inversion(args)
     return records_on_the_way(backbone, method, steps, getattr(args, "steps", steps), args.options)
 
 
 def of_the_run(args: Namespace) -> dict[str, Any]:
-    """Of the run that reads the source: what its plan and the editor are told alike."""
-    # features that are to be kept all the same are to be used
+    """The arguments that `Editor.step_plan` and the run itself have in common."""
+    # with --paper and --feature-memory, features are recorded, and then they are replayed
     always = args.paper and not getattr(args, "feature_memory", None)
     return {
         "steps": args.steps,
@@ -76,7 +77,7 @@ def of_the_run(args: Namespace) -> dict[str, Any]:
 
 
 def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
-    """Attribute -> its value where none is given."""
+    """Option -> the value that it has where it is not given."""
     values: dict[str, Any] = {name: own.injection.fractions.get(name) for name in USUAL}
     values |= {"inject": _others(own), "steps": own.steps}
     values |= {"guidance": own.guidance, "negative_prompt": own.negative_prompt}
@@ -88,12 +89,12 @@ def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
 
 
 def _others(own: Defaults) -> dict[str, float]:
-    """The groups that are no options of their own."""
+    """The injection groups without an option of their own, and their fractions."""
     return {name: x for name, x in own.injection.fractions.items() if name not in USUAL}
 
 
 def _sort_groups(args: Namespace) -> dict[str, str]:
-    """Moves the usual groups of --inject to the options of their own; group -> how it was given."""
+    """Moves groups of --inject to their own option if they have one; group -> option given."""
     called = {name: name for name in USUAL if getattr(args, name, None) is not None}
     given = dict(getattr(args, "inject", None) or {})
     if "sites" in given:
@@ -125,7 +126,7 @@ def _options(args: Namespace) -> dict[str, object]:
 
 
 def _winner(args: Namespace, one: str, other: str, name: str) -> str:
-    """Of two options that say the same: that of the command line over that of the file."""
+    """Which of two options for one value counts: the command line's over the file's."""
     filed = {one, other} & args.filed
     if len(filed) != 1:
         raise InputError(f"--{one} and --{other} {name}= exclude each other")

@@ -1,4 +1,4 @@
-"""How an output was made: a JSON file beside it, which `--config` takes to make it again."""
+"""The sidecar of an output: a JSON file of how it was made, which `--config` takes to repeat it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from anyv2v.runtime.atomic_files import atomic_path, check_output
 
 PACKAGES = ("anyv2v", "torch", "triton", "numpy", "av", "pillow", "safetensors", "tokenizers")
 INPUTS = ("video", "frame", "reference", "mask")
-"""Options that name files whose contents decide what comes out, besides weights."""
+"""Options that name files on whose contents the output depends, besides the weights."""
 EACH = (*INPUTS, "prompt", "instruction", "output")
-"""Options of which each of several edits may have its own."""
+"""Options that each of several edits may have for itself."""
 PATHS = (*INPUTS, "output", "weights", "editor_weights")
 PRIVATE = ("residuals", "versions", "environment")
-"""What the comment in a container does without."""
+"""Keys that the comment in a video file leaves out."""
 
 
 def sidecar_of(output: str | os.PathLike) -> Path:
@@ -46,7 +46,7 @@ def sidecar_of(output: str | os.PathLike) -> Path:
 
 
 class Provenance:
-    """How the outputs of one run of a command are made; begun before its inputs are read."""
+    """A record of how the outputs of one run are made; it begins before the inputs are read."""
 
     def __init__(self, args: argparse.Namespace):
         self._args = args
@@ -62,7 +62,7 @@ class Provenance:
         return provenance
 
     def changes(self) -> list[str]:
-        """What is not as it was when the sidecar given as --config was written, a line each."""
+        """A line for each input that differs from the one in the sidecar given as --config."""
         made = read_sidecar(self._args.config) if self._args.config else {}
         said = []
         for name, before in made.get("inputs", {}).items():
@@ -80,17 +80,18 @@ class Provenance:
         index: int = 0,
         frame: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """All that is known of one output, for JSON.
+        """The content of the sidecar of one output.
 
-        index: which of the edits it is. latents: the final ones. frame: the edited first frame, if
-        it comes from no file. Paths are absolute; what was left to the weights has its value.
+        index: the edit's place among several. latents: the final ones. frame: the edited first
+        frame, uint8 (h, w, 3), if it comes from an editor. Paths are absolute, and options that
+        were not given have the value that was used.
         """
         args, inputs = self._args, {n: _one(v, index) for n, v in self._inputs.items()}
         settings: dict[str, Any] = {COMMAND: args.command}
         for name in args.settable:
             value = getattr(args, name)
             settings[name] = _one(value, index) if name in EACH else value
-        # what the first run has written is read by nobody
+        # the first run wrote it; a repetition needs no second copy
         settings["save_frame"] = None
         if editor is not None:
             if hasattr(args, "options"):
@@ -104,7 +105,7 @@ class Provenance:
             settings |= {"size": f"{width}x{height}", "frames": len(source.video.frames)}
             settings |= {"sample_fps": source.video.fps, "start_time": args.start_time or 0.0}
             settings |= {"method": how.method, "inversion_steps": how.steps}
-            # ddim has none, and would say that it takes none
+            # ddim ignores a tolerance, and would warn of it
             settings |= {"tolerance": None if how.method == "ddim" else how.tolerance}
         if frame is not None:
             inputs["frame"] = {"path": None, "sha256": hashlib.sha256(frame.tobytes()).hexdigest()}
@@ -125,7 +126,7 @@ class Provenance:
 
 
 def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
-    """What `beside` wrote; empty if the file is anything else."""
+    """What `with_sidecar` wrote; empty if the file is anything else."""
     try:
         made = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -137,7 +138,7 @@ def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
 def check_sidecar(output: str | os.PathLike, force: bool) -> None:
     """InputError if no sidecar can be written for an output; see `check_output`.
 
-    One of ours whose output is gone is replaced.
+    A sidecar whose output no longer exists is replaced even without `force`.
     """
     path = sidecar_of(output)
     if made := read_sidecar(path):
@@ -148,10 +149,10 @@ def check_sidecar(output: str | os.PathLike, force: bool) -> None:
 
 
 @contextmanager
-def beside(output: str | os.PathLike, facts: Mapping[str, Any]) -> Iterator[None]:
-    """The block writes the output; if it does, the sidecar takes its place right after it.
+def with_sidecar(output: str | os.PathLike, facts: Mapping[str, Any]) -> Iterator[None]:
+    """A context that writes an output; its sidecar appears right after it, with `facts`.
 
-    If it does not, the sidecar of an earlier output stays as that does.
+    If the block raises, the sidecar of an earlier output stays, as that output does.
     """
     check_output(sidecar_of(output), force=True)  # the folder may have gone
     with atomic_path(sidecar_of(output)) as temporary:
@@ -162,15 +163,15 @@ def beside(output: str | os.PathLike, facts: Mapping[str, Any]) -> Iterator[None
 
 
 def comment(facts: Mapping[str, Any]) -> str:
-    """The same in one line for the inside of an output, which travels: no folders, no machine."""
+    """The facts in one line for the comment of a video file, without folders and machine."""
     short = {name: value for name, value in facts.items() if name not in PRIVATE}
     return json.dumps(_without_folders(short), ensure_ascii=False)
 
 
 def fingerprint(path: str) -> dict[str, str | None]:
-    """The absolute path of a file and its SHA-256.
+    """The absolute path of an input and its SHA-256, or None in its place.
 
-    Of a folder or a pattern of frames, that of the names and contents of its files.
+    The hash of a folder or of a pattern of frames is over the names and contents of its files.
     """
     whole, digest = Path(path).absolute(), hashlib.sha256()
     if whole.is_dir():
@@ -192,7 +193,7 @@ def fingerprint(path: str) -> dict[str, str | None]:
 
 
 def latents_sha256(latents: Tensor) -> str:
-    """Of the float32 values, little-endian, in the order of the tensor's indices."""
+    """The SHA-256 of the values as little-endian float32, in the order of the indices."""
     values = latents.detach().float().cpu().contiguous().numpy()
     return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
 

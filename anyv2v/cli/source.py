@@ -1,4 +1,4 @@
-"""From VIDEO to a source: loaded if it is one, else inverted once nothing can be wrong any more."""
+"""The source that VIDEO is, or that it is inverted to after all arguments were checked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEMO_NOTICE = (
 )
 FIXED = ("size", "frames", "sample_fps", "start_time")
 FIXED += ("inversion_steps", "inversion_prompt", "method", "tolerance")
-"""Options that a source has had its answer to."""
+"""Options that were fixed when a source was made."""
 
 
 def obtain(
@@ -39,8 +39,9 @@ def obtain(
 ) -> tuple[Editor, Source]:
     """The editor, and the source that VIDEO is or is inverted to.
 
-    What has no effect or is lost is said before the inversion. video: VIDEO if it was read already.
-    uses: the options that the editor of the first frame reads.
+    Warnings are printed before the inversion. unfinished: where an inversion saves its state.
+    video: the frames of VIDEO if they were read already. uses: the options that the editor of the
+    first frame reads.
     """
     model, clip = typed(Model, args), typed(Clip, args)
     _ = model.torch_device  # refused before anything is read
@@ -49,7 +50,7 @@ def obtain(
     method, inversion_steps = settings.of_the_inversion(args)
     video = clip.read() if video is None else video
     editor = typed(Model, args).load()
-    # a run that follows says what it reads; else everything is kept
+    # only the latents that the edit reads are kept; `anyv2v invert` keeps all
     plan = None if args.command == "invert" else editor.step_plan(**settings.of_the_run(args))
     last, levels = 0, editor.schedule.levels(inversion_steps)
     if plan is not None:
@@ -93,7 +94,7 @@ def _loaded(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Sou
 
 
 def cache_plan(args: argparse.Namespace, editor: Editor, video: Video) -> CachePlan | None:
-    """The features that an inversion records, if it passes those of the run that follows."""
+    """Which features the inversion records, and where; None if it records none."""
     wanted = args.command == "edit" or getattr(args, "features", False)
     nothing = not any(args.injection.fractions.values())
     if not wanted or nothing or args.feature_memory == 0:
@@ -115,7 +116,7 @@ def progress_of(args: argparse.Namespace) -> Progress:
 def without_effect(
     args: argparse.Namespace, uses: frozenset[str] = frozenset(), passes: bool = True
 ) -> list[str]:
-    """A line for each option that was given and changes nothing."""
+    """A line for each option that was given and changes nothing (see `notices`)."""
     method, steps = settings.of_the_inversion(args) if hasattr(args, "method") else ("", 0)
     on_cpu = not hasattr(args, "device") or typed(Model, args).torch_device.type == "cpu"
     clip = typed(Clip, args) if hasattr(args, "video") else None
@@ -127,10 +128,9 @@ def without_effect(
 def of_the_run(
     args: argparse.Namespace, editor: Editor, uses: frozenset[str] = frozenset()
 ) -> list[str | None]:
-    """Lines of what has no effect or is lost in a run that begins now."""
+    """All warnings of a run that begins now; None stands for no warning."""
     lines: list[str | None] = [*without_effect(args, uses, settings.passes(args, editor.backbone))]
-    if hasattr(editor.backbone, "tokenizer"):
-        tokenizer = editor.backbone.tokenizer
+    if tokenizer := getattr(editor.backbone, "tokenizer", None):
         lines += notices.unread(args, tokenizer.lost, tokenizer.tokens)
     clip = typed(Clip, args)
     if not clip.is_source:
