@@ -43,7 +43,7 @@ def memory():
 
 @pytest.fixture
 def far(memory):
-    """far(x): the same numbers, row i of them at offset i * 2^30; each call in a place of its own."""
+    """far(x): the same numbers, row i of them at offset i * 2^30, in a place of their own."""
     used = 0
 
     def place(x):
