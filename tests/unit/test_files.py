@@ -1,4 +1,5 @@
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -137,6 +138,86 @@ def real_lock_is_held(folder, lock):
     except BlockingIOError:
         return True
     return False
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_nothing_stays_open(tmp_path):
+    """Of writing, of failing, of clearing what others left, and of seeing what others hold."""
+
+    def write(name="out.mp4"):
+        with atomic_path(tmp_path / name) as temporary:
+            temporary.write_bytes(b"whole")
+
+    write()
+    before = descriptors()
+    for _ in range(3):
+        write()
+        with scratch(tmp_path):
+            pass
+        check_output(tmp_path / "new.mp4", force=False)
+        for error in (RuntimeError, KeyboardInterrupt):
+            with pytest.raises(error), atomic_path(tmp_path / "out.mp4"):
+                raise error
+        for name in (".anyv2v-0000.part", ".anyv2v-1111.part"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / MARKER).touch()
+        (tmp_path / ".anyv2v-1111.part" / "old").mkdir(exist_ok=True)
+        write()
+        with atomic_path(tmp_path / "a.mp4") as living:
+            living.touch()
+            # these look at the living one's folder, and leave it
+            write()
+            check_output(tmp_path / "new.mp4", force=False)
+        shutil.rmtree(tmp_path / ".anyv2v-1111.part")
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link to a file", "link to a folder"])
+def test_a_scratch_folder_goes_with_all_that_is_in_it_and_nothing_else(tmp_path, kind):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    with scratch(tmp_path) as folder:
+        assert folder.parent == tmp_path and os.listdir(folder) == [MARKER]
+        made = folder / "new"
+        if kind == "file":
+            made.write_text("half")
+        elif kind == "folder":
+            (made / "deep").mkdir(parents=True)
+            (made / "deep" / "half").touch()
+        else:
+            made.symlink_to(other / "mine.txt" if "file" in kind else other)
+    assert os.listdir(tmp_path) == ["other"] and (other / "mine.txt").read_text() == "mine"
+
+
+def test_a_scratch_folder_that_is_gone_already_is_no_error(tmp_path):
+    with scratch(tmp_path) as folder:
+        shutil.rmtree(folder)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_of_a_dead_run_that_cannot_go_hinders_nobody(tmp_path, monkeypatch):
+    """As where another user's run was killed, or NFS still holds a file of it."""
+    left = tmp_path / ".anyv2v-0000.part"
+    (left / "new").mkdir(parents=True)
+    (left / MARKER).touch()
+    (left / "new.mp4").touch()
+
+    def refused(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refused)
+        patch.setattr(os, "unlink", refused)
+        patch.setattr(type(tmp_path), "unlink", refused)
+        patch.setattr(type(tmp_path), "rmdir", refused)
+        with atomic_path(tmp_path / "out.mp4") as temporary:
+            temporary.write_bytes(b"whole")
+    assert (tmp_path / "out.mp4").read_bytes() == b"whole"
 
 
 def test_a_link_to_a_name_without_a_suffix_can_be_written(tmp_path):

@@ -3,10 +3,15 @@
 import pytest
 import torch
 
+from anyv2v.accounting import count, fakes
 from anyv2v.backbones.i2vgen.backbone import image_latents
+from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.media.image import to_frames, to_pixels
+from anyv2v.nn.blank import blank
 from anyv2v.nn.resnet import Conv2d
+from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
+from anyv2v.vae.codec import ImageCodec
 from tests.oracles import golden
 
 G = golden.tensors("vae")
@@ -62,8 +67,6 @@ def test_image_latents_hold_the_place_in_time(editor, video):
 
 @torch.no_grad()
 def test_a_sample_of_the_posterior_has_its_mean_and_deviation():
-    from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
-
     torch.manual_seed(0)
     vae = Autoencoder(AutoencoderConfig(3, 4, (8, 8), 1, 4, 2.0)).eval()
     pixels = torch.randn(1, 3, 8, 8)
@@ -105,3 +108,86 @@ def test_samples_are_drawn_frame_by_frame_however_many_are_computed_together(edi
 
     with torch.no_grad():
         assert torch.equal(sampled(1), sampled(2))
+
+
+# sizes, layouts and limits
+
+
+def tiny(widths=(8, 8, 16), scaling=0.5, layers=1):
+    torch.manual_seed(0)
+    return Autoencoder(AutoencoderConfig(3, 4, widths, layers, 4, scaling)).eval()
+
+
+@pytest.mark.parametrize("scaling", [1e-4, 0.18215, 1.0, 1e4])
+def test_latents_may_be_scaled(scaling):
+    assert tiny(scaling=scaling).config.scaling_factor == scaling
+
+
+@pytest.mark.parametrize("scaling", [0, -1.0, 0.99e-4, 1.01e4, float("inf"), float("nan")])
+def test_latents_that_could_not_stay_finite(scaling):
+    with pytest.raises(InputError, match=f"vae: scaling_factor {scaling} is not in 1e-4..1e4"):
+        AutoencoderConfig(3, 4, (8, 8), 1, 4, scaling)
+
+
+@pytest.mark.parametrize(
+    "widths, dtype, device",
+    [
+        ((32, 64, 64), torch.float32, "cpu"),
+        ((16, 16), torch.float16, "cuda"),
+        ((64, 128), torch.bfloat16, "cpu"),
+    ],
+)
+def test_a_picture_needs_about_as_much_as_is_said(widths, dtype, device):
+    """At least so much of what encoding and decoding take at one time, and not half of it."""
+    with torch.device("meta"):
+        vae = Autoencoder(AutoencoderConfig(3, 4, widths, 2, 8, 0.2)).to(dtype).eval()
+    factor, height, width = 2 ** (len(widths) - 1), 32, 64
+    assert vae.config.factor == factor
+    with fakes(device) as place:
+        vae = blank(vae, place)
+        pixels = torch.empty(1, 3, height, width, dtype=dtype, device=place)
+        latents = torch.empty(1, 4, height // factor, width // factor, dtype=dtype, device=place)
+        peaks = [count(lambda: vae.encode(pixels)), count(lambda: vae.decode(latents))]
+        told = vae.activation_bytes(height, width)
+        assert ImageCodec(vae).activation_bytes(height, width) == told
+    for peak in peaks:
+        assert told <= peak.peak_bytes < 2 * told
+
+
+@torch.no_grad()
+def test_features_lie_channels_last_from_end_to_end():
+    """What lies otherwise is not for our kernels, and costs copies; the values are the same."""
+    vae, odd = tiny(layers=2), []
+
+    def look(module, given):
+        odd.extend(f"{module}: {x.stride()}" for x in given if not x.is_contiguous())
+
+    hooks = [m.register_forward_pre_hook(look) for m in vae.modules() if not list(m.children())]
+    pixels = torch.randn(2, 3, 16, 24)
+    for given in (pixels, pixels.to(memory_format=torch.channels_last), pixels.mT.contiguous().mT):
+        latents = vae.encode(given)
+        for x in (latents, latents.to(memory_format=torch.channels_last)):
+            vae.decode(x)
+    assert len(hooks) > 40 and odd == []
+
+
+@torch.no_grad()
+def test_frames_become_latents_alike_one_by_one_and_together():
+    """In the order of time, float32, by the codec's own scale; and back."""
+    vae = tiny(scaling=3.0)
+    codec = ImageCodec(vae)
+    frames = torch.randint(0, 256, (5, 8, 12, 3), dtype=torch.uint8)
+    one = torch.cat([vae.encode(to_pixels(frame[None].numpy())) for frame in frames])
+    mean, _ = vae.posterior(to_pixels(frames.numpy()))
+    assert torch.allclose(one, 3.0 * mean, atol=1e-5)
+    for at_once in (1, 2, 5, 9):
+        pieces = list(codec.encode(frames, at_once))
+        assert [p.shape[2] for p in pieces] == [len(c) for c in frames.split(at_once)]
+        latents = torch.cat(pieces, dim=2)
+        assert latents.dtype == torch.float32
+        assert latents.shape == (1, *codec.shape(5, 8, 12)) == (1, 4, 5, 2, 3)
+        assert torch.allclose(latents[0].transpose(0, 1), one, atol=1e-5)
+        back = torch.cat(list(codec.decode(latents, at_once)))
+        assert torch.allclose(back, vae.decode(one), atol=1e-5)
+    assert (codec.channels, codec.factor, codec.multiple) == (4, 4, 4)
+    assert codec.check_frames(7) == codec.frames_of(7) == 7 and codec.encoder is vae.encoder
