@@ -1,9 +1,12 @@
+import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -267,6 +270,117 @@ def test_verify_looks_at_the_bytes(folder):
     assert Checkpoint.open(folder)
     with pytest.raises(InputError, match="text.safetensors: sha256"):
         verify(folder)
+
+
+FILES = ["text", "unet", "vae", "vision"]
+FILES = [*(f"{name}.safetensors" for name in FILES), "tokenizer/vocab.json", "tokenizer/merges.txt"]
+
+
+@pytest.mark.parametrize("place", [0, 0.5, -1], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("name", FILES)
+def test_one_changed_bit_of_any_file_is_found(folder, name, place):
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    at = place if place in (0, -1) else len(data) // 2
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=str(path)):
+        verify(folder)
+    data[at] ^= 1
+    path.write_bytes(data)
+    verify(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_another_sum_in_the_manifest_is_found(folder, name):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    real = manifest["files"][name]["sha256"]
+    manifest["files"][name]["sha256"] = real[:-1] + ("0" if real[-1] != "0" else "1")
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=f"{folder / name}: sha256 {real}, manifest: "):
+        verify(folder)
+
+
+def test_the_manifest_is_true_of_every_file(folder):
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    assert sorted(files) == sorted(FILES)
+    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert there == {*FILES, "config.json", "manifest.json"}
+    for name, facts in files.items():
+        data = (folder / name).read_bytes()
+        assert facts["bytes"] == len(data)
+        assert facts["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_a_folder_needs_its_bytes_and_eight_megabytes_for_the_rest(tmp_path, monkeypatch):
+    """Headers, configs and a vocabulary: of all together nobody knows before they are written."""
+    parts = {"unet": part(net())}
+    tensors = sum(parameter.nbytes for parameter in net().parameters())
+    for free, enough in ((tensors + 8 * 2**20, True), (tensors + 8 * 2**20 - 1, False), (0, False)):
+        asked = []
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda p, u=usage, a=asked: a.append(p) or u)
+        target = tmp_path / f"of {free}"
+        if enough:
+            write_folder(target, CONFIG, {"a": 0}, "", parts)
+        else:
+            with pytest.raises(InputError, match=f"{tmp_path}: 0.01 GB are needed, 0.0"):
+                write_folder(target, CONFIG, {"a": 0}, "", parts)
+        assert asked == [tmp_path] and target.exists() == enough
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_name(
+    folder, monkeypatch, error
+):
+    rename, before = Path.rename, (folder / "manifest.json").read_bytes()
+
+    def stops(self, target):
+        if self.name == "new":
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stops)
+    kind = InputError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(kind):
+        write_folder(folder, CONFIG, {"b": 0}, "", {"unet": part(net(7))}, force=True)
+    monkeypatch.undo()
+    assert os.listdir(folder.parent) == [folder.name]
+    assert (folder / "manifest.json").read_bytes() == before
+    verify(folder)
+    write_folder(folder, CONFIG, {"b": 0}, "", {"unet": part(net(7))}, force=True)
+    assert (folder / "manifest.json").read_bytes() != before
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_somebody_made_meanwhile(tmp_path, force):
+    """It is what `force` says that counts, at the end as at the beginning."""
+    target, parts = tmp_path / "w", {"unet": part(net())}
+
+    def meanwhile(done, total):
+        if not target.exists():
+            make(target)
+
+    if force:
+        write_folder(target, CONFIG, {"a": 0}, "", parts, force=True, progress=meanwhile)
+    else:
+        with pytest.raises(InputError, match="somebody else has made it meanwhile"):
+            write_folder(target, CONFIG, {"a": 0}, "", parts, progress=meanwhile)
+        verify(target)
+    assert os.listdir(tmp_path) == ["w"]
+    assert (target / "vae.safetensors").exists() != force
+
+
+def test_progress_is_of_the_bytes_of_all_tensors(tmp_path):
+    parts = {"unet": part(net()), "vae": part(net(), torch.float16)}
+    seen = []
+    write_folder(tmp_path / "w", CONFIG, {"a": 0}, "", parts, False, lambda *at: seen.append(at))
+    single = sum(parameter.nbytes for parameter in net().parameters())
+    assert {total for _, total in seen} == {single * 3 // 2}
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == single * 3 // 2 and len(seen) == 2 * len(net().state_dict())
 
 
 LOAD = """

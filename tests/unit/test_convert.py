@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from anyv2v.backbones.i2vgen.sites import paper_sites
 from anyv2v.convert import files
-from anyv2v.convert.formats import clip, i2vgen, vae
+from anyv2v.convert.formats import clip, huggingface, i2vgen, vae
 from anyv2v.convert.published import convert
 from anyv2v.convert.rename import rename
 from anyv2v.errors import InputError
@@ -768,6 +768,24 @@ def test_a_tokenizer_that_is_not_there(src):
 def test_a_vocabulary_that_is_none(src, vocab):
     (src / "tokenizer" / "vocab.json").write_text(vocab)
     check_refused(src, "vocab.json: (is|holds)")
+
+
+@pytest.mark.parametrize("ids, fits", [((0, 4), True), ((0, 5), False), ((5, 0), False)])
+def test_the_largest_id_is_one_less_than_the_size_of_the_vocabulary(tmp_path, ids, fits):
+    vocab = dict(zip("ab", ids, strict=True))
+    if fits:
+        huggingface.check_vocabulary(tmp_path, vocab, 5)
+    else:
+        told = f"{tmp_path}: tokenizer: ids go up to 5; text_encoder: vocab_size is 5"
+        with pytest.raises(InputError, match=told):
+            huggingface.check_vocabulary(tmp_path, vocab, 5)
+
+
+def test_a_vocabulary_without_room_for_its_last_token(src):
+    path = src / "text_encoder" / "config.json"
+    size = json.loads(path.read_text())["vocab_size"]
+    edit(src, "text_encoder/config.json", vocab_size=size - 1)
+    check_refused(src, f"ids go up to {size - 1}; text_encoder: vocab_size is {size - 1}")
 
 
 # folders that are wrong

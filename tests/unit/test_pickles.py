@@ -2,7 +2,9 @@
 
 import collections
 import io
+import os
 import struct
+import tracemalloc
 import zipfile
 import zlib
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from anyv2v import InputError
+from anyv2v.convert import pickles
 from anyv2v.convert.files import BinFile
 from anyv2v.convert.pickles import check_pickle
 
@@ -161,6 +164,51 @@ def test_an_honest_archive_and_one_that_is_none(path, tmp_path, monkeypatch):
     file = BinFile(path)
     assert torch.equal(file.read("a"), torch.arange(6.0))
     assert torch.equal(file.read("a", slice(1, 3)), torch.tensor([1.0, 2.0]))
+
+
+def test_no_more_of_a_pickle_is_read_than_it_may_have(path, monkeypatch):
+    """Sixteen megabytes of nothing deflate to sixteen kilobytes, and so would gigabytes."""
+    monkeypatch.setattr(pickles, "LARGEST", 2**16)
+    nothing = b"\x80\x02" + b"N0" * 2**15
+    write(path, moved(PICKLE, nothing[: 2**16 - 2] + b"N."))
+    check_pickle(path)
+    write(path, moved(PICKLE, nothing[: 2**16 - 2] + b"N0."))
+    check_refused(path, "its pickle is longer than 65536 bytes")
+    write(path, moved(PICKLE, b"0" * 2**24), zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    try:
+        check_refused(path, "its pickle is longer than 65536 bytes")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_may_have_eight_megabytes():
+    assert pickles.LARGEST == 8 * 2**20
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs /proc")
+def test_a_mapped_file_is_let_go_in_between(tmp_path):
+    """Else all of it would count as memory in use when it has been read once; and at one time it
+    is mapped once.
+    """
+    path, opened, mapped = tmp_path / "weights.bin", [], []
+    # 48 MB each, of which the file has four bytes
+    wide = torch.ones(1).expand(2**12, 3 * 2**10)
+    torch.save({name: wide for name in "abcdefgh"}, path)
+
+    class Watched(BinFile):
+        def _open(self):
+            opened.append(len(mapped))
+            return super()._open()
+
+    file = Watched(path)
+    for name in "abcdefgh":
+        assert file.read(name)[0, 0] == 1
+        with open("/proc/self/maps") as maps:
+            mapped.append(sum(str(path) in line for line in maps))
+    # for the layout and for the first tensor, then after 144 MB of 128 are read, and again
+    assert opened == [0, 0, 3, 6] and set(mapped) == {1}
 
 
 def quantized(storage: str) -> bytes:

@@ -78,6 +78,48 @@ def test_a_strided_tensor_is_written_row_major(tmp_path):
     assert torch.equal(load_file(tmp_path / "a")["x"], value)
 
 
+STRIDED = {
+    "every second": lambda x: x.repeat_interleave(2)[::2],
+    "turned": lambda x: x.reshape(2, 3).T,
+    "a column": lambda x: x[:, None].expand(-1, 4)[:, 1:2],
+    "one for all": lambda x: x[:1].expand(6),
+    "a part": lambda x: x.repeat(2).view(2, 6)[:, 1:4],
+    "channels last": lambda x: x.repeat(8).view(2, 4, 3, 2).to(memory_format=torch.channels_last),
+    "a scalar": lambda x: x[3],
+    "nothing": lambda x: x[:0],
+}
+
+
+@pytest.mark.parametrize("dtype", tensors.DTYPES.values(), ids=str)
+@pytest.mark.parametrize("how", STRIDED)
+def test_a_tensor_is_written_however_it_lies(tmp_path, how, dtype):
+    value = STRIDED[how](torch.tensor([0, 1, 1, 0, 3, 2]).to(dtype))
+    write(tmp_path / "a", {"x": (dtype, tuple(value.shape))}, lambda name: value)
+    check_same(load_file(tmp_path / "a"), {"x": value.contiguous()})
+    check_same(read_all(tmp_path / "a"), {"x": value.contiguous()})
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+def test_tensors_begin_where_their_numbers_may(tmp_path, length):
+    """The header is filled up to eight bytes; before smaller numbers come the larger ones."""
+    values = {"b" * length: torch.ones(3), "a": torch.ones(3).half(), "c": torch.ones(1).double()}
+    values["d"] = torch.ones(5, dtype=torch.uint8)
+    write(tmp_path / "a", layout_of(values), values.__getitem__)
+    (text,) = struct.unpack("<Q", (tmp_path / "a").read_bytes()[:8])
+    assert text % 8 == 0
+    entries = read_header(tmp_path / "a")
+    assert list(entries) == ["c", "b" * length, "a", "d"]
+    assert all(entry.start % entry.dtype.itemsize == 0 for entry in entries.values())
+
+
+def test_equal_tensors_make_equal_files_in_whatever_order(tmp_path):
+    values = samples()
+    for name, order in (("a", list(values)), ("b", list(reversed(values)))):
+        layout = {key: (values[key].dtype, tuple(values[key].shape)) for key in order}
+        write(tmp_path / name, layout, values.__getitem__)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 def test_what_is_not_as_laid_out_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"x is torch.float32 \(2, 3\), not as laid out"):
         write(tmp_path / "a", {"x": (torch.float32, (3, 2))}, lambda name: torch.zeros(2, 3))
