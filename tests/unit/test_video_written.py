@@ -77,16 +77,17 @@ def truth(frames):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
 def test_flat_colours_are_those_of_the_definition(written, suffix):
-    """To rounding, 0.5, and as much again that the converter's numbers of 14 bits cost."""
-    colours = np.random.default_rng(0).integers(0, 256, (40, 1, 1, 3), dtype=np.uint8)
+    """To rounding, 0.5, and what the converter's numbers of 14 bits cost; swscale's faster ways are
+    off by 0.66, and too dark on the whole.
+    """
+    colours = np.random.default_rng(0).integers(0, 256, (200, 1, 1, 3), dtype=np.uint8)
     colours[:8, 0, 0] = np.array(np.meshgrid([0, 255], [0, 255], [0, 255])).T.reshape(-1, 3)
     found = written(colours.repeat(16, axis=1).repeat(16, axis=2), 8, suffix)
-    for ours, exact in zip(
-        (found.y, found.cb, found.cr), truth(colours.repeat(2, 1).repeat(2, 2)), strict=True
-    ):
-        assert np.abs(ours - exact[:, :1, :1]).max() < 1
-        # nor lighter or darker, on the whole
-        assert abs((ours - exact[:, :1, :1]).mean()) < 0.1
+    exact = truth(colours.repeat(2, axis=1).repeat(2, axis=2))
+    for ours, right in zip((found.y, found.cb, found.cr), exact, strict=True):
+        off = ours - right[:, :1, :1]
+        assert np.abs(off).max() < 0.55
+        assert abs(off.mean()) < 0.1
 
 
 def test_colours_that_change_from_pixel_to_pixel_are_averaged(written):
