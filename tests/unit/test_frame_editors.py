@@ -133,10 +133,11 @@ def test_an_editor_uses_what_it_says(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_seed_means_the_same_whatever_is_asked_besides(name):
     editor = choose.make(*SMALL[name])
-    request = FrameRequest(FRAME, "red > blue", REFERENCE)
-    found = editor(request, [7, 0, 3])
-    assert len(found) == 3 and editor(request, []) == []
-    for seed, picture in zip((7, 0, 3), found, strict=True):
+    frame = FRAME[::4, ::4] if "transport" in name else FRAME
+    request = FrameRequest(frame, "red > blue", REFERENCE)
+    found = editor(request, [7, 0])
+    assert len(found) == 2 and editor(request, []) == []
+    for seed, picture in zip((7, 0), found, strict=True):
         assert np.array_equal(picture, edited(name, seed=seed))
     # nobody writes into another's picture
     found[0][:] = 0
