@@ -26,7 +26,7 @@ from anyv2v.editors.arguments import uses
 from anyv2v.editors.base import FrameRequest
 from anyv2v.editors.command import Command
 from anyv2v.editors.mask import as_mask, blend
-from anyv2v.editors.recolour import colours, dyed, find_region
+from anyv2v.editors.recolour import colours, dyed, find_region, most_colourful
 from anyv2v.editors.run import candidates
 from anyv2v.editors.style import k_means, nearest
 from anyv2v.errors import InputError
@@ -317,6 +317,26 @@ def test_several_needs_are_all_named():
     assert np.array_equal(given.frame, FRAME) and np.array_equal(given.mask, UPPER)
 
 
+def test_an_editor_is_asked_for_the_seed_and_given_the_rest(quick):
+    asked = []
+
+    class Noting(Negative):
+        def __call__(self, request, seeds):
+            asked.append((request, seeds))
+            return super().__call__(request, [0 for _ in seeds])
+
+    for seed in (0, 5, np.int64(7), 2**64 - 1):
+        anyv2v.edit_frame(FRAME, Noting(), "red", reference=REFERENCE, mask=UPPER, seed=seed)
+        request, seeds = asked.pop()
+        assert seeds == [seed] and request.instruction == "red"
+        assert np.array_equal(request.frame, FRAME) and np.array_equal(request.mask, UPPER)
+        assert np.array_equal(request.reference, REFERENCE)
+    for wrong in ({"seed": -1}, {"seed": 2**64}, {"seed": 1.0}, {"keep_unchanged": 1}):
+        with pytest.raises(InputError, match=f"^{next(iter(wrong))}: "):
+            anyv2v.edit_frame(FRAME, Noting(), **wrong)
+    assert asked == []
+
+
 def test_options_go_with_a_name_alone():
     with pytest.raises(InputError, match="^strength: options go with the name of an editor"):
         anyv2v.edit_frame(FRAME, Negative(), strength=1)
@@ -562,6 +582,64 @@ def test_tolerance_takes_in_more_and_a_mask_less(named):
     assert sums == sorted(sums) and 0 < sums[0] < 0.8 * sums[-1], sums
     part = find_region(lab, old, half, 1.0, 0.0)
     assert not part[15:].any() and part[:15].any()
+
+
+GREY, RED = (128, 128, 128), oklab.from_rgb(np.array([200, 40, 40], np.uint8))
+
+
+def region_of(frame, mask=None):
+    mask = np.ones(frame.shape[:2]) if mask is None else mask
+    return find_region(oklab.from_rgb(frame), RED, mask, 1.0, 0.1)
+
+
+def test_shade_belongs_to_a_part_and_a_rim_fades_out():
+    frame = np.full((24, 24, 3), GREY, np.uint8)
+    frame[4:10, 4:20] = (210, 45, 45)
+    # of four tenths of the light, and of a part larger than what is lit
+    frame[10:20, 4:20] = (100, 20, 20)
+    assert (region_of(frame)[4:20, 4:20] == 1).all()
+    # pixels that are red by two, three and five tenths
+    for red, least, most in ((0.2, 0.0, 0.05), (0.3, 0.1, 0.7), (0.5, 0.8, 1.0)):
+        frame[3, 4:20] = np.rint(red * np.array([210, 45, 45]) + (1 - red) * 128)
+        found = region_of(frame)
+        assert least <= found[3, 8] <= most and not found[2].any(), red
+
+
+def test_what_lies_outside_the_mask_has_no_say():
+    """Neither in which colour is looked for nor in what is found of it."""
+    frame = np.full((24, 24, 3), GREY, np.uint8)
+    # red becomes orange, so that where the hue ends makes a difference
+    frame[2:11, :, 0], frame[2:11, :, 1], frame[2:11, :, 2] = 200, 40 + 5 * np.arange(24), 40
+    mask, alone = np.zeros((24, 24)), frame.copy()
+    mask[:11] = 1
+    frame[11:] = (220, 30, 90)
+    assert 20 < region_of(alone, mask).sum() < 200
+    assert np.array_equal(region_of(frame, mask), region_of(alone, mask))
+    lab = oklab.from_rgb(frame)
+    assert np.array_equal(most_colourful(lab, mask), most_colourful(lab[:11], mask[:11]))
+
+
+def test_the_most_colourful_is_not_the_commonest():
+    frame = np.full((40, 40, 3), GREY, np.uint8)
+    frame[:24], frame[30:34] = (80, 150, 80), (220, 20, 20)
+    red = oklab.from_rgb(frame[30, 0])
+    assert np.allclose(most_colourful(oklab.from_rgb(frame), np.ones((40, 40))), red)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "transport"])
+def test_a_palette_is_carried_over_to_all_that_a_mask_selects(method):
+    """Faintly too; of what is not selected neither colours count nor does it change."""
+    mask = UPPER / 4
+    frame, other = FRAME[::2, ::2].copy(), FRAME[::2, ::2].copy()
+    mask, request = mask[::2, ::2], FrameRequest(frame, reference=REFERENCE)
+    other[12:] = (250, 250, 0)
+    editor = choose.make("palette", {"method": method})
+    upper, both = editor(replace(request, mask=mask), [0])[0], editor(request, [0])[0]
+    assert np.array_equal(upper[12:], frame[12:]) and not np.array_equal(upper[:12], both[:12])
+    found = editor(replace(request, frame=other, mask=mask), [0])[0]
+    assert np.array_equal(found[:12], upper[:12]) and np.array_equal(found[12:], other[12:])
+    lab, wanted = (oklab.from_rgb(x).reshape(-1, 3) for x in (upper[:12], REFERENCE))
+    assert np.abs(lab.mean(0) - wanted.mean(0)).max() < 0.02
 
 
 def test_least_says_which_pieces_go_with_the_foremost():
