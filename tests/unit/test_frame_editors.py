@@ -231,6 +231,12 @@ def test_the_edit_fades_in_within_the_mask():
     assert (blend(frame, edited_, np.full_like(mask, 0.5)) == 100).all()
 
 
+def test_a_mask_that_is_enlarged_is_soft():
+    mask = np.array([[0, 0, 1, 1]] * 2, np.float32)
+    # halfway between the middles of two pixels, and a quarter from either
+    assert as_mask(mask, (4, 8))[1].tolist() == [0, 0, 0, 0.25, 0.75, 1, 1, 1]
+
+
 PATCH = slice(90, 150), slice(90, 150)
 
 
