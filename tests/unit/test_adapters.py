@@ -414,6 +414,33 @@ def test_a_condition_is_as_large_as_the_frame_and_from_0_to_1(tmp_path):
     assert torch.equal(condition_picture("colour", "", white, 3), torch.ones(1, 3, 24, 40))
 
 
+@pytest.mark.parametrize("sides", [(24, 80), (80, 24)])
+def test_a_condition_of_other_proportions_is_seen_whole(tmp_path, sides):
+    """Stretched: its first tenth is white, whichever sides it has."""
+    h, w = sides
+    shown = np.zeros((h, w, 3), np.uint8)
+    shown[: h // 8, : w // 8] = 255
+    Image.fromarray(shown).save(tmp_path / "c.png")
+    found = condition_picture("depth", str(tmp_path / "c.png"), picture(40, 40), 1)[0, 0]
+    assert found[:4, :4].mean() > 0.9 and found[7:].max() < 0.1 and found[:, 7:].max() < 0.1
+
+
+def test_canny_is_asked_with_its_thresholds(monkeypatch):
+    asked = []
+
+    def find(frame, *thresholds):
+        asked.append((frame, thresholds))
+        return frame[..., 0] // 2
+
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(Canny=find))
+    frame = picture(24, 40)
+    edges = t2i_adapter.canny(frame[:, ::-1])
+    ((given, thresholds),) = asked
+    assert thresholds == (100, 200) and given.flags.c_contiguous
+    assert np.array_equal(given, frame[:, ::-1])
+    assert np.array_equal(edges, np.repeat((frame[:, ::-1, :1] // 2), 3, axis=2))
+
+
 def test_patches_are_of_the_mean_colour():
     frame = np.zeros((128, 192, 3), np.uint8)
     frame[:64, 64:96, 0] = 200

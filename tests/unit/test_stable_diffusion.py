@@ -1,6 +1,7 @@
 """InstructPix2Pix as an editor, its guidance, and the samplers where their answer is known."""
 
 import math
+import re
 import weakref
 from functools import partial
 
@@ -115,6 +116,14 @@ def test_values_that_are_not_finite_are_no_picture(editor, monkeypatch):
 
         with pytest.raises(NotFiniteError, match=r"in step 7 \("):
             run(predict, torch.ones(2), NoiseSchedule("leading"), 10)
+
+
+@pytest.mark.parametrize("options", [{"guidance": 1e38}, {"image_guidance": -1e38}])
+def test_the_guidance_that_is_too_large_is_named(folders, options):
+    """Whichever of the two it is: numbers beyond 3e38 are not finite in float32."""
+    (value,) = options.values()
+    with pytest.raises(NotFiniteError, match=re.escape(f"a guidance of {value:g} is too large")):
+        InstructPix2Pix(str(folders[8]), steps=2, size=32, **options)(asked(), [0])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from PIL import Image
 
 from anyv2v.errors import InputError
 from anyv2v.media import video as module
+from anyv2v.media.clip import Video
 from anyv2v.media.image import center_crop, fit_frame
 from anyv2v.media.video import read_video, write_video
 from tests.clips import clip, encode, levels, numbers
@@ -116,6 +117,16 @@ def test_frames_have_the_times_of_their_rate(written, suffix, fps):
     for index, seconds in enumerate(found.seconds):
         assert abs(seconds - found.seconds[0] - index / rate) <= off
     assert abs(found.rate / rate - 1) < 1e-3
+
+
+def test_a_video_is_no_part_of_what_it_was_made_of():
+    given = clip(3)
+    for array in (given, given[::-1], given[:, ::2]):
+        video, before = Video(array, 8), array.copy()
+        array[:] = 0
+        assert np.array_equal(video.frames, before)
+        array[:] = before
+    assert Video.owning(given, 8).frames is given
 
 
 # damage
