@@ -19,8 +19,8 @@ from anyv2v.kernels.short_attention import (
     short_attention,
     short_probabilities,
 )
-from tests.golden import relative_error
 from tests.kernels.truth import bound, draw
+from tests.oracles.golden import relative_error
 
 pytest.importorskip("triton")
 

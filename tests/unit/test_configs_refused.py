@@ -5,7 +5,7 @@ The values here are those of relatives that there are, or that the libraries wou
 
 import pytest
 
-from anyv2v.convert import adapters, clip, i2vgen, stable_diffusion, vae
+from anyv2v.convert.formats import adapters, clip, i2vgen, stable_diffusion, vae
 from anyv2v.errors import InputError
 
 LEVELS = ["CrossAttn", "CrossAttn", "CrossAttn", ""]

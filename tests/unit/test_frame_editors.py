@@ -12,24 +12,17 @@ import torch
 from PIL import Image
 
 import anyv2v
-from anyv2v.editors import (
-    EDITORS,
-    choose,
-    instruct_pix2pix,
-    ip_adapter,
-    oklab,
-    regions,
-    t2i_adapter,
-)
-from anyv2v.editors import run as running
-from anyv2v.editors.arguments import uses
-from anyv2v.editors.base import FrameRequest
-from anyv2v.editors.command import Command
-from anyv2v.editors.mask import as_mask, blend, changed
-from anyv2v.editors.recolour import colours, dyed, find_region, most_colourful
-from anyv2v.editors.run import candidates
-from anyv2v.editors.style import k_means, nearest
+from anyv2v.cli.first_frame import uses
 from anyv2v.errors import InputError
+from anyv2v.frame_editors import EDITORS, instruct_pix2pix, ip_adapter, oklab, regions, t2i_adapter
+from anyv2v.frame_editors import registry as choose
+from anyv2v.frame_editors import run as running
+from anyv2v.frame_editors.base import FrameRequest
+from anyv2v.frame_editors.command import Command
+from anyv2v.frame_editors.mask import as_mask, blend, changed
+from anyv2v.frame_editors.recolour import colours, dyed, find_region, most_colourful
+from anyv2v.frame_editors.run import candidates
+from anyv2v.frame_editors.style import k_means, nearest
 from anyv2v.stable_diffusion.ip_adapter import SITES
 from anyv2v.stable_diffusion.painting import Painting
 

@@ -10,7 +10,7 @@ import torch
 
 from anyv2v import checks
 from anyv2v.config import blaming, section
-from anyv2v.convert.fields import Fields
+from anyv2v.convert.hf_config import Fields
 from anyv2v.errors import InputError
 
 MOST = 16_777_216

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from anyv2v.accounting import count, fakes
 from anyv2v.backbones.i2vgen.backbone import image_latents
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.media.image import to_frames, to_pixels
-from anyv2v.nn.blank import blank
 from anyv2v.nn.resnet import Conv2d
+from anyv2v.runtime.accounting import count, fakes
+from anyv2v.runtime.meta import blank
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
 from tests.oracles import golden

@@ -9,7 +9,7 @@ from PIL import Image
 
 from anyv2v.errors import InputError
 from anyv2v.media import video as module
-from anyv2v.media.clip import Video
+from anyv2v.media.frames import Video
 from anyv2v.media.image import center_crop, fit_frame
 from anyv2v.media.video import read_video, write_video
 from tests.clips import clip, encode, levels, numbers
