@@ -191,3 +191,8 @@ def test_frames_become_latents_alike_one_by_one_and_together():
         assert torch.allclose(back, vae.decode(one), atol=1e-5)
     assert (codec.channels, codec.factor, codec.multiple) == (4, 4, 4)
     assert codec.check_frames(7) == codec.frames_of(7) == 7 and codec.encoder is vae.encoder
+    half = ImageCodec(tiny().bfloat16())
+    (latents,) = half.encode(frames, 5)
+    assert latents.dtype == torch.float32
+    (pixels,) = half.decode(latents, 5)
+    assert pixels.dtype == torch.bfloat16

@@ -170,6 +170,27 @@ def test_damage_before_the_first_frame_is_passed_over(tmp_path, codec, suffix, p
     assert numbers(read_video(path)) == [2, 3, 4, 5, 6]
 
 
+# memory
+
+
+def test_all_frames_that_are_asked_for_need_memory(tmp_path, monkeypatch):
+    path, asked = encode(tmp_path / "a.mp4", clip(6)), []
+    monkeypatch.setattr(module, "require", lambda need, *rest: asked.append((need(7, 5), rest[0])))
+    read_video(path, size=(32, 16), frames=4)
+    assert asked == [(3 * 7 * 5 * 4, (32, 16))]
+
+
+@pytest.mark.parametrize("room, fits", [(6, True), (5, False)])
+def test_frames_fill_half_of_the_free_memory_at_most(tmp_path, monkeypatch, room, fits):
+    path = encode(tmp_path / "a.mp4", clip(6))
+    monkeypatch.setattr(module, "free_bytes", lambda device: 2 * room * 96 * 64 * 3)
+    if fits:
+        assert len(read_video(path).frames) == 6
+    else:
+        with pytest.raises(InputError, match="more than 6 frames of 96x64 do not fit"):
+            read_video(path)
+
+
 # pictures that would be blown up
 
 
