@@ -1,4 +1,4 @@
-"""Downloading the published model and converting it, with huggingface_hub, an optional extra."""
+"""Download of the published model by huggingface_hub, an optional extra, and its conversion."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,31 +28,36 @@ def fetch(
     progress: Callable[[int, int], None] | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Download what of the published folder is needed, check it, convert it to `dst`.
+    """Download the published files that conversion needs, check them, and convert them to `dst`.
 
-    float16 takes the files of half precision, half the bytes. The download lies in the cache of
-    huggingface_hub, whose folder is the result; one that was interrupted goes on where it was.
-    InputError: no huggingface_hub, no network, a file of another length or sha256 than published.
+    For float16 the files of half precision are downloaded, half as many bytes. Returns the folder
+    of the download in huggingface_hub's cache; an interrupted download is continued there. For
+    expected, force and progress see `convert`; quiet hides the download's progress bars. Raises
+    InputError without huggingface_hub or network, and for a file whose length or sha256 is not as
+    published.
     """
     dst = Path(dst)
     check_target(dst, force)
     by_hand = f"download {PAGE} by hand and run: anyv2v convert FOLDER {dst}"
     hub = _hub(by_hand)
-    with _explaining(by_hand):
+    with _one_line_errors(by_hand):
         if quiet:
             hub.utils.disable_progress_bars()
         info = hub.HfApi().model_info(REPOSITORY, files_metadata=True)
         published = {file.rfilename: file for file in info.siblings}
-        wanted = needed(list(published), half=dtype == torch.float16)
-        folder = Path(hub.snapshot_download(REPOSITORY, revision=info.sha, allow_patterns=wanted))
-    for name in wanted:
+        names = needed_files(list(published), half=dtype == torch.float16)
+        folder = Path(hub.snapshot_download(REPOSITORY, revision=info.sha, allow_patterns=names))
+    for name in names:
         _check(folder / name, published[name])
     convert(folder, dst, expected, dtype, force, progress)
     return folder
 
 
-def needed(names: list[str], half: bool) -> list[str]:
-    """Of the names in the repository those that `convert` reads."""
+def needed_files(names: list[str], half: bool) -> list[str]:
+    """Choose from all files of the repository the ones that `convert` reads.
+
+    half: take files of half precision before those of full precision.
+    """
     texts = [n for n in names if n.endswith(TEXTS) and n.rpartition("/")[0] in FOLDERS]
     chosen = [n for n in names if n == INDEX]
     for component in COMPONENTS.values():
@@ -62,10 +67,10 @@ def needed(names: list[str], half: bool) -> list[str]:
             for stem in STEMS[component.stem]
             for variant in ((True, False) if half else (False, True))
         ]
-        found = next((form for form in forms if form), None)
-        if found is None:
+        chosen_form = next((form for form in forms if form), None)
+        if chosen_form is None:
             raise InputError(f"{PAGE}: publishes no weights of {component.folder}")
-        chosen += found
+        chosen += chosen_form
     return [*chosen, *texts]
 
 
@@ -82,8 +87,8 @@ def _hub(by_hand: str) -> ModuleType:
 
 
 @contextmanager
-def _explaining(by_hand: str) -> Iterator[None]:
-    """Whatever goes wrong in a download, in one line, with what to do about it."""
+def _one_line_errors(by_hand: str) -> Iterator[None]:
+    """Turn every error of a download into an InputError of one line that says what to do."""
     try:
         yield
     except InputError:
@@ -103,5 +108,7 @@ def _check(path: Path, published) -> None:
         raise InputError(f"{path}: was not downloaded: {error.strerror}") from error
     if published.size is not None and size != published.size:
         raise InputError(f"{path}: has {size} bytes, {published.size} are published; {again}")
-    if published.lfs is not None and (found := file_sha256(path)) != published.lfs["sha256"]:
-        raise InputError(f"{path}: sha256 {found}, published is {published.lfs['sha256']}; {again}")
+    if published.lfs is not None and (digest := file_sha256(path)) != published.lfs["sha256"]:
+        raise InputError(
+            f"{path}: sha256 {digest}, published is {published.lfs['sha256']}; {again}"
+        )

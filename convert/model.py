@@ -1,6 +1,6 @@
-"""A published model, opened, and writing it as a folder of ours."""
+"""A published model with its files opened, and its conversion to a weights folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from anyv2v.convert.detect import recognise
+from anyv2v.convert.detect import detect_foreign
 from anyv2v.convert.files import Weights
 from anyv2v.convert.rename import Renamed, Rule, rename
 from anyv2v.errors import InputError
@@ -17,13 +17,14 @@ from anyv2v.weights.manifest import Shapes, difference
 from anyv2v.weights.tensors import Layout, largest, overflows
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-NAMED = 10
+"""The dtypes that weights may have."""
+MOST_NAMED = 10
 """How many tensors of each kind a refusal names where more than half of them are wrong."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """One network's weights, and the rules for its names."""
+class PublishedNetwork:
+    """The weights of one published network, and the rules that rename its parameters."""
 
     weights: Weights
     table: tuple[Rule, ...]
@@ -31,86 +32,100 @@ class Source:
 
 @dataclass(frozen=True)
 class Model:
-    """config: ours. merges: the text of merges.txt. sources: component -> its weights.
+    """A published model: our config.json for it, its tokenizer's files and its networks.
 
-    vocab and merges are empty for a model that reads no texts.
+    vocab and merges are empty for a model that reads no text.
     """
 
     config: dict
     vocab: dict[str, int]
     merges: str
-    sources: dict[str, Source]
+    """The text of merges.txt."""
+    networks: dict[str, PublishedNetwork]
+    """Component -> its network."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one output file will hold: our key -> their key, our key -> (dtype, shape)."""
+class Conversion:
+    """The content of one file to be written, and where each of its tensors comes from."""
 
     weights: Weights
     theirs: dict[str, Renamed]
+    """Our key -> the published key."""
     layout: Layout
+    """Our key -> (dtype, shape)."""
 
 
 def write_model(
     model: Model,
     dst: Path,
-    expected: dict[str, Shapes],
+    expected: Mapping[str, Shapes],
     dtype: torch.dtype | None,
     force: bool,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write a model in our format, tensor by tensor; see `anyv2v.convert.published.convert`.
+    """Write a model in our format, one tensor at a time; see `anyv2v.convert.published.convert`.
 
     expected: component -> our key -> shape.
     """
-    plans = _plan(model, expected, dtype)
+    conversions = _match(model, expected, dtype)
 
-    def fetch(plan: Plan, name: str) -> Tensor:
-        theirs = plan.theirs[name]
-        where = f"{plan.weights.files[theirs.name].path}: {theirs.name}"
-        tensor = plan.weights.read(theirs.name)
-        return _cast(where, tensor.T if theirs.rule.transpose else tensor, *plan.layout[name])
+    def read(conversion: Conversion, name: str) -> Tensor:
+        theirs = conversion.theirs[name]
+        where = f"{conversion.weights.files[theirs.name].path}: {theirs.name}"
+        tensor = conversion.weights.read(theirs.name)
+        tensor = tensor.T if theirs.rule.transpose else tensor
+        return _cast(where, tensor, *conversion.layout[name])
 
-    parts = {name: Part(plan.layout, partial(fetch, plan)) for name, plan in plans.items()}
+    parts = {name: Part(c.layout, partial(read, c)) for name, c in conversions.items()}
     write_folder(dst, model.config, model.vocab, model.merges, parts, force, progress)
 
 
-def _plan(model: Model, expected: dict[str, Shapes], dtype: torch.dtype | None) -> dict[str, Plan]:
-    """Compare what there is with what is expected, in their names, and match the two."""
-    plans, problems = {}, []
-    for name, source in model.sources.items():
-        found = {key: shape for key, (_, shape) in source.weights.layout.items()}
-        types = {key: kind for key, (kind, _) in source.weights.layout.items()}
-        theirs = rename(expected[name], source.table, to="theirs")
-        wanted = {new.name: new.their_shape(expected[name][ours]) for ours, new in theirs.items()}
-        if differs := _differs(name, found, wanted):
-            problems.append(f"{source.weights.where}: {differs}")
-        elif odd := [f"{key} is {kind}" for key, kind in types.items() if kind not in FLOATS]:
-            problems.append(
-                f"{source.weights.where}: no weights of a supported dtype: {', '.join(odd)}"
-            )
+def _match(
+    model: Model, expected: Mapping[str, Shapes], dtype: torch.dtype | None
+) -> dict[str, Conversion]:
+    """Find the published tensor of each expected one; InputError lists all that do not fit.
+
+    Names and shapes are compared in the published form, because messages should name tensors as
+    they stand in the published files.
+    """
+    conversions, problems = {}, []
+    for component, network in model.networks.items():
+        weights = network.weights
+        shapes = {key: shape for key, (_, shape) in weights.layout.items()}
+        dtypes = {key: kind for key, (kind, _) in weights.layout.items()}
+        theirs = rename(expected[component], network.table, to="theirs")
+        expected_shapes = {
+            renamed.name: renamed.their_shape(expected[component][ours])
+            for ours, renamed in theirs.items()
+        }
+        if problem := _difference(component, shapes, expected_shapes):
+            problems.append(f"{weights.origin}: {problem}")
+        elif odd := [f"{key} is {kind}" for key, kind in dtypes.items() if kind not in FLOATS]:
+            problems.append(f"{weights.origin}: no weights of a supported dtype: {', '.join(odd)}")
         else:
             layout = {
-                ours: (dtype or types[new.name], tuple(expected[name][ours]))
-                for ours, new in theirs.items()
+                ours: (dtype or dtypes[renamed.name], tuple(expected[component][ours]))
+                for ours, renamed in theirs.items()
             }
-            plans[name] = Plan(source.weights, theirs, layout)
+            conversions[component] = Conversion(weights, theirs, layout)
     if problems:
         raise InputError(" | ".join(problems))
-    return plans
+    return conversions
 
 
-def _differs(component: str, found: Shapes, wanted: Shapes) -> str:
-    if found == wanted:
+def _difference(component: str, shapes: Shapes, expected: Shapes) -> str:
+    if shapes == expected:
         return ""
-    if stranger := recognise(component, found, wanted):
-        return stranger
-    right = sum(found.get(name) == shape for name, shape in wanted.items())
-    return difference(found, wanted, limit=None if 2 * right > len(wanted) else NAMED)
+    if foreign := detect_foreign(component, shapes, expected):
+        return foreign
+    right = sum(shapes.get(name) == shape for name, shape in expected.items())
+    return difference(shapes, expected, limit=None if 2 * right > len(expected) else MOST_NAMED)
 
 
 def _cast(where: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     bound = largest(tensor)
+    # written so that NaN fails too
     if not bound < float("inf"):
         raise InputError(f"{where} holds values that are not finite")
     if overflows(bound, dtype):

@@ -1,4 +1,4 @@
-"""Looking into a file of torch.save before anything in it is unpickled."""
+"""Inspection of a file written by torch.save before anything in it is unpickled."""
 
 import pickletools
 import re
@@ -12,36 +12,38 @@ from anyv2v.errors import InputError
 from anyv2v.weights.tensors import open_file
 
 LARGEST = 8 * 2**20
-"""Bytes of a pickle. One of 1,511 tensors has 0.2 MB: the tensors themselves lie beside it."""
+"""Most bytes of a pickle. That of 1,511 tensors has 0.2 MB: their data is in other zip entries."""
 
 DEEPEST = 50
-"""Containers in containers. A checkpoint with its optimizer's state has 5."""
+"""Most containers nested in one another. A checkpoint with its optimizer's state has 5."""
 
-CALLED = re.compile(
+ALLOWED = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.\w+Storage"
 )
-"""What a state_dict of plain tensors and parameters is made with."""
+"""The classes and functions from which a state_dict of plain tensors and parameters is built."""
 
 PICKLE = re.compile(r"[^/\\]+/data\.pkl")
-"""The name of the pickle in the archive."""
+"""Name of the pickle in the zip archive."""
 
 ZIP = b"PK\3\4"
-"""How a file begins that torch.load reads as a zip archive."""
+"""First bytes of a file that torch.load reads as a zip archive."""
 
 MARK = object()
+"""Stands on the simulated stack where the pickle sets a mark."""
 
 
-def check_pickle(path: Path, inert: tuple[str, ...] = ()) -> None:
-    """InputError where a pickle wants more than tensors, nests deep, or is long; nothing is run.
+def check_pickle(path: Path, ignored_globals: tuple[str, ...] = ()) -> None:
+    """Raise InputError for a pickle that needs more than tensors, nests too deeply or is too long.
 
-    torch.load(weights_only=True) is still what reads it. But a tuple in a tuple in a tuple, hashed,
-    runs out of its process's stack, and a bytearray, which it allows, takes all memory. inert: what
-    may be called too, because nothing is put in its place. A file that is no zip is left to
-    torch.load, which does not unpickle it either.
+    Nothing of the file is executed. torch.load(weights_only=True) still reads it afterwards, but
+    that alone is not enough: hashing deeply nested tuples overflows its process's stack, and a
+    bytearray, which it allows, can take all memory. ignored_globals: names that are allowed too,
+    because the loader replaces them by a stand-in. A file that is no zip archive is left to
+    torch.load, which refuses it without unpickling it.
     """
     try:
-        problem = _problem(path, inert)
-    # zipfile and what it decompresses with raise whatever a broken archive brings them to
+        problem = _problem(path, ignored_globals)
+    # a broken archive makes zipfile and its decompressors raise exceptions of any kind
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         problem = f"is malformed: {reason}"
@@ -49,7 +51,8 @@ def check_pickle(path: Path, inert: tuple[str, ...] = ()) -> None:
         raise InputError(f"{path}: cannot be read as tensors alone: its pickle {problem}")
 
 
-def _problem(path: Path, inert: tuple[str, ...]) -> str:
+def _problem(path: Path, ignored_globals: tuple[str, ...]) -> str:
+    """What is wrong with a pickle, as the end of a sentence; "" if nothing is."""
     with open_file(path) as stream:
         if stream.read(len(ZIP)) != ZIP:
             return ""
@@ -62,23 +65,24 @@ def _problem(path: Path, inert: tuple[str, ...]) -> str:
     if len(data) > LARGEST:
         return f"is longer than {LARGEST} bytes"
     for operation, argument in _operations(data):
-        called = argument.replace(" ", ".") if operation in ("GLOBAL", "INST") else ""
-        if called and called not in inert and not CALLED.fullmatch(called):
-            return f"wants {called}; nothing was run"
+        # pickletools gives "module name"
+        name = str(argument).replace(" ", ".") if operation in ("GLOBAL", "INST") else ""
+        if name and name not in ignored_globals and not ALLOWED.fullmatch(name):
+            return f"wants {name}; nothing was run"
         if operation in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"):
             return f"has {operation}, which torch.save does not write"
     if _depth(data) > DEEPEST:
         return f"nests deeper than {DEEPEST} containers"
-    # what was looked at has to be what torch.load will unpickle, and it has a reader of its own
+    # torch.load reads zip archives by code of its own, so make sure that it finds the same bytes
     if torch._C.PyTorchFileReader(str(path)).get_record("data.pkl") != data:
         return "is another one to torch.load than to zipfile"
     return ""
 
 
 def _names_problem(names: list[str]) -> str:
-    """Names that two readers of zip files may understand differently; "" if there are none.
+    """What in the names two readers of zip archives may understand differently; "" if nothing.
 
-    torch's does not look at the case of letters, and takes the first name's folder for that of all.
+    torch's reader ignores the case of letters, and takes the first entry's folder for that of all.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -89,15 +93,16 @@ def _names_problem(names: list[str]) -> str:
         found = ", ".join(map(repr, pickles[:3])) or "none"
         return f"should be called */data.pkl, as torch.save does it; there is {found}"
     root = pickles[0].partition("/")[0]
-    if apart := [name for name in names if name.partition("/")[0] != root]:
-        return f"is in {root}/, but the archive also has {apart[0]!r}"
+    if elsewhere := [name for name in names if name.partition("/")[0] != root]:
+        return f"is in {root}/, but the archive also has {elsewhere[0]!r}"
     return ""
 
 
 def _depth(data: bytes) -> int:
-    """How deep the containers nest that a pickle makes; gives up above DEEPEST.
+    """How deeply the containers nest that a pickle builds; counting stops above DEEPEST.
 
-    Runs the pickle on depths in place of values: each cell holds how deep its value is.
+    Simulates the unpickling with depths in place of values. A depth is a list of one number, so
+    that the memo and the stack share it, as they would share a container that grows later.
     """
     stack: list = []
     memo: dict = {}

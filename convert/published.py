@@ -1,4 +1,4 @@
-"""Any published form of I2VGen-XL, of Stable Diffusion 1.x or its adapters -> a folder of ours."""
+"""Conversion of any published form of I2VGen-XL, Stable Diffusion 1.x or its adapters."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from anyv2v.weights.manifest import CONFIG, MANIFEST, Shapes, read_json
 
 Reader = Callable[[Path, torch.dtype | None], Model]
 
-NEEDED = (
+SUPPORTED = (
     "needed is a Hugging Face folder of I2VGen-XL, or of an image editor, with "
     f"{huggingface.INDEX}, or a folder with the files of I2VGen-XL's original release, "
     f"{', '.join(vgen.FILES)}, or the file of an IP-Adapter, {' or '.join(adapters.SUFFIXES)}"
@@ -25,7 +25,7 @@ PIPELINES: dict[str, Reader] = {
     "StableDiffusionPipeline": stable_diffusion.read,
     "StableDiffusionInstructPix2PixPipeline": stable_diffusion.read,
 }
-"""What a Hugging Face folder says that it is -> what reads it."""
+"""The class in a Hugging Face folder's model_index.json -> the function that opens the folder."""
 
 
 def convert(
@@ -36,14 +36,15 @@ def convert(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Write a published model in our format, tensor by tensor; gives back our config of it.
+    """Write a published model in our format, one tensor at a time, and return our config of it.
 
-    src: its folder or file; of a cache folder of the Hugging Face hub the one snapshot is taken.
-    expected: our config -> component -> our key -> shape. dtype: float32, float16 or bfloat16;
-    None keeps the source's. force: replace a folder that was converted before. progress: called
-    with the bytes written and the bytes there will be. DST appears whole or not at all.
-    InputError: every missing, extra and misshapen key, before anything is written; configs that
-    mean another computation; values that are not finite, here or in dtype.
+    src: the model's folder or file, or a cache folder of the Hugging Face hub with one snapshot.
+    dst: the folder to write; it appears whole or not at all. expected: our config -> component ->
+    our key -> shape. dtype: float32, float16 or bfloat16; None keeps the published dtypes. force:
+    replace a folder that was converted before. progress: called with the bytes written so far and
+    in all. Raises InputError, before anything is written, with every missing, extra and misshapen
+    key, and for configs of networks that are not implemented; and for values that are not finite
+    or would not be finite in dtype.
     """
     src, dst = hub.only_snapshot(src), Path(dst)
     if dtype is not None and dtype not in FLOATS:
@@ -53,7 +54,7 @@ def convert(
     model = read(src, dtype)
     try:
         shapes = expected(model.config)
-    # the networks are built of what the configs say, and torch has its own words for what cannot be
+    # the networks are built as the configs say, and torch raises its own errors where that fails
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{src}: its configs make no network: {error}") from error
     write_model(model, dst, shapes, dtype, force, progress)
@@ -61,13 +62,13 @@ def convert(
 
 
 def _reader(src: Path) -> Reader:
-    """What reads this form."""
+    """Find the function that opens this form of a model."""
     if not src.exists():
         raise InputError(f"{src}: no such folder")
     if not src.is_dir():
         if src.suffix in adapters.SUFFIXES:
             return adapters.read_ip_adapter
-        raise InputError(f"{src}: is a file; {NEEDED}")
+        raise InputError(f"{src}: is a file; {SUPPORTED}")
     if (src / huggingface.INDEX).is_file():
         pipeline = read_json(src / huggingface.INDEX).get("_class_name")
         if not isinstance(pipeline, str) or pipeline not in PIPELINES:
@@ -83,6 +84,6 @@ def _reader(src: Path) -> Reader:
     if (src / MANIFEST).is_file() and (src / CONFIG).is_file():
         raise InputError(f"{src}: is converted already")
     if (src / LORA).is_file():
-        raise InputError(f"{src}: is a LoRA, not a whole model; {NEEDED}")
+        raise InputError(f"{src}: is a LoRA, not a whole model; {SUPPORTED}")
     what = f"has no {huggingface.INDEX}" if any(src.iterdir()) else "is empty"
-    raise InputError(f"{src}: {what}; {NEEDED}")
+    raise InputError(f"{src}: {what}; {SUPPORTED}")

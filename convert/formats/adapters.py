@@ -1,52 +1,52 @@
-"""IP-Adapter and T2I-Adapter for Stable Diffusion 1.5, opened: names and configs."""
+"""Published IP-Adapters and T2I-Adapters for Stable Diffusion 1.5: their names and configs."""
 
 from pathlib import Path
 
 import torch
 
-from anyv2v.convert.detect import recognise
-from anyv2v.convert.files import gather, open_weights
+from anyv2v.convert.detect import detect_foreign
+from anyv2v.convert.files import open_files, open_weights
 from anyv2v.convert.formats import clip, huggingface
-from anyv2v.convert.hf_config import Fields
-from anyv2v.convert.model import Model, Source
-from anyv2v.convert.rename import Rule, rules, under
+from anyv2v.convert.hf_config import HFConfig
+from anyv2v.convert.model import Model, PublishedNetwork
+from anyv2v.convert.rename import Rule, prefixed, rules
 from anyv2v.errors import InputError
 from anyv2v.weights.manifest import FORMAT, IP_ADAPTER, T2I_ADAPTER, Shapes, read_json
 
-# the files count the attentions of the UNet as diffusers lists them: down, up, mid, in each block
-# the self-attention before the cross-attention, so cross-attentions have the odd numbers
+# The files number the attentions of the UNet in the order of diffusers: down, up, mid, and in each
+# block the self-attention before the cross-attention. So cross-attentions have the odd numbers.
 CROSS = (
     *(f"down.{level}.spatial.{i}.block.cross" for level in (0, 1, 2) for i in (0, 1)),
     *(f"up.{level}.spatial.{i}.block.cross" for level in (1, 2, 3) for i in (0, 1, 2)),
     "mid.spatial.0.block.cross",
 )
 IP_NAMES = (
-    *under("image_proj", "", rules({"proj": "proj", "norm": "norm"})),
+    *prefixed("image_proj", "", rules({"proj": "proj", "norm": "norm"})),
     *(
         rule
         for number, site in enumerate(CROSS)
-        for rule in under(
+        for rule in prefixed(
             f"ip_adapter.{2 * number + 1}", site, rules({"to_k_ip": "k", "to_v_ip": "v"})
         )
     ),
 )
 SUFFIXES = (".safetensors", ".bin")
 GROUPS = ("image_proj", "ip_adapter")
-"""The dicts of which a .bin file of IP-Adapter is made; names in .safetensors begin with them."""
+"""Keys of the dicts in an IP-Adapter's .bin file; names in .safetensors begin with them."""
 FIRST_OF_LEVEL = (1, 5, 9, 31)
-"""The number of one attention per level; the lowest level has but the one in the middle."""
+"""The number of one attention per level; the lowest level has only the one in the middle block."""
 
 LEVEL = (
-    *under("resnets.{}", "res.{}", rules({"block1": "conv1", "block2": "conv2"})),
+    *prefixed("resnets.{}", "res.{}", rules({"block1": "conv1", "block2": "conv2"})),
     Rule("in_conv", "proj_in"),
 )
 T2I_NAMES = {
-    "full": under(
-        "adapter", "", (Rule("conv_in", "conv_in"), *under("body.{}", "levels.{}", LEVEL))
+    "full": prefixed(
+        "adapter", "", (Rule("conv_in", "conv_in"), *prefixed("body.{}", "levels.{}", LEVEL))
     ),
-    "light": under("adapter.body.{}", "levels.{}", (*LEVEL, Rule("out_conv", "proj_out"))),
+    "light": prefixed("adapter.body.{}", "levels.{}", (*LEVEL, Rule("out_conv", "proj_out"))),
 }
-# diffusers 0.42
+# the defaults of diffusers 0.42
 T2I_DEFAULTS = {
     "in_channels": 3,
     "channels": [320, 640, 1280, 1280],
@@ -56,12 +56,15 @@ T2I_DEFAULTS = {
 }
 
 VISION = huggingface.COMPONENTS["vision"]
-"""Where the published IP-Adapters have the vision tower, seen from the adapter's file."""
+"""Where the vision tower of the published IP-Adapters is, relative to the adapter's folder."""
 
 
 def read_ip_adapter(src: Path, dtype: torch.dtype | None) -> Model:
-    """An IP-Adapter's file, and the vision tower in the folder image_encoder beside it."""
-    weights = gather([src], src, groups=GROUPS)
+    """Open an IP-Adapter's file, and the vision tower in the folder image_encoder next to it.
+
+    The vision tower's files of half precision come first where dtype is float16.
+    """
+    weights = open_files([src], src, groups=GROUPS)
     sizes = ip_adapter_config(src, {name: shape for name, (_, shape) in weights.layout.items()})
     folder = src.parent / VISION.folder
     if not folder.is_dir():
@@ -77,76 +80,76 @@ def read_ip_adapter(src: Path, dtype: torch.dtype | None) -> Model:
             f"{src}: takes embeddings of {sizes['image_width']}"
         )
     half = dtype == torch.float16
-    sources = {
-        "adapter": Source(weights, IP_NAMES),
-        "vision": huggingface.open_source(src.parent, VISION, prefer_half=half),
+    networks = {
+        "adapter": PublishedNetwork(weights, IP_NAMES),
+        "vision": huggingface.open_network(src.parent, VISION, prefer_half=half),
     }
     ours = {
         "format": FORMAT,
         "model": IP_ADAPTER,
         "adapter": sizes,
         "vision": vision,
-        # there is no file of these: what diffusers makes a CLIPImageProcessor with
+        # no file says these: they are the values with which diffusers makes a CLIPImageProcessor
         "preprocess": clip.preprocess_config(src.name, {"crop_size": vision["image_size"]}),
     }
-    return Model(ours, {}, "", sources)
+    return Model(ours, {}, "", networks)
 
 
 def is_t2i_adapter(src: Path) -> bool:
-    """Whether it is a Hugging Face folder of a T2I-Adapter."""
+    """Whether `src` is a Hugging Face folder of a T2I-Adapter."""
     config = src / "config.json"
     return config.is_file() and read_json(config).get("_class_name") == "T2IAdapter"
 
 
 def read_t2i_adapter(src: Path, dtype: torch.dtype | None) -> Model:
-    """A T2I-Adapter's folder."""
+    """Open a T2I-Adapter's folder; files of half precision come first where dtype is float16."""
     config = src / "config.json"
     sizes = t2i_adapter_config(str(config), read_json(config))
     weights = open_weights(src, "diffusion_pytorch_model", prefer_half=dtype == torch.float16)
     ours = {"format": FORMAT, "model": T2I_ADAPTER, "adapter": sizes}
-    return Model(ours, {}, "", {"adapter": Source(weights, T2I_NAMES[sizes["kind"]])})
+    return Model(ours, {}, "", {"adapter": PublishedNetwork(weights, T2I_NAMES[sizes["kind"]])})
 
 
-def ip_adapter_config(where: Path, found: Shapes) -> dict:
-    """The sizes of an IP-Adapter from the shapes in its file, which comes without a config.
+def ip_adapter_config(where: Path, shapes: Shapes) -> dict:
+    """Derive the section "adapter" of our config.json from the shapes in an IP-Adapter's file.
 
-    InputError: one of another kind, and what is no IP-Adapter.
+    No config is published. Raises InputError for other kinds of IP-Adapter and for other files.
     """
-    if stranger := recognise("adapter", found, {}):
-        raise InputError(f"{where}: {stranger}; ip-adapter_sd15 and ip-adapter_sd15_light will do")
+    if foreign := detect_foreign("adapter", shapes, {}):
+        raise InputError(f"{where}: {foreign}; ip-adapter_sd15 and ip-adapter_sd15_light will do")
 
     def shape(name: str, dims: int) -> tuple[int, ...]:
-        if len(found.get(name, ())) != dims or 0 in found[name]:
-            what = f"{name} is {found[name]}" if name in found else f"has no {name}"
+        if len(shapes.get(name, ())) != dims or 0 in shapes[name]:
+            what = f"{name} is {shapes[name]}" if name in shapes else f"has no {name}"
             raise InputError(f"{where}: {what}: is no IP-Adapter for Stable Diffusion 1.5")
-        return found[name]
+        return shapes[name]
 
-    rows, image_width = shape("image_proj.proj.weight", 2)
-    (context_width,) = shape("image_proj.norm.weight", 1)
-    if rows % context_width:
+    rows, image_dim = shape("image_proj.proj.weight", 2)
+    (context_dim,) = shape("image_proj.norm.weight", 1)
+    if rows % context_dim:
         raise InputError(
             f"{where}: image_proj.proj.weight has {rows} rows, no multiple of the "
-            f"{context_width} of image_proj.norm.weight"
+            f"{context_dim} of image_proj.norm.weight"
         )
     return {
-        "tokens": rows // context_width,
-        "context_width": context_width,
-        "image_width": image_width,
+        "tokens": rows // context_dim,
+        "context_width": context_dim,
+        "image_width": image_dim,
         "widths": [shape(f"ip_adapter.{n}.to_k_ip.weight", 2)[0] for n in FIRST_OF_LEVEL],
     }
 
 
 def t2i_adapter_config(where: str, values: dict) -> dict:
-    """The sizes of a T2I-Adapter from diffusers' config.json."""
-    theirs = Fields(where, values, T2I_DEFAULTS)
-    theirs.only("_class_name", "T2IAdapter")
-    kind = theirs.only("adapter_type", "full_adapter", "light_adapter").removesuffix("_adapter")
-    widths = theirs.counts("channels")
+    """Translate a T2I-Adapter's config.json of diffusers to the section "adapter" of ours."""
+    config = HFConfig(where, values, T2I_DEFAULTS)
+    config.one_of("_class_name", "T2IAdapter")
+    kind = config.one_of("adapter_type", "full_adapter", "light_adapter").removesuffix("_adapter")
+    level_channels = config.counts("channels")
     return {
         "kind": kind,
-        "channels": theirs.only("in_channels", 1, 3),
-        # a light adapter has a level more than it names: the last, once again
-        "widths": [*widths, widths[-1]] if kind == "light" else widths,
-        "layers": theirs.count("num_res_blocks"),
-        "factor": theirs.count("downscale_factor"),
+        "channels": config.one_of("in_channels", 1, 3),
+        # a light adapter has one level more than its config lists, with the channels of the last
+        "widths": [*level_channels, level_channels[-1]] if kind == "light" else level_channels,
+        "layers": config.count("num_res_blocks"),
+        "factor": config.count("downscale_factor"),
     }

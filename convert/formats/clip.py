@@ -1,10 +1,10 @@
-"""CLIP's two towers: names and configs, the image preprocessing and the tokenizer."""
+"""CLIP as transformers saves it: names and configs of both towers, preprocessing, tokenizer."""
 
 import sys
 from pathlib import Path
 
-from anyv2v.convert.hf_config import Fields
-from anyv2v.convert.rename import rules, under
+from anyv2v.convert.hf_config import HFConfig
+from anyv2v.convert.rename import prefixed, rules
 from anyv2v.errors import InputError
 from anyv2v.weights.manifest import read_json
 
@@ -20,7 +20,7 @@ LAYER = rules(
         "mlp.fc2": "mlp.down",
     }
 )
-TEXT = under(
+TEXT = prefixed(
     "text_model",
     "",
     (
@@ -30,12 +30,12 @@ TEXT = under(
                 "embeddings.position_embedding": "position_embedding",
             }
         ),
-        *under("encoder.layers.{}", "layers.{}", LAYER),
+        *prefixed("encoder.layers.{}", "layers.{}", LAYER),
         *rules({"final_layer_norm": "final_norm"}),
     ),
 )
 VISION = (
-    *under(
+    *prefixed(
         "vision_model",
         "",
         (
@@ -48,14 +48,14 @@ VISION = (
                     "pre_layrnorm": "pre_norm",
                 }
             ),
-            *under("encoder.layers.{}", "layers.{}", LAYER),
+            *prefixed("encoder.layers.{}", "layers.{}", LAYER),
             *rules({"post_layernorm": "post_norm"}),
         ),
     ),
     *rules({"visual_projection": "projection"}),
 )
 
-# transformers 4.39 to 5.23
+# the defaults of transformers 4.39 to 5.23
 TEXT_DEFAULTS = {
     "vocab_size": 49408,
     "hidden_size": 512,
@@ -94,75 +94,76 @@ TOKENIZER_DEFAULTS = {
 
 
 def text_config(where: str, values: dict) -> dict:
-    """The text tower's sizes from transformers' config.json."""
+    """Translate the text tower's config.json of transformers to the section "text" of ours."""
     _check_class(where, values, "CLIPTextModel")
-    theirs = Fields(where, _nested(where, values, "text_config"), TEXT_DEFAULTS)
+    config = HFConfig(where, _nested(where, values, "text_config"), TEXT_DEFAULTS)
     return {
-        "vocab_size": theirs.count("vocab_size"),
-        "tokens": theirs.only("max_position_embeddings", 77),
-        **_tower(theirs),
+        "vocab_size": config.count("vocab_size"),
+        "tokens": config.one_of("max_position_embeddings", 77),
+        **_tower(config),
     }
 
 
 def vision_config(where: str, values: dict) -> dict:
-    """The vision tower's sizes from transformers' config.json."""
+    """Translate the vision tower's config.json of transformers to the section "vision" of ours."""
     _check_class(where, values, "CLIPVisionModelWithProjection")
-    theirs = Fields(where, _nested(where, values, "vision_config"), VISION_DEFAULTS)
-    theirs.only("num_channels", 3)
+    config = HFConfig(where, _nested(where, values, "vision_config"), VISION_DEFAULTS)
+    config.one_of("num_channels", 3)
     return {
-        "image_size": theirs.side("image_size"),
-        "patch_size": theirs.side("patch_size"),
-        **_tower(theirs),
-        "projection_width": theirs.count("projection_dim"),
+        "image_size": config.square_side("image_size"),
+        "patch_size": config.square_side("patch_size"),
+        **_tower(config),
+        "projection_width": config.count("projection_dim"),
     }
 
 
-def _check_class(where: str, values: dict, wanted: str) -> None:
-    theirs = Fields(where, values, {"architectures": [wanted]})
-    # configs that never went through a model have none
-    if theirs["architectures"] is not None:
-        theirs.only("architectures", [wanted])
+def _check_class(where: str, values: dict, expected: str) -> None:
+    config = HFConfig(where, values, {"architectures": [expected]})
+    # a config that was saved without a model has no architectures
+    if config["architectures"] is not None:
+        config.one_of("architectures", [expected])
 
 
 def _nested(where: str, values: dict, name: str) -> dict:
-    """The config of one tower, alone or within the one of both."""
+    """The config of one tower, where the file is that of both towers or of one alone."""
     inner = values.get(name, values)
     if not isinstance(inner, dict):
         raise InputError(f"{where}: {name} is {inner!r}, not a JSON object")
     return inner
 
 
-def _tower(theirs: Fields) -> dict:
-    width, heads = theirs.count("hidden_size"), theirs.count("num_attention_heads")
-    if width % heads:
-        raise theirs.refuse("num_attention_heads", f"it must divide hidden_size, {width}")
+def _tower(config: HFConfig) -> dict:
+    hidden_size, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    if hidden_size % heads:
+        raise config.error("num_attention_heads", f"it must divide hidden_size, {hidden_size}")
     return {
-        "width": width,
+        "width": hidden_size,
         "heads": heads,
-        "layers": theirs.count("num_hidden_layers"),
-        "mlp_width": theirs.count("intermediate_size"),
-        "activation": theirs.only("hidden_act", "gelu", "quick_gelu"),
-        "norm_eps": theirs.number("layer_norm_eps"),
+        "layers": config.count("num_hidden_layers"),
+        "mlp_width": config.count("intermediate_size"),
+        "activation": config.one_of("hidden_act", "gelu", "quick_gelu"),
+        "norm_eps": config.positive_number("layer_norm_eps"),
     }
 
 
 def preprocess_config(where: str, values: dict) -> dict:
-    """Size, mean and deviation of CLIP's images.
+    """Translate preprocessor_config.json to the section "preprocess" of our config.json.
 
-    The rest of preprocessor_config.json does not matter: the original overrides it in its calls.
+    Size, mean and standard deviation are all that is read: the original overrides the other fields
+    in its calls.
     """
-    theirs = Fields(where, values, PREPROCESS_DEFAULTS)
+    config = HFConfig(where, values, PREPROCESS_DEFAULTS)
     for name in ("image_mean", "image_std"):
-        value = theirs[name]
+        value = config[name]
         right = isinstance(value, list) and len(value) == 3
         if not right or not all(map(_is_number, value)):
-            raise theirs.refuse(name, "one number per colour is needed")
+            raise config.error(name, "one number per color is needed")
         if name == "image_std" and min(value) <= 0:
-            raise theirs.refuse(name, "deviations are positive")
+            raise config.error(name, "deviations are positive")
     return {
-        "size": theirs.side("crop_size"),
-        "mean": list(theirs["image_mean"]),
-        "std": list(theirs["image_std"]),
+        "size": config.square_side("crop_size"),
+        "mean": list(config["image_mean"]),
+        "std": list(config["image_std"]),
     }
 
 
@@ -171,24 +172,29 @@ def _is_number(value) -> bool:
 
 
 def tokenizer_config(folder: Path, vocab: dict[str, int], tokens: int) -> dict:
-    """The special tokens as strings; each must be in the vocabulary."""
+    """Read the special tokens of a tokenizer's folder: the section "tokenizer" of our config.json.
+
+    Raises InputError where one is not in the vocabulary, and for a tokenizer of another length than
+    `tokens`.
+    """
     values = {}
     if (folder / "tokenizer_config.json").exists():
         values = read_json(folder / "tokenizer_config.json")
-    # transformers let the map win until tokenizer_config.json got its list of added tokens
+    # special_tokens_map.json took precedence in transformers until tokenizer_config.json got its
+    # list of added tokens
     if (folder / "special_tokens_map.json").exists():
         special = read_json(folder / "special_tokens_map.json")
         newer = "added_tokens_decoder" in values
         values = {**special, **values} if newer else {**values, **special}
-    theirs = Fields(str(folder), values, TOKENIZER_DEFAULTS)
-    theirs.only("do_lower_case", True)
-    theirs.only("model_max_length", tokens)
+    config = HFConfig(str(folder), values, TOKENIZER_DEFAULTS)
+    config.one_of("do_lower_case", True)
+    config.one_of("model_max_length", tokens)
 
     def token(name: str) -> str:
-        value = theirs[name]
+        value = config[name]
         value = value.get("content") if isinstance(value, dict) else value
         if not isinstance(value, str) or value not in vocab:
-            raise theirs.refuse(name, "a token of vocab.json is needed")
+            raise config.error(name, "a token of vocab.json is needed")
         return value
 
     return {
@@ -200,10 +206,10 @@ def tokenizer_config(folder: Path, vocab: dict[str, int], tokens: int) -> dict:
 
 
 def tokenizer_files(folder: Path) -> tuple[dict[str, int], str]:
-    """The vocabulary, and the text of merges.txt.
+    """Read the vocabulary (token -> id) and the text of merges.txt.
 
-    Taken from vocab.json and merges.txt, or from tokenizer.json, the only file that transformers 5
-    writes.
+    They are in vocab.json and merges.txt, or in tokenizer.json, the only file that transformers 5
+    writes. Raises InputError where neither is there or readable.
     """
     both = folder / "vocab.json", folder / "merges.txt"
     if all(path.is_file() for path in both):

@@ -1,6 +1,6 @@
-"""A Hugging Face folder of I2VGen-XL, opened."""
+"""Hugging Face folders in general, and that of I2VGen-XL."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from anyv2v.backbones.i2vgen.sites import paper_sites
 from anyv2v.convert.files import open_weights
 from anyv2v.convert.formats import clip, i2vgen, vae
-from anyv2v.convert.model import Model, Source
+from anyv2v.convert.model import Model, PublishedNetwork
 from anyv2v.convert.rename import Rule
 from anyv2v.errors import InputError
 from anyv2v.weights.manifest import FORMAT, read_json
@@ -20,11 +20,13 @@ TOKENIZER = "tokenizer"
 
 @dataclass(frozen=True)
 class Component:
-    """One network: its folder, the stem of its weight files, and the rules for its names."""
+    """Where a folder has one network."""
 
     folder: str
     stem: str
+    """Stem of its weight files, a key of `anyv2v.convert.files.STEMS`."""
     table: Callable[[list[str]], tuple[Rule, ...]]
+    """The file's names of parameters -> the rules that rename them."""
 
 
 COMPONENTS = {
@@ -36,41 +38,58 @@ COMPONENTS = {
 
 
 def read(src: Path, dtype: torch.dtype | None) -> Model:
-    """The model of a folder; files of half precision come first if that is what is wanted."""
+    """Open a folder of I2VGen-XL; files of half precision come first where dtype is float16."""
+    return open_model(src, COMPONENTS, read_config, prefer_half=dtype == torch.float16)
+
+
+def open_model(
+    src: Path,
+    components: Mapping[str, Component],
+    read_config: Callable[[Path, dict[str, int]], dict],
+    prefer_half: bool,
+) -> Model:
+    """Open the tokenizer, the configs and the weights of a folder.
+
+    read_config: (folder, vocabulary) -> our config.json. prefer_half: take files of half precision
+    before those of full precision.
+    """
     vocab, merges = clip.tokenizer_files(src / TOKENIZER)
     config = read_config(src, vocab)
-    sources = {
-        name: open_source(src, component, prefer_half=dtype == torch.float16)
-        for name, component in COMPONENTS.items()
-    }
-    return Model(config, vocab, merges, sources)
+    networks = {name: open_network(src, c, prefer_half) for name, c in components.items()}
+    return Model(config, vocab, merges, networks)
 
 
-def open_source(src: Path, component: Component, prefer_half: bool) -> Source:
-    """One network of a folder; its files of half precision come first if they are preferred."""
+def open_network(src: Path, component: Component, prefer_half: bool) -> PublishedNetwork:
+    """Open the weights of one network of a folder; prefer_half: see open_model."""
     weights = open_weights(src / component.folder, component.stem, prefer_half)
-    # a buffer of older files: 0, 1, 2, ...
-    weights = weights.only(lambda name: name.split(".")[-1] != "position_ids")
-    return Source(weights, component.table(list(weights.layout)))
+    # older files store the buffer position_ids, which is just 0, 1, 2, ...
+    weights = weights.select(lambda name: name.split(".")[-1] != "position_ids")
+    return PublishedNetwork(weights, component.table(list(weights.layout)))
+
+
+def translate(path: Path, to_ours: Callable[[str, dict], dict]) -> dict:
+    """Translate one of their config files; to_ours: (name of the file, its values) -> ours."""
+    return to_ours(str(path), read_json(path))
 
 
 def read_config(src: Path, vocab: dict[str, int]) -> dict:
-    """Our config.json from theirs; InputError for what we do not implement."""
+    """Translate the configs of a folder to our config.json.
 
-    def read(translate: Callable[[str, dict], dict], name: str) -> dict:
-        return translate(str(src / name), read_json(src / name))
-
-    unet = read(i2vgen.unet_config, "unet/config.json")
-    text = read(clip.text_config, "text_encoder/config.json")
-    vision = read(clip.vision_config, "image_encoder/config.json")
-    preprocess = read(clip.preprocess_config, "feature_extractor/preprocessor_config.json")
-    context = unet["context_width"]
-    for name, width in (
+    Raises InputError for what is not implemented, and for networks that do not fit each other.
+    """
+    unet = translate(src / "unet/config.json", i2vgen.unet_config)
+    text = translate(src / "text_encoder/config.json", clip.text_config)
+    vision = translate(src / "image_encoder/config.json", clip.vision_config)
+    preprocess = translate(
+        src / "feature_extractor/preprocessor_config.json", clip.preprocess_config
+    )
+    context_dim = unet["context_width"]
+    for name, dim in (
         ("text_encoder: hidden_size", text["width"]),
         ("image_encoder: projection_dim", vision["projection_width"]),
     ):
-        if width != context:
-            raise InputError(f"{src}: {name} is {width}; unet: cross_attention_dim is {context}")
+        if dim != context_dim:
+            raise InputError(f"{src}: {name} is {dim}; unet: cross_attention_dim is {context_dim}")
     if preprocess["size"] != vision["image_size"]:
         raise InputError(
             f"{src}: feature_extractor: crop_size is {preprocess['size']}; "
@@ -82,17 +101,18 @@ def read_config(src: Path, vocab: dict[str, int]) -> dict:
         "backbone": "i2vgen",
         "defaults": {"size": [512, 512], "frames": 16, "fps": 8},
         "unet": unet,
-        "vae": read(vae.vae_config, "vae/config.json"),
+        "vae": translate(src / "vae/config.json", vae.vae_config),
         "text": text,
         "vision": vision,
         "tokenizer": clip.tokenizer_config(src / TOKENIZER, vocab, text["tokens"]),
         "preprocess": preprocess,
-        "schedule": read(i2vgen.schedule_config, "scheduler/scheduler_config.json"),
+        "schedule": translate(src / "scheduler/scheduler_config.json", i2vgen.schedule_config),
         "injection": paper_sites(unet["attention"], unet["layers"]),
     }
 
 
 def check_vocabulary(src: Path, vocab: dict[str, int], size: int) -> None:
+    """Raise InputError where the tokenizer has ids that the text encoder's `size` rows lack."""
     if (last := max(vocab.values())) >= size:
         raise InputError(
             f"{src}: tokenizer: ids go up to {last}; text_encoder: vocab_size is {size}"

@@ -1,12 +1,20 @@
-"""I2VGen-XL: its UNet's names and config, and its schedule."""
+"""The names and the config of I2VGen-XL's UNet, and its noise schedule, as diffusers has them."""
 
-from anyv2v.convert.formats.unet import ATTENTION, FEED_FORWARD, RESNET, transformer, unet
-from anyv2v.convert.hf_config import Fields
-from anyv2v.convert.rename import Rule, rules, under
+from anyv2v.convert.formats.unet import (
+    ATTENTION,
+    FEED_FORWARD,
+    RESNET,
+    attention_levels,
+    config_defaults,
+    transformer,
+    unet,
+)
+from anyv2v.convert.hf_config import HFConfig
+from anyv2v.convert.rename import Rule, prefixed, rules
 from anyv2v.errors import InputError
 
-# both attentions of a temporal block are self-attentions
 SPATIAL = transformer("cross")
+# both attentions of a temporal block are self-attentions
 TEMPORAL = transformer("self2")
 
 # 3x1x1 convolutions over (f, h, w) in the checkpoint, 3x1 over (f, h*w) here
@@ -23,10 +31,10 @@ TEMPORAL_CONV = (
     ),
 )
 LAYERS = (
-    *under("resnets.{}", "res.{}", RESNET),
-    *under("temp_convs.{}", "temporal_conv.{}", TEMPORAL_CONV),
-    *under("attentions.{}", "spatial.{}", SPATIAL),
-    *under("temp_attentions.{}", "temporal.{}", TEMPORAL),
+    *prefixed("resnets.{}", "res.{}", RESNET),
+    *prefixed("temp_convs.{}", "temporal_conv.{}", TEMPORAL_CONV),
+    *prefixed("attentions.{}", "spatial.{}", SPATIAL),
+    *prefixed("temp_attentions.{}", "temporal.{}", TEMPORAL),
 )
 
 CONDITIONING = (
@@ -38,34 +46,25 @@ CONDITIONING = (
             "image_latents_context_embedding.{}": "conditioning.latent_tokens.{}",
         }
     ),
-    *under(
+    *prefixed(
         "image_latents_temporal_encoder",
         "conditioning.temporal",
-        (Rule("norm1", "norm"), *under("attn1", "self", ATTENTION), *FEED_FORWARD),
+        (Rule("norm1", "norm"), *prefixed("attn1", "self", ATTENTION), *FEED_FORWARD),
     ),
 )
 
 UNET = (
     *unet(LAYERS),
     *CONDITIONING,
-    *under("transformer_in", "transformer_in", TEMPORAL),
+    *prefixed("transformer_in", "transformer_in", TEMPORAL),
 )
 
-DOWN_TYPES = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
-UP_TYPES = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
-# what diffusers' class takes for an absent field; the last six are not fields of it today, but
-# belong to its relatives: a value other than theirs would mean another network
-UNET_DEFAULTS = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ["CrossAttnDownBlock3D"] * 3 + ["DownBlock3D"],
-    "up_block_types": ["UpBlock3D"] + ["CrossAttnUpBlock3D"] * 3,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
+UNET_DEFAULTS = config_defaults("3D") | {
     "cross_attention_dim": 1024,
     "attention_head_dim": None,
     "num_attention_heads": None,
+    # not fields of diffusers' I2VGenXLUNet today, but of related classes: a file with another value
+    # would mean another network
     "act_fn": "silu",
     "norm_eps": 1e-5,
     "downsample_padding": 1,
@@ -73,6 +72,7 @@ UNET_DEFAULTS = {
     "resnet_time_scale_shift": "default",
     "upcast_attention": False,
 }
+"""What diffusers' class takes for an absent field."""
 # diffusers 0.26 to 0.42, DDIMScheduler
 SCHEDULER_DEFAULTS = {
     "_class_name": "DDIMScheduler",
@@ -90,80 +90,59 @@ SCHEDULER_DEFAULTS = {
 
 
 def unet_config(where: str, values: dict) -> dict:
-    """The UNet's sizes from diffusers' config.json."""
-    theirs = Fields(where, values, UNET_DEFAULTS)
-    theirs.only("_class_name", "I2VGenXLUNet")
-    widths = theirs.counts("block_out_channels")
-    channels = theirs.only("in_channels", 4)
-    theirs.only("out_channels", channels)
-    theirs.only("act_fn", "silu")
-    theirs.only("norm_eps", 1e-5)
-    theirs.only("downsample_padding", 1)
-    theirs.only("mid_block_scale_factor", 1, 1.0)
-    theirs.only("resnet_time_scale_shift", "default")
-    theirs.only("upcast_attention", False)
+    """Translate the UNet's config.json of diffusers to the section "unet" of ours."""
+    config = HFConfig(where, values, UNET_DEFAULTS)
+    config.one_of("_class_name", "I2VGenXLUNet")
+    level_channels = config.counts("block_out_channels")
+    channels = config.one_of("in_channels", 4)
+    config.one_of("out_channels", channels)
+    config.one_of("act_fn", "silu")
+    config.one_of("norm_eps", 1e-5)
+    config.one_of("downsample_padding", 1)
+    config.one_of("mid_block_scale_factor", 1, 1.0)
+    config.one_of("resnet_time_scale_shift", "default")
+    config.one_of("upcast_attention", False)
     return {
         "channels": channels,
-        "widths": widths,
-        "attention": attention(theirs, DOWN_TYPES, UP_TYPES, len(widths)),
-        "layers": theirs.count("layers_per_block"),
-        "head_dim": _head_dim(theirs),
-        "context_width": theirs.count("cross_attention_dim"),
-        "groups": theirs.divides("norm_num_groups", widths, "block_out_channels"),
+        "widths": level_channels,
+        "attention": attention_levels(config, "3D", len(level_channels)),
+        "layers": config.count("layers_per_block"),
+        "head_dim": _head_dim(config),
+        "context_width": config.count("cross_attention_dim"),
+        "groups": config.divisor("norm_num_groups", level_channels, "block_out_channels"),
     }
 
 
-def attention(
-    theirs: Fields, down_types: dict[str, bool], up_types: dict[str, bool], levels: int
-) -> list[bool]:
-    """Which levels have transformers, from the widest image to the smallest.
-
-    down_types, up_types: type of a block -> whether it has.
-    """
-
-    def read(name: str, types: dict[str, bool]) -> list[bool]:
-        value = theirs[name]
-        if not isinstance(value, list | tuple) or not all(
-            isinstance(block, str) and block in types for block in value
-        ):
-            raise theirs.refuse(name, f"blocks are {' or '.join(types)}")
-        if len(value) != levels:
-            raise theirs.refuse(name, f"one block per width is needed, that is {levels}")
-        return [types[block] for block in value]
-
-    down = read("down_block_types", down_types)
-    if read("up_block_types", up_types) != down[::-1]:
-        raise theirs.refuse("up_block_types", "it must mirror down_block_types")
-    return down
-
-
-def _head_dim(theirs: Fields) -> int:
-    # diffusers up to 0.26 reads the size of a head from num_attention_heads, later versions
-    # ignore that and read attention_head_dim
-    given = [n for n in ("attention_head_dim", "num_attention_heads") if theirs[n] is not None]
-    sizes = {theirs.count(name) for name in given}
+def _head_dim(config: HFConfig) -> int:
+    # diffusers up to 0.26 reads the dim of a head from num_attention_heads; later versions ignore
+    # that field and read attention_head_dim
+    present = [n for n in ("attention_head_dim", "num_attention_heads") if config[n] is not None]
+    sizes = {config.count(name) for name in present}
     if len(sizes) > 1:
         raise InputError(
-            f"{theirs.where}: attention_head_dim is {theirs['attention_head_dim']} and "
-            f"num_attention_heads is {theirs['num_attention_heads']}; both are names for the size "
+            f"{config.where}: attention_head_dim is {config['attention_head_dim']} and "
+            f"num_attention_heads is {config['num_attention_heads']}; both are names for the size "
             "of one head in I2VGen-XL, so they must be equal"
         )
     return sizes.pop() if sizes else 64
 
 
 def schedule_config(where: str, values: dict) -> dict:
-    """The noise schedule from diffusers' scheduler_config.json: there is one that we implement."""
-    theirs = Fields(where, values, SCHEDULER_DEFAULTS)
-    theirs.only("_class_name", "DDIMScheduler")
-    theirs.only("beta_schedule", "squaredcos_cap_v2")
-    theirs.only("trained_betas", None)
-    theirs.only("clip_sample", False)
-    theirs.only("set_alpha_to_one", True)
-    theirs.only("prediction_type", "v_prediction")
-    theirs.only("thresholding", False)
-    theirs.only("timestep_spacing", "leading")
-    theirs.only("rescale_betas_zero_snr", True)
+    """Check diffusers' scheduler_config.json, and return the section "schedule" of our config.json.
+
+    Only the published schedule is implemented; InputError names the first field that differs.
+    """
+    config = HFConfig(where, values, SCHEDULER_DEFAULTS)
+    config.one_of("_class_name", "DDIMScheduler")
+    config.one_of("beta_schedule", "squaredcos_cap_v2")
+    config.one_of("trained_betas", None)
+    config.one_of("clip_sample", False)
+    config.one_of("set_alpha_to_one", True)
+    config.one_of("prediction_type", "v_prediction")
+    config.one_of("thresholding", False)
+    config.one_of("timestep_spacing", "leading")
+    config.one_of("rescale_betas_zero_snr", True)
     return {
-        "train_steps": theirs.only("num_train_timesteps", 1000),
-        "steps_offset": theirs.only("steps_offset", 1),
+        "train_steps": config.one_of("num_train_timesteps", 1000),
+        "steps_offset": config.one_of("steps_offset", 1),
     }

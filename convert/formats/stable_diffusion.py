@@ -1,25 +1,35 @@
-"""Stable Diffusion 1.x and InstructPix2Pix: names, configs, and a Hugging Face folder, opened."""
+"""Hugging Face folders of Stable Diffusion 1.x and InstructPix2Pix: their names and configs."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from anyv2v.convert.formats import clip, vae
-from anyv2v.convert.formats.huggingface import TOKENIZER, Component, check_vocabulary, open_source
-from anyv2v.convert.formats.i2vgen import attention
-from anyv2v.convert.formats.unet import RESNET, transformer, unet
-from anyv2v.convert.hf_config import Fields
+from anyv2v.convert.formats.huggingface import (
+    TOKENIZER,
+    Component,
+    check_vocabulary,
+    open_model,
+    translate,
+)
+from anyv2v.convert.formats.unet import (
+    RESNET,
+    attention_levels,
+    config_defaults,
+    transformer,
+    unet,
+)
+from anyv2v.convert.hf_config import HFConfig
 from anyv2v.convert.model import Model
-from anyv2v.convert.rename import under
+from anyv2v.convert.rename import prefixed
 from anyv2v.errors import InputError
-from anyv2v.weights.manifest import FORMAT, STABLE_DIFFUSION, read_json
+from anyv2v.weights.manifest import FORMAT, STABLE_DIFFUSION
 
 UNET = unet(
     (
-        *under("resnets.{}", "res.{}", RESNET),
-        # its projections are 1x1 convolutions in the checkpoint, matrices here
-        *under("attentions.{}", "spatial.{}", transformer("cross", squeeze=2)),
+        *prefixed("resnets.{}", "res.{}", RESNET),
+        # the projections are 1x1 convolutions in the checkpoint, matrices here
+        *prefixed("attentions.{}", "spatial.{}", transformer("cross", squeeze=2)),
     )
 )
 
@@ -29,23 +39,13 @@ COMPONENTS = {
     "text": Component("text_encoder", "model", lambda names: clip.TEXT),
 }
 
-DOWN_TYPES = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-UP_TYPES = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
-# what diffusers' class takes for an absent field
-UNET_DEFAULTS = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
+UNET_DEFAULTS = config_defaults("2D") | {
     "cross_attention_dim": 1280,
     "attention_head_dim": 8,
     "use_linear_projection": False,
     "addition_embed_type": None,
 }
-# the same, where every other value means another network
+"""What diffusers' class takes for an absent field."""
 UNET_FIXED = {
     "act_fn": "silu",
     "norm_eps": 1e-5,
@@ -79,7 +79,7 @@ UNET_FIXED = {
     "mid_block_only_cross_attention": None,
     "cross_attention_norm": None,
 }
-# of the schedulers that come with these models, what they take for absent fields
+"""The same for fields in which any other value means another network."""
 SCHEDULERS = {
     "PNDMScheduler": {"set_alpha_to_one": False, "timestep_spacing": "leading"},
     "DDIMScheduler": {
@@ -94,6 +94,7 @@ SCHEDULERS = {
         "timestep_spacing": "linspace",
     },
 }
+"""Schedulers that these models are published with -> what they take for absent fields."""
 SCHEDULER_DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -106,76 +107,77 @@ SCHEDULER_DEFAULTS = {
 
 
 def unet_config(where: str, values: dict) -> dict:
-    """The UNet's sizes from diffusers' config.json; InputError says if it is a relative's."""
-    theirs = Fields(where, values, UNET_DEFAULTS | UNET_FIXED)
-    theirs.only("_class_name", "UNet2DConditionModel")
-    if theirs["addition_embed_type"] is not None:
-        raise theirs.refuse("addition_embed_type", "this is SDXL; only Stable Diffusion 1 is read")
-    if theirs["use_linear_projection"] is not False:
+    """Translate the UNet's config.json of diffusers to the section "unet" of ours.
+
+    Raises InputError for other networks, and says which one it is where that is known.
+    """
+    config = HFConfig(where, values, UNET_DEFAULTS | UNET_FIXED)
+    config.one_of("_class_name", "UNet2DConditionModel")
+    if config["addition_embed_type"] is not None:
+        raise config.error("addition_embed_type", "this is SDXL; only Stable Diffusion 1 is read")
+    if config["use_linear_projection"] is not False:
         what = "this is Stable Diffusion 2; only Stable Diffusion 1 is read"
-        raise theirs.refuse("use_linear_projection", what)
-    if theirs["in_channels"] == 9:
-        raise theirs.refuse(
+        raise config.error("use_linear_projection", what)
+    if config["in_channels"] == 9:
+        raise config.error(
             "in_channels", "this is an inpainting model; only 4 or, InstructPix2Pix, 8 are read"
         )
     for name, value in UNET_FIXED.items():
-        theirs.only(name, *((1, 1.0) if value == 1 and value is not True else (value,)))
-    widths = theirs.counts("block_out_channels")
+        config.one_of(name, *((1, 1.0) if value == 1 and value is not True else (value,)))
+    level_channels = config.counts("block_out_channels")
     sizes = {
-        "channels_in": theirs.only("in_channels", 4, 8),
-        "channels_out": theirs.only("out_channels", 4),
-        "widths": widths,
-        "attention": attention(theirs, DOWN_TYPES, UP_TYPES, len(widths)),
-        "layers": theirs.count("layers_per_block"),
-        # diffusers' misnomer, kept for the sake of old files
-        "heads": theirs.count("attention_head_dim"),
-        "context_width": theirs.count("cross_attention_dim"),
-        "groups": theirs.count("norm_num_groups"),
+        "channels_in": config.one_of("in_channels", 4, 8),
+        "channels_out": config.one_of("out_channels", 4),
+        "widths": level_channels,
+        "attention": attention_levels(config, "2D", len(level_channels)),
+        "layers": config.count("layers_per_block"),
+        # diffusers means the number of heads, under a wrong name that old files keep
+        "heads": config.count("attention_head_dim"),
+        "context_width": config.count("cross_attention_dim"),
+        "groups": config.count("norm_num_groups"),
     }
     for name in ("heads", "groups"):
-        if any(width % sizes[name] for width in widths):
-            raise theirs.refuse("block_out_channels", f"{name}, {sizes[name]}, must divide each")
+        if any(channels % sizes[name] for channels in level_channels):
+            raise config.error("block_out_channels", f"{name}, {sizes[name]}, must divide each")
     return sizes
 
 
 def schedule_config(where: str, values: dict) -> dict:
-    """How Euler's timesteps are spaced, from scheduler_config.json; all else is always the same."""
-    kinds = {"_class_name": None}
-    kind = Fields(where, values, kinds).only("_class_name", *SCHEDULERS)
-    theirs = Fields(where, values, SCHEDULER_DEFAULTS | SCHEDULERS[kind])
-    theirs.only("num_train_timesteps", 1000)
-    theirs.only("beta_start", 0.00085)
-    theirs.only("beta_end", 0.012)
-    theirs.only("beta_schedule", "scaled_linear")
-    theirs.only("trained_betas", None)
-    theirs.only("prediction_type", "epsilon")
+    """Check scheduler_config.json, and return the section "schedule" of our config.json.
+
+    Only the spacing of Euler's timesteps differs between the published models.
+    """
+    kind = HFConfig(where, values, {"_class_name": None}).one_of("_class_name", *SCHEDULERS)
+    config = HFConfig(where, values, SCHEDULER_DEFAULTS | SCHEDULERS[kind])
+    config.one_of("num_train_timesteps", 1000)
+    config.one_of("beta_start", 0.00085)
+    config.one_of("beta_end", 0.012)
+    config.one_of("beta_schedule", "scaled_linear")
+    config.one_of("trained_betas", None)
+    config.one_of("prediction_type", "epsilon")
     for name in SCHEDULERS[kind].keys() - {"timestep_spacing"}:
-        theirs.only(name, False)
-    spacing = theirs.only("timestep_spacing", "leading", "linspace")
+        config.one_of(name, False)
+    spacing = config.one_of("timestep_spacing", "leading", "linspace")
     if spacing == "leading":
-        theirs.only("steps_offset", 1)
+        config.one_of("steps_offset", 1)
     return {"spacing": spacing}
 
 
 def read(src: Path, dtype: torch.dtype | None) -> Model:
-    """The model of a folder, less what judges and refuses pictures (safety_checker)."""
-    vocab, merges = clip.tokenizer_files(src / TOKENIZER)
-    config = read_config(src, vocab)
-    sources = {
-        name: open_source(src, component, prefer_half=dtype == torch.float16)
-        for name, component in COMPONENTS.items()
-    }
-    return Model(config, vocab, merges, sources)
+    """Open a folder of Stable Diffusion 1 or InstructPix2Pix; the safety checker is left out.
+
+    Files of half precision come first where dtype is float16.
+    """
+    return open_model(src, COMPONENTS, read_config, prefer_half=dtype == torch.float16)
 
 
 def read_config(src: Path, vocab: dict[str, int]) -> dict:
-    """Our config.json from theirs; InputError for what we do not implement."""
+    """Translate the configs of a folder to our config.json.
 
-    def read(translate: Callable[[str, dict], dict], name: str) -> dict:
-        return translate(str(src / name), read_json(src / name))
-
-    unet = read(unet_config, "unet/config.json")
-    text = read(clip.text_config, "text_encoder/config.json")
+    Raises InputError for what is not implemented.
+    """
+    unet = translate(src / "unet/config.json", unet_config)
+    text = translate(src / "text_encoder/config.json", clip.text_config)
     if text["width"] != unet["context_width"]:
         raise InputError(
             f"{src}: text_encoder: hidden_size is {text['width']}; "
@@ -186,8 +188,8 @@ def read_config(src: Path, vocab: dict[str, int]) -> dict:
         "format": FORMAT,
         "model": STABLE_DIFFUSION,
         "unet": unet,
-        "vae": read(vae.vae_config, "vae/config.json"),
+        "vae": translate(src / "vae/config.json", vae.vae_config),
         "text": text,
         "tokenizer": clip.tokenizer_config(src / TOKENIZER, vocab, text["tokens"]),
-        "schedule": read(schedule_config, "scheduler/scheduler_config.json"),
+        "schedule": translate(src / "scheduler/scheduler_config.json", schedule_config),
     }

@@ -1,6 +1,6 @@
-"""The files of I2VGen-XL's original release, opened.
+"""The files of I2VGen-XL's original release (VGen).
 
-They come with neither configs nor a tokenizer, so these stand here.
+The release has neither config files nor a tokenizer, so the config is a constant of this module.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,9 @@ import torch
 
 from anyv2v.backbones.i2vgen.sites import paper_sites
 from anyv2v.convert import bpe
-from anyv2v.convert.files import gather, split
-from anyv2v.convert.formats import clip
-from anyv2v.convert.formats import vgen_names as original_names
-from anyv2v.convert.model import Model, Source
+from anyv2v.convert.files import open_files, split_fused
+from anyv2v.convert.formats import clip, vgen_names
+from anyv2v.convert.model import Model, PublishedNetwork
 from anyv2v.errors import InputError
 from anyv2v.weights.manifest import FORMAT
 
@@ -24,13 +23,14 @@ UNET, VAE, CLIP = FILES = (
     "open_clip_pytorch_model.bin",
 )
 TABLES = {
-    "unet": (UNET, original_names.UNET),
-    "vae": (VAE, original_names.VAE),
-    "text": (CLIP, original_names.TEXT),
-    "vision": (CLIP, original_names.VISION),
+    "unet": (UNET, vgen_names.UNET),
+    "vae": (VAE, vgen_names.VAE),
+    "text": (CLIP, vgen_names.TEXT),
+    "vision": (CLIP, vgen_names.VISION),
 }
+"""Component -> its file, and the rules that rename its parameters."""
 
-SIZES = {
+UNET_SIZES = {
     "channels": 4,
     "widths": [320, 640, 1280, 1280],
     "attention": [True, True, True, False],
@@ -43,7 +43,7 @@ CONFIG = {
     "format": FORMAT,
     "backbone": "i2vgen",
     "defaults": {"size": [512, 512], "frames": 16, "fps": 8},
-    "unet": SIZES,
+    "unet": UNET_SIZES,
     "vae": {
         "channels": 3,
         "latent_channels": 4,
@@ -73,7 +73,7 @@ CONFIG = {
         "norm_eps": 1e-5,
         "projection_width": 1024,
     },
-    # as the Hugging Face form has it; OpenCLIP's own code pads with id 0, "!"
+    # as in the Hugging Face folder; OpenCLIP's own code pads with id 0, "!"
     "tokenizer": {
         "start": bpe.SPECIAL[0],
         "end": bpe.SPECIAL[1],
@@ -86,33 +86,37 @@ CONFIG = {
         "std": clip.PREPROCESS_DEFAULTS["image_std"],
     },
     "schedule": {"train_steps": 1000, "steps_offset": 1},
-    "injection": paper_sites(SIZES["attention"], SIZES["layers"]),
+    "injection": paper_sites(UNET_SIZES["attention"], UNET_SIZES["layers"]),
 }
 
 
 def read(src: Path, dtype: torch.dtype | None = None, config: dict = CONFIG) -> Model:
-    """The model of a folder with the release's files. dtype: not looked at, there is one of each.
+    """Open a folder with the release's files.
 
-    config: of a model with the same blocks in other sizes.
+    dtype is ignored, because each file is published in one precision. config describes a model
+    with the same blocks in other sizes. Raises InputError where a file is missing or unreadable.
     """
-    if absent := [name for name in FILES if not (src / name).is_file()]:
-        raise InputError(f"{src}: has no {', '.join(absent)}; {', '.join(FILES)} go together")
+    if missing := [name for name in FILES if not (src / name).is_file()]:
+        raise InputError(f"{src}: has no {', '.join(missing)}; {', '.join(FILES)} go together")
     vocab, merges = bpe.tokenizer()
     opened = {
-        name: split(
-            gather([src / name], src / name, original_names.BESIDE_WEIGHTS, original_names.INERT),
-            original_names.FUSED,
-            original_names.PARTS,
+        name: split_fused(
+            open_files(
+                [src / name], src / name, vgen_names.TRAINING_KEYS, vgen_names.IGNORED_GLOBALS
+            ),
+            vgen_names.FUSED,
+            vgen_names.PARTS,
         )
         for name in FILES
     }
-    sources = {
-        component: Source(opened[file].only(_needed(component)), table)
+    networks = {
+        component: PublishedNetwork(opened[file].select(_is_needed(component)), table)
         for component, (file, table) in TABLES.items()
     }
-    return Model(config, vocab, merges, sources)
+    return Model(config, vocab, merges, networks)
 
 
-def _needed(component: str) -> Callable[[str], bool]:
-    patterns = original_names.NOT_NEEDED[component]
+def _is_needed(component: str) -> Callable[[str], bool]:
+    """A test of a tensor's name: whether the component's network has it."""
+    patterns = vgen_names.NOT_NEEDED[component]
     return lambda name: not any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,15 +1,15 @@
-"""The original release's names: VGen's for the UNet, Stable Diffusion's, OpenCLIP's.
+"""Parameter names of the original release: those of VGen, Stable Diffusion and OpenCLIP.
 
-Blocks are numbered through there, so the rules for them are made by counting.
+VGen numbers the blocks of its UNet consecutively, so the rules for them are made by counting.
 """
 
 from dataclasses import replace
 
 from anyv2v.convert.formats import i2vgen
-from anyv2v.convert.rename import Rule, rules, under
+from anyv2v.convert.rename import Rule, prefixed, rules
 
 FUSED = ("attn.in_proj_weight", "attn.in_proj_bias", "fn.to_qkv.weight")
-"""Tensors that hold query, key and value in their rows; they are read as three: name[q], ..."""
+"""Endings of tensors that stack query, key and value; `split_fused` reads each as name[q], ..."""
 
 PARTS = ("q", "k", "v")
 
@@ -25,26 +25,29 @@ RESNET = rules(
     }
 )
 SHORTCUT = rules({"skip_connection": "shortcut"})
-# projections are linear layers in spatial transformers, convolutions of length 1 in temporal ones
+# in the checkpoint, projections are linear layers in spatial transformers, but convolutions of
+# length 1 in temporal ones
 TEMPORAL = tuple(
     replace(rule, squeeze=1) if rule.theirs in ("proj_in", "proj_out") else rule
     for rule in i2vgen.TEMPORAL
 )
 LEVELS, LAYERS = 4, 2
-# the resnets of the way down that change the width; on the way up all of them do
-WIDENING = {(1, 0), (2, 0)}
+# (level, layer) of the resnets that change the channels on the way down; on the way up all do
+CHANNEL_CHANGES = {(1, 0), (2, 0)}
 
 
-def _layer(place: str, level: str, layer: int, attends: bool, shortcut: bool) -> tuple[Rule, ...]:
+def _layer(block: str, level: str, layer: int, attention: bool, shortcut: bool) -> tuple[Rule, ...]:
     resnet = (*RESNET, *SHORTCUT) if shortcut else RESNET
     table = (
-        *under(f"{place}.0", f"{level}.res.{layer}", resnet),
+        *prefixed(f"{block}.0", f"{level}.res.{layer}", resnet),
         # the misspelling is the checkpoint's
-        *under(f"{place}.0.temopral_conv", f"{level}.temporal_conv.{layer}", i2vgen.TEMPORAL_CONV),
+        *prefixed(
+            f"{block}.0.temopral_conv", f"{level}.temporal_conv.{layer}", i2vgen.TEMPORAL_CONV
+        ),
     )
-    if attends:
-        table += under(f"{place}.1", f"{level}.spatial.{layer}", i2vgen.SPATIAL)
-        table += under(f"{place}.2", f"{level}.temporal.{layer}", TEMPORAL)
+    if attention:
+        table += prefixed(f"{block}.1", f"{level}.spatial.{layer}", i2vgen.SPATIAL)
+        table += prefixed(f"{block}.2", f"{level}.temporal.{layer}", TEMPORAL)
     return table
 
 
@@ -53,8 +56,8 @@ def _down() -> tuple[Rule, ...]:
     number = 1
     for level in range(LEVELS):
         for layer in range(LAYERS):
-            place, shortcut = f"input_blocks.{number}", (level, layer) in WIDENING
-            table += _layer(place, f"down.{level}", layer, level < LEVELS - 1, shortcut)
+            block, shortcut = f"input_blocks.{number}", (level, layer) in CHANNEL_CHANGES
+            table += _layer(block, f"down.{level}", layer, level < LEVELS - 1, shortcut)
             number += 1
         if level < LEVELS - 1:
             table += (Rule(f"input_blocks.{number}.op", f"down.{level}.downsample.conv"),)
@@ -66,11 +69,11 @@ def _up() -> tuple[Rule, ...]:
     table: tuple[Rule, ...] = ()
     for number in range(LEVELS * (LAYERS + 1)):
         level, layer = divmod(number, LAYERS + 1)
-        place, attends = f"output_blocks.{number}", level > 0
-        table += _layer(place, f"up.{level}", layer, attends, shortcut=True)
+        block, attention = f"output_blocks.{number}", level > 0
+        table += _layer(block, f"up.{level}", layer, attention, shortcut=True)
         if layer == LAYERS and level < LEVELS - 1:
-            # it follows the transformers, if there are any
-            table += (Rule(f"{place}.{3 if attends else 1}.conv", f"up.{level}.upsample.conv"),)
+            # it comes after the resnet and, where the level has them, the two transformers
+            table += (Rule(f"{block}.{3 if attention else 1}.conv", f"up.{level}.upsample.conv"),)
     return table
 
 
@@ -87,7 +90,7 @@ UNET = (
             "out.2": "conv_out",
         }
     ),
-    *under(
+    *prefixed(
         "local_temporal_encoder.layers.0",
         "conditioning.temporal",
         (
@@ -102,14 +105,14 @@ UNET = (
             ),
         ),
     ),
-    *under("input_blocks.0.1", "transformer_in", TEMPORAL),
+    *prefixed("input_blocks.0.1", "transformer_in", TEMPORAL),
     *_down(),
-    *under("middle_block.0", "mid.res.0", RESNET),
-    *under("middle_block.0.temopral_conv", "mid.temporal_conv.0", i2vgen.TEMPORAL_CONV),
-    *under("middle_block.1", "mid.spatial.0", i2vgen.SPATIAL),
-    *under("middle_block.2", "mid.temporal.0", TEMPORAL),
-    *under("middle_block.3", "mid.res.1", RESNET),
-    *under("middle_block.3.temopral_conv", "mid.temporal_conv.1", i2vgen.TEMPORAL_CONV),
+    *prefixed("middle_block.0", "mid.res.0", RESNET),
+    *prefixed("middle_block.0.temopral_conv", "mid.temporal_conv.0", i2vgen.TEMPORAL_CONV),
+    *prefixed("middle_block.1", "mid.spatial.0", i2vgen.SPATIAL),
+    *prefixed("middle_block.2", "mid.temporal.0", TEMPORAL),
+    *prefixed("middle_block.3", "mid.res.1", RESNET),
+    *prefixed("middle_block.3.temopral_conv", "mid.temporal_conv.1", i2vgen.TEMPORAL_CONV),
     *_up(),
 )
 
@@ -117,7 +120,7 @@ UNET = (
 
 VAE_RESNET = rules({"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2"})
 VAE_SHORTCUT = rules({"nin_shortcut": "shortcut"})
-# its linear layers are kept as convolutions of size 1x1
+# its linear layers are stored as 1x1 convolutions
 VAE_ATTENTION = (
     Rule("norm", "norm"),
     *(Rule(part, part, squeeze=2) for part in PARTS),
@@ -125,41 +128,43 @@ VAE_ATTENTION = (
 )
 VAE_HALF = (
     *rules({"conv_in": "conv_in", "norm_out": "norm_out", "conv_out": "conv_out"}),
-    *under("mid.block_1", "mid.res.0", VAE_RESNET),
-    *under("mid.block_2", "mid.res.1", VAE_RESNET),
-    *under("mid.attn_1", "mid.attention", VAE_ATTENTION),
+    *prefixed("mid.block_1", "mid.res.0", VAE_RESNET),
+    *prefixed("mid.block_2", "mid.res.1", VAE_RESNET),
+    *prefixed("mid.attn_1", "mid.attention", VAE_ATTENTION),
 )
-# levels of the decoder that change the width, in the numbers of the checkpoint
-NARROWING = (0, 1)
+# levels of the decoder that change the channels, as the checkpoint numbers them
+VAE_CHANNEL_CHANGES = (0, 1)
 
 
 def _vae_up() -> tuple[Rule, ...]:
-    """The decoder's levels: the checkpoint counts from the largest image, we count the way up."""
+    """The decoder's levels; the checkpoint counts them from the largest image, we the other way."""
     table: tuple[Rule, ...] = ()
     for theirs in range(LEVELS):
         ours = LEVELS - 1 - theirs
-        resnet = (*VAE_RESNET, *VAE_SHORTCUT) if theirs in NARROWING else VAE_RESNET
-        table += under(f"up.{theirs}.block.{{}}", f"up.{ours}.res.{{}}", resnet)
+        resnet = (*VAE_RESNET, *VAE_SHORTCUT) if theirs in VAE_CHANNEL_CHANGES else VAE_RESNET
+        table += prefixed(f"up.{theirs}.block.{{}}", f"up.{ours}.res.{{}}", resnet)
         if theirs > 0:
             table += (Rule(f"up.{theirs}.upsample.conv", f"up.{ours}.upsample.conv"),)
     return table
 
 
-VAE = under(
+VAE = prefixed(
     "first_stage_model",
     "",
     (
-        *under("encoder", "encoder", VAE_HALF),
-        *under("encoder.down.{}.block.{}", "encoder.down.{}.res.{}", (*VAE_RESNET, *VAE_SHORTCUT)),
+        *prefixed("encoder", "encoder", VAE_HALF),
+        *prefixed(
+            "encoder.down.{}.block.{}", "encoder.down.{}.res.{}", (*VAE_RESNET, *VAE_SHORTCUT)
+        ),
         Rule("encoder.down.{}.downsample.conv", "encoder.down.{}.downsample.conv"),
         *rules({"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}),
-        *under("decoder", "decoder", (*VAE_HALF, *_vae_up())),
+        *prefixed("decoder", "decoder", (*VAE_HALF, *_vae_up())),
     ),
 )
 
 # the two towers of clip
 
-CLIP_LAYERS = under(
+CLIP_LAYERS = prefixed(
     "transformer.resblocks.{}",
     "layers.{}",
     rules(
@@ -184,7 +189,7 @@ TEXT = (
     *CLIP_LAYERS,
     *rules({"ln_final": "final_norm"}),
 )
-VISION = under(
+VISION = prefixed(
     "visual",
     "",
     (
@@ -202,18 +207,19 @@ VISION = under(
     ),
 )
 
-# what is knowingly left, by the component that is read; * stands for anything
+# tensors that are left out
 
-# ours ends with the hidden states, so the projection to the space shared with images is not needed
-BESIDE_TOWERS = ("text_projection", "logit_scale")
-NOT_NEEDED = {
+# our text tower ends with the hidden states, so its projection to the space that it shares with
+# images is not needed
+PROJECTION = ("text_projection", "logit_scale")
+NOT_NEEDED: dict[str, tuple[str, ...]] = {
     "unet": (),
     "vae": (
-        # the diffusion model and the text tower of stable diffusion, and averages of them
+        # the diffusion model and the text tower of Stable Diffusion, and their moving averages
         "model.diffusion_model.*",
         "model_ema.*",
         "cond_stage_model.*",
-        # its schedule
+        # its noise schedule
         "betas",
         "alphas_cumprod",
         "alphas_cumprod_prev",
@@ -229,17 +235,18 @@ NOT_NEEDED = {
         "lvlb_weights",
         "logvar",
     ),
-    "text": ("visual.*", *BESIDE_TOWERS),
+    "text": ("visual.*", *PROJECTION),
     "vision": (
         "token_embedding.*",
         "positional_embedding",
         "transformer.*",
         "ln_final.*",
-        *BESIDE_TOWERS,
+        *PROJECTION,
     ),
 }
+"""Component -> patterns (fnmatch) of the tensors in its file that its network does not have."""
 
-BESIDE_WEIGHTS = (
+TRAINING_KEYS = (
     "step",
     "epoch",
     "global_step",
@@ -258,12 +265,12 @@ BESIDE_WEIGHTS = (
     "datamodule_hparams_name",
     "datamodule_hyper_parameters",
 )
-"""What a training run writes beside the state_dict that holds its weights."""
+"""Keys that a training run writes next to the state_dict with its weights."""
 
-INERT = (
+IGNORED_GLOBALS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "numpy.core.multiarray.scalar",
     "numpy.dtype",
     "_codecs.encode",
 )
-"""What the pickle of v2-1_512-ema-pruned.ckpt names besides tensors: the state of its training."""
+"""What the pickle of v2-1_512-ema-pruned.ckpt names besides tensors: its training's state."""

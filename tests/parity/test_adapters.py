@@ -8,7 +8,7 @@ from PIL import Image
 from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.convert.formats import adapters, stable_diffusion
 from anyv2v.convert.published import convert
-from anyv2v.convert.rename import rename, unused
+from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.media.image import to_pixels
 from anyv2v.stable_diffusion.adapters import load_ip_adapter, load_t2i_adapter
 from anyv2v.stable_diffusion.config import UNet2DConfig
@@ -43,7 +43,7 @@ T2I_PRESETS = adapter_snapshot.T2I_PRESETS
 
 def carry(state, table, ours):
     """Their tensors under our names, into a network of ours; every rule is needed."""
-    assert unused(state, table) == []
+    assert unused_rules(state, table) == []
     shapes = {name: tuple(x.shape) for name, x in ours.state_dict().items()}
     renamed = rename(state, table)
     for name, new in renamed.items():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from anyv2v.cli.main import main
 from anyv2v.convert.formats import adapters
 from anyv2v.convert.published import convert
-from anyv2v.convert.rename import rename, unused
+from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import t2i_adapter
 from anyv2v.frame_editors.base import FrameRequest
@@ -103,7 +103,7 @@ def check_names(names, table):
     assert list(ours) == list(names) and len(set(ours.values())) == len(names)
     back = {name: new.name for name, new in rename(ours.values(), table, "theirs").items()}
     assert back == {new: name for name, new in ours.items()}
-    assert unused(names, table) == []
+    assert unused_rules(names, table) == []
 
 
 def test_a_converted_ip_adapter_is_the_original_under_other_names(folders):

@@ -284,7 +284,7 @@ def test_every_form_of_the_files_gives_the_same_bytes(src, converted, tmp_path, 
 
 
 def test_a_bin_file_that_is_let_go_in_between(src, converted, tmp_path, monkeypatch):
-    monkeypatch.setattr(files.BinFile, "LET_GO_AFTER", 500_000)
+    monkeypatch.setattr(files.BinFile, "REMAP_AFTER", 500_000)
     rewrite(src, "unet", "bin")
     convert(src, tmp_path / "out", expected())
     assert ours_of(tmp_path / "out") == ours_of(converted)

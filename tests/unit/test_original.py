@@ -21,7 +21,7 @@ from anyv2v.convert import bpe, files
 from anyv2v.convert.formats import huggingface, vgen, vgen_names
 from anyv2v.convert.model import write_model
 from anyv2v.convert.published import convert
-from anyv2v.convert.rename import rename, unused
+from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.errors import InputError
 from anyv2v.loading import expected_shapes
 from tests.interpreter import WITH_TESTS
@@ -48,7 +48,7 @@ def parts(names) -> list[str]:
 
 
 def needed(component: str) -> list[str]:
-    return [n for n in parts(released(FILE[component])) if vgen._needed(component)(n)]
+    return [n for n in parts(released(FILE[component])) if vgen._is_needed(component)(n)]
 
 
 @pytest.fixture(scope="session")
@@ -108,8 +108,8 @@ def test_every_released_name_goes_there_and_back_and_every_rule_is_used(componen
     assert set(ours.values()) == expected_shapes(vgen.CONFIG)[component].keys()
     back = rename(ours.values(), table, "theirs")
     assert {new: old.name for new, old in back.items()} == {v: k for k, v in ours.items()}
-    assert unused(names, table) == []
-    assert unused(ours.values(), table, "theirs") == []
+    assert unused_rules(names, table) == []
+    assert unused_rules(ours.values(), table, "theirs") == []
 
 
 @pytest.mark.parametrize("component", vgen.TABLES)
@@ -134,7 +134,7 @@ def test_the_writer_of_the_tests_writes_the_released_names_and_shapes():
         )
     for name, state in (("unet", unet), ("vae", vae), ("clip", towers)):
         wanted = released(name)
-        for extra in vgen_names.BESIDE_TOWERS if name == "clip" else ():
+        for extra in vgen_names.PROJECTION if name == "clip" else ():
             del wanted[extra]
         assert {n: tuple(t.shape) for n, t in state.items()} == wanted
 
@@ -143,10 +143,10 @@ def test_what_is_left_is_left_knowingly():
     """Every pattern for the CLIP file matches something of it, and no needed tensor."""
     names = released("clip")
     for component in ("text", "vision"):
-        left = [n for n in names if not vgen._needed(component)(n)]
+        left = [n for n in names if not vgen._is_needed(component)(n)]
         for pattern in vgen_names.NOT_NEEDED[component]:
             assert any(vgen.fnmatchcase(n, pattern) for n in left), pattern
-    assert not [n for n in released("vae") if not vgen._needed("vae")(n)]
+    assert not [n for n in released("vae") if not vgen._is_needed("vae")(n)]
 
 
 # contents

@@ -1,7 +1,7 @@
 import pytest
 
 from anyv2v.convert.formats import clip, i2vgen, vae
-from anyv2v.convert.rename import Rule, rename, rules, under, unused
+from anyv2v.convert.rename import Rule, prefixed, rename, rules, unused_rules
 from anyv2v.errors import InputError
 from tests.oracles import snapshot as hf
 
@@ -27,7 +27,7 @@ def test_every_name_goes_there_and_back_and_every_rule_is_used(preset, component
     assert len(set(ours.values())) == len(names)
     back = {name: renamed.name for name, renamed in rename(ours.values(), table, "theirs").items()}
     assert back == {new: name for name, new in ours.items()}
-    assert unused(names, table) == []
+    assert unused_rules(names, table) == []
     if preset == "full":
         assert len(names) == count
 
@@ -177,9 +177,9 @@ def test_a_name_belongs_to_one_rule():
 
 def test_a_rule_that_nobody_needs_is_found():
     table = rules({"a": "x", "b": "y"})
-    assert unused(["a.bias"], table) == [Rule("b", "y")]
+    assert unused_rules(["a.bias"], table) == [Rule("b", "y")]
 
 
 def test_rules_go_one_floor_deeper():
-    table = under("block.{}", "", under("attn", "self", [Rule("to_q", "q", squeeze=1)]))
+    table = prefixed("block.{}", "", prefixed("attn", "self", [Rule("to_q", "q", squeeze=1)]))
     assert table == (Rule("block.{}.attn.to_q", "self.q", squeeze=1),)

@@ -14,7 +14,7 @@ import anyv2v
 from anyv2v.cli.main import main
 from anyv2v.convert.formats import clip, stable_diffusion, vae
 from anyv2v.convert.published import convert
-from anyv2v.convert.rename import rename, unused
+from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.errors import InputError
 from anyv2v.stable_diffusion.loading import KINDS, load
 from anyv2v.weights.checkpoint import Checkpoint
@@ -82,7 +82,7 @@ def test_every_name_goes_there_and_back_and_every_rule_is_used(preset, component
     ours = {name: new.name for name, new in rename(shapes, table).items()}
     back = {name: new.name for name, new in rename(ours.values(), table, "theirs").items()}
     assert back == {new: name for name, new in ours.items()}
-    assert unused(shapes, table) == unused(ours.values(), table, "theirs") == []
+    assert unused_rules(shapes, table) == unused_rules(ours.values(), table, "theirs") == []
     if preset == "full":
         assert len(shapes) == count
 

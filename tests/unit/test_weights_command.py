@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anyv2v.cli.main import main
-from anyv2v.convert.fetch import needed
+from anyv2v.convert.fetch import needed_files
 from anyv2v.errors import InputError
 from anyv2v.loading import inspect
 
@@ -276,7 +276,7 @@ def test_what_is_needed_of_a_page():
         "tokenizer/merges.txt",
         "assets/picture.json",
     ]
-    half, full = needed(names, half=True), needed(names, half=False)
+    half, full = needed_files(names, half=True), needed_files(names, half=False)
     assert "assets/picture.json" not in half and "tokenizer/merges.txt" in half
     assert "text_encoder/model.fp16.safetensors" in half
     assert "text_encoder/model.safetensors" in full
@@ -286,7 +286,7 @@ def test_what_is_needed_of_a_page():
         }
         assert "vae/diffusion_pytorch_model.bin" in wanted
     with pytest.raises(InputError, match="publishes no weights of vae"):
-        needed([n for n in names if not n.endswith(".bin")], half=True)
+        needed_files([n for n in names if not n.endswith(".bin")], half=True)
 
 
 def test_the_real_hub_is_called_as_it_wants_to_be():
