@@ -1,4 +1,4 @@
-"""Every kind of weights folder that there is: its networks' shapes, and looking through one."""
+"""Shapes and verification of any kind of weights folder, of a backbone or of an image editor."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BUILDERS: dict[str, Builders] = {
     IP_ADAPTER: adapters.ip_adapter_builders,
     T2I_ADAPTER: adapters.t2i_adapter_builders,
 }
-"""What a config calls a model that is no backbone -> what makes its networks."""
+"""The "model" of a config that is not of a backbone -> the function that names its networks."""
 
 
 def expected_shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Component -> parameter -> shape, for any folder's config."""
+    """Return component -> parameter -> shape for the config of any weights folder."""
     builders = _builders(config)
     if builders is None:
         return loading.expected_shapes(config)
@@ -36,7 +36,10 @@ def expected_shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
 def inspect(
     weights: str | os.PathLike, progress: Callable[[int, int], None] | None = None
 ) -> Report:
-    """Reads a whole folder and says what it is; InputError names the first thing that is wrong."""
+    """Read a whole folder and report what it holds; InputError names the first error.
+
+    weights: a folder, or "demo". progress: called with the bytes read so far and in all.
+    """
     folder = loading.folder_of(weights)
     if _builders(Checkpoint.open(folder).config) is None:
         return loading.inspect(weights, progress)

@@ -1,6 +1,6 @@
 """Download of the published model by huggingface_hub, an optional extra, and its conversion."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +22,7 @@ TEXTS = (".json", ".txt")
 
 def fetch(
     dst: str | Path,
-    expected: Callable[[dict], dict[str, Shapes]],
+    expected: Callable[[dict], Mapping[str, Shapes]],
     dtype: torch.dtype = torch.float16,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,

@@ -1,6 +1,6 @@
 """Conversion of any published form of I2VGen-XL, Stable Diffusion 1.x or its adapters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ PIPELINES: dict[str, Reader] = {
 def convert(
     src: str | Path,
     dst: str | Path,
-    expected: Callable[[dict], dict[str, Shapes]],
+    expected: Callable[[dict], Mapping[str, Shapes]],
     dtype: torch.dtype | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,

@@ -1,9 +1,10 @@
-"""A folder of converted weights, and how a network gets its weights from there."""
+"""A folder of converted weights, and the loading of networks from it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,31 +24,36 @@ from anyv2v.weights.tensors import (
     rows_buffer,
 )
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One folder that `anyv2v convert` wrote, opened: its config is read, its weights are not.
-
-    fingerprint: sha256 in hex, equal for equal weights, tokenizer and config.
-    """
+    """A folder that `anyv2v convert` wrote. Opening it reads the config, but no weights."""
 
     folder: Path
     config: dict
     fingerprint: str
+    """Sha256 in hex; equal for equal weights, tokenizer and config (`manifest.fingerprint`)."""
     files: dict[str, dict] = field(repr=False)
+    """The files that the manifest lists; see `manifest.read_manifest`."""
 
     @staticmethod
     def open(folder: str | Path) -> "Checkpoint":
-        """InputError: no such folder, another format, a file missing or of another length."""
+        """Open a folder and check that its files are there.
+
+        Raises InputError where it is no folder that `anyv2v convert` wrote, where its format is
+        another, and where a file is missing or of another length than the manifest says.
+        """
         folder = Path(folder)
         if not folder.is_dir():
             what = "is a file, not a folder of weights" if folder.exists() else "no such folder"
             raise InputError(f"{folder}: {what}")
-        if there := hub.snapshots(folder):
-            converted = (there[0] / manifest.MANIFEST).is_file()
-            first, *others = map(str, there)
+        if snapshots := hub.snapshots(folder):
+            converted = (snapshots[0] / manifest.MANIFEST).is_file()
+            first, *others = map(str, snapshots)
             raise InputError(
-                f"{folder}: {hub.WHAT}; "
+                f"{folder}: {hub.DESCRIPTION}; "
                 + (f"give {first}" if converted else f"anyv2v convert {first} NEW_FOLDER, first")
                 + (f"; or of {', '.join(others)}" if others else "")
             )
@@ -75,18 +81,19 @@ class Checkpoint:
     def load(
         self,
         component: str,
-        build: Callable[[], nn.Module],
+        build: Callable[[], M],
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-    ) -> nn.Module:
-        """The module that build() makes, with the weights of a component, ready to run.
+    ) -> M:
+        """Build a module and load the weights of a component into it, ready for inference.
 
-        component: the name of its file, without suffix. Adds the module's own bytes and 4 MB to the
-        resident memory: it is built on the meta device and filled piece by piece. Weights of
-        convolutions come to lie channels-last. InputError: names or shapes that differ from the
-        module's, and tensors with a value that is not finite.
+        component: the name of its file, without suffix. build: makes the module; it is called with
+        the meta device as default. Resident memory grows by the module's own bytes and 4 MB,
+        because the weights are read in pieces. Weights of 2d convolutions are channels-last. Raises
+        InputError where names or shapes differ from the module's, and for values that are not
+        finite, as stored or in dtype.
         """
-        module = _without_data(build)
+        module = _build_on_meta(build)
         state = self._read(component, module.state_dict(), device, dtype)
         module.load_state_dict(state, strict=True, assign=True)
         return module.eval().requires_grad_(False)
@@ -94,28 +101,28 @@ class Checkpoint:
     def load_later(
         self,
         component: str,
-        build: Callable[[], nn.Module],
+        build: Callable[[], M],
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-    ) -> tuple[nn.Module, Callable[[], Iterator[Tensor]]]:
-        """The same module without its weights, and what reads them from the folder.
+    ) -> tuple[M, Callable[[], Iterator[Tensor]]]:
+        """Build the same module without weights; also return a function that reads the weights.
 
-        Until they are put there, each tensor has its shape and takes no memory: one number stands
-        for all, and it is none, so that nobody computes with it unnoticed. What is read are the
-        module's parameters and then its buffers, each time anew. InputError: as of `load`; of
-        values that will not do when they are read.
+        Each tensor of the module has its shape but takes no memory: it is one NaN, expanded, so
+        that a computation before the weights are there does not go unnoticed. The function reads
+        the file on every call, and gives the module's parameters and then its buffers. Raises
+        InputError like `load`, for bad values only when they are read.
         """
-        module = _without_data(build).eval().requires_grad_(False)
-        wanted = module.state_dict()
-        self._check(self._path(component), read_header(self._path(component)), wanted)
+        module = _build_on_meta(build).eval().requires_grad_(False)
+        expected = module.state_dict()
+        self._check(self._path(component), read_header(self._path(component)), expected)
         names = [name for name, _ in chain(module.named_parameters(), module.named_buffers())]
 
         def read() -> Iterator[Tensor]:
-            state = self._read(component, wanted, device, dtype)
+            state = self._read(component, expected, device, dtype)
             return (state[name] for name in names)
 
-        nothing = torch.full((), float("nan"), dtype=dtype, device=device)
-        return module._apply(lambda x: nothing.expand(x.shape)), read
+        nan = torch.full((), float("nan"), dtype=dtype, device=device)
+        return module._apply(lambda x: nan.expand(x.shape)), read
 
     def _path(self, component: str) -> Path:
         path = self.folder / f"{component}.safetensors"
@@ -126,15 +133,16 @@ class Checkpoint:
     def _read(
         self,
         component: str,
-        wanted: dict[str, Tensor],
+        expected: dict[str, Tensor],
         device: str | torch.device,
         dtype: torch.dtype,
     ) -> dict[str, Tensor]:
-        """The tensors of a component, which must have the names and shapes of `wanted`."""
+        """Read a component, whose tensors must have the names and shapes of `expected`."""
         path = self._path(component)
         entries = read_header(path)
-        self._check(path, entries, wanted)
-        # once, before the weights: memory taken and freed between them leaves holes in the heap
+        self._check(path, entries, expected)
+        # allocated once, before the weights: memory taken and freed between them would leave holes
+        # in the heap
         buffer = rows_buffer(entries.values())
         state = {}
         with open_file(path) as file:
@@ -147,10 +155,10 @@ class Checkpoint:
                 state[name] = weight
         return state
 
-    def _check(self, path: Path, entries: dict[str, Entry], wanted: dict[str, Tensor]) -> None:
+    def _check(self, path: Path, entries: dict[str, Entry], expected: dict[str, Tensor]) -> None:
         shapes = {name: entry.shape for name, entry in entries.items()}
         differs = manifest.difference(
-            shapes, {name: tuple(t.shape) for name, t in wanted.items()}, limit=10
+            shapes, {name: tuple(t.shape) for name, t in expected.items()}, limit=10
         )
         if differs:
             raise InputError(f"{path}: does not fit the network: {differs}")
@@ -165,9 +173,9 @@ class Checkpoint:
                 raise InputError(f"{path}: {name} is {NAMES[entry.dtype]}, weights are floats")
 
 
-def _without_data(build: Callable[[], nn.Module]) -> nn.Module:
-    """The module on the meta device."""
-    with torch.device("meta"), _NoDraws():
+def _build_on_meta(build: Callable[[], M]) -> M:
+    """Build a module on the meta device, without initial values."""
+    with torch.device("meta"), _NoInit():
         module = build()
     saved = module.state_dict()
     if unsaved := [n for n, x in module.named_buffers() if x.is_meta and n not in saved]:
@@ -175,10 +183,10 @@ def _without_data(build: Callable[[], nn.Module]) -> nn.Module:
     return module
 
 
-class _NoDraws(TorchFunctionMode):
-    """Leaves out the drawing of initial values.
+class _NoInit(TorchFunctionMode):
+    """Skips the random initialization of weights.
 
-    There is nothing to draw on meta, but for normal_ torch would import 900 modules, 150 MB.
+    It has no effect on the meta device, but torch would import 900 modules, 150 MB, for normal_.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -193,6 +201,7 @@ class _NoDraws(TorchFunctionMode):
 
 def _check_values(where: str, piece: Tensor, dtype: torch.dtype) -> None:
     bound = largest(piece)
+    # written so that NaN fails too
     if not bound < float("inf"):
         raise InputError(f"{where} holds values that are not finite")
     if overflows(bound, dtype):

@@ -1,4 +1,4 @@
-"""Writing a folder of weights in our format: whole, or not at all."""
+"""Writing a folder of weights in our format, atomically."""
 
 import json
 import math
@@ -30,10 +30,12 @@ from anyv2v.weights.tensors import NAMES, Layout, write
 
 
 class Part(NamedTuple):
-    """The weights of one component: key -> (dtype, shape), and what gives the tensor of a key."""
+    """The weights of one component."""
 
     layout: Layout
+    """Key -> (dtype, shape)."""
     read: Callable[[str], Tensor]
+    """Key -> its tensor."""
 
 
 def write_folder(
@@ -45,10 +47,13 @@ def write_folder(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write config.json, maybe a tokenizer, one safetensors file per component, and the manifest.
+    """Write config.json, one safetensors file per component, the tokenizer and the manifest.
 
-    Holds one tensor at a time. parts: those of `manifest.components(config)`. progress: called with
-    the bytes of weights that are done and that there will be. dst: see check_target.
+    Holds one tensor in memory at a time. dst: appears whole or not at all; see check_target. vocab,
+    merges: token -> id and the text of merges.txt; both are empty for a model that reads no text.
+    parts: the components that `manifest.components(config)` names. force: replace dst. progress:
+    called with the bytes of weights written so far and in all. Raises InputError where the disk is
+    too full or dst cannot be written.
     """
     dst = Path(os.path.realpath(dst))
     total = sum(_bytes(part.layout) for part in parts.values())
@@ -66,7 +71,7 @@ def write_folder(
 
         return count
 
-    with _whole_or_nothing(dst, force) as folder:
+    with _atomic_folder(dst, force) as folder:
         files = {}
         for name, text in _tokenizer(vocab, merges).items():
             path = folder / name
@@ -86,7 +91,11 @@ def write_folder(
 
 
 def check_target(dst: Path, force: bool, src: Path | None = None) -> None:
-    """InputError where a folder cannot be written: dst is there, cannot be made, or holds src."""
+    """Raise InputError where a folder cannot be written.
+
+    That is where dst exists and force is not given, where dst cannot be created, where it holds
+    files that are not ours, and where it would overwrite or contain the source src.
+    """
     dst = Path(os.path.realpath(dst))
     if src is not None:
         source = Path(os.path.realpath(src))
@@ -104,7 +113,7 @@ def check_target(dst: Path, force: bool, src: Path | None = None) -> None:
         raise InputError(f"{dst}: exists already; replacing it takes force (--force)")
     if not dst.is_dir():
         raise InputError(f"{dst}: is a file, only a converted folder is replaced")
-    # replacing means deleting, so nothing of anybody else's may be in there
+    # replacing the folder deletes it, so it must not hold files of anybody else
     known = {*COMPONENTS, *chain(*MODELS.values()), *_components(dst)}
     ours = {CONFIG, MANIFEST, "tokenizer", *(f"{name}.safetensors" for name in known)}
     if others := sorted({path.name for path in dst.iterdir()} - ours):
@@ -112,7 +121,7 @@ def check_target(dst: Path, force: bool, src: Path | None = None) -> None:
 
 
 def _components(folder: Path) -> tuple[str, ...]:
-    """Those that a folder's own config names; none where there is no config."""
+    """The components that a folder's own config names; none where it has no readable config."""
     try:
         return components(read_json(folder / CONFIG))
     except InputError:
@@ -120,7 +129,7 @@ def _components(folder: Path) -> tuple[str, ...]:
 
 
 def _tokenizer(vocab: dict[str, int], merges: str) -> dict[str, str]:
-    """Name -> text of its files; none for a model without a vocabulary, which reads no texts."""
+    """The tokenizer's files, name -> text; none for a model without a vocabulary."""
     if not vocab:
         return {}
     by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
@@ -132,7 +141,7 @@ def _bytes(layout: Layout) -> int:
 
 
 def _check_space(dst: Path, size: int) -> None:
-    # configs, headers and tokenizer
+    # room for configs, headers and tokenizer
     size += 8 * 2**20
     if (free := shutil.disk_usage(dst.parent).free) < size:
         raise InputError(
@@ -141,11 +150,11 @@ def _check_space(dst: Path, size: int) -> None:
 
 
 @contextmanager
-def _whole_or_nothing(dst: Path, force: bool) -> Iterator[Path]:
-    """A hidden folder beside dst that gets its name at the end, or goes, whatever happens."""
+def _atomic_folder(dst: Path, force: bool) -> Iterator[Path]:
+    """Give a hidden folder next to dst; it is renamed to dst at the end, or deleted on an error."""
     try:
-        with scratch(dst.parent) as room:
-            folder, old = room / "new", room / REPLACED
+        with scratch(dst.parent) as temporary:
+            folder, old = temporary / "new", temporary / REPLACED
             folder.mkdir()
             try:
                 yield folder
@@ -158,5 +167,5 @@ def _whole_or_nothing(dst: Path, force: bool) -> Iterator[Path]:
                 if old.exists() and not dst.exists():
                     old.rename(dst)
     except OSError as error:
-        at = error.filename or dst
-        raise InputError(f"{at}: {error.strerror or error}, while writing {dst}") from error
+        path = error.filename or dst
+        raise InputError(f"{path}: {error.strerror or error}, while writing {dst}") from error

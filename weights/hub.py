@@ -9,13 +9,14 @@ from pathlib import Path
 
 from anyv2v.errors import InputError
 
-WHAT = "is a cache folder of the Hugging Face hub"
+DESCRIPTION = "is a cache folder of the Hugging Face hub"
 
 
 def snapshots(folder: str | os.PathLike) -> list[Path]:
-    """The models in a cache folder, or in its snapshots/: what refs/main names, then the newest.
+    """List the models in a cache folder: the one that refs/main names, then the newest first.
 
-    Also of the folder that holds the caches of all models. Empty if it is nothing of the kind.
+    `folder` is the cache of one model, its snapshots/, or the folder with the caches of all models.
+    The list is empty for any other folder.
     """
     folder = Path(folder)
     if _is_cache(folder):
@@ -23,34 +24,39 @@ def snapshots(folder: str | os.PathLike) -> list[Path]:
     elif folder.name == "snapshots" and _is_cache(folder.parent):
         caches = [folder.parent]
     else:
-        caches = [found for found in sorted(folder.glob("models--*")) if _is_cache(found)]
-    return [snapshot for cache in caches for snapshot in _of(cache)]
+        caches = [cache for cache in sorted(folder.glob("models--*")) if _is_cache(cache)]
+    return [snapshot for cache in caches for snapshot in _sorted_snapshots(cache)]
 
 
 def only_snapshot(folder: str | os.PathLike) -> Path:
-    """`folder`, or of a cache folder the one snapshot; InputError that names several, or none."""
+    """Return the only snapshot of a cache folder; any other folder is returned as it is.
+
+    Raises InputError for a cache folder with no snapshot or with several, which it names.
+    """
     folder = Path(folder)
-    if not (found := snapshots(folder)):
+    if not (models := snapshots(folder)):
         if _is_cache(folder):
-            raise InputError(f"{folder}: {WHAT} without a snapshot; download the model again")
+            raise InputError(
+                f"{folder}: {DESCRIPTION} without a snapshot; download the model again"
+            )
         return folder
-    if len(found) > 1:
+    if len(models) > 1:
         raise InputError(
-            f"{folder}: {WHAT} with {len(found)} snapshots; give one: {', '.join(map(str, found))}"
+            f"{folder}: {DESCRIPTION} with {len(models)} snapshots; "
+            f"give one: {', '.join(map(str, models))}"
         )
-    return found[0]
+    return models[0]
 
 
 def _is_cache(folder: Path) -> bool:
-    beside = (folder / "refs", folder / "blobs")
-    return (folder / "snapshots").is_dir() and any(other.is_dir() for other in beside)
+    others = (folder / "refs", folder / "blobs")
+    return (folder / "snapshots").is_dir() and any(other.is_dir() for other in others)
 
 
-def _of(cache: Path) -> list[Path]:
-    """The snapshots of one cache folder."""
+def _sorted_snapshots(cache: Path) -> list[Path]:
     try:
         main = (cache / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         main = ""
-    found = [path for path in (cache / "snapshots").iterdir() if path.is_dir()]
-    return sorted(found, key=lambda path: (path.name != main, -path.stat().st_mtime, path.name))
+    folders = [path for path in (cache / "snapshots").iterdir() if path.is_dir()]
+    return sorted(folders, key=lambda path: (path.name != main, -path.stat().st_mtime, path.name))

@@ -1,4 +1,4 @@
-"""manifest.json: what a folder of weights holds, and the comparison of names and shapes."""
+"""The files config.json and manifest.json of a weights folder, and the comparison of shapes."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from anyv2v.errors import InputError
 FORMAT = 1
 CONFIG, MANIFEST = "config.json", "manifest.json"
 COMPONENTS = ("unet", "vae", "text", "vision")
-"""Of a backbone whose config does not name its own."""
+"""The components of a backbone whose config has no list of its own."""
 MOST_COMPONENTS = 16
 COMPONENT = re.compile("[a-z0-9][a-z0-9_]*")
-OF_THE_CLIPS = ("size", "frames", "fps")
-"""What every config says among its defaults. What else stands there is how an edit is made, which a
-saved source does not depend on."""
+VIDEO_DEFAULTS = ("size", "frames", "fps")
+"""The defaults that every config has. Any others say how an edit is made, and a saved source does
+not depend on them."""
 STABLE_DIFFUSION = "stable-diffusion"
 IP_ADAPTER = "ip-adapter"
 T2I_ADAPTER = "t2i-adapter"
@@ -26,14 +26,15 @@ MODELS = {
     IP_ADAPTER: ("adapter", "vision"),
     T2I_ADAPTER: ("adapter",),
 }
-"""What a config calls the models that are no backbone -> their components."""
+"""The "model" of a config that is not of a backbone -> its components."""
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 
 Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a tensor -> its shape."""
 
 
 def read_json(path: Path) -> dict:
-    """A file that holds one JSON object."""
+    """Read a file that holds one JSON object; InputError if it does not."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(value, ensure_ascii=False).encode()
@@ -52,14 +53,15 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
+    """Write a JSON object in the form of our config.json and manifest.json."""
     text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def components(config: dict) -> tuple[str, ...]:
-    """The files of weights that a folder with this config has, without suffix.
+    """Return the names of the weight files, without suffix, of a folder with this config.
 
-    InputError for a list of the config's own that holds anything else than such names.
+    Raises InputError where the config's own list of components holds anything but such names.
     """
     model = config.get("model")
     if isinstance(model, str):
@@ -75,16 +77,17 @@ def components(config: dict) -> tuple[str, ...]:
 
 
 def expected_files(components: Iterable[str]) -> set[str]:
-    """All that a manifest names: weights and, where texts are read, the tokenizer."""
+    """Return the files that a manifest lists: weights and, where text is read, the tokenizer."""
     components = tuple(components)
     tokenizer = TOKENIZER if "text" in components else ()
     return {*tokenizer, *(f"{component}.safetensors" for component in components)}
 
 
 def read_manifest(folder: Path, components: Iterable[str] = COMPONENTS) -> dict[str, dict]:
-    """File name -> {"sha256", "bytes"} and, for weights, "tensors": key -> [dtype, shape].
+    """Read the manifest: file name -> {"sha256", "bytes", "tensors"}.
 
-    Checks that every file is there and as long as it should be; verify.py looks at the bytes too.
+    "tensors" is there for weights alone: key -> [dtype, shape]. Raises InputError where a file is
+    missing or has another length; `verify.verify` compares the bytes too.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -112,13 +115,13 @@ def read_manifest(folder: Path, components: Iterable[str] = COMPONENTS) -> dict[
 
 
 def fingerprint(config: dict, files: Mapping[str, dict]) -> str:
-    """One sha256 over a config and the sha256 of every file of a folder.
+    """Return one sha256 in hex over a config and the sha256 of every file of a folder.
 
-    Other defaults than those of the clips are left out: weights stay what they are with them.
+    Defaults other than VIDEO_DEFAULTS are left out, because they change nothing about the weights.
     """
     if isinstance(defaults := config.get("defaults"), dict):
-        clips = {name: value for name, value in defaults.items() if name in OF_THE_CLIPS}
-        config = {**config, "defaults": clips}
+        kept = {name: value for name, value in defaults.items() if name in VIDEO_DEFAULTS}
+        config = {**config, "defaults": kept}
     facts = {"config": config, "files": {name: files[name]["sha256"] for name in files}}
     try:
         text = json.dumps(facts, sort_keys=True)
@@ -128,6 +131,7 @@ def fingerprint(config: dict, files: Mapping[str, dict]) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while data := file.read(2**20):
@@ -135,17 +139,17 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def difference(found: Shapes, wanted: Shapes, limit: int | None = None) -> str:
-    """What is missing, extra or misshapen, by name and in one line; "" if nothing is.
+def difference(shapes: Shapes, expected: Shapes, limit: int | None = None) -> str:
+    """List missing, extra and misshapen tensors in one line; "" if there are none.
 
-    limit: how many of each kind are spelled out.
+    limit: how many of each kind are named; None names all.
     """
-    missing = [f"{name} {wanted[name]}" for name in wanted if name not in found]
-    extra = [f"{name} {found[name]}" for name in found if name not in wanted]
+    missing = [f"{name} {expected[name]}" for name in expected if name not in shapes]
+    extra = [f"{name} {shapes[name]}" for name in shapes if name not in expected]
     misshapen = [
-        f"{name} is {found[name]}, should be {wanted[name]}"
-        for name in wanted
-        if name in found and tuple(found[name]) != tuple(wanted[name])
+        f"{name} is {shapes[name]}, should be {expected[name]}"
+        for name in expected
+        if name in shapes and tuple(shapes[name]) != tuple(expected[name])
     ]
     lists = {"missing": missing, "extra": extra, "misshapen": misshapen}
     return "; ".join(f"{kind}: {_listed(names, limit)}" for kind, names in lists.items() if names)

@@ -1,8 +1,8 @@
-"""The safetensors format, read and written by offset.
+"""Reading and writing of safetensors files by offset.
 
-Nothing is mapped into memory: mapped pages count as resident, so a mapped file of 5 GB would look
-like 5 GB of memory in use. The layout of a file is eight bytes of header length (little endian),
-the header in JSON, and the tensors, row-major and without gaps
+Files are not mapped into memory: mapped pages count as resident, so a mapped file of 5 GB would
+look like 5 GB of memory in use. A file has eight bytes of header length (little endian), the header
+in JSON, and the tensors, row-major and without gaps
 (https://github.com/huggingface/safetensors, "Format").
 """
 
@@ -12,7 +12,7 @@ import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from io import RawIOBase
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,15 +35,17 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# the format's own limit; 1,511 tensors need 0.2 MB
 LONGEST_HEADER = 100_000_000
+"""Bytes, the limit of the format itself; 1,511 tensors need 0.2 MB."""
 CHUNK = 4 * 2**20
+"""Bytes that `read_rows` reads at once."""
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Name of a tensor -> (dtype, shape)."""
 
 
 class Entry(NamedTuple):
-    """One tensor of a file; start and end are offsets from the beginning of the file, in bytes."""
+    """One tensor of a file; start and end are byte offsets from the beginning of the file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -52,9 +54,9 @@ class Entry(NamedTuple):
 
 
 def read_header(path: str | Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file, in the order of their bytes.
+    """Read the names and places of the tensors of a safetensors file, in the order of their bytes.
 
-    InputError: whatever a whole and honest file would not have, with the file and the tensor.
+    Raises InputError, which names the file and the tensor, for anything that the format forbids.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -77,24 +79,25 @@ def read_header(path: str | Path) -> dict[str, Entry]:
     return entries
 
 
-def read_tensor(file: RawIOBase, entry: Entry) -> Tensor:
-    """One tensor on the CPU, in a fresh piece of memory. file: opened by open_file."""
+def read_tensor(file: FileIO, entry: Entry) -> Tensor:
+    """Read one tensor into new memory on the CPU. file: opened by open_file."""
     tensor = torch.empty(entry.end - entry.start, dtype=torch.uint8, device="cpu")
     file.seek(entry.start)
-    _fill(file, memoryview(tensor.numpy()))
+    _fill(file, tensor.numpy().data)
     return tensor.view(entry.dtype).view(entry.shape)
 
 
 def rows_buffer(entries: Iterable[Entry]) -> Tensor:
-    """Memory for read_rows, enough for every one of the entries."""
+    """Allocate the buffer for read_rows, large enough for each of the entries; uint8."""
     sizes = (_rows_at_once(entry) * _row_bytes(entry) for entry in entries)
     return torch.empty(max(sizes, default=0), dtype=torch.uint8, device="cpu")
 
 
-def read_rows(file: RawIOBase, entry: Entry, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """One tensor in pieces of some rows of its first dim, about 4 MB each; a scalar is one row.
+def read_rows(file: FileIO, entry: Entry, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Read one tensor in pieces of some rows, about 4 MB each; yields (rows, piece).
 
-    Each piece lies in buffer, so it is good only until the next one is asked for.
+    Rows are indices of the first axis; a scalar is one row. A piece is a view of `buffer`, so the
+    next one overwrites it.
     """
     rows = entry.shape[0] if entry.shape else 1
     row, step = _row_bytes(entry), _rows_at_once(entry)
@@ -104,7 +107,7 @@ def read_rows(file: RawIOBase, entry: Entry, buffer: Tensor) -> Iterator[tuple[s
     for first in range(0, rows, step):
         count = min(step, rows - first)
         piece = buffer[: count * row]
-        _fill(file, memoryview(piece.numpy()))
+        _fill(file, piece.numpy().data)
         yield slice(first, first + count), piece.view(entry.dtype).view(count, *entry.shape[1:])
 
 
@@ -118,11 +121,11 @@ def _rows_at_once(entry: Entry) -> int:
 
 
 def write(path: str | Path, layout: Layout, read: Callable[[str], Tensor]) -> str:
-    """Write a safetensors file tensor by tensor; gives the sha256 of the whole file, in hex.
+    """Write a safetensors file one tensor at a time; returns the sha256 of the file, in hex.
 
-    layout: name -> (dtype, shape) of everything that will be in it. read(name) is called once per
-    name, in the order of the file: larger item sizes first, so that every tensor is aligned, then
-    by name, so that equal tensors make equal files.
+    layout: all tensors that the file will have. read(name) is called once per tensor, in the order
+    of the file: larger item sizes first, so that every tensor is aligned, then by name, so that
+    equal tensors make equal files.
     """
     order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
     header: dict = {"__metadata__": {"format": "pt"}}
@@ -152,7 +155,7 @@ def write(path: str | Path, layout: Layout, read: Callable[[str], Tensor]) -> st
 
 
 def largest(tensor: Tensor) -> float:
-    """The largest absolute value; NaN if there is one. Makes no copy of the tensor."""
+    """Return the largest absolute value, or NaN if there is one, without a copy of the tensor."""
     if tensor.numel() == 0:
         return 0.0
     low, high = (value.item() for value in torch.aminmax(tensor))
@@ -164,22 +167,23 @@ def overflows(value: float, dtype: torch.dtype) -> bool:
     return bool(torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype).isinf())
 
 
-def open_file(path: str | Path) -> RawIOBase:
-    """Open for reading by offset; InputError where that is impossible."""
+def open_file(path: str | Path) -> FileIO:
+    """Open a file for unbuffered reading by offset; InputError where that is impossible."""
     try:
         return open(path, "rb", buffering=0)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def read_bytes(file: RawIOBase, count: int, path: str | Path) -> bytes:
+def read_bytes(file: FileIO, count: int, path: str | Path) -> bytes:
+    """Read the next `count` bytes; InputError where the file ends before."""
     data = bytearray(count)
     _fill(file, memoryview(data))
     return bytes(data)
 
 
-def _fill(file: RawIOBase, view: memoryview) -> None:
-    # one call reads 2 GB at most
+def _fill(file: FileIO, view: memoryview) -> None:
+    # a loop, because the system reads at most 2 GB per call
     while view:
         count = file.readinto(view)
         if not count:
@@ -234,7 +238,7 @@ def _entry(path, name: str, value, base: int) -> Entry:
 
 
 def _check_tiling(path, entries: dict[str, Entry], base: int, size: int) -> None:
-    """Every byte after the header belongs to exactly one tensor."""
+    """Check that every byte after the header belongs to exactly one tensor."""
     end, last = base, "the header"
     for name, entry in entries.items():
         if entry.start < end:

@@ -1,8 +1,8 @@
-"""Whether a folder of weights is what its manifest says, and what it is."""
+"""Verification of a weights folder against its manifest, and a report of what it holds."""
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from anyv2v.weights.tensors import (
 
 @dataclass(frozen=True)
 class Component:
-    """One file of weights, in numbers."""
+    """The counts of one file of weights."""
 
     file: str
     tensors: int
@@ -40,27 +40,26 @@ class Component:
 
 @dataclass(frozen=True)
 class Report:
-    """What a folder is; there is one only of a folder in which nothing is wrong."""
+    """The content of a folder that was verified without an error."""
 
     checkpoint: Checkpoint
     components: tuple[Component, ...]
 
     def __str__(self) -> str:
-        whole = self.components
         return "\n".join(
             [
-                f"{self.checkpoint.folder}: {_what(self.checkpoint.config)}",
-                *map(str, whole),
-                f"together {sum(c.parameters for c in whole):,} parameters, "
-                f"{sum(c.bytes for c in whole) / 1e9:.2f} GB; names, shapes, dtypes and sha256 are "
-                "those of the manifest and fit the network, every value is finite",
+                f"{self.checkpoint.folder}: {_description(self.checkpoint.config)}",
+                *map(str, self.components),
+                f"together {sum(c.parameters for c in self.components):,} parameters, "
+                f"{sum(c.bytes for c in self.components) / 1e9:.2f} GB; names, shapes, dtypes and "
+                "sha256 are those of the manifest and fit the network, every value is finite",
                 f"fingerprint {self.checkpoint.fingerprint}",
             ]
         )
 
 
-def _what(config: dict) -> str:
-    """What a folder with this config is good for, in a line."""
+def _description(config: dict) -> str:
+    """What a folder with this config is for, in one line."""
     if "model" in config:
         channels = f" with {config['unet']['channels_in']} channels in" if "unet" in config else ""
         return f"{config['model']}{channels}, which edits pictures"
@@ -73,17 +72,17 @@ def _what(config: dict) -> str:
 
 def verify(
     folder: str | Path,
-    expected: Callable[[dict], dict[str, Shapes]] | None = None,
+    expected: Callable[[dict], Mapping[str, Shapes]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Read every byte of a converted folder once and compare it with the manifest.
 
-    expected: config -> component -> key -> shape, to compare with too. progress: called with the
-    bytes read and the bytes there are. Holds a piece of 4 MB of a tensor at a time. InputError:
-    the first thing that is wrong, with its file and, where it has one, its tensor.
+    Holds 4 MB of a tensor in memory at a time. expected: config -> component -> key -> shape, with
+    which the weights are compared too. progress: called with the bytes read so far and in all.
+    Raises InputError for the first difference, with its file and, where it has one, its tensor.
     """
     checkpoint = Checkpoint.open(folder)
-    wanted = {} if expected is None else expected(checkpoint.config)
+    expected_shapes = {} if expected is None else expected(checkpoint.config)
     total = sum(facts["bytes"] for facts in checkpoint.files.values())
     read = 0
     components = []
@@ -91,13 +90,13 @@ def verify(
         path = checkpoint.folder / name
         if path.suffix == ".safetensors":
             entries = read_header(path)
-            _check_names(path, entries, facts.get("tensors", {}), wanted.get(path.stem))
-            found = _check_values(path, entries)
+            _check_names(path, entries, facts.get("tensors", {}), expected_shapes.get(path.stem))
+            sha256 = _check_values(path, entries)
             components.append(_count(path, entries))
         else:
-            found = file_sha256(path)
-        if found != facts["sha256"]:
-            raise InputError(f"{path}: sha256 {found}, manifest: {facts['sha256']}")
+            sha256 = file_sha256(path)
+        if sha256 != facts["sha256"]:
+            raise InputError(f"{path}: sha256 {sha256}, manifest: {facts['sha256']}")
         read += facts["bytes"]
         if progress is not None:
             progress(read, total)
@@ -105,7 +104,7 @@ def verify(
 
 
 def _check_names(
-    path: Path, entries: dict[str, Entry], listed: dict, wanted: Shapes | None
+    path: Path, entries: dict[str, Entry], listed: dict, expected: Shapes | None
 ) -> None:
     shapes = {name: entry.shape for name, entry in entries.items()}
     try:
@@ -122,12 +121,12 @@ def _check_names(
             raise InputError(
                 f"{path}: {name} is {NAMES[entry.dtype]}, the manifest says {dtypes[name]}"
             )
-    if wanted is not None and (differs := difference(shapes, wanted, limit=10)):
+    if expected is not None and (differs := difference(shapes, expected, limit=10)):
         raise InputError(f"{path}: does not fit the network: {differs}")
 
 
 def _check_values(path: Path, entries: dict[str, Entry]) -> str:
-    """The sha256 of a file whose values are all finite."""
+    """Check that all values of a file are finite, and return its sha256."""
     digest = hashlib.sha256()
     buffer = rows_buffer(entries.values())
     with open_file(path) as file:
@@ -138,7 +137,7 @@ def _check_values(path: Path, entries: dict[str, Entry]) -> str:
             for _, piece in read_rows(file, entry, buffer):
                 if not largest(piece) < math.inf:
                     raise InputError(f"{path}: {name} holds values that are not finite")
-                digest.update(memoryview(buffer[: piece.nbytes].numpy()))
+                digest.update(buffer[: piece.nbytes].numpy().data)
     return digest.hexdigest()
 
 

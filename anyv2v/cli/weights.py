@@ -24,7 +24,7 @@ def run_convert(args: argparse.Namespace) -> None:
             args.src, args.dst, shapes, typed(Model, args).torch_dtype, args.force, done
         )
     if snapshot := hub.snapshots(args.src):
-        say(f"{args.src} {hub.WHAT}: {snapshot[0]} was read")
+        say(f"{args.src} {hub.DESCRIPTION}: {snapshot[0]} was read")
     option = "--editor-weights" if "model" in config else "--weights"
     if "adapter" in config:
         option = f"--editor-option adapter={args.dst}"
