@@ -38,7 +38,7 @@ from anyv2v.media.psnr import psnr
 from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.weights.demo.recipe import ATTENTION
 from anyv2v.weights.demo.render import render
-from anyv2v.weights.demo.scenes import COLOURS, KINDS, SceneEdit, draw_edit, draw_scene
+from anyv2v.weights.demo.scenes import COLORS, KINDS, SceneEdit, draw_edit, draw_scene
 from anyv2v.weights.demo.scores import Truth, scores
 from anyv2v.weights.demo.settings import BEST, Settings
 
@@ -215,7 +215,7 @@ def first_frames(editor: Editor, args: argparse.Namespace) -> None:
     for i, edit in islice(natural, args.scenes):
         truth = Truth.of(edit, editor.defaults.size, args.frames)
         sprites = edit.source.sprites[edit.sprite], edit.truth.sprites[edit.sprite]
-        instruction = " > ".join(_hex(COLOURS[sprite.colour]) for sprite in sprites)
+        instruction = " > ".join(_hex(COLORS[sprite.color]) for sprite in sprites)
         frames = {
             "source": truth.source[0],
             "edited": anyv2v.edit_frame(truth.source[0], args.editor, instruction, **options),

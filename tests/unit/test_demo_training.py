@@ -1,6 +1,8 @@
 """The recipe of the demo model, on networks so small that they learn nothing."""
 
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from anyv2v.diffusion.schedule import Coefficients, Level, advance
 from anyv2v.weights.demo.recipe import PRESETS
 from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import draw_scene
+from anyv2v.weights.demo.train import run as training_run
 from anyv2v.weights.demo.train import vae as autoencoder
 from anyv2v.weights.demo.train.__main__ import editor, export
 from anyv2v.weights.demo.train.muon import orthogonal
@@ -21,9 +24,9 @@ TINY = replace(
     PRESETS["cpu"],
     size=16,
     frames=3,
-    vae_widths=(8, 8, 8),
-    widths=(16, 16, 16),
-    context_width=16,
+    vae_level_channels=(8, 8, 8),
+    level_channels=(16, 16, 16),
+    context_dim=16,
     images=4,
     clips=2,
 )
@@ -35,16 +38,19 @@ def vae():
     return autoencoder.build(TINY).requires_grad_(False)
 
 
-def test_a_run_goes_on_where_it_stopped(tmp_path, vae):
+def test_a_run_goes_on_where_it_stopped(tmp_path, vae, monkeypatch):
     """Its networks, steps, clock and place among the scenes; and it sees no scene twice."""
     drawn = []
+    # 0.2 s at each look at the clock, so that the steps that fit do not depend on the machine
+    clock = SimpleNamespace(monotonic=itertools.count(0, 0.2).__next__)
+    monkeypatch.setattr(training_run, "time", clock)
 
     def train(minutes: float) -> Run:
         run = Run(tmp_path, "unet", minutes, "cpu")
         networks, scenes = Networks(TINY, "cpu"), run.scenes
         run.scenes = lambda count: drawn.append((run.drawn, count)) or scenes(count)
         train_unet(run, networks, vae)
-        run.kept = {k: x.clone() for k, x in networks.tower["unet"].state_dict().items()}
+        run.kept = {k: x.clone() for k, x in networks.unet.state_dict().items()}
         return run
 
     first = train(0.01)
@@ -58,11 +64,11 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, vae):
 
 def test_what_is_left_of_a_run_can_be_loaded(tmp_path, vae):
     networks = Networks(TINY, "cpu")
-    export(tmp_path / "weights", TINY, {**networks.tower, "vae": vae})
+    export(tmp_path / "weights", TINY, {**networks.modules, "vae": vae})
     loaded = anyv2v.load(tmp_path / "weights", device="cpu")
     own = anyv2v.Defaults((16, 16), 3, 8, injection=anyv2v.Injection(0.8, 0.0, 0.0))
     assert loaded.defaults == own == editor(networks, vae).defaults
-    wanted = networks.tower["text"].token_embedding.weight.half().float()
+    wanted = networks.text.token_embedding.weight.half().float()
     assert torch.equal(loaded.backbone.text.token_embedding.weight, wanted)
 
 
@@ -116,7 +122,7 @@ def test_normalising_changes_latents_and_not_pictures(vae):
     pixels = autoencoder.to_pixels(clips)
     before = vae.decode(vae.encode(pixels[:8]))
     log_variance = vae.posterior(pixels[:8])[1]
-    autoencoder.normalise(vae, TINY)
+    autoencoder.normalize_latents(vae, TINY)
     torch.testing.assert_close(vae.decode(vae.encode(pixels[:8])), before, atol=1e-4, rtol=1e-4)
     latents = vae.encode(pixels)
     assert latents.mean((0, 2, 3)).abs().max() < 1e-3

@@ -12,7 +12,7 @@ from anyv2v.frame_editors.mask import as_mask, blend, changed
 from anyv2v.frame_editors.palette import monge, sliced_transport
 from anyv2v.media.psnr import psnr
 from anyv2v.weights.demo.render import render
-from anyv2v.weights.demo.scenes import COLOURS, draw_edit
+from anyv2v.weights.demo.scenes import COLORS, draw_edit
 
 
 @pytest.fixture
@@ -192,8 +192,8 @@ def test_recolour_is_near_the_truth_of_rendered_scenes():
     gain = []
     for edit, source, truth in zip(edits, clips[::2], clips[1::2], strict=True):
         source, truth = source[0].numpy(), truth[0].numpy()
-        old, new = (s.sprites[edit.sprite].colour for s in (edit.source, edit.truth))
-        told = " > ".join("#" + bytes(round(255 * v) for v in COLOURS[c]).hex() for c in (old, new))
+        old, new = (s.sprites[edit.sprite].color for s in (edit.source, edit.truth))
+        told = " > ".join("#" + bytes(round(255 * v) for v in COLORS[c]).hex() for c in (old, new))
         found = anyv2v.edit_frame(source, "recolour", told, lightness=1)
         gain.append((psnr(found, truth), psnr(source, truth)))
     mean, before = np.mean(gain, 0)

@@ -10,9 +10,9 @@ from anyv2v.weights.demo import scores
 from anyv2v.weights.demo.recipe import TOKENS, tokenizer_files
 from anyv2v.weights.demo.render import render, tracks
 from anyv2v.weights.demo.scenes import (
-    COLOURS,
+    COLORS,
     KINDS,
-    Ground,
+    Background,
     Motion,
     Scene,
     Sprite,
@@ -22,12 +22,12 @@ from anyv2v.weights.demo.scenes import (
 )
 
 SIZE, FRAMES = (32, 32), 8
-PLAIN = Ground("plain", "grey", 0.0, 0.3, 0.0, 0.0)
+PLAIN = Background("plain", "grey", 0.0, 0.3, 0.0, 0.0)
 
 
 def disc(motion: Motion, size: float = 0.2, **other) -> Sprite:
     return Sprite(
-        **{"form": "circle", "colour": "red", "texture": "plain", **other}, size=size, motion=motion
+        **{"form": "circle", "color": "red", "texture": "plain", **other}, size=size, motion=motion
     )
 
 
@@ -50,12 +50,12 @@ def test_a_disc_covers_the_area_and_stands_where_its_motion_says():
     assert x.numpy() == pytest.approx(np.linspace(0.3, 0.7, FRAMES), abs=0.002)
     assert y.numpy() == pytest.approx([0.45] * FRAMES, abs=0.002)
     inside = rendered.frames[0][cover > 0.999].float().mean(0) / 255
-    assert inside.numpy() == pytest.approx(COLOURS["red"], abs=0.01)
+    assert inside.numpy() == pytest.approx(COLORS["red"], abs=0.01)
 
 
 def test_those_in_front_hide_those_behind():
     back = disc(Motion("", 0.5, 0.5))
-    front = disc(Motion("", 0.5, 0.5), 0.25, colour="blue")
+    front = disc(Motion("", 0.5, 0.5), 0.25, color="blue")
     hidden = render([Scene((back, front), PLAIN)], SIZE, 2)
     assert torch.equal(hidden.frames, render([Scene((front,), PLAIN)], SIZE, 2).frames)
     assert hidden.covers[0, 0].max() == 0
@@ -85,7 +85,7 @@ def test_an_edit_changes_what_it_says_and_leaves_the_motion(kind):
     before, after = render([edit.source, edit.truth], SIZE, FRAMES).frames
     assert not torch.equal(before[0], after[0]), "the first frame has to show the edit"
     if kind in ("colour", "texture", "shape", "add"):
-        assert edit.source.ground == edit.truth.ground
+        assert edit.source.background == edit.truth.background
         same = (before == after).all(-1).float().mean()
         assert same > 0.5
 

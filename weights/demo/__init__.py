@@ -1,6 +1,6 @@
-"""The small model that comes with the package, the scenes that it knows, and how it was trained."""
+"""The small model that comes with the package, the scenes that it draws, and its training."""
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "files"
-"""The model, a folder like any that `anyv2v convert` writes."""
+"""The weights folder of the model, in the format that `anyv2v convert` writes."""

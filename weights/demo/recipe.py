@@ -1,4 +1,4 @@
-"""What the demo model is: its sizes, its captions' tokenizer, and what it is trained with."""
+"""The demo model's sizes, its tokenizer, and the parameters of its training."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ class Preset:
     """Sizes of the clips and of the networks, and how they are trained."""
 
     size: int
-    """Of a frame's side, in pixels."""
+    """Height and width of a frame, in pixels."""
     frames: int
     latent_channels: int
-    vae_widths: tuple[int, ...]
-    widths: tuple[int, ...]
+    vae_level_channels: tuple[int, ...]
+    level_channels: tuple[int, ...]
     layers: int
-    context_width: int
+    context_dim: int
     images: int
-    """Of a batch, for the autoencoder."""
+    """Batch size of the autoencoder's training, in pictures."""
     clips: int
-    """Of a batch, for the UNet."""
+    """Batch size of the UNet's training, in clips."""
     rate: float
     matrix_rate: float
-    """Highest learning rates, of AdamW and of Muon."""
+    """Peak learning rates of AdamW and of Muon."""
     vae_share: float
-    """Part of the time that goes to the autoencoder."""
+    """Fraction of the time in which the autoencoder is trained."""
 
 
 PRESETS = {
-    # an hour of one core
+    # for one hour on one core
     "cpu": Preset(
         size=32,
         frames=8,
         latent_channels=8,
-        vae_widths=(16, 48, 64),
-        widths=(64, 96, 96),
+        vae_level_channels=(16, 48, 64),
+        level_channels=(64, 96, 96),
         layers=1,
-        context_width=64,
+        context_dim=64,
         images=32,
         clips=8,
         rate=2e-3,
         matrix_rate=4e-3,
         vae_share=0.2,
     ),
-    # half an hour of one large card; nothing of it is measured
+    # for half an hour on one large GPU; this one was never measured
     "gpu": Preset(
         size=64,
         frames=16,
         latent_channels=4,
-        vae_widths=(32, 64, 96),
-        widths=(64, 96, 160),
+        vae_level_channels=(32, 64, 96),
+        level_channels=(64, 96, 160),
         layers=1,
-        context_width=64,
+        context_dim=64,
         images=256,
         clips=128,
         rate=2e-3,
@@ -68,16 +68,16 @@ PRESETS = {
 }
 
 ATTENTION = (True, True, False)
-"""Levels of the UNet that attend."""
+"""Whether each level of the UNet has transformers."""
 
 TOKENS = 32
 """The longest caption has 25 words."""
 
 
 def config(preset: Preset) -> dict:
-    """The config.json of the model."""
-    width = preset.context_width
-    tower = {"width": width, "heads": 4, "mlp_width": 2 * width, "activation": "gelu"}
+    """Return the config.json of the model."""
+    dim = preset.context_dim
+    tower = {"width": dim, "heads": 4, "mlp_width": 2 * dim, "activation": "gelu"}
     return {
         "format": FORMAT,
         "backbone": "i2vgen",
@@ -85,17 +85,17 @@ def config(preset: Preset) -> dict:
         | BEST.as_defaults(),
         "unet": {
             "channels": preset.latent_channels,
-            "widths": list(preset.widths),
+            "widths": list(preset.level_channels),
             "attention": list(ATTENTION),
             "layers": preset.layers,
             "head_dim": 16,
-            "context_width": width,
+            "context_width": dim,
             "groups": 8,
         },
         "vae": {
             "channels": 3,
             "latent_channels": preset.latent_channels,
-            "widths": list(preset.vae_widths),
+            "widths": list(preset.vae_level_channels),
             "layers": 1,
             "groups": 8,
             "scaling_factor": 1.0,
@@ -112,7 +112,7 @@ def config(preset: Preset) -> dict:
             "patch_size": 8,
             "layers": 2,
             "norm_eps": 1e-5,
-            "projection_width": width,
+            "projection_width": dim,
             **tower,
         },
         "tokenizer": {"start": MARKERS[0], "end": MARKERS[1], "pad": MARKERS[1]}
@@ -124,18 +124,18 @@ def config(preset: Preset) -> dict:
 
 
 CONV_SITES = ["up.2.res.0"]
-"""Of full resolution, where the original has one of a quarter: README.md says what was measured."""
+"""At full resolution; the original injects at a quarter of it. README.md has measurements."""
 
 
 def tokenizer_files() -> tuple[dict[str, int], str]:
-    """vocab.json as a dict and the text of merges.txt: every word of a caption is one token."""
+    """Return vocab.json as a dict and the text of merges.txt; each word of a caption is a token."""
     symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     merges: dict[tuple[str, str], None] = {}
     for word in [*vocabulary(), ","]:
         pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
-            # from the front, but what two words share is merged once
+            # from the front, so words that begin alike share merges
             pair = pieces[0], pieces[1]
             merges[pair] = None
             pieces[:2] = ["".join(pair)]

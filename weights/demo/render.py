@@ -1,4 +1,4 @@
-"""Scenes to pictures, in batches, on any device."""
+"""Rendering of scenes to pictures, in batches, on any device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from anyv2v.weights.demo.scenes import (
-    COLOURS,
+    BACKGROUND_COLORS,
+    COLORS,
     FORMS,
-    GROUNDS,
     PATTERNS,
     STYLES,
     TEXTURES,
@@ -22,40 +22,43 @@ from anyv2v.weights.demo.scenes import (
 )
 
 EDGE = 1.2
-"""Pixels over which an edge goes from outside to inside."""
+"""Pixels over which an edge passes from outside to inside."""
 
-ABSENT = Sprite(FORMS[0], next(iter(COLOURS)), TEXTURES[0], 0.1, Motion("", 0.5, 0.5))
+ABSENT = Sprite(FORMS[0], next(iter(COLORS)), TEXTURES[0], 0.1, Motion("", 0.5, 0.5))
 NUMBERS = [f.name for f in fields(Motion) if f.name != "words"]
 
 
 @dataclass(frozen=True)
 class Rendered:
+    """A batch of clips, and which of their pixels show which sprite."""
+
     frames: Tensor
     """(b, f, h, w, 3) uint8."""
     covers: Tensor
-    """(b, s, f, h, w) float32 0..1: how much of a pixel shows sprite s; s of the longest scene."""
+    """(b, s, f, h, w) float32 in 0..1: how much of a pixel shows sprite s; zero where a
+    scene has fewer sprites than another."""
 
 
 @torch.no_grad()
 def render(
     scenes: Sequence[Scene], size: tuple[int, int], frames: int, device: str = "cpu"
 ) -> Rendered:
-    """Clips of `size` (width, height)."""
+    """Render scenes as clips of `frames` frames; `size` is (width, height) in pixels."""
     width, height = size
     u = torch.linspace(0, 1, frames, device=device)
-    # pixel centres; the shorter side is one long
+    # pixel centers; the shorter side has length 1
     unit = min(size)
     y, x = torch.meshgrid(
         (torch.arange(height, device=device) + 0.5 + (unit - height) / 2) / unit,
         (torch.arange(width, device=device) + 0.5 + (unit - width) / 2) / unit,
         indexing="ij",
     )
-    picture = _grounds(scenes, x, y, u, unit)  # (b, f, h, w, 3)
+    picture = _backgrounds(scenes, x, y, u, unit)  # (b, f, h, w, 3)
     covers = []
     for s in range(max((len(scene.sprites) for scene in scenes), default=0)):
         distance, paint = _sprites(scenes, s, x, y, u, unit)
         cover = (0.5 - distance * unit / EDGE).clamp(0, 1)
-        outlined = _mark([scene.style == "outlined" for scene in scenes], device)
+        outlined = _as_floats([scene.style == "outlined" for scene in scenes], device)
         line = (1.5 - (distance * unit).abs()).clamp(0, 1) * outlined[:, None, None, None]
         picture = torch.lerp(picture, paint, cover[..., None]) * (1 - line[..., None])
         covers = [c * (1 - cover) for c in covers] + [cover]
@@ -65,23 +68,23 @@ def render(
 
 
 def tracks(scenes: Sequence[Scene], sprite: int, frames: int) -> Tensor:
-    """Centres (b, f, 2) as (x, y), in parts of the shorter side, of one sprite of every scene."""
-    return _places(_motions(scenes, sprite, "cpu"), torch.linspace(0, 1, frames))
+    """Return the centers of one sprite of every scene: (b, f, 2), (x, y) in fractions of a side."""
+    return _centers(_motions(scenes, sprite, "cpu"), torch.linspace(0, 1, frames))
 
 
 def _motions(scenes: Sequence[Scene], s: int, device) -> dict[str, Tensor]:
-    """Field -> (b, 1)."""
+    """The motions of sprites s: field -> (b, 1)."""
     motions = [_sprite(scene, s).motion for scene in scenes]
     table = torch.tensor([astuple(m)[1:] for m in motions], device=device).float()
     return {name: table[:, i, None] for i, name in enumerate(NUMBERS)}
 
 
 def _sprite(scene: Scene, s: int) -> Sprite:
-    """One that is not there has to be anything: it is not shown."""
+    """Sprite s of a scene; where there is none, any other, because it will not be shown."""
     return scene.sprites[s] if s < len(scene.sprites) else ABSENT
 
 
-def _places(m: dict[str, Tensor], u: Tensor) -> Tensor:
+def _centers(m: dict[str, Tensor], u: Tensor) -> Tensor:
     along = m["reach"] * (u - 0.5)
     aside = m["bend"] * (4 * u * (1 - u) - 0.5)
     orbit = m["phase"] + m["sweep"] * u
@@ -92,19 +95,19 @@ def _places(m: dict[str, Tensor], u: Tensor) -> Tensor:
 
 
 def _sprites(scenes, s: int, x: Tensor, y: Tensor, u: Tensor, unit: int) -> tuple[Tensor, Tensor]:
-    """Signed distance (b, f, h, w), negative inside, and paint (b, f, h, w, 3) of sprites s."""
+    """Signed distances (b, f, h, w), negative inside, and colors (b, f, h, w, 3) of sprites s."""
     device = x.device
     present = [len(scene.sprites) > s for scene in scenes]
     sprites = [_sprite(scene, s) for scene in scenes]
     m = _motions(scenes, s, device)
-    place = _places(m, u)[:, :, None, None]  # (b, f, 1, 1, 2)
+    center = _centers(m, u)[:, :, None, None]  # (b, f, 1, 1, 2)
     tilt = (m["tilt"] + m["turn"] * u)[:, :, None, None]
-    # grows about the size it is said to have
+    # the sprite has its nominal size in the middle of the clip
     size = torch.tensor([p.size for p in sprites], device=device)[:, None] * m["growth"] ** (
         u - 0.5
     )
     size = size[:, :, None, None]
-    dx, dy = x - place[..., 0], y - place[..., 1]
+    dx, dy = x - center[..., 0], y - center[..., 1]
     a, b = tilt.cos() * dx + tilt.sin() * dy, tilt.cos() * dy - tilt.sin() * dx
     form = _index([p.form for p in sprites], FORMS, device)
     distance = torch.zeros_like(a)
@@ -118,8 +121,8 @@ def _sprites(scenes, s: int, x: Tensor, y: Tensor, u: Tensor, unit: int) -> tupl
     waves = torch.sin(a * 3.5 * math.pi / 2 / size) * torch.sin(b * 3.5 * math.pi / 2 / size)
     dots = _soft(0.25 - waves.abs() * waves.sign(), unit * size / 4)
     shade = torch.where(texture == 1, stripes, torch.where(texture == 2, dots, 1.0))
-    colour = torch.tensor([COLOURS[p.colour] for p in sprites], device=device)
-    return distance, (0.4 + 0.6 * shade)[..., None] * colour[:, None, None, None]
+    color = torch.tensor([COLORS[p.color] for p in sprites], device=device)
+    return distance, (0.4 + 0.6 * shade)[..., None] * color[:, None, None, None]
 
 
 _DISTANCES = {
@@ -129,25 +132,27 @@ _DISTANCES = {
     "diamond": lambda x, y, s: 0.8 * (x.abs() + 0.75 * y.abs()) - 0.9 * s,
     "ring": lambda x, y, s: ((x * x + y * y).sqrt() - 0.75 * s).abs() - 0.3 * s,
 }
-"""(x, y, size) -> signed distance."""
+"""Form -> function of (x, y, size) that gives the signed distance."""
 
 
-def _grounds(scenes, x: Tensor, y: Tensor, u: Tensor, unit: int) -> Tensor:
-    """(b, f, h, w, 3)."""
-    grounds, device = [scene.ground for scene in scenes], x.device
-    table = torch.tensor([(g.angle, g.period, g.phase, g.pan) for g in grounds], device=device)
+def _backgrounds(scenes, x: Tensor, y: Tensor, u: Tensor, unit: int) -> Tensor:
+    """The backgrounds (b, f, h, w, 3), RGB in 0..1."""
+    backgrounds, device = [scene.background for scene in scenes], x.device
+    table = torch.tensor([(b.angle, b.period, b.phase, b.pan) for b in backgrounds], device=device)
     angle, period, phase, pan = table.float()[:, :, None, None, None].unbind(1)
     wave = 2 * math.pi / period
     along = (x * angle.cos() + y * angle.sin() + pan * u[:, None, None]) * wave + phase * 6.2832
     across = (y * angle.cos() - x * angle.sin()) * wave
-    pattern = _index([g.pattern for g in grounds], PATTERNS, device)[:, None, None, None]
+    pattern = _index([b.pattern for b in backgrounds], PATTERNS, device)[:, None, None, None]
     sharp = unit * period / 6
     stripes = _soft(along.sin(), sharp)
     checks = _soft(along.sin() * across.sin(), sharp)
     waves = 0.5 + 0.5 * torch.sin(along * 0.3)
     shade = torch.where(pattern == 1, stripes, torch.where(pattern == 2, checks, waves))
     shade = torch.where(pattern == 0, torch.zeros_like(shade), shade)[..., None]
-    dark = torch.tensor([GROUNDS[g.colour] for g in grounds], device=device)[:, None, None, None]
+    dark = torch.tensor([BACKGROUND_COLORS[b.color] for b in backgrounds], device=device)[
+        :, None, None, None
+    ]
     return torch.lerp(dark.expand(*shade.shape[:-1], 3), 0.6 * dark + 0.3, shade)
 
 
@@ -164,7 +169,7 @@ def _styled(scenes, picture: Tensor) -> Tensor:
 
 
 def _soft(wave: Tensor, sharpness) -> Tensor:
-    """-1..1 to 0..1, steeper the more pixels a period has."""
+    """Map -1..1 to 0..1, more steeply the more pixels a period has."""
     return (0.5 + 0.5 * wave * sharpness).clamp(0, 1)
 
 
@@ -172,5 +177,5 @@ def _index(names: Sequence[str], table: Sequence[str], device) -> Tensor:
     return torch.tensor([table.index(name) for name in names], device=device)
 
 
-def _mark(flags: Sequence[bool], device) -> Tensor:
+def _as_floats(flags: Sequence[bool], device) -> Tensor:
     return torch.tensor(flags, device=device).float()

@@ -1,7 +1,7 @@
-"""Scenes of moving shapes, their captions, and edits of which the result is known exactly.
+"""Scenes of moving shapes, their captions, and edits whose true result is known exactly.
 
-A scene is a value: an edit is another scene, with one attribute replaced, and rendering that one
-gives the truth. Lengths are in parts of the picture's side, so a scene has no resolution.
+A scene is a value. An edit replaces one attribute of a scene, and rendering the edited scene gives
+the true result. Lengths are fractions of the picture's shorter side, so a scene has no resolution.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import random
 from dataclasses import dataclass, replace
 
-COLOURS = {
+COLORS = {
     "red": (0.88, 0.14, 0.14),
     "green": (0.12, 0.75, 0.22),
     "blue": (0.16, 0.32, 0.95),
@@ -18,9 +18,9 @@ COLOURS = {
     "white": (0.96, 0.96, 0.96),
     "pink": (0.94, 0.35, 0.80),
 }
-"""Of sprites, RGB 0..1."""
+"""Colors of sprites, RGB in 0..1."""
 
-GROUNDS = {
+BACKGROUND_COLORS = {
     "grey": (0.45, 0.45, 0.45),
     "navy": (0.10, 0.13, 0.36),
     "olive": (0.36, 0.38, 0.13),
@@ -28,7 +28,7 @@ GROUNDS = {
     "brown": (0.40, 0.25, 0.13),
     "purple": (0.33, 0.15, 0.42),
 }
-"""Of backgrounds: darker than any sprite, so that every sprite can be seen."""
+"""Colors of backgrounds, RGB in 0..1: darker than any sprite, so that every sprite can be seen."""
 
 FORMS = ("circle", "square", "triangle", "diamond", "ring")
 TEXTURES = ("plain", "striped", "dotted")
@@ -36,125 +36,135 @@ PATTERNS = ("plain", "striped", "checked", "wavy")
 STYLES = ("natural", "night", "sepia", "poster", "outlined")
 
 KINDS = ("colour", "texture", "shape", "background", "style", "add")
-"""Of edits."""
+"""Kinds of edits."""
 
 SPLITS = {"train": 0, "validation": 10**9, "held-out": 2 * 10**9}
-"""First seed of each; a seed makes one scene."""
+"""Split -> its first seed; each seed makes one scene."""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """A path over u = 0 (first frame) to 1 (last): a line, a bend, hops and an orbit, added up."""
+    """A path over u = 0 (first frame) to 1 (last): the sum of a line, a bend, hops and an orbit."""
 
     words: str
+    """The motion as the caption describes it."""
     x: float
     y: float
-    """The middle of the path."""
+    """The middle of the path, from the left and from the top."""
     angle: float = 0.0
     reach: float = 0.0
-    """Direction (clockwise from the right) and length of the line."""
+    """Direction of the line, in radians clockwise from the right, and its length."""
     bend: float = 0.0
-    """How far the line is bent to its side."""
+    """How far the line bends sideways."""
     hop: float = 0.0
     beats: float = 0.0
     """Height and number of the hops."""
     radius: float = 0.0
     sweep: float = 0.0
-    """Of the orbit, the angle in radians, positive clockwise."""
+    """Radius of the orbit, and the angle that it covers, in radians, positive clockwise."""
     phase: float = 0.0
-    """Of hops and orbit, in radians."""
+    """Phase of hops and orbit, in radians."""
     growth: float = 1.0
-    """Size in the last frame over that in the first."""
+    """Ratio of the size in the last frame to that in the first."""
     tilt: float = 0.0
     turn: float = 0.0
-    """Orientation in the first frame, and by how much it changes, in radians."""
+    """Orientation in the first frame, and its change over the clip, in radians."""
 
 
 @dataclass(frozen=True)
 class Sprite:
+    """One moving shape."""
+
     form: str
-    colour: str
+    color: str
     texture: str
     size: float
-    """Half its width."""
+    """Half its extent."""
     motion: Motion
-    rides: bool = False
-    """Whether it moves with the sprite before it."""
+    attached: bool = False
+    """Whether it moves with the sprite before it, and the caption says so."""
 
 
 @dataclass(frozen=True)
-class Ground:
+class Background:
+    """A pattern that fills the picture, in a color and a lighter shade of it."""
+
     pattern: str
-    colour: str
+    color: str
     angle: float
     period: float
     phase: float
     pan: float
-    """How far the pattern wanders along `angle` over the clip."""
+    """How far the pattern moves along `angle` over the clip."""
 
 
 @dataclass(frozen=True)
 class Scene:
+    """What one clip shows."""
+
     sprites: tuple[Sprite, ...]
-    """From the back to the front."""
-    ground: Ground
+    """The sprites from the back to the front."""
+    background: Background
     style: str = "natural"
 
     @property
     def caption(self) -> str:
+        """The sentence that describes the clip, in words of `vocabulary`."""
         text = ""
         for i, sprite in enumerate(self.sprites):
-            text += "" if i == 0 else " with " if sprite.rides else " and "
-            text += f"a {sprite.texture} {sprite.colour} {sprite.form}"
-            text += "" if sprite.rides else f" {sprite.motion.words}"
-        pan = " panning" if self.ground.pan else ""
-        return f"{text} over{pan} {self.ground.pattern} {self.ground.colour}, {self.style}"
+            text += "" if i == 0 else " with " if sprite.attached else " and "
+            text += f"a {sprite.texture} {sprite.color} {sprite.form}"
+            text += "" if sprite.attached else f" {sprite.motion.words}"
+        pan = " panning" if self.background.pan else ""
+        return f"{text} over{pan} {self.background.pattern} {self.background.color}, {self.style}"
 
 
 @dataclass(frozen=True)
 class SceneEdit:
+    """A scene, and the scene that the edit should turn it into."""
+
     source: Scene
     truth: Scene
     sprite: int
-    """Index, in the truth, of the sprite that was edited, or that is watched."""
+    """Index in `truth` of the sprite that scores look at: the edited one, or else the first."""
 
 
 def draw_scene(split: str, index: int) -> Scene:
-    """The scene of a seed: one to three sprites, most often one."""
+    """Draw a scene: one to three sprites, most often one. Equal arguments give equal scenes."""
     rng = random.Random(SPLITS[split] + index)
     sprites = [_sprite(rng)]
     company = rng.choices(("none", "rider", "one", "two"), (0.72, 0.14, 0.10, 0.04))[0]
     if company == "rider":
-        sprites.append(_rider(rng, sprites[0]))
+        sprites.append(_attached_sprite(rng, sprites[0]))
     elif company != "none":
         sprites += [_sprite(rng) for _ in range(1 if company == "one" else 2)]
     natural = rng.random() < 0.8
     style = "natural" if natural else rng.choice(STYLES[1:])
-    return Scene(tuple(sprites), _ground(rng), style)
+    return Scene(tuple(sprites), _background(rng), style)
 
 
 def draw_edit(kind: str, split: str, index: int) -> SceneEdit:
-    """An edit of a kind, for the scene of a seed."""
+    """Draw an edit of one of KINDS for the scene of the same split and index."""
     scene = draw_scene(split, index)
-    # of its own, so that one scene can be had with every kind of edit
+    # a generator of its own, so that each kind of edit can be drawn for the same scene
     rng = random.Random(f"{kind} {SPLITS[split] + index}")
-    i, sprites, ground = 0, scene.sprites, scene.ground
+    i, sprites, background = 0, scene.sprites, scene.background
     if kind == "add":
         scene = replace(scene, sprites=sprites[:1])
-        sprites = (sprites[0], _rider(rng, sprites[0]))
+        sprites = (sprites[0], _attached_sprite(rng, sprites[0]))
         return SceneEdit(scene, replace(scene, sprites=sprites), 1)
     if kind == "style":
         scene = replace(scene, style="natural")
         return SceneEdit(scene, replace(scene, style=rng.choice(STYLES[1:])), i)
     if kind == "background":
-        ground = replace(
-            ground,
-            colour=_other(rng, GROUNDS, ground.colour),
-            pattern=_other(rng, PATTERNS, ground.pattern),
+        background = replace(
+            background,
+            color=_other(rng, BACKGROUND_COLORS, background.color),
+            pattern=_other(rng, PATTERNS, background.pattern),
         )
-        return SceneEdit(scene, replace(scene, ground=ground), i)
+        return SceneEdit(scene, replace(scene, background=background), i)
     if kind == "colour":
-        changed = replace(sprites[i], colour=_other(rng, COLOURS, sprites[i].colour))
+        changed = replace(sprites[i], color=_other(rng, COLORS, sprites[i].color))
     elif kind == "texture":
         changed = replace(sprites[i], texture=_other(rng, TEXTURES, sprites[i].texture))
     elif kind == "shape":
@@ -165,9 +175,17 @@ def draw_edit(kind: str, split: str, index: int) -> SceneEdit:
 
 
 def vocabulary() -> list[str]:
-    """All words of all captions."""
-    words = set("a with and over panning natural".split())
-    for group in (COLOURS, GROUNDS, FORMS, TEXTURES, PATTERNS, STYLES, *MOTION_WORDS.values()):
+    """List all words of all captions, sorted."""
+    words: set[str] = set("a with and over panning natural".split())
+    for group in (
+        COLORS,
+        BACKGROUND_COLORS,
+        FORMS,
+        TEXTURES,
+        PATTERNS,
+        STYLES,
+        *MOTION_WORDS.values(),
+    ):
         words.update(word for entry in group for word in entry.split())
     return sorted(words)
 
@@ -196,15 +214,15 @@ def _sprite(rng: random.Random) -> Sprite:
     texture = "plain" if rng.random() < 0.7 else rng.choice(TEXTURES[1:])
     return Sprite(
         form=rng.choice(FORMS),
-        colour=rng.choice(list(COLOURS)),
+        color=rng.choice(list(COLORS)),
         texture=texture,
         size=rng.uniform(0.14, 0.21),
         motion=_motion(rng),
     )
 
 
-def _rider(rng: random.Random, carrier: Sprite) -> Sprite:
-    """A smaller sprite that touches another and goes where that goes."""
+def _attached_sprite(rng: random.Random, carrier: Sprite) -> Sprite:
+    """Draw a smaller sprite that touches another one and moves with it."""
     side = rng.choice((0, 1, 2, 3)) * math.pi / 2
     distance = 0.8 * carrier.size + 0.06
     motion = replace(
@@ -213,8 +231,8 @@ def _rider(rng: random.Random, carrier: Sprite) -> Sprite:
         y=carrier.motion.y + distance * math.sin(side),
         growth=1.0,
     )
-    others = [c for c in COLOURS if c != carrier.colour]
-    return Sprite(rng.choice(FORMS[:4]), rng.choice(others), "plain", 0.10, motion, rides=True)
+    others = [c for c in COLORS if c != carrier.color]
+    return Sprite(rng.choice(FORMS[:4]), rng.choice(others), "plain", 0.10, motion, attached=True)
 
 
 def _motion(rng: random.Random) -> Motion:
@@ -245,10 +263,10 @@ def _motion(rng: random.Random) -> Motion:
     return Motion(words, x, y, tilt=tilt, turn=sign * rng.uniform(1.2, 2.2))
 
 
-def _ground(rng: random.Random) -> Ground:
-    return Ground(
+def _background(rng: random.Random) -> Background:
+    return Background(
         pattern=rng.choice(PATTERNS),
-        colour=rng.choice(list(GROUNDS)),
+        color=rng.choice(list(BACKGROUND_COLORS)),
         angle=rng.randrange(4) * math.pi / 4,
         period=rng.uniform(0.22, 0.36),
         phase=rng.random(),

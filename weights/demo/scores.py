@@ -1,4 +1,7 @@
-"""How near a clip is to the truth of an edit. Clips are (f, h, w, 3) uint8, of one size."""
+"""Scores of a clip against the true result of an edit.
+
+Clips are (f, h, w, 3) uint8, all of one size.
+"""
 
 from __future__ import annotations
 
@@ -14,55 +17,60 @@ from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import SceneEdit
 
 WINDOW = 0.4
-"""How far from the truth, in parts of the side, a sprite is looked for."""
+"""How far from its true place a sprite is searched, as a fraction of the shorter side."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of an edit: pictures, and where the sprite that is watched can be seen."""
+    """The true pictures of an edit, and where the sprite that is scored can be seen in them."""
 
     source: np.ndarray
+    """The clip before the edit."""
     frames: np.ndarray
+    """The true result."""
     without: np.ndarray
-    """The truth with all but that sprite."""
+    """The true result without that sprite."""
     cover: np.ndarray
-    """(f, h, w) float32 0..1: how much of a pixel shows the sprite."""
+    """(f, h, w) float32 in 0..1: how much of a pixel shows the sprite."""
     source_cover: np.ndarray
-    """Its cover in the source; of an added sprite, zero."""
+    """The same in the source; zero where the edit adds the sprite."""
 
     @staticmethod
     def of(edit: SceneEdit, size: tuple[int, int], frames: int) -> Truth:
+        """Render the truth of an edit; `size` is (width, height)."""
         sprites, i = edit.truth.sprites, edit.sprite
         without = replace(edit.truth, sprites=sprites[:i] + sprites[i + 1 :])
         clips = render([edit.source, edit.truth, without], size, frames)
         covers = clips.covers.numpy()
-        return Truth(*clips.frames.numpy(), covers[1, i], covers[0, i])
+        source, truth, background = clips.frames.numpy()
+        return Truth(source, truth, background, covers[1, i], covers[0, i])
 
 
 def scores(clip: np.ndarray, truth: Truth) -> dict[str, float]:
-    """All scores, the first frame left out because it is given. NaN: does not apply.
+    """Compute all scores of a clip; NaN where one does not apply to the edit.
 
-    psnr, outside: dB, over everything and where the edit changes nothing. ssim: 0..1. trajectory:
-    mean distance of the sprite from its true place, in pixels. iou, iou_source: overlap of what
-    stands out from the background with the true and with the source's shape. colour: distance of
-    the sprite's mean colour from the true one, 0..1. flicker: how far the change from frame to
-    frame is from the true one, in levels.
+    The first frame is left out, because it is an input of the edit. psnr, outside: dB, over the
+    whole picture and over the pixels that the edit does not change. ssim: up to 1. trajectory: mean
+    distance of the sprite from its true place, in pixels. iou, iou_source: overlap of the pixels
+    that differ from the background with the sprite's true shape and with its shape in the source.
+    colour: distance of the sprite's mean color from the true one, RGB in 0..1. flicker: root mean
+    square error of the difference between consecutive frames, in levels of 0..255.
     """
-    found, true = clip[1:], truth.frames[1:]
+    frames, true = clip[1:], truth.frames[1:]
     return {
-        "psnr": psnr(found, true),
-        "ssim": ssim(found, true),
+        "psnr": psnr(frames, true),
+        "ssim": ssim(frames, true),
         "outside": _outside(clip, truth),
         "trajectory": trajectory_error(clip, truth),
         "iou": iou(clip, truth, truth.cover),
         "iou_source": iou(clip, truth, truth.source_cover),
-        "colour": _colour_error(clip, truth),
+        "colour": _color_error(clip, truth),
         "flicker": _flicker(clip, truth.frames),
     }
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004): window 11x11, Gaussian, deviation 1.5."""
+    """Mean structural similarity (Wang et al. 2004): Gaussian window 11x11, deviation 1.5."""
     x, y = (torch.from_numpy(v).permute(0, 3, 1, 2).flatten(0, 1)[:, None].double() for v in (a, b))
     line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / 4.5)
     window = (line[:, None] * line / line.sum() ** 2)[None, None]
@@ -78,19 +86,22 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def trajectory_error(clip: np.ndarray, truth: Truth) -> float:
-    """Mean distance in pixels, over the frames in which enough of the sprite can be seen."""
-    moved = [offset(clip[k], truth.without[k], truth.cover[k]) for k in range(1, len(clip))]
-    distances = [np.hypot(*d) for d in moved if d is not None]
+    """Mean distance of the sprite from its true place, in pixels.
+
+    Frames in which too little of the sprite can be seen do not count; NaN if that is all of them.
+    """
+    offsets = [offset(clip[k], truth.without[k], truth.cover[k]) for k in range(1, len(clip))]
+    distances = [np.hypot(*d) for d in offsets if d is not None]
     return float(np.mean(distances)) if distances else float("nan")
 
 
 def offset(
     picture: np.ndarray, without: np.ndarray, cover: np.ndarray
 ) -> tuple[float, float] | None:
-    """By how many pixels (x, y) a sprite is away from `cover`; None if too little of it shows.
+    """Return by how many pixels (x, y) a sprite is displaced; None if too little of it can be seen.
 
-    Only how much the picture stands out from the background counts, not in which colour: the cover
-    is laid over that at every place within WINDOW, and the best place, refined by a parabola, won.
+    The picture's distance from the background, whatever its color, is correlated with the true
+    `cover` at every offset within WINDOW; the best offset is refined by a parabola.
     """
     if cover.sum() < 6:
         return None
@@ -101,7 +112,7 @@ def offset(
     padded = F.pad(stands_out, [reach] * 4)[None, None]
     inside = F.pad(torch.ones_like(stands_out), [reach] * 4)[None, None]
     fit = F.conv2d(padded, mask[None, None])[0, 0]
-    # the part of the cover that lies in the picture is what can be compared
+    # normalize by the part of the cover that lies inside the picture at that offset
     energy = F.conv2d(inside, mask[None, None] ** 2)[0, 0]
     fit = fit / energy.clamp(min=0.25 * float((mask**2).sum())).sqrt()
     row, column = divmod(int(fit.argmax()), fit.shape[1])
@@ -111,14 +122,18 @@ def offset(
 
 
 def iou(clip: np.ndarray, truth: Truth, cover: np.ndarray) -> float:
-    """Overlap over union of a cover and what stands out half as much as the true sprite does."""
+    """Intersection over union of a cover and the pixels that differ from the background.
+
+    A pixel counts as different from half of the true sprite's mean contrast on. NaN if nothing of
+    the sprite can be seen.
+    """
     contrast = _difference(truth.frames, truth.without)[1:]
     solid = truth.cover[1:] > 0.9
     if not solid.any() or not cover.any():
         return float("nan")
-    found = _difference(clip, truth.without)[1:] > 0.5 * contrast[solid].mean()
-    wanted = cover[1:] > 0.5
-    return float((found & wanted).sum() / max(1, (found | wanted).sum()))
+    visible = _difference(clip, truth.without)[1:] > 0.5 * contrast[solid].mean()
+    covered = cover[1:] > 0.5
+    return float((visible & covered).sum() / max(1, (visible | covered).sum()))
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -127,27 +142,27 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _outside(clip: np.ndarray, truth: Truth) -> float:
     changed = torch.from_numpy(truth.source != truth.frames).any(-1).float()
-    same = F.max_pool2d(changed[:, None], 5, 1, 2)[1:, 0].numpy() == 0
-    if same.mean() < 0.05:
+    unchanged = F.max_pool2d(changed[:, None], 5, 1, 2)[1:, 0].numpy() == 0
+    if unchanged.mean() < 0.05:
         return float("nan")
-    return psnr(clip[1:][same], truth.frames[1:][same])
+    return psnr(clip[1:][unchanged], truth.frames[1:][unchanged])
 
 
-def _colour_error(clip: np.ndarray, truth: Truth) -> float:
+def _color_error(clip: np.ndarray, truth: Truth) -> float:
     solid = truth.cover[1:] > 0.9
     if not solid.any():
         return float("nan")
-    found, true = (x[1:][solid].mean(0) / 255 for x in (clip, truth.frames))
-    return float(np.linalg.norm(found - true))
+    color, true = (x[1:][solid].mean(0) / 255 for x in (clip, truth.frames))
+    return float(np.linalg.norm(color - true))
 
 
 def _flicker(clip: np.ndarray, true: np.ndarray) -> float:
-    found, wanted = (np.diff(x.astype(np.float64), axis=0) for x in (clip, true))
-    return float(np.sqrt(np.mean((found - wanted) ** 2)))
+    change, true_change = (np.diff(x.astype(np.float64), axis=0) for x in (clip, true))
+    return float(np.sqrt(np.mean((change - true_change) ** 2)))
 
 
 def _peak(line: Tensor, i: int) -> float:
-    """Where between its neighbours the maximum of a parabola through them lies."""
+    """Position, relative to index i, of the maximum of the parabola through i and its neighbors."""
     if not 0 < i < len(line) - 1:
         return 0.0
     before, here, after = (float(v) for v in line[i - 1 : i + 2])

@@ -1,6 +1,6 @@
-"""How the demo model edits best, found on validation scenes; see README.md beside this file.
+"""The settings with which the demo model edits best, found on validation scenes (see README.md).
 
-The recipe writes it into the model's config.json, where it is the weights' own.
+The recipe writes them into the model's config.json as the defaults of its weights.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from anyv2v.injection.fractions import Injection
 
 @dataclass(frozen=True)
 class Settings:
+    """How an edit is made."""
+
     steps: int = 50
-    """Of the inversion and of sampling, which it solves."""
+    """Number of steps of both the inversion and the sampling."""
     guidance: float = 1.0
     prompted: bool = True
-    """Whether the inversion is told the source's caption."""
+    """Whether the inversion is conditioned on the source's caption."""
     injection: Injection = Injection(conv=0.8, spatial=0.0, temporal=0.0)
 
     def as_defaults(self) -> dict[str, object]:
-        """The part of a config's "defaults" that says how an edit is made."""
+        """Return the part of a config's "defaults" that says how an edit is made."""
         return {
             "steps": self.steps,
             "guidance": {"text": self.guidance},

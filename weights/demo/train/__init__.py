@@ -1,1 +1,1 @@
-"""The recipe that made the demo model: the only part of `weights` that knows networks."""
+"""The training of the demo model; the only part of `weights` that imports networks."""

@@ -1,11 +1,12 @@
-"""Trains the demo model on scenes that are rendered as they are needed.
+"""Train the demo model on scenes that are rendered as they are needed.
 
     python -m anyv2v.weights.demo.train --minutes 60 --out DIR [--resume] [--device cuda]
 
-DIR gets, every two minutes and whole each time: a checkpoint of each stage (vae.pt, unet.pt), a
-line of its log every 50 steps (.jsonl), the model as a weights folder (weights/), and sheet.png:
-clips that were not trained on, their edits, and the truth. A run that was killed goes on with
---resume; one whose checkpoint is lost goes on from its weights with --start.
+Every two minutes these are written to DIR, each atomically: the checkpoint of the stage (vae.pt,
+unet.pt), the model as a weights folder (weights/), and sheet.png with validation clips, their true
+edits and the model's edits. A line is added to the log (.jsonl) every 50 steps. A run that was
+killed is continued by --resume; one whose checkpoint is lost is continued from its weights by
+--start.
 """
 
 from __future__ import annotations
@@ -34,15 +35,16 @@ from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.train.run import Run
 from anyv2v.weights.demo.train.unet import Networks, train_unet
 from anyv2v.weights.demo.train.vae import build as build_vae
-from anyv2v.weights.demo.train.vae import normalise, train_vae
+from anyv2v.weights.demo.train.vae import normalize_latents, train_vae
 from anyv2v.weights.folder import Part, write_folder
 
 STAGES = ("vae", "unet", "decoder")
 VAE_SCENES = 10**8
-"""The autoencoder's scenes begin here, those of the UNet at 0."""
+"""Index of the first scene that the autoencoder is trained on; the UNet's first scene is 0."""
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 2 for an InputError."""
     args = _parser().parse_args(argv)
     try:
         train(args)
@@ -53,13 +55,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train the stages that the arguments select."""
     torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     preset = PRESETS[args.preset or ("gpu" if device.startswith("cuda") else "cpu")]
     args.out.mkdir(parents=True, exist_ok=True)
     if list(args.out.glob("*.pt")) and not args.resume:
         raise InputError(f"{args.out}: holds a run; go on with it by --resume, or take another")
-    # a stage alone has all of the minutes
+    # a stage that is run alone gets all of the minutes
     shares = {"vae": preset.vae_share, "unet": 1 - preset.vae_share}
     minutes = {k: args.minutes * (1 if args.stage else shares[k]) for k in shares}
 
@@ -67,49 +70,49 @@ def train(args: argparse.Namespace) -> None:
     if args.stage == "vae" or not (args.stage or start):
         train_vae(Run(args.out, "vae", minutes["vae"], device, VAE_SCENES), preset)
     if args.stage == "decoder":
-        # for the latents as they are: the UNet's training need not wait for it
+        # the latents stay as they are, so the UNet may be trained at the same time
         run = Run(args.out, "decoder", args.minutes, device, 2 * VAE_SCENES)
         train_vae(run, preset, load_vae(args.out, preset, device))
     if args.stage in (None, "unet"):
         networks = Networks(preset, device)
         if start:
-            for name, network in networks.tower.items():
+            for name, network in networks.modules.items():
                 build = I2VGen.networks(networks.config)[name]
                 network.load_state_dict(start.load(name, build, device).state_dict())
             vae = start.load("vae", lambda: build_vae(preset), device)
         else:
             vae = load_vae(args.out, preset, device)
         run = Run(args.out, "unet", minutes["unet"], device)
-        run.on_save = lambda: keep(args.out, preset, run.average, vae, device)
+        run.on_save = lambda: save_weights(args.out, preset, run.average, vae, device)
         train_unet(run, networks, vae)
 
 
 def load_vae(out: Path, preset: Preset, device: str) -> Autoencoder:
-    """The trained autoencoder, its latents normalised, with the decoder that was trained last."""
+    """Load the trained autoencoder with normalized latents, and the retrained decoder if any."""
     path = out / "vae.pt"
     if not path.is_file():
         raise InputError(f"{path}: is missing; train the stage vae first")
     vae = build_vae(preset).to(device).requires_grad_(False).eval()
     vae.load_state_dict(torch.load(path, map_location=device, weights_only=True)["average"]["vae"])
-    normalise(vae, preset, device)
+    normalize_latents(vae, preset, device)
     if (out / "decoder.pt").is_file():
-        kept = torch.load(out / "decoder.pt", map_location=device, weights_only=True)
-        vae.load_state_dict(kept["average"]["vae"])
+        saved = torch.load(out / "decoder.pt", map_location=device, weights_only=True)
+        vae.load_state_dict(saved["average"]["vae"])
     return vae
 
 
-def keep(
+def save_weights(
     out: Path,
     preset: Preset,
     average: dict[str, dict[str, Tensor]],
     vae: Autoencoder,
     device: str,
 ) -> None:
-    """Writes weights/ and sheet.png of a run's average."""
+    """Write weights/ and sheet.png for the moving average of a run's weights."""
     networks = Networks(preset, device)
-    for name, network in networks.tower.items():
+    for name, network in networks.modules.items():
         network.load_state_dict(average[name])
-    export(out / "weights", preset, {**networks.tower, "vae": vae})
+    export(out / "weights", preset, {**networks.modules, "vae": vae})
     with atomic_path(out / "sheet.png") as temporary:
         Image.fromarray(sheet(editor(networks, vae))).save(temporary)
 
@@ -119,7 +122,7 @@ def export(
     preset: Preset,
     networks: dict[str, nn.Module],
 ) -> None:
-    """The model as a folder that `anyv2v.load` reads, in float16."""
+    """Write the model in float16 as a folder that `anyv2v.load` reads."""
     parts = {}
     for name, network in networks.items():
         state = {k: x.detach().cpu().half().contiguous() for k, x in network.state_dict().items()}
@@ -130,9 +133,11 @@ def export(
 
 
 def editor(networks: Networks, vae: Autoencoder) -> Editor:
-    """The networks as they are, ready to edit."""
+    """Make an Editor of the networks as they are."""
     backbone = I2VGen(
-        **networks.tower,
+        unet=networks.unet,
+        text=networks.text,
+        vision=networks.vision,
         tokenizer=networks.tokenizer,
         preprocess=networks.preprocess,
         groups={k: frozenset(v) for k, v in networks.config["injection"].items()},
@@ -143,29 +148,44 @@ def editor(networks: Networks, vae: Autoencoder) -> Editor:
 
 
 def sheet(editor: Editor, zoom: int = 2) -> np.ndarray:
-    """Rows of source, truth and edit, of three kinds of edits of validation scenes."""
+    """Draw a picture (h, w, 3) uint8 of three edits of validation scenes.
+
+    Each has three rows: the frames of the source, of the true result and of the model's edit.
+    zoom: by how many times the pixels are enlarged.
+    """
     size, frames = editor.defaults.size, editor.defaults.frames
     rows = []
     for i, kind in enumerate(("colour", "background", "shape"), 1):
         edit = draw_edit(kind, "validation", i)
         source, truth = render([edit.source, edit.truth], size, frames).frames.numpy()
         inverted = editor.invert(Video(source, editor.defaults.fps), prompt=edit.source.caption)
-        found = editor.edit(inverted, truth[0], edit.truth.caption)
-        rows += [np.concatenate(list(clip), axis=1) for clip in (source, truth, found.frames)]
+        edited = editor.edit(inverted, truth[0], edit.truth.caption)
+        rows += [np.concatenate(list(clip), axis=1) for clip in (source, truth, edited.frames)]
     return np.concatenate(rows).repeat(zoom, 0).repeat(zoom, 1)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m anyv2v.weights.demo.train", description="trains the demo model"
+        prog="python -m anyv2v.weights.demo.train", description="train the demo model"
     )
-    parser.add_argument("--minutes", type=float, required=True, help="in all, with those before")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        required=True,
+        help="in total, including the minutes of the run that is resumed",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR")
-    parser.add_argument("--start", type=Path, metavar="WEIGHTS", help="begin with these weights")
-    parser.add_argument("--device", help="default: cuda if there is one")
-    parser.add_argument("--preset", choices=PRESETS, help="default: by the device")
-    parser.add_argument("--stage", choices=STAGES, help="one alone, for all of the minutes")
+    parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
+    parser.add_argument(
+        "--start", type=Path, metavar="WEIGHTS", help="train the UNet from these weights on"
+    )
+    parser.add_argument("--device", help="default: cuda where it is available, else cpu")
+    parser.add_argument("--preset", choices=PRESETS, help="default: gpu on cuda, else cpu")
+    parser.add_argument(
+        "--stage",
+        choices=STAGES,
+        help="train this stage alone, for all of the minutes; default: vae, then unet",
+    )
     parser.add_argument("--threads", type=int, default=1)
     return parser
 

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): momentum whose matrices are made orthogonal before each step."""
+"""The optimizer Muon (Jordan et al. 2024): its steps are momentum matrices, orthogonalized."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two and more dims; convolutions count as (out, everything else).
+    """Optimizer for weights of two or more axes; all axes but the first are flattened to one.
 
-    All weights of one shape go through the iteration together.
+    Weights of equal shape are orthogonalized as one batch.
     """
 
     def __init__(
@@ -25,9 +25,11 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    # torch declares that a step may call a closure and return its loss
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
-            alike: dict[tuple, list] = defaultdict(list)
+            by_shape: dict[tuple, list] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -35,12 +37,12 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                # Nesterov: a look ahead along the momentum
-                ahead = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
-                alike[tuple(ahead.shape)].append((p, ahead))
-            for (rows, columns), members in alike.items():
-                steps = orthogonal(torch.stack([ahead for _, ahead in members]))
-                # the size of Adam's steps: 0.2 per entry in the mean square
+                # Nesterov momentum
+                update = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+                by_shape[tuple(update.shape)].append((p, update))
+            for (rows, columns), members in by_shape.items():
+                steps = orthogonal(torch.stack([update for _, update in members]))
+                # the root mean square of an entry becomes 0.2, about that of AdamW's steps
                 scale = 0.2 * max(rows, columns) ** 0.5
                 for (p, _), step in zip(members, steps, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
@@ -48,7 +50,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: Tensor, rounds: int = 5) -> Tensor:
-    """(n, rows, columns): singular values brought near 1 by a Newton-Schulz iteration."""
+    """Bring the singular values of (n, rows, columns) near 1 by a Newton-Schulz iteration."""
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.transpose(1, 2)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -58,43 +60,50 @@ def orthogonal(x: Tensor, rounds: int = 5) -> Tensor:
     return x if wide else x.transpose(1, 2)
 
 
-class Together:
-    """Optimizers that are stepped, saved and loaded as one."""
+class CombinedOptimizer:
+    """Several optimizers that are stepped, saved and loaded as one."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer):
         self.optimizers = optimizers
 
     @property
     def param_groups(self) -> list[dict]:
+        """The parameter groups of all optimizers."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def zero_grad(self) -> None:
+        """Reset the gradients of all parameters."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
     def step(self) -> None:
+        """Step each of the optimizers."""
         for optimizer in self.optimizers:
             optimizer.step()
 
     def state_dict(self) -> list[dict]:
+        """Return the state of each optimizer, in order."""
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, states: list[dict]) -> None:
+        """Load the states that `state_dict` returned."""
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
 
 
 def optimizer(
     named: Iterable[tuple[str, nn.Parameter]], rate: float, matrix_rate: float
-) -> Together:
-    """Muon for the matrices inside a network, AdamW for all that reads, writes, scales or shifts.
+) -> CombinedOptimizer:
+    """Make the optimizer of a network: Muon for the inner matrices, AdamW for everything else.
 
-    After 400 steps on the same pictures the autoencoder stood at 22.7 dB, with AdamW alone at 19.9.
+    Embeddings, input and output layers, biases and norms are left to AdamW. rate and matrix_rate
+    are the learning rates of AdamW and of Muon. After 400 steps on the same pictures an autoencoder
+    reached 22.7 dB, with AdamW alone 19.9 dB.
     """
-    ends = ("embedding", "conv_in", "conv_out", "quant_conv")
-    inner, others = [], []
+    outer = ("embedding", "conv_in", "conv_out", "quant_conv")
+    matrices, others = [], []
     for name, p in named:
-        is_inner = p.ndim > 1 and not any(end in name for end in ends)
-        (inner if is_inner else others).append(p)
+        is_matrix = p.ndim > 1 and not any(part in name for part in outer)
+        (matrices if is_matrix else others).append(p)
     adam = torch.optim.AdamW(others, rate, (0.9, 0.99), weight_decay=0.01)
-    return Together(adam, Muon(inner, matrix_rate, weight_decay=0.01))
+    return CombinedOptimizer(adam, Muon(matrices, matrix_rate, weight_decay=0.01))

@@ -1,4 +1,4 @@
-"""A training run that is boxed in time and may be killed and resumed at any moment."""
+"""A training run with a time limit, which may be killed and resumed at any moment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,71 +14,82 @@ from torch import Tensor, nn
 
 from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.weights.demo.scenes import Scene, draw_scene
+from anyv2v.weights.demo.train.muon import CombinedOptimizer
 
 SAVE_EVERY = 120.0
+"""Seconds between checkpoints."""
 LOG_EVERY = 50
-"""Seconds; steps."""
+"""Steps between lines of the log."""
 
 
 class Run:
     """Clock, optimizer, moving average, log and checkpoint of the training of some networks.
 
-    The checkpoint is one file, replaced whole: networks, average, optimizer, steps, seconds.
+    The checkpoint is one file, which is replaced atomically. It holds the networks, their moving
+    average, the optimizer, the steps, the number of scenes drawn and the seconds spent.
     """
 
     def __init__(self, folder: Path, name: str, minutes: float, device: str, first_scene: int = 0):
-        """`minutes` counts those of the runs before that this one resumes."""
+        """Prepare a run called `name`, whose files are in `folder`.
+
+        minutes: the time limit, which includes the time of the run that is resumed. first_scene:
+        the index of the first scene.
+        """
         self.path, self.name, self.device = folder / f"{name}.pt", name, device
         self.budget, self.first_scene = 60 * minutes, first_scene
         self.steps, self.drawn, self.spent = 0, 0, 0.0
-        self.on_save = lambda: None
+        self.on_save: Callable[[], object] = lambda: None
         self._sums: dict[str, list[float]] = defaultdict(list)
 
-    def begin(self, networks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
-        """Takes up the checkpoint, if there is one."""
+    def begin(self, networks: Mapping[str, nn.Module], optimizer: CombinedOptimizer) -> None:
+        """Start training these networks, from the checkpoint if there is one."""
         self.networks, self.optimizer = networks, optimizer
         self.rates = [group["lr"] for group in optimizer.param_groups]
         if self.path.exists():
-            kept = torch.load(self.path, map_location=self.device, weights_only=True)
+            saved = torch.load(self.path, map_location=self.device, weights_only=True)
             for name, network in networks.items():
-                network.load_state_dict(kept["networks"][name])
-            if "optimizer" in kept:
-                optimizer.load_state_dict(kept["optimizer"])
-            self.steps, self.drawn, self.spent = (kept[k] for k in ("steps", "drawn", "spent"))
-        self.average = {name: _copy(network) for name, network in networks.items()}
-        if self.path.exists():
-            self.average = kept["average"]
+                network.load_state_dict(saved["networks"][name])
+            if "optimizer" in saved:
+                optimizer.load_state_dict(saved["optimizer"])
+            self.steps, self.drawn, self.spent = (saved[k] for k in ("steps", "drawn", "spent"))
+            self.average = saved["average"]
+        else:
+            self.average = {name: _copy(network) for name, network in networks.items()}
         torch.manual_seed(self.steps)
         self.saved = self.ticked = time.monotonic()
 
     @property
-    def part(self) -> float:
-        """How much of the time is over."""
+    def progress(self) -> float:
+        """The fraction of the time limit that is over."""
         return self.spent / self.budget
 
-    def goes_on(self) -> bool:
-        """Keeps the clock and the checkpoint; False, once, when the time is over."""
+    def tick(self) -> bool:
+        """Update the clock, and the checkpoint when it is due; False when the time is over."""
         now = time.monotonic()
         self.spent += now - self.ticked
         self.ticked = now
-        over = self.part >= 1
+        over = self.progress >= 1
         if over or now - self.saved > SAVE_EVERY:
             self.save()
             self.on_save()
-            # what saving took is not training
+            # the time that saving took does not count
             self.saved = self.ticked = time.monotonic()
         return not over
 
     def scenes(self, count: int) -> list[Scene]:
-        """The next scenes, none of them seen before."""
+        """Draw the next scenes; no scene is drawn twice."""
         first = self.first_scene + self.drawn
         self.drawn += count
         return [draw_scene("train", i) for i in range(first, first + count)]
 
     def step(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-        """One step of the optimizer; the rate warms up, stays, and falls in the second half."""
+        """Do one step of the optimizer, and update the moving average.
+
+        The learning rate warms up over 50 steps, is constant, and falls as a cosine to 2 % of its
+        peak in the second half of the time. A step whose gradients are not finite is left out.
+        """
         warm = min(1.0, (self.steps + 1) / 50)
-        fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, 2 * min(self.part, 1) - 1))
+        fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, 2 * min(self.progress, 1) - 1))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * warm * (0.02 + 0.98 * fall)
         self.optimizer.zero_grad()
@@ -87,11 +98,11 @@ class Run:
         if norm.isfinite():
             self.optimizer.step()
         self.steps += 1
-        self._follow()
+        self._update_average()
         self._sums["loss"].append(loss.item())
 
     def log(self, **values: Tensor | float) -> None:
-        """Means of LOG_EVERY steps, as a line on the screen and in NAME.jsonl."""
+        """Add values of this step; every LOG_EVERY steps their means are printed and logged."""
         for name, value in values.items():
             self._sums[name].append(float(value))
         if self.steps % LOG_EVERY:
@@ -105,6 +116,7 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def save(self) -> None:
+        """Write the checkpoint."""
         state = {
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "average": self.average,
@@ -117,12 +129,15 @@ class Run:
             torch.save(state, temporary)
 
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _update_average(self) -> None:
         decay = min(0.998, (1 + self.steps) / (10 + self.steps))
         for name, network in self.networks.items():
             current = network.state_dict()
-            kept = self.average[name]
-            torch._foreach_lerp_([kept[k] for k in current], list(current.values()), 1 - decay)
+            average = [self.average[name][key] for key in current]
+            # torch exports this function, but its stubs do not
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                average, list(current.values()), 1 - decay
+            )
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The autoencoder's part of the training recipe."""
+"""Training of the autoencoder."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from anyv2v.weights.demo.train.muon import optimizer
 from anyv2v.weights.demo.train.run import Run
 
 KL = 2e-4
-"""Weight of the latents' divergence from a normal distribution."""
+"""Weight in the loss of the latents' KL divergence from a standard normal distribution."""
 
 
 def build(preset: Preset) -> Autoencoder:
+    """Build the untrained autoencoder."""
     return Autoencoder(section(config(preset), "vae", AutoencoderConfig))
 
 
-def train_vae(run: Run, preset: Preset, given: Autoencoder | None = None) -> Autoencoder:
-    """Until the run's time is over. The latents of a `given` one stay: its decoder is trained."""
-    vae = given or build(preset).to(run.device)
+def train_vae(run: Run, preset: Preset, trained: Autoencoder | None = None) -> Autoencoder:
+    """Train an autoencoder until the run's time is over.
+
+    trained: an autoencoder of which only the decoder is trained further, so its latents stay.
+    """
+    vae = trained or build(preset).to(run.device)
     named = dict(vae.requires_grad_(True).named_parameters())
-    if given:
+    if trained:
         named = {k: p for k, p in named.items() if k.startswith(("decoder.", "post_quant_conv."))}
     run.begin({"vae": vae}, optimizer(named.items(), preset.rate, preset.matrix_rate))
-    while run.goes_on():
+    while run.tick():
         pixels = _pixels(preset, run)
-        with torch.no_grad() if given else torch.enable_grad():
+        with torch.no_grad() if trained else torch.enable_grad():
             mean, log_variance = vae.posterior(pixels)
         log_variance = log_variance.clamp(min=-12)
         noise = torch.randn_like(mean) * torch.exp(0.5 * log_variance)
@@ -44,17 +48,20 @@ def train_vae(run: Run, preset: Preset, given: Autoencoder | None = None) -> Aut
 
 
 @torch.no_grad()
-def normalise(vae: Autoencoder, preset: Preset, device: str = "cpu") -> None:
-    """Latents of mean 0 in every channel and deviation 1 over all, by the convolutions around.
+def normalize_latents(vae: Autoencoder, preset: Preset, device: str = "cpu") -> None:
+    """Scale latents to mean 0 in every channel and standard deviation 1 over all channels.
 
-    Channels keep their shares: those that matter more to the picture vary more.
+    Changes the convolutions before and after the latents, so that pictures stay as they are. All
+    channels are scaled alike: those that matter more to the picture keep varying more.
     """
     scenes = [draw_scene("train", i) for i in range(512)]
-    pixels = to_pixels(render(scenes, (preset.size,) * 2, 4, device).frames)
+    pixels = to_pixels(render(scenes, (preset.size, preset.size), 4, device).frames)
     means = torch.cat([vae.posterior(p)[0] for p in pixels.split(256)])
     mean, c = means.mean((0, 2, 3)), means.shape[1]
     deviation = (means - mean[:, None, None]).square().mean().sqrt()
     into, out = vae.quant_conv, vae.post_quant_conv
+    # PyTorch declares that a convolution may have no bias; these two have one
+    assert into.bias is not None and out.bias is not None
     out.bias += out.weight[:, :, 0, 0] @ mean
     out.weight *= deviation
     into.weight[:c] /= deviation
@@ -63,14 +70,14 @@ def normalise(vae: Autoencoder, preset: Preset, device: str = "cpu") -> None:
 
 
 def to_pixels(frames: Tensor) -> Tensor:
-    """(..., h, w, 3) uint8 -> (r, 3, h, w) float32 in [-1, 1]."""
+    """Convert frames (..., h, w, 3) uint8 to (n, 3, h, w) float32 in [-1, 1]."""
     return frames.flatten(0, -4).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 def _pixels(preset: Preset, run: Run) -> Tensor:
-    """One frame of each of as many scenes: frames of one clip would teach little more."""
+    """Render one random frame of each of `preset.images` scenes; more of one clip teach little."""
     scenes = run.scenes(preset.images)
-    clips = render(scenes, (preset.size,) * 2, preset.frames, run.device).frames
-    rows = torch.arange(len(clips), device=clips.device)
+    clips = render(scenes, (preset.size, preset.size), preset.frames, run.device).frames
+    batch = torch.arange(len(clips), device=clips.device)
     chosen = torch.randint(clips.shape[1], (len(clips),), device=clips.device)
-    return to_pixels(clips[rows, chosen][:, None])
+    return to_pixels(clips[batch, chosen][:, None])
