@@ -33,10 +33,11 @@ SUBJECTS = {
     "inversion": "methods of inversion: evaluations, error, and the edits that follow",
     "kernels": "every kernel against its peers",
 }
-"""What matters most comes first, should the minutes not suffice."""
+"""Name -> description. The most important come first, in case the time does not suffice for all."""
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the subjects that the arguments name; returns 1 if any result was wrong, else 0."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["rental"]:
         from bench.rental.run import main as rental
@@ -97,7 +98,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def _bench(args: argparse.Namespace, started: float) -> Bench:
-    """What one subject is measured with; `started`: when all of them began."""
+    """The measuring device of one subject; `started`: when the first subject began, monotonic."""
     on_gpu = args.device == "cuda"
     return Bench(
         args.device,
@@ -110,7 +111,7 @@ def _bench(args: argparse.Namespace, started: float) -> Bench:
 
 
 def _run(name: str, bench: Bench, args: argparse.Namespace, folder: Path) -> None:
-    """One subject; its rows go to files in the folder, its faults stay with `bench`."""
+    """Run one subject; its rows go to files in the folder, its faults are collected by `bench`."""
     command = ["python", "-m", "bench", name, "--device", args.device, "--set", args.set]
     command += ["--compile"] * args.compile
     if args.device == "cpu" and args.threads != os.cpu_count():

@@ -1,8 +1,8 @@
-"""Reading published weights: convert, verify, load, each against touching the same bytes.
+"""Conversion, verification and loading of weights, each compared with copying the same bytes.
 
-The weights are a snapshot in Hugging Face's form, random: of a small model, or (full) of the
-published sizes in half precision, 5 GB. What is written has to have, tensor by tensor, the sums of
-what it was made of; names and shapes `verify` compares with the network.
+The weights are random and in Hugging Face's format: those of a small model, or (full) of the
+published sizes in half precision, 5 GB. Every tensor that is written must have the sum of squares
+of the tensor that it was made of; `verify` compares names and shapes with the network.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ MIDDLE = {
 
 
 def run(bench: Bench) -> None:
+    """Measure the subject "convert"."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         snapshot(folder / "theirs", bench.full)
@@ -42,6 +43,7 @@ def run(bench: Bench) -> None:
 
 
 def snapshot(folder: Path, full: bool) -> None:
+    """Write random weights in Hugging Face's format: of the published sizes, or small ones."""
     from tests.oracles import snapshot as hf
 
     tiny = hf.PRESETS["tiny"]
@@ -50,6 +52,7 @@ def snapshot(folder: Path, full: bool) -> None:
 
 
 def measure(bench: Bench, folder: Path) -> None:
+    """Measure the two cases, writing and reading, on the snapshot in folder/theirs."""
     theirs, ours, copied = folder / "theirs", folder / "ours", folder / "copied"
     truth = fingerprints(theirs)
     size = sum(path.stat().st_size for path in theirs.rglob("*.safetensors"))
@@ -62,10 +65,10 @@ def measure(bench: Bench, folder: Path) -> None:
         return Path(shutil.copytree(theirs, copied, dirs_exist_ok=True))
 
     def off(way: str, out: Path) -> float:
-        found = fingerprints(out)
-        if found.shape != truth.shape:
+        written = fingerprints(out)
+        if written.shape != truth.shape:
             return float("inf")
-        return ((found - truth).abs() / truth.clamp(min=1e-12)).max().item()
+        return ((written - truth).abs() / truth.clamp(min=1e-12)).max().item()
 
     name = f"weights of {size / 1e6:.0f} MB"
     twice = {"moved": lambda out: 2 * size}
@@ -84,7 +87,7 @@ def measure(bench: Bench, folder: Path) -> None:
     count = len(truth)
 
     def read(way: str, out: Any) -> float:
-        """0 if all tensors are there."""
+        """Error of reading: 0 if all tensors were read, else 1."""
         if way == "anyv2v.load":
             backbone = out.backbone
             networks = backbone.unet, backbone.text, backbone.vision, backbone.codec.vae
@@ -95,11 +98,12 @@ def measure(bench: Bench, folder: Path) -> None:
 
 
 def tensors(folder: Path) -> list[Tensor]:
+    """Load all tensors of all safetensors files in a folder."""
     files = sorted(folder.rglob("*.safetensors"))
     return [x for path in files for x in load_file(path).values()]
 
 
 def fingerprints(folder: Path) -> Tensor:
-    """The sum of squares of every tensor, sorted: the same under other names and orders."""
+    """Sorted sums of squares of all tensors, which do not depend on their names and order."""
     squares = [x.double().square().sum() for x in tensors(folder) if x.is_floating_point()]
     return torch.stack(squares).sort().values

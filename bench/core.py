@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders that are checked first and then timed in turns."""
+"""The shared part of all benchmarks: contenders are checked first and then timed in turns."""
 
 from __future__ import annotations
 
@@ -33,58 +33,61 @@ COLUMNS = (
     "tflop,of_matrix_rate,of_copy_rate,peak_mb,error,facts,device,threads,matrix_tflops,copy_gbs,"
     "torch,triton,diffusers,python,commit,date,command"
 ).split(",")
-"""Of the CSV; bench/README.md says what each means."""
+"""Columns of the CSV; bench/README.md explains them."""
 
 
 class Wrong(Exception):
-    """A result that is not what it has to be: what depends on it is not timed."""
+    """Raised for a wrong result; whatever depends on it is not timed."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do what a case asks for. Costs may be known only after it ran."""
+    """One way to do the work of a case. Its costs may be known only after it ran."""
 
     name: str
     run: Callable[[], Any]
     peer: bool = False
-    """Somebody else's: may be unable to take part without that being a fault of ours."""
+    """Whether it is not our code, so that a failure of it is not a fault."""
     evaluations: Callable[[], int] | None = None
     flops: Callable[[], int] | None = None
     moved: Callable[[Any], int] | None = None
-    """Of what it gave: the bytes that have to be read or written at least."""
+    """Result -> the bytes that must be read and written at least."""
     rounds: int | None = None
-    """Where it is too slow for as many as the others."""
+    """Number of rounds, where it is too slow for as many as the others."""
 
 
 @dataclass
 class Bench:
-    """One run on one device: measures cases, prints and collects rows, remembers what was wrong."""
+    """One run on one device: measures cases, prints and collects rows, and collects faults."""
 
     device: str
     full: bool
     seconds: float
-    """That each contender of a case may take, but for slow ones."""
+    """Time for each contender of a case; slow ones may take longer."""
     dtype: torch.dtype
     compiling: bool = False
-    """Whether torch.compile's way is among the peers."""
+    """Whether torch.compile is among the peers."""
     least: int = 5
-    """Rounds in which contenders are timed, if they take longer than `seconds`."""
+    """Least number of rounds, also where they take longer than `seconds`."""
     deadline: float = float("inf")
-    """On the monotonic clock: no case begins after it."""
+    """Time on the monotonic clock after which no case begins."""
     rows: list[dict] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     on_row: Callable[[dict], None] = lambda row: None
-    """Is told every row as soon as it is known."""
+    """Called with each row as soon as it is known."""
     matrix_rate: float = float("nan")
+    """Operations of matrix products per second, measured."""
     copy_rate: float = float("nan")
+    """Bytes read and written by a copy per second, measured."""
 
     def __post_init__(self):
-        # several times any cache, so that writing it pushes everything else out
+        # several times larger than any cache, so that writing it evicts everything else
         size = 2**28 if self.cuda else 0
         self._flush = torch.empty(size, dtype=torch.int8, device=self.device)
 
     @property
     def cuda(self) -> bool:
+        """Whether the device is a GPU."""
         return self.device == "cuda"
 
     def case(
@@ -98,17 +101,18 @@ class Bench:
         captured: bool = False,
         facts: Callable[[str], dict] = lambda contender: {},
     ) -> None:
-        """Checks all, then times in turns those that are right; nothing, if one of ours is wrong.
+        """Check all contenders, then time those that are right in turns, unless one of ours is wrong.
 
-        error: of what a contender gave; allowed: at most. long: each of `least` runs is checked and
-        timed; else one is checked, then `least` timed. captured: in a CUDA graph, on a GPU.
+        error: (contender, result) -> error. allowed: the largest error, or contender -> it. least:
+        number of rounds. long: every run is checked and timed; else one run is checked before all
+        timed ones. captured: in a CUDA graph, on a GPU. facts: contender -> more columns.
         """
         print(name, flush=True)
         least = least or self.least
         if self._is_late(name, contenders):
             return
         if not captured:
-            gc.collect()  # so that it does not come between; kernels leave nothing behind
+            gc.collect()  # so that it does not run while the clock does; kernels leave no garbage
         times: dict[str, list[float]] = {}
         found: dict[str, dict] = {}
         live = list(contenders)
@@ -149,7 +153,7 @@ class Bench:
             self._row(name, c, times, found[c.name], facts)
 
     def _is_late(self, name: str, contenders: Sequence[Contender]) -> bool:
-        """Whether no case begins any more; then rows say so."""
+        """Whether the deadline has passed; if so, rows say that the case was skipped."""
         late = time.monotonic() > self.deadline
         for c in contenders if late else ():
             self.skip(name, c.name, "the minutes that were given are over", c.peer)
@@ -158,7 +162,7 @@ class Bench:
     def _is_right(
         self, name: str, c: Contender, off: float, allowed: float | Callable[[str], float]
     ) -> bool:
-        """Whether an error is allowed; else it is a fault, and Wrong if the contender is ours."""
+        """Whether an error is allowed; else record a fault, and raise Wrong for one of ours."""
         limit = allowed(c.name) if callable(allowed) else allowed
         if off <= limit:
             return True
@@ -168,24 +172,25 @@ class Bench:
         return False
 
     def skip(self, case: str, contender: str, reason: str, peer: bool = True) -> None:
-        """A row that says why there is no measurement."""
+        """Add a row that says why a contender was not measured."""
         print(f"  {contender:34} -- {reason}", flush=True)
         self._add(case, contender, peer, "skipped", reason=reason)
 
     def predicted(self, case: str, contender: str, **columns: Any) -> None:
-        """A row of what was computed beforehand, by `anyv2v plan`, and not measured."""
+        """Add a row of costs that `anyv2v plan` predicted."""
         self._add(case, contender, False, "predicted", **columns)
 
     def counted(self, case: str, contender: str, peer: bool = False, **columns: Any) -> None:
-        """A row of what is counted and needs no clock: operations, evaluations, errors."""
+        """Add a row of figures that are counted, not timed: operations, evaluations, errors."""
         self._add(case, contender, peer, "counted", **columns)
 
     def fault(self, words: str) -> None:
+        """Print and record a fault; the exit status will be 1."""
         print(f"  FAULT {words}", flush=True)
         self.faults.append(words)
 
     def measure_rates(self) -> tuple[float, float]:
-        """What the device does at best: bytes copied and operations of products, per second."""
+        """Measure bytes copied and operations of matrix products per second, at best."""
         size, n = (2**31, 8192) if self.cuda else (2**28, 2048)
         source, target = (torch.ones(size, dtype=torch.int8, device=self.device) for _ in range(2))
         a, b = (torch.randn(n, n, dtype=self.dtype, device=self.device) for _ in range(2))
@@ -194,7 +199,7 @@ class Bench:
             return statistics.median(self._clock(run)[0] for _ in range(11))
 
         copied = 2 * size / seconds(lambda: target.copy_(source))
-        # on some processors torch's own library is not the fastest there is
+        # on some processors our linear is faster than torch's own library
         product = 2 * n**3 / min(seconds(lambda: a @ b), seconds(lambda: linear(a, b, None)))
         print(
             f"copying {copied / 1e9:.0f} GB/s (read and written), "
@@ -207,10 +212,10 @@ class Bench:
         for c in live:
             runs[c.name] = c.run
             if captured and self.cuda:
-                with suppress(Exception):  # what cannot be captured runs as it is
+                with suppress(Exception):  # what cannot be captured is timed without a graph
                     runs[c.name] = captured_graph(c.run)
             if least * times[c.name][0] < self.seconds:
-                times[c.name] = [self._clock(runs[c.name])[0]]  # the first was not warm
+                times[c.name] = [self._clock(runs[c.name])[0]]  # the first run included warming up
         total = sum(seconds[0] for seconds in times.values()) or 1e-9
         rounds = max(least, min(200, int(self.seconds * len(live) / total)))
         for name in times:
@@ -234,7 +239,7 @@ class Bench:
         return begin.elapsed_time(end) / 1e3, out
 
     def _observed(self, run: Callable[[], Any]) -> tuple[float, Any, int | None]:
-        """Seconds, result, and bytes at the peak over what was there before."""
+        """Run once; returns seconds, result, and peak memory in bytes over that before the run."""
         if self.cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -288,11 +293,12 @@ class Bench:
 
 
 def captured_graph(run: Callable[[], Any]) -> Callable[[], Any]:
-    """As the network runs it: the launches cost the processor nothing.
+    """Capture a function in a CUDA graph; the result replays it and returns its first output.
 
-    If it cannot be captured, that is raised, and later cases run as if it had not been tried.
+    Raises what capturing raises where that is impossible; later captures are not affected.
     """
-    # in some versions a graph that ends frees what cuBLAS works in on its stream: none is shared
+    # a stream of its own, because in some versions the end of a graph frees the memory in which
+    # cuBLAS works on its stream
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -309,7 +315,7 @@ def captured_graph(run: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def circumstances(bench: Bench, command: str) -> dict:
-    """On what, with what and when a run was made; of which commit."""
+    """Device, versions, commit, date and command of a run."""
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     for package in ("triton", "diffusers"):
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -327,13 +333,13 @@ def circumstances(bench: Bench, command: str) -> dict:
 
 
 def commit() -> str | None:
-    """Short, with a + if the code differs from it; None outside a clone."""
+    """Return the short hash of the commit, with a + if files were changed; None outside a clone."""
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run(
             [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
         )
-        # what a run of this writes does not change what it measures
+        # results and texts do not change what is measured
         changed = ["status", "--porcelain", "-uno", "--", ".", ":!bench/results", ":!*.md"]
         changed = subprocess.run([*git, *changed], capture_output=True, text=True)
     except OSError:
@@ -342,6 +348,7 @@ def commit() -> str | None:
 
 
 def processor() -> str:
+    """Return the name of the CPU."""
     with suppress(OSError):
         if model := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()):
             return f"{model[1].strip()}, {platform.machine()}"
@@ -349,28 +356,28 @@ def processor() -> str:
 
 
 def save(folder: Path, name: str, subject: str, about: dict, rows: list[dict]) -> Path:
-    """Puts a subject's rows into NAME.json and NAME.csv, in place of those it had there."""
+    """Write a subject's rows to NAME.json and NAME.csv in place of its earlier rows."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept[subject] = {"about": about, "rows": rows}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results[subject] = {"about": about, "rows": rows}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     with (
         atomic_path(path.with_suffix(".csv")) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for subject, result in kept.items():
+        for subject, result in results.items():
             for row in result["rows"]:
-                told = "; ".join(f"{k}={v}" for k, v in row.get("facts", {}).items())
-                writer.writerow({"subject": subject, **row, "facts": told, **result["about"]})
+                facts = "; ".join(f"{k}={v}" for k, v in row.get("facts", {}).items())
+                writer.writerow({"subject": subject, **row, "facts": facts, **result["about"]})
     return path
 
 
 def duration(seconds: float) -> str:
-    """With three digits, in the unit that suits it."""
+    """Format a duration with three digits in s, ms or us."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= scale or unit == "us":
             return f"{seconds / scale:.3g} {unit}"
@@ -378,7 +385,7 @@ def duration(seconds: float) -> str:
 
 
 def short(x: Any) -> Any:
-    """A number as it is written down: to five digits."""
+    """Round a float to five digits, as results are written; other values stay as they are."""
     return float(f"{x:.5g}") if isinstance(x, float) else x
 
 
@@ -387,9 +394,9 @@ def _words(e: Exception) -> str:
 
 
 def _begin_peak() -> int | None:
-    """Bytes that this process has now; its peak is counted anew from here. None: cannot tell."""
+    """Reset the peak of this process's resident memory; returns its bytes now, None if unknown."""
     with suppress(OSError, AttributeError):
-        # what the allocator holds on to would hide what the run takes
+        # memory that the allocator holds would hide what the run takes
         ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")

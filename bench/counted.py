@@ -1,7 +1,7 @@
-"""What an edit at the published size costs in operations, counted without data; each saving apart.
+"""Operations of an edit at the published size, counted without data, with each saving on or off.
 
-Where query and key serve several groups of values, PyTorch's attention runs once for each. The
-kernel for GPUs shares one softmax everywhere, which tensors without data do not get to see.
+Where query and key serve several groups of values, PyTorch's attention runs once for each group.
+Our kernel for GPUs computes one softmax for all of them, which is not counted here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from anyv2v.vae.codec import ImageCodec
 
 FRAMES, SIZE, STEPS = 16, 512, 50
 INVERSION, BRANCHES = 500, 3
-"""The original's evaluations to invert, and its branches in every step of sampling."""
+"""The original's evaluations of an inversion, and its branches in every step of sampling."""
 
 UNET = UNetConfig(4, (320, 640, 1280, 1280), (True, True, True, False), 2, 64, 1024, 32)
 VAE = AutoencoderConfig(3, 4, (128, 256, 512, 512), 2, 32, 0.18215)
@@ -49,7 +49,7 @@ VISION = VisionConfig(224, 14, 1280, 16, 32, 5120, "gelu", 1e-5, 1024)
 
 @dataclass(frozen=True)
 class Savings:
-    """Which are made in sampling with the source in the batch."""
+    """Which savings are on in sampling with the source in the batch; WORDS describes them."""
 
     no_source: bool = True
     projections: bool = True
@@ -71,19 +71,20 @@ WORDS = {
 
 
 class Sharing(ShareSource):
-    """Shares the source's features, with some of the savings of that left out."""
+    """ShareSource with some of its savings turned off."""
 
     def __init__(self, sites, branches: int, savings: Savings):
         super().__init__(sites, branches)
         self.savings = savings
 
     def feature(self, site, feature):
+        """Compute the source's feature and use it for all branches."""
         saves = self.savings.convolutions if ".res." in site else self.savings.projections
         tensors = feature.compute(self.branches if saves else 1)
         one = feature.rows // self.branches
         tensors = [x[:one] if i < 2 else x for i, x in enumerate(tensors)]
         if not self.savings.softmax:
-            # each branch attends by a copy of its own
+            # a copy for each branch, so that each computes attention of its own
             tensors = [repeated(x, feature.rows) for x in tensors]
         return tuple(tensors)
 
@@ -101,7 +102,7 @@ def published_size() -> Editor:
         unet=unet,
         text=text,
         vision=vision,
-        # no more of it is asked for than the shape of what it gives
+        # only the shape of its result is used
         tokenizer=lambda prompt: torch.zeros(1, TEXT.tokens, dtype=torch.int64),
         preprocess=PreprocessConfig(VISION.image_size, (0.5,) * 3, (0.5,) * 3),
         groups={name: frozenset(chosen) for name, chosen in sites.items()},
@@ -112,7 +113,7 @@ def published_size() -> Editor:
 
 
 class Counted:
-    """Operations of an editor's networks on one kind of device; to be made inside `fakes`."""
+    """Counts operations of an editor's networks; must be created inside `fakes`."""
 
     def __init__(
         self, editor: Editor, device: torch.device, frames: int = FRAMES, size: int = SIZE
@@ -123,42 +124,43 @@ class Counted:
         self.empty = partial(torch.empty, dtype=twin.dtype, device=device)
         self.conditions = [twin.blank_conditions(*self.shape[1:])]
 
-        width, tokens = twin.unet.config.context_width, twin.tokenize("").shape[1]
-        given = (
-            self.empty(1, tokens, width),
-            self.empty(1, width),
+        context_dim, tokens = twin.unet.config.context_width, twin.tokenize("").shape[1]
+        inputs = (
+            self.empty(1, tokens, context_dim),
+            self.empty(1, context_dim),
             self.empty(1, *self.shape),
             torch.zeros(1, device=device),
         )
-        once = count(lambda: twin.unet.condition(*given)).flops
-        read = once - count(lambda: twin.unet.conditioning(*given)).flops
-        # of one branch, if it is done in every evaluation and for every frame
-        self.told_each_time = once + (frames - 1) * read
+        once = count(lambda: twin.unet.condition(*inputs)).flops
+        read = once - count(lambda: twin.unet.conditioning(*inputs)).flops
+        # operations for one branch if its conditions were computed in every evaluation and frame
+        self.conditions_each_time = once + (frames - 1) * read
 
     def kinds(self, source_pass: SourcePass) -> Counter[tuple[frozenset[str], Way]]:
-        """Sites, and where their features come from -> the steps of sampling that are so."""
+        """(Sites, way) -> how many steps of sampling inject these sites in this way."""
         plan = self.editor.step_plan(STEPS, source_pass=source_pass)
         return Counter((step.sites, step.way) for step in plan.steps)
 
     def forward(self, rows: list[int], taps: Taps = NO_TAPS) -> int:
+        """Count one evaluation whose branch i has the latents of number rows[i]."""
         stacked = self.conditions[0].stack(self.conditions * len(rows), rows)
         latents = self.empty(1 + max(rows), *self.shape)
         return count(lambda: self.backbone.predict(latents, 1, stacked, taps)).flops
 
-    def riding(self, savings: Savings) -> int:
-        """Sampling with the source in the batch."""
+    def batched(self, savings: Savings) -> int:
+        """Count sampling with the source in the batch."""
         total = 0
         for (sites, way), n in self.kinds("shared" if savings.no_source else "always").items():
             source = way == "batched"
             rows = [0, 1, 1] if source else [0, 0]
             rows = rows if savings.prefix else list(range(len(rows)))
             taps = Sharing(sites, len(rows), savings) if source else NO_TAPS
-            again = 0 if savings.context else len(rows) * self.told_each_time
+            again = 0 if savings.context else len(rows) * self.conditions_each_time
             total += n * (self.forward(rows, taps) + again)
         return total
 
-    def replaying(self, compact: bool) -> int:
-        """Sampling with what was recorded of the source."""
+    def replayed(self, compact: bool) -> int:
+        """Count sampling that replays recorded features of the source."""
         total = 0
         for (sites, way), n in self.kinds("separate").items():
             record = Record(sites, compact, stop=True)
@@ -170,7 +172,7 @@ class Counted:
 
 
 def original_branch() -> int | None:
-    """Operations of one branch of diffusers' network; None if it is not installed."""
+    """Count one branch of diffusers' network; None if diffusers is not installed."""
     try:
         from diffusers import I2VGenXLUNet
     except ImportError:

@@ -1,13 +1,13 @@
-"""Whole edits: each saving on and off, beside the original's procedure.
+"""Whole edits with each saving on and off, compared with the original's procedure.
 
 The original inverts with 500 plain DDIM steps and carries the source in the batch of all 50 steps
 of sampling: 650 evaluations of one branch. Here that runs on our network, so what is compared is
 the procedure; bench/unet.py compares the networks. Guidance 9, injection (0.2, 0.2, 0.5), eager.
-On a CPU with the demo weights, on a GPU at the published size with random weights. Ways that start
-from one inversion have to give one edit.
+On a CPU the demo weights are used, on a GPU random weights of the published size. All ways that
+start from the same inversion must give the same edit.
 
-Besides, on any machine: operations and memory of an edit at the published size, as `anyv2v plan`
-predicts them, and what each saving is worth there (full set).
+On any machine this also reports operations and memory of an edit at the published size, as `anyv2v
+plan` predicts them, and what each saving is worth there (full set).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from bench.counted import (
     published_size,
 )
 from bench.subjects import Job, Stand, Watched, demo, published
-from bench.truth import by_definition, check_network, check_schedule, relative
+from bench.truth import check_network, check_schedule, relative, use_definitions
 
 ORIGINAL = "as the original"
 FIRST = "anyv2v, first edit"
@@ -50,13 +50,14 @@ NEXT = "anyv2v, next edit of the source"
 PUBLISHED = f"published size, {SIZE}x{SIZE}, {FRAMES} frames"
 GRAPHS = ", CUDA graphs (the default)"
 ALLOWED = {torch.float32: 1e-4, torch.float16: 5e-2}
-"""Relative, in the 2-norm. In float16 the demo's edit is off by 0.65 % from that in float32, its
-inverted noise by 3.2 %. By how much random weights amplify rounding is not known.
+"""Relative error allowed, in the 2-norm. In float16 the demo's edit is off by 0.65 % from that in
+float32, its inverted noise by 3.2 %. How much random weights amplify rounding is not known.
 """
 GPU_BYTES = 80 * 10**9
 
 
 def run(bench: Bench) -> None:
+    """Measure the subject "edit"."""
     editor = (published if bench.cuda else demo)(bench.device)
     size, frames = editor.defaults.size, editor.defaults.frames
     job = job_of(bench, size, frames)
@@ -70,12 +71,12 @@ def run(bench: Bench) -> None:
 
 
 def job_of(bench: Bench, size: tuple[int, int], frames: int) -> Job:
-    """Random weights do not know shapes from squares."""
+    """The edit to measure: on a GPU, whose weights are random, any pictures will do."""
     return (Job.enlarged if bench.cuda else Job.rendered)(size, frames)
 
 
 def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]]:
-    """Name -> a run of the whole job, or of what is left of it; gives the latents of the edit."""
+    """Name -> a run from the video, or from a kept inversion, to the latents of the edit."""
 
     def edit(source: anyv2v.Source, source_pass: SourcePass = "shared") -> Tensor:
         made = editor.edit(source, job.frame, job.prompt, steps=STEPS, source_pass=source_pass)
@@ -95,10 +96,10 @@ def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]
         recording = record(compact) if recorded else None
         return edit(invert(recording, source_pass), source_pass)
 
-    kept = invert(record())
-    found = {ORIGINAL: as_original, FIRST: ours, NEXT: lambda: edit(kept)}
+    source = invert(record())
+    runs = {ORIGINAL: as_original, FIRST: ours, NEXT: lambda: edit(source)}
     if full:
-        found |= {
+        runs |= {
             "first edit, query and key recorded": lambda: ours(compact=False),
             "first edit, nothing recorded": lambda: ours(recorded=False),
             "first edit, source always carried": lambda: ours(False, source_pass="always"),
@@ -106,10 +107,11 @@ def ways(editor: Editor, job: Job, full: bool) -> dict[str, Callable[[], Tensor]
                 editor.invert(job.video, "ddim", INVERSION, plan=editor.step_plan(STEPS))
             ),
         }
-    return found
+    return runs
 
 
 def timed(bench: Bench, name: str, editor: Editor, job: Job) -> None:
+    """Check and time all ways as one case."""
     watched, seen = Watched(editor), {}
     found = ways(watched.editor, job, bench.full)
     truths = {False: true_edit(watched.editor, job)}
@@ -165,14 +167,14 @@ def timed(bench: Bench, name: str, editor: Editor, job: Job) -> None:
 
 
 def true_edit(editor: Editor, job: Job) -> Tensor:
-    """With the source in every step; on a CPU by the definitions of all kernels, too."""
-    with nullcontext() if editor.backbone.device.type == "cuda" else by_definition():
+    """The edit with the source in every step; on a CPU also by the definitions of all kernels."""
+    with nullcontext() if editor.backbone.device.type == "cuda" else use_definitions():
         source = editor.invert(job.video, steps=STEPS)
         return editor.edit(source, job.frame, job.prompt, steps=STEPS, source_pass="always").latents
 
 
 def at_published_size(bench: Bench) -> None:
-    """Operations and memory of an edit as `anyv2v plan` predicts them; nothing is run on data."""
+    """Report operations and memory of an edit as `anyv2v plan` predicts them, without data."""
     plans = {
         FIRST: planned(SIZE, FRAMES),
         "first edit, nothing recorded": planned(SIZE, FRAMES, feature_memory=0),
@@ -201,21 +203,21 @@ def at_published_size(bench: Bench) -> None:
 
 
 def savings(bench: Bench) -> None:
-    """Each saving alone and added last, % of sampling one edit with the source in the batch."""
-    real = published_size()  # a network made among fakes cannot be cast
+    """Report the gain of each saving alone and added last, in % of sampling without any saving."""
+    real = published_size()  # a network that is built in fake mode cannot be cast
     with fakes("cuda") as device:
         counted = Counted(real, device)
-        plain, least = counted.riding(NOTHING), counted.riding(Savings())
+        plain, least = counted.batched(NOTHING), counted.batched(Savings())
         for name, words in WORDS.items():
-            alone = plain - counted.riding(replace(NOTHING, **{name: True}))
-            last = counted.riding(replace(Savings(), **{name: False})) - least
+            alone = plain - counted.batched(replace(NOTHING, **{name: True}))
+            last = counted.batched(replace(Savings(), **{name: False})) - least
             facts = {"alone_percent": 100 * alone / plain, "last_percent": 100 * last / plain}
             bench.counted(f"saved of sampling, {PUBLISHED}", words, facts=facts)
             print(f"  {words}: {facts['alone_percent']:.2f} %, last {facts['last_percent']:.2f} %")
 
 
 def planned(size: int, frames: int, edits: int = 1, **options) -> Plan:
-    """What `anyv2v plan` says of the published model in float16 on a GPU of 80 GB."""
+    """Predict the cost of an edit with the published model in float16 on a GPU of 80 GB."""
     real = published_size()
     editor = Editor(Stand(real.backbone, device=torch.device("cuda")))
     video = anyv2v.Video(np.zeros((frames, size, size, 3), np.uint8), 8)

@@ -1,4 +1,4 @@
-"""How well a model edits, judged by clips whose edits are known exactly.
+"""Scores of a model's edits on clips whose true edits are known exactly.
 
     python bench/edit_quality.py [--weights DIR] [--scenes 60] [--first 0] [-o bench-out]
     python bench/edit_quality.py --sweep --scenes 12
@@ -7,15 +7,15 @@
 Scenes are held out from training; number i is edited in the i-th way in turn: colour, texture,
 shape, background, style, add. Each is inverted, edited, and scored beside its baselines: the edited
 frame repeated, the source unedited, sampling from random noise, inverted latents without injection.
-Rows beside these: the original's sites and fractions; injection from random noise; what the
+Further rows: the original's sites and fractions; injection from random noise; what the
 autoencoder alone loses; and the source reconstructed from its inversion.
 
 Prints a table with 95 % bootstrap intervals, writes scores.json with every number, and contact
-sheets of the best, the median and the worst scene. Slices (--first, --scenes) add up in one
-scores.json. --sweep compares sites and fractions of injection, on validation scenes. --frames 3
-asks how well two or three frames hold together, with injection and without. --conditions measures
-how much the loss rises when the model is told something wrong. --editor makes the first frames of
-the colour edits by an editor without weights, told "OLD > NEW", in place of rendering them.
+sheets of the best, the median and the worst scene. Slices (--first, --scenes) are collected in one
+scores.json. --sweep compares sites and fractions of injection on validation scenes. --frames 3
+measures how well two or three frames hold together, with injection and without. --conditions
+measures how much the loss rises under wrong conditions. --editor makes the first frames of the
+color edits by an editor without weights, with the instruction "OLD > NEW", instead of rendering.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from anyv2v.weights.demo.settings import BEST, Settings
 
 SCORES = ("psnr", "ssim", "outside", "trajectory", "iou", "iou_source", "colour", "flicker")
 ORIGINAL = anyv2v.Injection(conv=0.2, spatial=0.2, temporal=0.5)
-BASELINES = ("static", "source", "random", "inverted")
 FPS = 8
 
 
@@ -55,7 +54,7 @@ def judge(
     injections: dict[str, anyv2v.Injection],
     frames: int,
 ) -> tuple[dict[str, np.ndarray], Truth]:
-    """Clips by the name of what made them, and the truth."""
+    """Edit one scene in all ways; returns clips by the name of the way, and the truth."""
     truth = Truth.of(edit, editor.defaults.size, frames)
     caption = edit.source.caption if settings.prompted else ""
     video = anyv2v.Video(truth.source, FPS)
@@ -88,19 +87,19 @@ def judge(
 
 
 def score_all(clips: dict[str, np.ndarray], truth: Truth) -> dict[str, dict[str, float | None]]:
-    """Name -> score -> value; the reconstruction is compared with the source."""
-    found = {name: scores(clip, truth) for name, clip in clips.items()}
+    """Compute name -> score -> value; the reconstruction is compared with the source."""
+    results = {name: scores(clip, truth) for name, clip in clips.items()}
     again = psnr(clips["reconstruction"][1:], truth.source[1:])
-    found["reconstruction"] = dict.fromkeys(SCORES) | {"psnr": again}
+    results["reconstruction"] = dict.fromkeys(SCORES) | {"psnr": again}
     # JSON has no NaN
     return {
         name: {k: None if v is None or np.isnan(v) else v for k, v in values.items()}
-        for name, values in found.items()
+        for name, values in results.items()
     }
 
 
 def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """Mean and the bounds of its 95 % bootstrap interval; NaN are left out."""
+    """Return the mean and the bounds of its 95 % bootstrap interval; NaN are left out."""
     values = values[~np.isnan(values)]
     if not len(values):
         return (float("nan"),) * 3
@@ -111,7 +110,7 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
 
 
 def table(results: dict[str, dict]) -> str:
-    """Means of every score for every kind of edit, the PSNR with its interval."""
+    """Format the mean of every score for every kind of edit, and the interval of the PSNR."""
     lines = []
     for kind in ("all", *KINDS, "colour+background"):
         rows = [r for r in results.values() if kind == "all" or r["kind"] in kind.split("+")]
@@ -132,13 +131,14 @@ def table(results: dict[str, dict]) -> str:
 
 
 def contact_sheet(clips: dict[str, np.ndarray], truth: Truth, zoom: int = 2) -> np.ndarray:
-    """One row of frames for each clip: source, truth, then the clips as they are named."""
+    """Draw one row of frames for each clip: source, truth, then the given clips in order."""
     rows = [truth.source, truth.frames, *clips.values()]
     picture = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
     return picture.repeat(zoom, 0).repeat(zoom, 1)
 
 
 def run(editor: Editor, args: argparse.Namespace) -> None:
+    """Judge scenes that training has not seen; add them to scores.json and print the table."""
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "scores.json"
     used = {**vars(BEST), "injection": BEST.injection.fractions}
@@ -168,13 +168,13 @@ def run(editor: Editor, args: argparse.Namespace) -> None:
 
 
 def with_original_sites(editor: Editor, injection: anyv2v.Injection) -> anyv2v.Injection:
-    """At the places, on the way up, that the original chose in its network."""
+    """The same injection at the sites, on the way up, that the original chose in its network."""
     layers = sum(site.startswith("up.1.res.") for site in editor.sites) - 1
     return anyv2v.Injection(sites=paper_sites(ATTENTION, layers)).over(injection)
 
 
 def sweep(editor: Editor, args: argparse.Namespace) -> None:
-    """Sites and fractions of injection, on validation scenes: how BEST was chosen."""
+    """Compare sites and fractions of injection on validation scenes; BEST was chosen by this."""
     up = sorted(s for s in editor.sites if s.startswith("up."))
     kinds_of_sites = {
         "conv": [s for s in up if ".res." in s],
@@ -205,10 +205,10 @@ def sweep(editor: Editor, args: argparse.Namespace) -> None:
 
 
 def first_frames(editor: Editor, args: argparse.Namespace) -> None:
-    """What an edited first frame costs beside the rendered one, on colour edits."""
+    """Compare edits from an edited first frame with those from the rendered one, on color edits."""
     options = dict(text.split("=", 1) for text in args.editor_option)
     found: dict[str, list] = {"source": [], "edited": [], "rendered": []}
-    # the colour edits among the scenes that are judged without this option; sepia has no red
+    # the color edits among the scenes that are judged without this option; sepia has no red
     numbers = range(args.first, sys.maxsize, len(KINDS))
     edits = ((i, draw_edit("colour", "held-out", i)) for i in numbers)
     natural = ((i, edit) for i, edit in edits if edit.source.style == "natural")
@@ -258,20 +258,20 @@ def first_frames(editor: Editor, args: argparse.Namespace) -> None:
         print(f"{name}: " + " · ".join(cells))
 
 
-def _hex(colour: tuple[float, float, float]) -> str:
-    return "#" + bytes(round(255 * x) for x in colour).hex()
+def _hex(color: tuple[float, float, float]) -> str:
+    return "#" + bytes(round(255 * x) for x in color).hex()
 
 
 @torch.no_grad()
 def conditions(editor: Editor, args: argparse.Namespace) -> None:
-    """Mean squared error of v on validation scenes, and by how much wrong conditions raise it."""
+    """Print the mean squared error of v on validation scenes under right and wrong conditions."""
     size, frames = editor.defaults.size, args.frames
     scenes = [draw_scene("validation", i) for i in range(args.first, args.first + args.scenes + 1)]
     clips = render(scenes, size, frames).frames.numpy()
     losses: dict[str, list[float]] = {}
     for i, (scene, other) in enumerate(zip(scenes, scenes[1:], strict=False)):
         clean, first = editor.encode_frames(clips[i]), clips[i, 0]
-        told = {
+        inputs = {
             "right": (scene.caption, first, False),
             "wrong text": (other.caption, first, False),
             "no text": ("", first, False),
@@ -283,9 +283,9 @@ def conditions(editor: Editor, args: argparse.Namespace) -> None:
             level = editor.schedule.alpha_bar(t)
             noisy = level**0.5 * clean + (1 - level) ** 0.5 * noise
             v = level**0.5 * noise - (1 - level) ** 0.5 * clean
-            for name, (text, frame, negative) in told.items():
-                given = editor.condition(text, frame, frames, size, negative=negative)
-                error = (editor.predict(noisy, t, given) - v).square().mean()
+            for name, (text, frame, negative) in inputs.items():
+                condition = editor.condition(text, frame, frames, size, negative=negative)
+                error = (editor.predict(noisy, t, condition) - v).square().mean()
                 losses.setdefault(name, []).append(float(error))
     right = np.mean(losses["right"])
     for name, found in losses.items():
@@ -298,6 +298,7 @@ def _save(path: Path, picture: np.ndarray) -> None:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", default="demo", help="a folder of weights, or demo")
     parser.add_argument("--scenes", type=int, help="60, or 10 with --editor")

@@ -1,15 +1,15 @@
-"""How well methods of inversion invert, at equal numbers of evaluations.
+"""Errors of inversion methods at equal numbers of evaluations, and of the edits that follow.
 
 On the demo weights, held-out clips, each kind of edit in turn, guidance 1, sampling with 50 steps.
 Round trip: inverted with the empty prompt, then reconstructed from the noisiest timestep of
-sampling; the latent error is relative to the clean latents. Edit: inverted with what the demo's
-best settings tell the inversion, then edited with its best injection. Small set: the methods that
-README names; full: all.
+sampling; the latent error is relative to the clean latents. Edit: inverted with the prompt that the
+demo's best settings give the inversion, then edited with its best injection. Small set: the methods
+that README names; full: all.
 
 Before anything is measured the product is checked: the residuals that its fixed point reports are
 recomputed through the steps of sampling, and the evaluations that it reports are counted.
 
-In:
+Methods that are measured:
 - ddim: plain DDIM inversion (arXiv 2105.05233, appendix F). Only numbers of steps whose timesteps
   include those of sampling can be read by it, so 200 stands where one would ask for 150. None
   evaluates beyond the noisiest timestep of sampling: 500 steps are 491 evaluations.
@@ -18,14 +18,14 @@ In:
 - videoshop (arXiv 2403.14617): one evaluation a step too, but extrapolated otherwise: along the
   straight line, in noise level sigma, from the clean latents through the current ones. Below
   sigma 1, where that line is short, its authors put noise drawn at random in place of it, and so
-  does this. Their normalisation of latents belongs to another autoencoder and is left out.
+  does this. Their normalization of latents belongs to another autoencoder and is left out.
 - plain: the fixed point iterated without acceleration and from the latents of the step before
   (arXiv 2309.04907), what is kept being the last iterate.
 - renoise: the same, but the step is taken with the mean of predictions (arXiv 2403.14602): of all
   below t = 250, of the last two above, as its authors have it. Their losses that make noise
   editable, and their correction of noise for samplers that add some, are left out.
 
-Out, and why:
+Methods that are not measured, and why:
 - EDICT (arXiv 2211.12446), BDIA (2307.10829), O-BELM (2410.07273) are exact because their samplers
   carry two states: EDICT two coupled copies, at two evaluations a step each way, the others
   x at two timesteps, linearly. So the edit would have to be sampled by them, no longer by DDIM. And
@@ -66,7 +66,7 @@ from bench.subjects import demo
 from bench.truth import check_network, check_schedule
 
 STEPS = 50
-"""Of sampling, and of every method but ddim."""
+"""Steps of sampling, and of every method but ddim."""
 FPS = 8
 CLIPS = 4
 TRACKED = ("colour", "background")
@@ -75,6 +75,8 @@ TRACKED = ("colour", "background")
 
 @dataclass(frozen=True)
 class Method:
+    """An inversion method: its name, its number of steps, and the function that runs it."""
+
     name: str
     steps: int
     run: Callable[[Predict, Inverted, NoiseSchedule, int], Iterator[Inverted]]
@@ -83,7 +85,7 @@ class Method:
 def plain(
     predict: Predict, state: Inverted, schedule: NoiseSchedule, steps: int, evaluations: int
 ) -> Iterator[Inverted]:
-    """Iterates each step of sampling from the latents below it, a fixed number of times."""
+    """Iterate the fixed point of each step a fixed number of times, from the less noisy latents."""
     for level, below in _upwards(schedule, steps):
         x = state.latents
         for _ in range(evaluations):
@@ -95,7 +97,7 @@ def plain(
 def renoise(
     predict: Predict, state: Inverted, schedule: NoiseSchedule, steps: int, evaluations: int
 ) -> Iterator[Inverted]:
-    """The same, the step taken with the mean of the predictions: of all, or of the last two."""
+    """Like `plain`, but step with the mean of the predictions: of all, or of the last two."""
     for level, below in _upwards(schedule, steps):
         x, predictions = state.latents, []
         for _ in range(evaluations):
@@ -110,7 +112,7 @@ def renoise(
 def videoshop(
     predict: Predict, state: Inverted, schedule: NoiseSchedule, steps: int
 ) -> Iterator[Inverted]:
-    """One evaluation a step, on the line from the clean latents through the current ones."""
+    """Evaluate once per step, on the line from the clean latents through the current ones."""
     clean = state.clean
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
     noise = noise * clean.std()
@@ -126,13 +128,13 @@ def videoshop(
 def solved(
     schedule: NoiseSchedule, v: Tensor, level: Level, below: Level, latents: Tensor
 ) -> Tensor:
-    """What the step of sampling from `level` turns into `latents`, if v is what is said there."""
+    """Solve the step of sampling from `level` to `below` for its input, given its prediction v."""
     a, b, _ = schedule.coefficients(level, below)
     return (latents - b * v) / a
 
 
 def _upwards(schedule: NoiseSchedule, steps: int) -> list[tuple[Level, Level]]:
-    """A level, and the one below it, the least noisy first."""
+    """Pairs of a level and the next less noisy one, the least noisy pair first."""
     return list(pairwise(schedule.levels(steps)))[::-1]
 
 
@@ -164,7 +166,10 @@ def invert(
     prompt: str,
     steps: int,
 ) -> tuple[anyv2v.Source, Inverted, int]:
-    """A source for a sampling run of `steps`; the method's last state; evaluations counted."""
+    """Invert a video; returns the source, the method's last state, and the evaluations counted.
+
+    steps: of the sampling for which the source is made.
+    """
     frames, height, width, _ = video.frames.shape
     conditions = editor.condition(prompt, video.frames[0], frames, (width, height), FPS)
     calls, levels = 0, editor.schedule.levels(method.steps)
@@ -194,15 +199,15 @@ def invert(
 
 @torch.no_grad()
 def check(editor: Editor, video: anyv2v.Video, steps: int) -> list[str]:
-    """What is wrong with the product's fixed point; each of its own steps is recomputed."""
+    """List what is wrong with `editor.invert`: each step of its fixed point is recomputed."""
     faults, schedule = [], editor.schedule
     source = editor.invert(video, "fixed-point", steps)
     frames, height, width, _ = video.frames.shape
-    told = editor.condition("", video.frames[0], frames, (width, height), FPS)
+    conditions = editor.condition("", video.frames[0], frames, (width, height), FPS)
     latents = source.trajectory.clean
     for level, below in _upwards(schedule, steps):
         kept, t = source.at(level.index), level.t
-        down = schedule.step(editor.predict(kept, t, told), t, kept, steps)
+        down = schedule.step(editor.predict(kept, t, conditions), t, kept, steps)
         # by how much the solution for this v differs from the latents that v is of
         off = (latents - down) / schedule.coefficients(level, below).a
         found, reported = (off.norm() / kept.norm()).item(), source.residuals[level.index]
@@ -220,7 +225,7 @@ def check(editor: Editor, video: anyv2v.Video, steps: int) -> list[str]:
 
 
 def measure(editor: Editor, method: Method, edit: SceneEdit, frames: int) -> dict[str, float]:
-    """Evaluations, round trip and scores of the edit of one clip."""
+    """Measure evaluations, the round trip and the edit of one clip."""
     truth = Truth.of(edit, editor.defaults.size, frames)
     video = anyv2v.Video(truth.source, FPS)
     clean = editor.encode_frames(video.frames)
@@ -251,6 +256,7 @@ def measure(editor: Editor, method: Method, edit: SceneEdit, frames: int) -> dic
 
 
 def run(bench: Bench) -> None:
+    """Measure the subject "inversion"."""
     editor = demo(bench.device)
     methods = [m for m in METHODS if bench.full or m.name in FEW]
     check_schedule(editor.schedule)
@@ -283,7 +289,7 @@ def run(bench: Bench) -> None:
 
 
 def summary(found: list[dict], kinds: list[str]) -> tuple[float, dict[str, float]]:
-    """Means over clips, with 95 % intervals: of errors geometric, of trajectories if followed."""
+    """Average over clips, with 95 % intervals; errors are averaged geometrically."""
 
     def column(name: str, of: tuple[str, ...] = KINDS) -> list[float]:
         return [f[name] for f, kind in zip(found, kinds, strict=True) if kind in of]
@@ -310,7 +316,7 @@ def summary(found: list[dict], kinds: list[str]) -> tuple[float, dict[str, float
 
 
 def interval(values: list[float], draws: int = 2000) -> tuple[float, float, float]:
-    """Mean and the bounds of its 95 % bootstrap interval."""
+    """Return the mean and the bounds of its 95 % bootstrap interval."""
     array = np.array([x for x in values if x is not None], dtype=float)
     if not len(array):
         return (math.nan,) * 3
@@ -319,5 +325,5 @@ def interval(values: list[float], draws: int = 2000) -> tuple[float, float, floa
 
 
 def geometric(values: list[float]) -> tuple[float, float, float]:
-    """The same of the geometric mean."""
+    """Return the geometric mean and the bounds of its 95 % bootstrap interval."""
     return tuple(math.exp(x) for x in interval([math.log(x) for x in values]))

@@ -1,4 +1,4 @@
-"""Every kernel against its peers, on the calls of one UNet forward on 16 frames of 512x512.
+"""Every kernel compared with its peers, on the calls of one UNet forward on 16 frames of 512x512.
 
 A result is compared with the operation's definition in float64. On a GPU each call is replayed from
 a CUDA graph, with the cache flushed before it. Peers: PyTorch operation by operation, each backend
@@ -30,14 +30,15 @@ ON_CPU = (8, ((32, 128), (16, 256), (8, 256), (4, 256)))
 
 @torch.no_grad()
 def run(bench: Bench) -> None:
+    """Measure the subject "kernels"."""
     torch.manual_seed(0)
-    bench.seconds = min(bench.seconds, 0.3)  # they are many, and short
+    bench.seconds = min(bench.seconds, 0.3)  # the cases are many and short
     for case in cases() if bench.cuda else cases(*ON_CPU):
         measure(bench, case)
 
 
 def measure(bench: Bench, case: Case) -> None:
-    """One case: the implementations of its table, and the peers that are not in it."""
+    """Measure one case: the implementations of its table, and the peers that are not in it."""
     args, options = case.draw(bench.device, bench.dtype)
     contenders = [
         Contender(
@@ -48,7 +49,7 @@ def measure(bench: Bench, case: Case) -> None:
             moved=lambda out: moved(args, options, out),
         )
         for i in case.table
-        # what runs on a CPU without refusing there may be Triton's interpreter
+        # on a CPU a Triton kernel would run in the interpreter
         if i.name not in ("reference",) + (() if bench.cuda else ("triton",))
         and i.refuses(*args, **options) is None
     ]
@@ -63,7 +64,7 @@ def measure(bench: Bench, case: Case) -> None:
         for name, run in peers(bench, case, args, options)
     ]
     if len(contenders) == 1 and not bench.cuda:
-        return  # nobody to compare with
+        return  # no peer to compare with
     eps = torch.finfo(bench.dtype).eps
     own = 0.0
 
@@ -74,7 +75,7 @@ def measure(bench: Bench, case: Case) -> None:
             own = max(own, found)
         return found
 
-    # ours may be off by twice as much as PyTorch's own, and anybody by a few roundings
+    # ours may have twice the error of PyTorch's own; peers a few roundings
     contenders.sort(key=lambda c: c.name in OURS)
 
     def allowed(name: str) -> float:
@@ -84,6 +85,7 @@ def measure(bench: Bench, case: Case) -> None:
 
 
 def tensors(value: Any) -> list[Tensor]:
+    """List all tensors in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -92,28 +94,28 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def moved(*values: Any) -> int:
-    """Bytes that have to be read or written at least."""
+    """Bytes of all tensors among the values, which must be read or written at least once."""
     return sum(t.numel() * t.element_size() for t in tensors(values))
 
 
 def flops(case: Case) -> int:
-    """Of the matrix products that cannot be left out."""
+    """Count the operations of the matrix products that cannot be left out."""
     if case.operation == "attention":
         (rows, n, heads, d), (_, m, _, _), (values, *_) = case.shapes
         return 2 * heads * n * m * d * (rows + values)
     if case.operation in ("linear", "geglu"):
-        (*tokens, _), (width_out, width_in), _ = case.shapes
-        return 2 * width_in * width_out * torch.Size(tokens).numel()
+        (*tokens, _), (channels_out, channels_in), _ = case.shapes
+        return 2 * channels_in * channels_out * torch.Size(tokens).numel()
     return 0
 
 
 def peers(bench: Bench, case: Case, args: tuple, options: dict) -> Iterator[tuple[str, Any]]:
-    """What somebody without these kernels would run, where the table does not have it already."""
+    """Give what would run without these kernels, where the table does not have it already."""
     by_name = {i.name: i.run for i in case.table}
     if case.operation == "attention":
         q, k, v = (x.transpose(1, 2) for x in args)
         groups = v.shape[0] // q.shape[0]
-        # what it costs to repeat them is not counted
+        # the cost of repeating them is not counted
         q, k = (x.repeat(groups, 1, 1, 1) if groups > 1 else x for x in (q, k))
 
         def attend(backend: SDPBackend) -> Tensor:
@@ -138,10 +140,10 @@ def peers(bench: Bench, case: Case, args: tuple, options: dict) -> Iterator[tupl
 
 
 def error(case: Case, args: tuple, options: dict, out: Any) -> float:
-    """||out - definition|| / ||definition||, the definition in float64."""
+    """Return ||out - definition|| / ||definition||, with the definition in float64."""
     truth_of = next(i.run for i in case.table if i.name == "reference")
     if case.operation == "attention":
-        # one row and its groups of values: all of them would not fit
+        # one row and its groups of values: all rows would not fit in memory
         rows = args[0].shape[0]
         args, out = (args[0][:1], args[1][:1], args[2][::rows]), out[::rows]
 

@@ -3,10 +3,10 @@
     PYTHONPATH=CHECKOUT python bench/moved.py
 
 Counts what that checkout would start on a GPU, in float16, without one and without data: every
-operation of PyTorch that is not a view is a launch that reads its inputs once and writes its
-outputs once; a Triton kernel's door likewise, however many launches it is; a convolution with a
-bias is two, since PyTorch adds that in a pass of its own. What a cache saves or a library reads
-twice is not seen.
+operation of PyTorch that is not a view counts as one launch that reads its inputs once and writes
+its outputs once. So does a call that dispatches to a Triton kernel, however many launches it makes.
+A convolution with a bias counts as two, because PyTorch adds the bias in a pass of its own. Bytes
+that a cache saves or that a library reads twice are not seen.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from anyv2v.pipeline import cost
 from anyv2v.runtime.accounting import count, fakes
 from bench.counted import FRAMES, SIZE, published_size
 
-DOORS = (
+DISPATCHERS = (
     "attention",
     "geglu",
     "group_norm_silu",
@@ -57,20 +57,21 @@ class Moved(TorchDispatchMode):
             self.launched(func, (args, kwargs), out)
         return out
 
-    def launched(self, func: Any, given: Any, out: Any) -> None:
+    def launched(self, func: Any, inputs: Any, out: Any) -> None:
+        """Count one operation of PyTorch."""
         name = str(func)
         if name.startswith(NO_KERNEL):
             return
         self.launches += 1
-        self.bytes += nbytes(given) + nbytes(out)
-        if name == "aten.convolution.default" and given[0][2] is not None:
+        self.bytes += nbytes(inputs) + nbytes(out)
+        if name == "aten.convolution.default" and inputs[0][2] is not None:
             self.launches += 1
             self.bias_passes += 1
             self.bytes += 2 * nbytes(out)
 
 
 def nbytes(tree: Any) -> int:
-    # what is spread without being copied is read once
+    """Bytes of all tensors in a tree; memory that a tensor repeats by stride 0 counts once."""
     return sum(
         x.itemsize * torch.Size(n for n, by in zip(x.shape, x.stride(), strict=True) if by).numel()
         for x in tree_leaves(tree)
@@ -78,13 +79,13 @@ def nbytes(tree: Any) -> int:
     )
 
 
-def through_doors(moved: Moved) -> None:
-    """From now on Triton's kernels are chosen as on a GPU, and each of their calls is a launch."""
+def count_kernels(moved: Moved) -> None:
+    """From now on, choose Triton kernels as on a GPU, and count each call of one as a launch."""
     never = {gpu.refuses, gpu.for_tests}
     gpu.refuses = gpu.for_tests = _never
-    for door in DOORS:
+    for operation in DISPATCHERS:
         try:
-            module = importlib.import_module(f"anyv2v.kernels.{door}")
+            module = importlib.import_module(f"anyv2v.kernels.{operation}")
         except ModuleNotFoundError:
             continue  # the checkout is older
         for name in [n for n in vars(module) if n.endswith("TABLE")]:
@@ -110,11 +111,11 @@ def through_doors(moved: Moved) -> None:
 
 
 def _never(*_: Any, **__: Any) -> None:
-    """Stands in for what would refuse tensors without data."""
+    """Replacement for rules that refuse tensors without data."""
 
 
 class CudnnLayout(TorchDispatchMode):
-    """Convolutions answer channels-last as cuDNN does; on the meta device they would not."""
+    """Makes results of convolutions channels-last, as cuDNN does; the meta device does not."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -125,11 +126,13 @@ class CudnnLayout(TorchDispatchMode):
 
 @contextmanager
 def fake_gpu(_: Any = None) -> Iterator[torch.device]:
+    """Fake mode for tensors without data on a GPU, with the memory formats of cuDNN."""
     with fakes("cuda") as device, CudnnLayout():
         yield device
 
 
 def report(name: str, moved: Moved, run) -> None:
+    """Run a function in fake mode and print its launches, bytes, operations and peak."""
     before = moved.launches, moved.bytes, moved.bias_passes
     with torch.no_grad(), moved:
         run()
@@ -146,8 +149,9 @@ def report(name: str, moved: Moved, run) -> None:
 
 
 def main() -> None:
+    """Print the figures of the UNet, the autoencoder and a whole edit."""
     editor = published_size()
-    # as they are when they come from a file
+    # the memory format of weights that are loaded from a file
     for network in (editor.backbone.unet, editor.backbone.codec.vae):
         network.to(memory_format=torch.channels_last)
     video = Video(frames=np.zeros((FRAMES, SIZE, SIZE, 3), "uint8"), fps=8)
@@ -157,20 +161,20 @@ def main() -> None:
         twin = editor.backbone.blank(device)
         vae, like = twin.codec.vae, dict(dtype=twin.dtype, device=device)
         channels, frames, height, width = twin.codec.shape(FRAMES, SIZE, SIZE)
-        told = twin.blank_conditions(frames, height, width)
+        conditions = twin.blank_conditions(frames, height, width)
         latents = torch.empty(1, channels, frames, height, width, **like)
-        two = told.stack([told, told], [0, 0])
+        two = conditions.stack([conditions, conditions], [0, 0])
         small = torch.empty(1, channels, height, width, **like)
         pixels = torch.empty(1, 3, SIZE, SIZE, **like)
-        through_doors(moved)
+        count_kernels(moved)
         for name, run in (
-            ("UNet, one branch", lambda: twin.predict(latents, 1, told, NO_TAPS)),
+            ("UNet, one branch", lambda: twin.predict(latents, 1, conditions, NO_TAPS)),
             ("UNet, two branches", lambda: twin.predict(latents, 1, two, NO_TAPS)),
             ("encoder, one frame", lambda: vae.encode(pixels)),
             ("decoder, one frame", lambda: vae.decode(small)),
         ):
             report(name, moved, run)
-    # the editor's own networks, which have no data, lie on no GPU; it is to be planned for one
+    # the editor's networks are on the meta device, but the cost is that of a GPU
     cost.fakes = fake_gpu
     print(cost.predict(editor, video, feature_memory=0))
 

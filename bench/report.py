@@ -1,4 +1,4 @@
-"""Writes the tables and figures of README.md and bench/README.md from bench/results.
+"""Write the tables and figures of README.md and bench/README.md from bench/results.
 
     python bench/report.py [--check]
 
@@ -34,9 +34,10 @@ Result = dict  # about: circumstances; rows: measurements
 
 
 class Results:
-    """What bench/results holds: the full set of a subject where it was run, else the small one.
+    """The contents of bench/results.
 
-    On a GPU, else what a rental measured.
+    For each subject the full set is used where it was run, else the small one, else, on a GPU, the
+    measurements of a rental.
     """
 
     def __init__(self, folder: Path):
@@ -52,6 +53,7 @@ class Results:
         }
 
     def of(self, subject: str, device: str = "cpu") -> Result | None:
+        """Return the results of a subject on a device, None where there are none."""
         for chosen in ("full", "small"):
             if found := self._files.get(f"{device}-{chosen}", {}).get(subject):
                 return found
@@ -76,11 +78,11 @@ KNOWN = {
     *("median_s", "p20_s", "p80_s", "rounds", "ratio", "evaluations", "tflop", "error", "peer"),
     *("of_matrix_rate", "of_copy_rate", "peak_mb", "peak_gb", "facts"),
 }
-"""Columns of a rental's facts that have their place in a row."""
+"""Columns of a rental's facts that a row has too."""
 
 
 def rented(fact: Row) -> Row:
-    """A fact of a rental as a row: what has no column of its own is among its `facts`."""
+    """Turn a fact of a rental into a row; columns that rows do not have go to its `facts`."""
     more = {k: v for k, v in fact.items() if k not in KNOWN and isinstance(v, int | float)}
     row = {k: v for k, v in fact.items() if k in KNOWN and v is not None}
     row["status"] = {"ok": "measured"}.get(fact["status"], fact["status"])
@@ -93,7 +95,7 @@ def rented(fact: Row) -> Row:
 
 
 def cases(result: Result, begins: str = "") -> dict[str, list[Row]]:
-    """Case -> its rows, in order."""
+    """Group rows by case, in order; begins: only cases whose names begin so."""
     found: dict[str, list[Row]] = {}
     for row in result["rows"]:
         if row["case"].startswith(begins):
@@ -102,6 +104,7 @@ def cases(result: Result, begins: str = "") -> dict[str, list[Row]]:
 
 
 def named(rows: Sequence[Row], implementation: str) -> Row:
+    """Return the row of an implementation, {} where there is none."""
     return next((r for r in rows if r["implementation"] == implementation), {})
 
 
@@ -109,7 +112,7 @@ def named(rows: Sequence[Row], implementation: str) -> Row:
 
 
 def digits(x: float | None, n: int = 3) -> str:
-    """To n significant digits, without powers of ten where they are not needed."""
+    """Format a number with n significant digits, without an exponent where that is possible."""
     if x is None:
         return ""
     if x == 0 or not 1e-4 <= abs(x) < 1e7:
@@ -119,10 +122,12 @@ def digits(x: float | None, n: int = 3) -> str:
 
 
 def whole(x: float | None) -> str:
+    """Format a number without decimals."""
     return "" if x is None else f"{x:,.0f}"
 
 
 def duration(seconds: float | None) -> str:
+    """Format a duration with three digits in s, ms or µs."""
     if seconds is None:
         return ""
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
@@ -132,7 +137,7 @@ def duration(seconds: float | None) -> str:
 
 
 def spread(row: Row) -> str:
-    """Median, and in brackets the 20th and 80th percentile."""
+    """Format the median, with the 20th and 80th percentiles in brackets."""
     if "median_s" not in row:
         return ""
     if row.get("rounds") == 1:
@@ -144,12 +149,13 @@ def spread(row: Row) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def circumstances(about: dict) -> str:
-    """Under each table: the command that makes it again, on what it ran and when."""
+    """Format the line under each table: command, device, versions, commit and date."""
     device = about["device"].replace(", x86_64", "")
     threads = about.get("threads")
     threads = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
@@ -162,10 +168,11 @@ def circumstances(about: dict) -> str:
 
 
 def glance(results: Results) -> str:
+    """Make README's first table: time, operations and memory of whole edits."""
     found = results.of("edit")
     if found is None:
         return "No results yet."
-    (real_case, real), (far_case, far) = cases(found, "edit, ").items()
+    (real_case, real), (_, far) = cases(found, "edit, ").items()
     ways = (ORIGINAL, FIRST, NEXT)
     a, b = [named(real, w) for w in ways], [named(far, w) for w in ways]
     base = a[0].get("median_s")
@@ -213,7 +220,7 @@ def glance(results: Results) -> str:
 def glance_on_a_gpu(
     gpu: dict | None, ways: Sequence[str]
 ) -> tuple[list[str], list[str], list[str], str]:
-    """Of an edit measured there: times, parts of the original's, peaks of memory, and on what."""
+    """Format an edit on a GPU: times, their ratios to the original's, memory, and notes."""
     if not gpu:
         return [NO_GPU] * 3, [], [], ""
     rows = [named([r for r in gpu["rows"] if "median_s" in r], w) for w in ways]
@@ -221,7 +228,7 @@ def glance_on_a_gpu(
     if rows[0]:
         of_original = [digits(r["median_s"] / rows[0]["median_s"]) if r else "" for r in rows]
     how = "".join(f"; extrapolated {r['extrapolated']}" for r in rows if "extrapolated" in r)
-    # one peak of both edits: the features that a first edit keeps serve the next
+    # both edits have one peak, because the features that the first one records stay for the next
     rounds = cases(gpu).get("edit, default", [{}])
     peaks = [megabytes(rounds[-1].get("peak_mb"))] * 2
     evaluations = [r.get("evaluations") for r in rows[1:]]
@@ -232,20 +239,23 @@ def glance_on_a_gpu(
 
 
 def marked(row: Row) -> str:
+    """The word "predicted" for a row that was not measured."""
     return " predicted" if row.get("status") == "predicted" else ""
 
 
 def most(row: Row) -> str:
-    """A fixed point may stop before its last evaluation."""
+    """Format evaluations, as a maximum where a fixed point may stop before its last one."""
     number = whole(row.get("evaluations"))
     return f"at most {number}" if row.get("implementation") == FIRST else number
 
 
 def megabytes(x: float | None) -> str:
+    """Format megabytes as MB or GB."""
     return "" if x is None else f"{digits(x / 1e3)} GB" if x >= 1e3 else f"{digits(x)} MB"
 
 
 def unet(results: Results) -> str:
+    """Make the table of forwards of the UNet."""
     found = results.of("unet")
     if found is None:
         return "No results yet."
@@ -263,10 +273,12 @@ def unet(results: Results) -> str:
 
 
 def short(case: str) -> str:
+    """The name of a case of the UNet, without its first word."""
     return case.removeprefix("forward, ")
 
 
 def gpu_lines(results: Results, subject: str, width: int) -> list[list[str]]:
+    """Make the lines of one branch on a GPU; width: the number of columns."""
     gpu = results.of(subject, "cuda")
     if not gpu:
         return [["GPU", NO_GPU, *[""] * (width - 2)]]
@@ -279,6 +291,7 @@ def gpu_lines(results: Results, subject: str, width: int) -> list[list[str]]:
 
 
 def inversion(results: Results) -> str:
+    """Make the table of inversion methods."""
     found = results.of("inversion")
     if found is None:
         return "No results yet."
@@ -312,6 +325,7 @@ def inversion(results: Results) -> str:
 
 
 def tolerance(results: Results) -> str:
+    """Make the table of tolerances of the fixed point."""
     found = results.of("tolerance")
     if found is None:
         return "No results yet."
@@ -331,7 +345,7 @@ def tolerance(results: Results) -> str:
 
 
 def bounded(facts: dict, name: str, unit: str) -> str:
-    """A mean and its interval."""
+    """Format a mean and its interval."""
     if name not in facts:
         return ""
     mean, low, high = (f"{facts[name + end]:+.3f}" for end in ("", "_low", "_high"))
@@ -339,7 +353,7 @@ def bounded(facts: dict, name: str, unit: str) -> str:
 
 
 def everything(subject: str) -> Callable[[Results], str]:
-    """All rows of a subject, on every device that it was measured on."""
+    """Return a function that makes a table of all rows of a subject, on every device."""
 
     def make(results: Results) -> str:
         parts = []
@@ -354,7 +368,7 @@ def everything(subject: str) -> Callable[[Results], str]:
 
 
 def rental(results: Results) -> str:
-    """What a rental found besides the subjects above: profiles, tests, experiments."""
+    """Make the tables of a rental's other facts: profiles, tests, experiments."""
     placed = {step for steps in RENTAL.values() for step in steps} | {"S1"}
     left = [x for x in results.rental if x["step"] not in placed and x["case"] != "step"]
     if not left:
@@ -376,6 +390,7 @@ def rental(results: Results) -> str:
 
 
 def rates(result: Result) -> str:
+    """Format the rates of the device that were measured."""
     about = result["about"]
     if not any("median_s" in row for row in result["rows"]):
         return ""
@@ -399,22 +414,25 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 
 
 def percent(x: float | None) -> str:
+    """Format a fraction in percent."""
     return "" if x is None else digits(100 * x, 2)
 
 
 def facts(row: Row) -> str:
-    told = {k: v for k, v in row.get("facts", {}).items() if k not in ("size", "frames", "edits")}
-    return ", ".join(f"{k} {v:.4g}" for k, v in told.items() if isinstance(v, int | float))
+    """Format the further facts of a row."""
+    more = {k: v for k, v in row.get("facts", {}).items() if k not in ("size", "frames", "edits")}
+    return ", ".join(f"{k} {v:.4g}" for k, v in more.items() if isinstance(v, int | float))
 
 
 def rows_of(result: Result) -> str:
+    """Make a table of all rows of a result, without columns that are empty."""
     cells = [
         [case if i == 0 else "", row["implementation"], *(make(row) for make in COLUMNS.values())]
         for case, rows in cases(result).items()
         for i, row in enumerate(rows)
     ]
     header = ["case", "implementation", *COLUMNS]
-    # columns in which nothing is said are left out
+    # leave out empty columns
     used = [i for i in range(len(header)) if i < 2 or any(line[i] for line in cells)]
     return table([header[i] for i in used], [[line[i] for i in used] for line in cells])
 
@@ -433,30 +451,34 @@ TABLES: dict[str, Callable[[Results], str]] = {
 
 
 class Drawing:
-    """Lines, marks and words of an SVG."""
+    """An SVG of lines, marks and words."""
 
     def __init__(self, width: int, height: int):
         self.size, self.parts = (width, height), []
 
     def line(self, x: float, y: float, x2: float, y2: float, style: str = "#888") -> None:
+        """Add a line; style: its color and, after a space, its dashes."""
         stroke, _, rest = style.partition(" ")
         dash = f' stroke-dasharray="{rest}"' if rest else ""
         self.parts.append(
             f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{stroke}"{dash}/>'
         )
 
-    def box(self, x: float, y: float, w: float, h: float, colour: str, hollow: bool) -> None:
-        look = f'fill="none" stroke="{colour}" stroke-width="2"' if hollow else f'fill="{colour}"'
+    def box(self, x: float, y: float, w: float, h: float, color: str, hollow: bool) -> None:
+        """Add a rectangle."""
+        look = f'fill="none" stroke="{color}" stroke-width="2"' if hollow else f'fill="{color}"'
         self.parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" {look}/>'
         )
 
-    def dot(self, x: float, y: float, r: float, colour: str, hollow: bool) -> None:
-        look = f'fill="none" stroke="{colour}" stroke-width="1.5"'
-        look = look if hollow else f'fill="{colour}"'
+    def dot(self, x: float, y: float, r: float, color: str, hollow: bool) -> None:
+        """Add a circle."""
+        look = f'fill="none" stroke="{color}" stroke-width="1.5"'
+        look = look if hollow else f'fill="{color}"'
         self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" {look}/>')
 
     def word(self, x: float, y: float, text: str, anchor: str = "start", size: int = 12) -> None:
+        """Add a text."""
         self.parts.append(
             f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}">'
             f"{escape(text)}</text>"
@@ -480,7 +502,7 @@ NAMES = {ORIGINAL: "the original's way", FIRST: "first edit", NEXT: "each furthe
 
 
 def glance_figure(results: Results) -> str:
-    """Bars: seconds measured with the demo weights, operations at the published size."""
+    """Draw bars: seconds measured with the demo weights, operations at the published size."""
     drawing, found = Drawing(760, 190), results.of("edit")
     if found is None:
         return str(drawing)
@@ -522,7 +544,7 @@ AXES = {"frames": "frames", "size": "pixels on a side", "edits": "edits of one c
 
 
 def scaling_figure(results: Results) -> str:
-    """Operations and memory along each axis, on logarithmic scales; hollow is predicted."""
+    """Draw operations and memory along each axis, on logarithmic scales; hollow is predicted."""
     drawing = Drawing(900, 560)
     series = scaling_series(results)
     for column, axis in enumerate(AXES):
@@ -544,7 +566,7 @@ def scaling_figure(results: Results) -> str:
 
 
 def scaling_series(results: Results) -> dict[str, list[dict]]:
-    """Kind of mark -> points: an axis' values, operations, memory."""
+    """Return kind of mark -> points with the values of all axes, operations and memory."""
     found: dict[str, list[dict]] = {"measured": [], "same": [], "predicted": []}
     for device in ("cpu", "cuda"):
         for row in (results.of("scaling", device) or {"rows": []})["rows"]:
@@ -564,7 +586,7 @@ def scaling_series(results: Results) -> dict[str, list[dict]]:
 def panel(
     drawing: Drawing, series: dict, axis: str, quantity: str, unit: str, left: float, top: float
 ) -> None:
-    """One quantity along one axis; the other axes at the value that most points have."""
+    """Draw one quantity along one axis; the other axes have the value that most points have."""
     width, height = 220, 180
     chosen = {kind: along(points, axis) for kind, points in series.items()}
     xs = [p[axis] for points in chosen.values() for p in points]
@@ -592,17 +614,17 @@ def panel(
     drawing.word(left + width / 2, top + height + 32, AXES[axis], "middle", 11)
     looks = {"measured": (4, MEASURED, False), "same": (6, MEASURED, True)}
     looks["predicted"] = (4, PREDICTED, True)
-    for kind, (radius, colour, hollow) in looks.items():
+    for kind, (radius, color, hollow) in looks.items():
         points = [at(p[axis], p[quantity]) for p in chosen[kind] if p[quantity]]
         for (x, y), (x2, y2) in zip(points, points[1:], strict=False):
             if kind != "same":
-                drawing.line(x, y, x2, y2, f"{colour} 4,4" if hollow else colour)
+                drawing.line(x, y, x2, y2, f"{color} 4,4" if hollow else color)
         for x, y in points:
-            drawing.dot(x, y, radius, colour, hollow)
+            drawing.dot(x, y, radius, color, hollow)
 
 
 def along(points: list[dict], axis: str) -> list[dict]:
-    """Those that differ from the base in this axis at most, in order; the base has one edit."""
+    """Choose the points that differ from the base along this axis alone, in order."""
     others = [name for name in AXES if name != axis]
 
     def usual(name: str) -> int | None:
@@ -622,7 +644,7 @@ DRAWN: dict[str, Callable[[Results], str]] = {
 
 
 def filled(text: str, results: Results) -> str:
-    """The text with every table between its markers made anew."""
+    """Return the text with every table between its markers replaced by the current one."""
 
     def make(match: re.Match) -> str:
         if match[2] not in TABLES:
@@ -632,8 +654,8 @@ def filled(text: str, results: Results) -> str:
     return re.sub(r"(<!-- bench:([\w-]+) -->).*?<!-- /bench -->", make, text, flags=re.DOTALL)
 
 
-def wanted(root: Path) -> dict[Path, str]:
-    """Each file that is made here -> what it has to hold."""
+def expected_files(root: Path) -> dict[Path, str]:
+    """Return each file that this script writes -> its text."""
     results = Results(root / FIGURES)
     files = {root / FIGURES / name: make(results) for name, make in DRAWN.items()}
     for name in DOCUMENTS:
@@ -643,11 +665,12 @@ def wanted(root: Path) -> dict[Path, str]:
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run the command line; with --check return 1 if a file is not up to date."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments not in ([], ["--check"]):
         print("usage: python bench/report.py [--check]", file=sys.stderr)
         return 2
-    files = wanted(root)
+    files = expected_files(root)
     if arguments:
         old = [
             str(path.relative_to(root))

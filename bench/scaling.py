@@ -1,8 +1,8 @@
 """Cost and memory of an edit against frames, resolution and the number of edits of one source.
 
-Measured: on a CPU the demo weights, 10 steps; on a GPU the published size with random weights, 50.
-Operations are counted in the run that is timed, and `anyv2v plan` is asked the same before it.
-Predicted by the plan alone: the published size on a GPU of 80 GB, 50 steps, float16.
+Measured: on a CPU the demo weights, 10 steps; on a GPU random weights of the published size, 50
+steps. Operations are counted in the run that is timed, and compared with those that `anyv2v plan`
+predicts. Predicted alone: the published size on a GPU of 80 GB, 50 steps, float16.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from bench.subjects import Watched, demo, published
 from bench.truth import check_network, check_schedule
 
 WITHIN = 0.05
-"""Operations counted have to be those predicted, to this part."""
+"""Relative difference allowed between the operations counted and those predicted."""
 
 
 @dataclass(frozen=True)
 class Point:
+    """The size of one measurement: side of the frames in pixels, frames, edits of one source."""
+
     size: int
     frames: int
     edits: int = 1
@@ -37,11 +39,11 @@ class Point:
 def points(
     base: Point, sizes: tuple[int, ...], frames: tuple[int, ...], edits: tuple[int, ...]
 ) -> list[Point]:
-    """Along each axis from the base, which is on all of them."""
-    found = [replace(base, frames=n) for n in frames]
-    found += [replace(base, size=n) for n in sizes]
-    found += [replace(base, edits=n) for n in edits]
-    return list(dict.fromkeys(found))
+    """List the points that differ from the base along one axis, and the base itself."""
+    result = [replace(base, frames=n) for n in frames]
+    result += [replace(base, size=n) for n in sizes]
+    result += [replace(base, edits=n) for n in edits]
+    return list(dict.fromkeys(result))
 
 
 DEMO = points(Point(32, 8), (32, 64), (8, 16, 32), (1, 2, 4))
@@ -51,6 +53,7 @@ PUBLISHED_FEW = points(Point(512, 16), (256, 512, 768), (8, 16, 32, 64), (1, 4, 
 
 
 def run(bench: Bench) -> None:
+    """Measure the subject "scaling"."""
     editor = (published if bench.cuda else demo)(bench.device)
     size, frames = editor.defaults.size, editor.defaults.frames
     check_schedule(editor.schedule)
@@ -59,7 +62,7 @@ def run(bench: Bench) -> None:
     few = PUBLISHED_FEW if bench.cuda else DEMO
     all_ = PUBLISHED if bench.cuda else DEMO_FULL
     for point in all_ if bench.full else few:
-        measured(bench, editor, point, 50 if bench.cuda else 10)
+        measure(bench, editor, point, 50 if bench.cuda else 10)
     for point in PUBLISHED if bench.full else PUBLISHED_FEW:
         plan = planned(point.size, point.frames, point.edits)
         bench.predicted(
@@ -73,10 +76,11 @@ def run(bench: Bench) -> None:
         print(f"published size, {point}: {plan.total / 1e12:.0f} TFLOP, {plan.peak / 1e9:.1f} GB")
 
 
-def measured(bench: Bench, editor: Editor, point: Point, steps: int) -> None:
+def measure(bench: Bench, editor: Editor, point: Point, steps: int) -> None:
+    """Run, check and time one point."""
     watched = Watched(editor)
     job = job_of(bench, (point.size, point.size), point.frames)
-    wanted = [anyv2v.EditRequest(job.frame, job.prompt)] * point.edits
+    requests = [anyv2v.EditRequest(job.frame, job.prompt)] * point.edits
     plan = editor.step_plan(steps)
     inverted: list[int] = []
 
@@ -86,28 +90,28 @@ def measured(bench: Bench, editor: Editor, point: Point, steps: int) -> None:
         recording = run.recording(video, steps=steps)
         source = run.invert(video, steps=steps, plan=plan, recording=recording)
         inverted.append(source.evaluations)
-        return [e.latents for e in run.edit_many(source, wanted, steps)]
+        return [e.latents for e in run.edit_many(source, requests, steps)]
 
     @cache
-    def told(evaluations: int) -> Plan:
+    def predicted(evaluations: int) -> Plan:
         options = {"inversion_steps": steps, "evaluations": evaluations}
         return predict(editor, job.video, point.edits, steps, **options)
 
     def error(way: str, out: list[torch.Tensor]) -> float:
-        """By how much the operations miss the plan; infinite if the edits are not one."""
+        """Relative error of the predicted operations; infinite if the edits are not the same."""
         finite = all(x.isfinite().all() for x in out)
         same = all(torch.allclose(x, out[0], rtol=1e-2, atol=1e-2) for x in out)
-        # the towers are not watched, and take next to nothing
-        foretold = told(inverted[-1])
-        counted, expected = watched.flops, foretold.total - foretold.flops["conditions"]
+        # the text and image towers are not counted; they take next to nothing
+        cost = predicted(inverted[-1])
+        counted, expected = watched.flops, cost.total - cost.flops["conditions"]
         return abs(counted / expected - 1) if finite and same else float("inf")
 
     def facts(way: str) -> dict:
-        foretold = told(inverted[-1])
+        cost = predicted(inverted[-1])
         return vars(point) | {
             "steps": steps,
-            "predicted_tflop": (foretold.total - foretold.flops["conditions"]) / 1e12,
-            "predicted_mb": (foretold.peak - foretold.weights) / 1e6,
+            "predicted_tflop": (cost.total - cost.flops["conditions"]) / 1e12,
+            "predicted_mb": (cost.peak - cost.weights) / 1e6,
         }
 
     name = "published size" if bench.cuda else "demo weights"

@@ -1,4 +1,4 @@
-"""What is edited: an editor with its weights, and a clip with an edit of it."""
+"""The inputs of the benchmarks: editors with weights, and clips with an edit of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bench.counted import published_size
 
 @dataclass(frozen=True)
 class Job:
-    """A clip, and what is to be made of it."""
+    """A video, and the first frame and the prompt of its edit."""
 
     video: anyv2v.Video
     frame: np.ndarray
@@ -31,14 +31,14 @@ class Job:
 
     @classmethod
     def rendered(cls, size: tuple[int, int], frames: int) -> Job:
-        """A clip of shapes that the demo model was not trained on."""
+        """Render shapes that the demo model was not trained on; size is (width, height)."""
         edit = draw_edit("colour", "held-out", 0)
         truth = Truth.of(edit, size, frames)
         return cls(anyv2v.Video(truth.source, 8), truth.frames[0], edit.truth.caption)
 
     @classmethod
     def enlarged(cls, size: tuple[int, int], frames: int) -> Job:
-        """A small one with each pixel repeated, where only time matters: drawing takes longer."""
+        """Enlarge a small clip by repeating pixels, which is faster than rendering a large one."""
         small = cls.rendered((32, 32), frames)
         width, height = size
         rows, columns = np.arange(height) * 32 // height, np.arange(width) * 32 // width
@@ -49,10 +49,10 @@ class Job:
 
 
 def demo(device: str) -> Editor:
-    """The demo weights, editing with the original's settings in place of what they do best with.
+    """Load the demo weights with the original's defaults in place of their own.
 
-    50 steps, guidance 9 with the original's negative prompt, injection (0.2, 0.2, 0.5): what is
-    measured is the work that the published weights would have.
+    50 steps, guidance 9 with the original's negative prompt, injection (0.2, 0.2, 0.5): the same
+    work as with the published weights.
     """
     editor = anyv2v.load("demo", device=device, dtype=torch.float32)
     backbone = editor.backbone
@@ -61,7 +61,7 @@ def demo(device: str) -> Editor:
 
 
 def published(device: str) -> Editor:
-    """The published size, random weights in float16: what time and memory depend on."""
+    """Make an editor of the published size with random weights in float16."""
     from bench.unet import draw
 
     editor = published_size()
@@ -73,10 +73,11 @@ def published(device: str) -> Editor:
 
 
 class Watched:
-    """An editor whose network is watched: which predictions it made, and what they cost.
+    """Counts the network evaluations of an editor and their operations.
 
-    `editor` runs as without, but for CUDA graphs, in which no prediction can be watched. Operations
-    are counted afterwards, of one prediction of each kind.
+    `editor` is an editor like the given one that is counted; it captures no CUDA graphs, because
+    evaluations inside a graph cannot be seen. Operations are counted afterwards, in one evaluation
+    of each kind.
     """
 
     def __init__(self, editor: Editor):
@@ -91,23 +92,24 @@ class Watched:
 
     @property
     def evaluations(self) -> int:
-        """Of single branches, since `clear`."""
+        """Evaluations of single branches since `clear`."""
         return sum(n * kind[1] for kind, n in self.calls.items() if kind[0] == "predict")
 
     @property
     def flops(self) -> int:
-        """Of the network and the autoencoder, since `clear`; the text and picture towers apart."""
+        """Operations of the network and the autoencoder since `clear`, without the CLIP towers."""
         for kind in self.calls.keys() - self._costs.keys():
             self._costs[kind] = count(self._examples[kind]).flops
         return sum(n * self._costs[kind] for kind, n in self.calls.items())
 
     def clear(self) -> None:
+        """Start counting anew."""
         self.calls.clear()
 
     def _predict(self, latents: Tensor, t: int, conditions: Any, taps: Taps = NO_TAPS) -> Tensor:
         sites = None if taps.sites is None else frozenset(taps.sites)
         form = (getattr(taps, "compact", None),)
-        # a replay's cost depends on the form of what was kept
+        # a replay's cost depends on the form of the recorded features
         kept = getattr(taps, "kept", {}) if isinstance(taps, anyv2v.Replay) else {}
         form += tuple(sorted((site, len(parts)) for site, parts in kept.items()))
         rows = len(conditions.samples)
@@ -128,7 +130,7 @@ class Watched:
 
 
 class Stand:
-    """Stands in for an object, some of whose attributes are others."""
+    """Stand-in for an object, with some of its attributes replaced."""
 
     def __init__(self, of: Any, **others: Any):
         self._of = of

@@ -1,17 +1,17 @@
-"""How exact an inversion has to be: tolerance and budget of the fixed point against what they cost.
+"""How exact an inversion must be: tolerance and budget of the fixed point, and their cost.
 
     python -m bench.tolerance [--first 0] [--scenes 48] [--settings NAME ...] [-o bench-out]
     python -m bench.tolerance --save
 
-On the demo weights, with its best settings; held-out scenes that nothing else was tried on, edited
-in six ways in turn. Each is inverted, told the caption of the source, then reconstructed (round
-trip: the error of the clean latents, relative to them) and edited (PSNR to the rendered truth,
-distance of the sprite from its true place). Plain DDIM is only sent there and back.
+The demo weights and their best settings; held-out scenes that are used for nothing else, with the
+six kinds of edits in turn. Each scene is inverted with its caption as prompt, then reconstructed
+(round trip: the relative error of the clean latents) and edited (PSNR to the rendered truth,
+distance of the sprite from its true place). With plain DDIM only the round trip is measured.
 
-One line of JSON for each scene and setting is appended to tolerance.jsonl at once; what is there is
-not done again, so a run may be stopped, continued and widened. Six scenes, one edit of each kind,
-run together: on a CPU that halves the time and changes results by rounding only. --save condenses
-the lines into bench/results, from where `python bench/report.py` takes the table in README.
+A line of JSON for each scene and setting is appended to tolerance.jsonl at once. What is in that
+file is not measured again, so a run may be stopped, continued and extended. Six scenes, one edit of
+each kind, run together: on a CPU that halves the time and changes results by rounding only. --save
+condenses the lines into bench/results, from where `python bench/report.py` takes README's table.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from bench.inversion import TRACKED, interval
 
 FPS = 8
 FIRST_SEED = 6_000_000
-"""Of the scenes: below are those of README's other figures."""
+"""Seed of the first scene; README's other figures use seeds below it."""
 SCORES = ("psnr", "ssim", "trajectory")
 DDIM, BEFORE = "ddim 500", "3e-4, 100"
-"""What the round trip and what the edits are compared with: the original's way, and the default
-before this was measured."""
+"""The settings with which the others are compared: for round trips the original's, for edits the
+default before this was measured."""
 DEFAULT = "3e-3"
 
 Run = Callable[[Predict, Inverted, NoiseSchedule, int], Iterator[Inverted]]
@@ -64,7 +64,7 @@ SETTINGS: dict[str, Run] = {
 
 
 class Clips:
-    """Several scenes of one size as a batch: what the network is told of each."""
+    """Several scenes of one size as a batch, with their conditions."""
 
     def __init__(self, editor: Editor, scenes: Sequence[int]):
         self.editor, self.scenes = editor, scenes
@@ -87,22 +87,26 @@ class Clips:
     def predict(
         self, t: float, latents: Mapping[int, Tensor], edit: bool = False, taps: Taps = NO_TAPS
     ) -> dict[int, Tensor]:
-        """v by row, of latents (1, c, f, h, w) by row; row r is of scene r modulo the scenes."""
-        told = self._edit if edit else self._source
-        told = [told[row % len(told)] for row in latents]
+        """Predict v (row -> v) for latents (row -> (1, c, f, h, w)) in one batch.
+
+        Row r is of scene r modulo the number of scenes.
+        """
+        conditions = self._edit if edit else self._source
+        conditions = [conditions[row % len(conditions)] for row in latents]
         v = self.editor.predict(
-            torch.cat(list(latents.values())), t, type(told[0]).stack(told), taps
+            torch.cat(list(latents.values())), t, type(conditions[0]).stack(conditions), taps
         )
         return dict(zip(latents, v.split(1), strict=True))
 
 
-def together(
+def invert_together(
     runs: Sequence[Run], clips: Clips, sites: Mapping[int, frozenset[str]]
 ) -> list[tuple[Inverted, dict[int, dict]]]:
-    """Inverts all scenes by all runs, (run, scene) in order; features of `sites` by step.
+    """Invert all scenes by all runs; returns the last states and the features of `sites` by step.
 
-    Each inversion has a thread, which waits while those behind it are evaluated: at the earliest
-    level that is asked for, all that ask for it in one batch.
+    The result is in the order (run, scene). Each inversion has a thread that asks for predictions
+    and waits for them. All that ask for the least noisy level are evaluated as one batch, so the
+    other threads wait until these have caught up with them.
     """
     schedule, count = clips.editor.schedule, len(clips.scenes)
     jobs = [(run, clean) for run in runs for clean in clips.clean]
@@ -126,7 +130,7 @@ def together(
                     found[row] = state, features[row]
                     break
             asked.put((row, None, None))
-        except Exception as error:  # else the others would wait for it forever
+        except Exception as error:  # or the main thread would wait for it forever
             asked.put((row, None, error))
 
     for row in range(len(jobs)):
@@ -148,26 +152,26 @@ def together(
         taps = Record(sites.get(now.index, ()))
         v = clips.predict(now.t, rows, taps=taps)
         for i, row in enumerate(rows):
-            # of the evaluation that came last, which is the one at the latents that are kept
+            # a later evaluation of the level replaces these: the last one is at the kept latents
             features[row][now.index] = {s: part(x, i, len(rows)) for s, (x,) in taps.kept.items()}
             answers[row].put(v[row])
     return found
 
 
 def part(x: Tensor, i: int, of: int) -> Tensor:
-    """The rows of one clip in a feature (b f, h, w, c)."""
+    """Part i of a feature (b f, h, w, c) of `of` clips."""
     return x.chunk(of)[i]
 
 
 @torch.no_grad()
 def measure(clips: Clips, settings: Sequence[str]) -> list[list[dict]]:
-    """For each setting, for each scene: what it cost and how good it was."""
+    """Measure cost and quality: a list for each setting, with a row for each scene."""
     editor, count = clips.editor, len(clips.scenes)
     schedule, steps = editor.schedule, BEST.steps
     plan = editor.step_plan(steps=steps, injection=BEST.injection)
     sites = {step.level.index: step.sites for step in plan.steps if step.sites}
     edited = settings != [DDIM]
-    found = together([SETTINGS[s] for s in settings], clips, sites if edited else {})
+    found = invert_together([SETTINGS[s] for s in settings], clips, sites if edited else {})
     begin = torch.cat([state.kept[state.latest] for state, _ in found])
 
     def back(level: Level, x: Tensor) -> Tensor:
@@ -196,7 +200,7 @@ def measure(clips: Clips, settings: Sequence[str]) -> list[list[dict]]:
 
 
 def read(path: Path) -> dict[str, dict[int, dict]]:
-    """Setting -> scene -> what was measured."""
+    """Read the file: setting -> scene -> its row; empty where there is no file."""
     found: dict[str, dict[int, dict]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         row = json.loads(line)
@@ -205,6 +209,7 @@ def read(path: Path) -> dict[str, dict[int, dict]]:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Measure the scenes and settings that are not in the file yet."""
     path = args.output / "tolerance.jsonl"
     args.output.mkdir(parents=True, exist_ok=True)
     editor = anyv2v.load("demo", device="cpu", dtype=torch.float32)
@@ -228,21 +233,21 @@ def run(args: argparse.Namespace) -> None:
 
 
 def summary(found: dict[str, dict[int, dict]]) -> list[dict]:
-    """A row for each setting: means over its scenes, differences over those it shares."""
+    """Make a row for each setting: means over its scenes, differences over shared scenes."""
     rows = []
     for setting, scenes in found.items():
         facts: dict[str, float] = {"scenes": len(scenes)}
-        told = list(scenes.values())
-        facts["most_evaluations"] = max(r["evaluations"] for r in told)
-        facts |= spread("latent_error", [r["error"] for r in told])
+        measured = list(scenes.values())
+        facts["most_evaluations"] = max(r["evaluations"] for r in measured)
+        facts |= spread("latent_error", [r["error"] for r in measured])
         shared = [i for i in scenes if i in found.get(DDIM, {})]
         if setting != DDIM and shared:
             plain = sum(found[DDIM][i]["error"] for i in shared)
             facts["scenes_of_ddim"] = len(shared)
             facts["of_ddim_error"] = sum(scenes[i]["error"] for i in shared) / plain
         if setting != DDIM:
-            facts |= spread("edit_db", [r["psnr"] for r in told])
-            tracked = [r["trajectory"] for r in told if r["kind"] in TRACKED]
+            facts |= spread("edit_db", [r["psnr"] for r in measured])
+            tracked = [r["trajectory"] for r in measured if r["kind"] in TRACKED]
             facts |= spread("edit_trajectory_px", tracked)
         base = found.get(BEFORE, {})
         shared = [i for i in scenes if i in base]
@@ -262,7 +267,7 @@ def summary(found: dict[str, dict[int, dict]]) -> list[dict]:
                 "implementation": setting + " (default)" * (setting == DEFAULT),
                 "peer": False,
                 "status": "counted",
-                "evaluations": sum(r["evaluations"] for r in told) / len(told),
+                "evaluations": sum(r["evaluations"] for r in measured) / len(measured),
                 "facts": {k: float(f"{v:.4g}") for k, v in facts.items() if v == v},
             }
         )
@@ -270,12 +275,12 @@ def summary(found: dict[str, dict[int, dict]]) -> list[dict]:
 
 
 def spread(name: str, values: list[float | None]) -> dict[str, float]:
-    """Mean and the bounds of its 95 % bootstrap interval, named."""
+    """Name the mean and the bounds of its 95 % bootstrap interval."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), interval(values), strict=True))
 
 
 def condense(path: Path) -> None:
-    """Every line into tolerance.csv, their means into cpu-full.json and .csv."""
+    """Write all lines to tolerance.csv, and their means to cpu-full.json and .csv."""
     found = read(path)
     found = {
         setting: dict(sorted(found[setting].items())) for setting in SETTINGS if setting in found
@@ -292,19 +297,22 @@ def condense(path: Path) -> None:
                 writer.writerow(row | {"error": f"{row['error']:.4g}"})
     bench = Bench("cpu", True, 0.0, torch.float32)
     about = circumstances(bench, "python -m bench.tolerance")
-    # rates of the machine, which nothing here depends on
+    # leave out the rates of the machine, which were not measured
     about = {k: v for k, v in about.items() if v == v}
     save(RESULTS, "cpu-full", "tolerance", about, summary(found))
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=48)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
-    parser.add_argument("--save", action="store_true", help="what is there, into bench/results")
+    parser.add_argument(
+        "--save", action="store_true", help="write what was measured to bench/results"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.save:

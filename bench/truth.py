@@ -1,8 +1,7 @@
-"""What results are compared with before anything is timed: independent of what is measured.
+"""Independent references with which results are compared before anything is timed.
 
-The schedule is written out again here, in float64, from the papers. A network is compared with
-diffusers' on the same weights; where diffusers is missing, with itself on kernels that are each
-replaced by their definition.
+The schedule is computed here from the papers, in float64. A network is compared with diffusers' on
+the same weights, and with itself with every kernel replaced by its definition.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from anyv2v.editor import Editor
 from anyv2v.kernels import attention
 from bench.core import Wrong
 
-WANTED = {
+CHOICES = {
     "attention": ("_WANTED",),
     "short_attention": ("_WANTED", "_WANTED_PROBABILITIES", "_WANTED_APPLY"),
     "group_norm_silu": ("_WANTED",),
@@ -39,23 +38,25 @@ WANTED = {
     "linear": ("_WANTED",),
     "residual_sum": ("_WANTED",),
 }
-"""Kernel -> where its module keeps what the environment asks for."""
+"""Kernel -> the variables of its module that hold the choice made by the environment."""
 
 MOST_SCORES = 2**28
+"""Most attention scores that the definition of attention computes at once."""
 
 
 def relative(out: Tensor, truth: Tensor) -> float:
-    """||out - truth|| / ||truth||."""
+    """Return ||out - truth|| / ||truth||."""
     truth = truth.double()
     return ((out.double() - truth).norm() / truth.norm()).item()
 
 
 def has_diffusers() -> bool:
+    """Whether diffusers is installed."""
     return importlib.util.find_spec("diffusers") is not None
 
 
 def diffusers_twin(unet: UNet, dtype: torch.dtype | None = None, channels_last=False) -> Any:
-    """diffusers' I2VGenXLUNet with the same sizes and weights, on the same device."""
+    """Build diffusers' I2VGenXLUNet with the same sizes and weights, on the same device."""
     from diffusers import I2VGenXLUNet
 
     c, first = unet.config, unet.conv_out.weight
@@ -77,16 +78,16 @@ def diffusers_twin(unet: UNet, dtype: torch.dtype | None = None, channels_last=F
         if x.ndim > 3:
             form = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
             x.data = x.data.contiguous(memory_format=form)
-    # their own .to() warns about what does not concern this
+    # diffusers' own .to() warns about things that do not matter here
     return torch.nn.Module.to(theirs, first.device, dtype or first.dtype).requires_grad_(False)
 
 
 @contextmanager
-def by_definition() -> Iterator[None]:
-    """Inside, every kernel is its definition in plain PyTorch, attention's in parts that fit."""
+def use_definitions() -> Iterator[None]:
+    """Replace every kernel by its definition in plain PyTorch, attention's in parts that fit."""
     places = [
         (importlib.import_module(f"anyv2v.kernels.{kernel}"), name)
-        for kernel, names in WANTED.items()
+        for kernel, names in CHOICES.items()
         for name in names
     ]
     before = [getattr(module, name) for module, name in places]
@@ -107,7 +108,7 @@ def by_definition() -> Iterator[None]:
 def _in_parts(
     definition: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, **options: Any
 ) -> Tensor:
-    """The definition keeps its scores several times: at full size 16 GB each."""
+    """Compute the definition in parts; at full size it would keep several copies of 16 GB."""
     rows, n, heads, _ = q.shape
     at_once = max(1, MOST_SCORES // (n * heads * k.shape[1]))
     values = v.unflatten(0, (-1, rows))
@@ -119,8 +120,10 @@ def _in_parts(
 
 
 def alphas() -> np.ndarray:
-    """alpha-bar (1000,): cosine (arXiv 2102.09672, eq. 17), with no signal left at the end (arXiv
-    2305.08891, algorithm 1)."""
+    """Return alpha-bar (1000,), the cosine schedule rescaled to zero terminal SNR.
+
+    arXiv 2102.09672, eq. 17, and arXiv 2305.08891, algorithm 1.
+    """
     u = np.arange(1001) / 1000
     remaining = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     root = np.sqrt(np.cumprod(1 - np.minimum(1 - remaining[1:] / remaining[:-1], 0.999)))
@@ -128,7 +131,7 @@ def alphas() -> np.ndarray:
 
 
 def check_schedule(schedule: TableSchedule) -> None:
-    """Wrong unless its table, its timesteps and both of its steps are those of the papers."""
+    """Raise Wrong unless the table, the timesteps and both steps are those of the papers."""
     levels = alphas()
     if not np.abs(schedule.alphas_cumprod.double().numpy() - levels).max() <= 1e-5:
         raise Wrong("the schedule's table of noise levels is not the papers'")
@@ -136,10 +139,10 @@ def check_schedule(schedule: TableSchedule) -> None:
     x, v = (torch.randn(4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     for steps in (50, 500):
         stride = 1000 // steps
-        wanted = list(range(1 + (steps - 1) * stride, 0, -stride))
-        if schedule.timesteps(steps) != wanted:
-            raise Wrong(f"the timesteps of {steps} steps are not {wanted[:2]} and so on")
-        for t in (1, 501, wanted[0]):
+        expected = list(range(1 + (steps - 1) * stride, 0, -stride))
+        if schedule.timesteps(steps) != expected:
+            raise Wrong(f"the timesteps of {steps} steps are not {expected[:2]} and so on")
+        for t in (1, 501, expected[0]):
             here, below = levels[t], levels[t - stride] if t >= stride else 1.0
             for step, a, b in (
                 (schedule.step, here, below),
@@ -156,34 +159,34 @@ def check_schedule(schedule: TableSchedule) -> None:
 
 @torch.no_grad()
 def check_network(editor: Editor, video: anyv2v.Video, allowed: float) -> None:
-    """Wrong unless a prediction, and one with features injected, is what it has to be."""
+    """Raise Wrong unless predictions, with and without injection, agree with the references."""
     frames, height, width, _ = video.frames.shape
-    told = editor.condition("a word", video.frames[0], frames, (width, height))
-    conditions = type(told).stack([told] * 3)
+    condition = editor.condition("a word", video.frames[0], frames, (width, height))
+    conditions = type(condition).stack([condition] * 3)
     channels, *shape = editor.backbone.codec.shape(frames, height, width)
     latents = torch.randn((3, channels, *shape), generator=torch.Generator().manual_seed(0))
     sites = frozenset().union(*editor.backbone.groups.values())
     ways: dict[str, Callable[[], Tensor]] = {
-        "a prediction": lambda: editor.predict(latents[:1], 501, told),
+        "a prediction": lambda: editor.predict(latents[:1], 501, condition),
         "an injected prediction": lambda: editor.predict(
             latents, 501, conditions, anyv2v.ShareSource(sites, 3)
         ),
     }
     for name, run in ways.items():
         out = run()
-        with by_definition():
+        with use_definitions():
             truth = run()
         if not (off := relative(out, truth)) <= allowed:
             raise Wrong(f"{name} of the network is off by {off:.2g} from that of its definitions")
     # diffusers' class takes latents of four channels only
     if has_diffusers() and channels == 4:
-        truth = _of_diffusers(editor, video, latents[:1])
-        out = editor.predict(latents[:1], 501, told)
+        truth = _predict_by_diffusers(editor, video, latents[:1])
+        out = editor.predict(latents[:1], 501, condition)
         if not (off := relative(out, truth)) <= allowed:
             raise Wrong(f"a prediction of the network is off by {off:.2g} from that of diffusers'")
 
 
-def _of_diffusers(editor: Editor, video: anyv2v.Video, latents: Tensor) -> Tensor:
+def _predict_by_diffusers(editor: Editor, video: anyv2v.Video, latents: Tensor) -> Tensor:
     from anyv2v.backbones.i2vgen.backbone import image_latents
 
     backbone, frames = editor.backbone, video.frames

@@ -1,8 +1,8 @@
-"""Forwards of the UNet: ours against diffusers' on the same weights, and each saving on and off.
+"""Forwards of the UNet: ours and diffusers' on the same weights, and each saving on and off.
 
-The weights are random, every tensor drawn. On a GPU the network has its published size, 512x512 and
+All weights are random. On a GPU the network has its published size, 512x512 and
 16 frames; on a CPU a fifth of the channels, 128x128 and 8 frames (full: 256x256 and 16). Peers:
-diffusers' I2VGenXLUNet as it comes (with PyTorch's fused attention), channels-last, and compiled.
+diffusers' I2VGenXLUNet as it is (with PyTorch's fused attention), channels-last, and compiled.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource
 from anyv2v.runtime.accounting import count
 from bench.core import Bench, Contender, captured_graph
 from bench.counted import NOTHING, UNET, Sharing
-from bench.truth import by_definition, diffusers_twin, has_diffusers, relative
+from bench.truth import diffusers_twin, has_diffusers, relative, use_definitions
 
 NARROW = UNetConfig(4, (64, 128, 256, 256), (True, True, True, False), 2, 64, 256, 32)
 SMALL, FULL, PUBLISHED = (NARROW, 8, 16), (NARROW, 16, 32), (UNET, 16, 64)
 """Sizes of the network; frames; height and width of the latents."""
 ALLOWED = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Relative to the truth, in the 2-norm."""
+"""Relative error allowed, in the 2-norm."""
 
 
 @torch.no_grad()
 def run(bench: Bench) -> None:
+    """Measure the subject "unet"."""
     config, frames, side = PUBLISHED if bench.cuda else FULL if bench.full else SMALL
     unet = random_unet(config, bench.device, bench.dtype)
     forward(bench, unet, frames, side)
@@ -39,7 +40,7 @@ def run(bench: Bench) -> None:
 
 
 def random_unet(config: UNetConfig, device: str, dtype: torch.dtype) -> UNet:
-    """Every tensor drawn, with half the variance that keeps activations level."""
+    """Build a UNet in which every tensor is random; see draw."""
     with torch.device("meta"):
         unet = UNet(config)
     unet = unet.to_empty(device=device).eval().requires_grad_(False)
@@ -48,7 +49,10 @@ def random_unet(config: UNetConfig, device: str, dtype: torch.dtype) -> UNet:
 
 
 def draw(network: torch.nn.Module) -> None:
-    """Fills a network with random weights that keep numbers finite in any dtype."""
+    """Fill a network with random weights that keep activations finite in any dtype.
+
+    Matrices have half the variance that would keep the scale of activations constant.
+    """
     some = next(network.parameters())
     generator = torch.Generator(some.device).manual_seed(0)
     for name, x in network.named_parameters():
@@ -59,7 +63,7 @@ def draw(network: torch.nn.Module) -> None:
 
 
 class Inputs:
-    """Of a forward: what differs from branch to branch is drawn for each."""
+    """Random inputs of a forward of up to three branches, which differ in all of them."""
 
     def __init__(self, unet: UNet, frames: int, side: int):
         c, some = unet.config, unet.conv_out.weight
@@ -75,15 +79,18 @@ class Inputs:
         self.t = torch.tensor([501] * 3, device=some.device)
 
     def condition(self, rows: slice):
+        """Compute the conditions of some branches."""
         return self.unet.condition(
             self.text[rows], self.embedding[rows], self.image[rows], self.fps[rows]
         )
 
     def ours(self, rows: int = 1) -> Tensor:
+        """Run our network on the first `rows` branches."""
         # a run computes the conditions once, but diffusers' forward has them inside
         return self.unet(self.latents[:rows], self.t[:rows], self.condition(slice(rows)))
 
     def theirs(self, network: Callable, rows: int = 1, dtype: torch.dtype | None = None) -> Tensor:
+        """Run diffusers' network on the first `rows` branches."""
         each = (self.latents, self.image, self.embedding, self.text)
         latents, image, embedding, text = (x[:rows].to(dtype or x.dtype) for x in each)
         t, fps = self.t[:rows], self.fps[:rows]
@@ -93,14 +100,17 @@ class Inputs:
 
 
 def forward(bench: Bench, unet: UNet, frames: int, side: int) -> None:
-    """One branch and three; the conditions, which diffusers computes each time, on both sides."""
+    """Measure forwards of one and of three branches.
+
+    Both sides compute the conditions, because diffusers' forward computes them each time.
+    """
     inputs = Inputs(unet, frames, side)
     read = sum(x.nbytes for x in unet.parameters())
     for rows in (1, 3):
         name = f"forward, {branches(rows)}, {shape(unet.config, frames, side)}"
         ours = partial(inputs.ours, rows)
         ways = [Contender("anyv2v", ours), *variants(inputs, rows)]
-        # operations of what is compiled or captured cannot be seen: they are those of the plain way
+        # operations in compiled code or graphs cannot be counted: they are those of the eager way
         flops = cache(lambda ours=ours: count(ours).flops)
         theirs = list(peers(bench, name, inputs, rows))
         if theirs:
@@ -123,7 +133,7 @@ def forward(bench: Bench, unet: UNet, frames: int, side: int) -> None:
 
 
 def variants(inputs: Inputs, rows: int) -> Iterator[Contender]:
-    """Further ways to run our forward on a GPU."""
+    """Give further ways to run our forward on a GPU."""
     ours = partial(inputs.ours, rows)
     if not inputs.latents.is_cuda:
         return
@@ -132,6 +142,7 @@ def variants(inputs: Inputs, rows: int) -> Iterator[Contender]:
 
 
 def peers(bench: Bench, case: str, inputs: Inputs, rows: int) -> Iterator[Contender]:
+    """Give the ways to run diffusers' forward."""
     names = ["diffusers", "diffusers, channels-last", "diffusers, torch.compile"]
     if not has_diffusers():
         for name in names:
@@ -151,17 +162,17 @@ def peers(bench: Bench, case: str, inputs: Inputs, rows: int) -> Iterator[Conten
 
 
 def reference(inputs: Inputs, rows: int) -> Tensor:
-    """diffusers' in float32; where there is none, ours by the definitions of its kernels."""
+    """Run the reference: diffusers in float32, or ours by definition where it is not installed."""
     if has_diffusers():
         return inputs.theirs(diffusers_twin(inputs.unet, torch.float32), rows, torch.float32)
-    with by_definition():
+    with use_definitions():
         return inputs.ours(rows)
 
 
 def steps(bench: Bench, unet: UNet, frames: int, side: int) -> None:
-    """Steps of an edit under guidance, each saving on and off; the same result for all."""
+    """Measure steps of an edit under guidance with each saving on and off; all must agree."""
     for name, ways in ways_of_steps(Inputs(unet, frames, side)).items():
-        with by_definition():
+        with use_definitions():
             truth = next(iter(ways.values()))()
         bench.case(
             f"{name}, {shape(unet.config, frames, side)}",
@@ -175,7 +186,7 @@ def steps(bench: Bench, unet: UNet, frames: int, side: int) -> None:
 
 
 def sites_of(unet: UNet) -> frozenset[str]:
-    """Where the paper injects."""
+    """The sites at which the paper injects."""
     groups = paper_sites(unet.config.attention, unet.config.layers)
     return frozenset(site for group in groups.values() for site in group)
 
@@ -190,10 +201,10 @@ def ways_of_steps(inputs: Inputs) -> dict[str, dict[str, Callable[[], Tensor]]]:
     )
     x, z, stack = inputs.latents[:1], inputs.latents[1:2], type(source).stack
 
-    def way(rows: list[int], told: list, latents: list[Tensor], taps=NO_TAPS) -> Callable:
-        # a run stacks its conditions once, before its steps
-        given, t = stack(told, rows), inputs.t[:1].expand(1 + max(rows))
-        return lambda: unet(torch.cat(latents), t, given, taps)[-2:]
+    def way(rows: list[int], branches: list, latents: list[Tensor], taps=NO_TAPS) -> Callable:
+        # an edit stacks its conditions once, before its steps
+        conditions, t = stack(branches, rows), inputs.t[:1].expand(1 + max(rows))
+        return lambda: unet(torch.cat(latents), t, conditions, taps)[-2:]
 
     def recorded(compact: bool) -> Replay:
         record = Record(sites, compact)
@@ -221,9 +232,11 @@ def ways_of_steps(inputs: Inputs) -> dict[str, dict[str, Callable[[], Tensor]]]:
 
 
 def branches(rows: int) -> str:
+    """Words for a number of branches, in names of cases."""
     return "one branch" if rows == 1 else f"{rows} branches"
 
 
 def shape(config: UNetConfig, frames: int, side: int) -> str:
+    """Words for the sizes of network and input, in names of cases."""
     widths = "/".join(map(str, config.widths))
     return f"widths {widths}, {frames} frames, {8 * side}x{8 * side}"

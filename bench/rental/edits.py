@@ -15,24 +15,24 @@ from anyv2v.editor import Editor
 from bench.core import captured_graph
 from bench.counted import BRANCHES, INVERSION
 from bench.rental.lab import Lab, Times, quantiles
-from bench.rental.network import attending
+from bench.rental.network import use_attention
 from bench.subjects import demo, published
 from bench.truth import relative
 
 PROMPT = "a man in a red shirt walking"
 EVERYWHERE = anyv2v.Injection(1.0, 1.0, 1.0)
 SAME = {torch.float32: 1e-4, torch.float16: 5e-2}
-"""How far edits that ought to be one may lie from one another: see bench/edit.py."""
+"""Relative error allowed between edits that should be equal; see bench/edit.py."""
 
 
 class Job:
-    """An editor of the published size, a clip of random pictures and what to make of it."""
+    """An editor of the published size, a video of random pictures, and an edit of it."""
 
     def __init__(self, lab: Lab):
         self.editor: Editor = (demo if lab.dry else published)(lab.device)
         (width, height), frames = self.editor.defaults.size, self.editor.defaults.frames
         generator = np.random.default_rng(0)
-        # smooth, as far as random pictures can be: blocks of sixteen pixels
+        # random blocks of 16x16 pixels, somewhat like smooth pictures
         shape = (frames + 1, height // 16, width // 16, 3)
         small = generator.integers(256, size=shape, dtype=np.uint8)
         clip = small.repeat(16, axis=1).repeat(16, axis=2)
@@ -40,7 +40,7 @@ class Job:
         self.steps = 5 if lab.dry else 50
 
     def invert(self, memory: int | None = None, **options) -> anyv2v.Source:
-        """As the command line does it: what the edit will inject is recorded on the way."""
+        """Invert as the command line does: the features that the edit injects are recorded."""
         plan = self.editor.step_plan(self.steps)
         recording = self.editor.recording(self.video, steps=self.steps, memory=memory)
         return self.editor.invert(
@@ -48,20 +48,22 @@ class Job:
         )
 
     def edit(self, source: anyv2v.Source, **options) -> anyv2v.Edit:
+        """Edit the video."""
         options = {"steps": self.steps} | options
         return self.editor.edit(source, self.frame, PROMPT, **options)
 
 
 @torch.no_grad()
 def default(lab: Lab) -> None:
-    """First edits and further ones; what their parts take; memory."""
+    """S4: measure first and further edits, their parts and their memory."""
     start = lab.stopwatch()
     job = Job(lab)
     editor = job.editor
     lab.fact("setting up", "random weights on the device", seconds=lab.stopwatch() - start)
 
     latents = _rounds(lab, job)
-    # random weights may converge sooner or later than trained ones: the bound does not depend
+    # with random weights the fixed point may converge faster or more slowly than with trained ones,
+    # so measure the bound, which does not depend on that
     _once(
         lab,
         "edit",
@@ -70,10 +72,10 @@ def default(lab: Lab) -> None:
         headline=True,
     )
     _parts(lab, job, latents)
-    # the autoencoder's heads are wider than our kernel's: they stay with PyTorch
+    # our kernel does not support the head dim of the autoencoder, which stays with PyTorch's
     name = "sdpa" if lab.dry else "triton,sdpa"
     source = job.invert()
-    with attending(name):
+    with use_attention(name):
         job.edit(source)
         words = f"anyv2v, next edit, ANYV2V_ATTENTION={name}"
         _once(lab, "edit", words, lambda: job.edit(source))
@@ -85,7 +87,7 @@ def default(lab: Lab) -> None:
         lambda: job.edit(job.invert(memory=0)),
         headline=True,
     )
-    # towers and encoder wait on the host from here on
+    # from here on, the CLIP towers and the encoder are offloaded to the host
     job.editor = Editor(editor.backbone, offload=True)
     for memory, words in ((0, "offload, --feature-memory 0"), (None, "offload")):
         _once(
@@ -98,7 +100,7 @@ def default(lab: Lab) -> None:
 
 
 def _once(lab: Lab, case: str, name: str, make: Callable[[], object], **columns) -> None:
-    """Time and peak of memory of one run."""
+    """Measure time and peak memory of one run."""
     lab.begin_peak()
     begin = lab.stopwatch()
     make()
@@ -107,11 +109,11 @@ def _once(lab: Lab, case: str, name: str, make: Callable[[], object], **columns)
 
 
 def _rounds(lab: Lab, job: Job) -> Tensor:
-    """Three times an inversion, a first edit and a further one; the latents of the last."""
+    """Measure an inversion, a first and a further edit three times; returns the last latents."""
     firsts, nexts, parts = [], [], []
     truth = None
     for i in range(3):
-        source = first = further = None  # a round before would count in the peak
+        source = first = further = None  # or the round before would count in the peak
         lab.begin_peak()
         begin = lab.stopwatch()
         source = job.invert()
@@ -141,7 +143,7 @@ def _rounds(lab: Lab, job: Job) -> Tensor:
         parts.append((middle - begin, source.evaluations))
         firsts.append(end - begin)
         nexts.append(last - end)
-    # the first round starts a process: libraries load, kernels are compiled and checked
+    # the first round includes loading of libraries, and compiling and checking of kernels
     times_first, times_next = quantiles(firsts[1:]), quantiles(nexts[1:])
     lab.fact(
         "edit",
@@ -162,7 +164,7 @@ def _rounds(lab: Lab, job: Job) -> Tensor:
 
 
 def _parts(lab: Lab, job: Job, latents: Tensor) -> None:
-    """What an edit does besides its predictions."""
+    """Measure the parts of an edit besides its predictions."""
     editor = job.editor
     for name, part in (
         ("recording(): what will be kept, on the host", lambda: editor.recording(job.video)),
@@ -181,14 +183,15 @@ def _parts(lab: Lab, job: Job, latents: Tensor) -> None:
 
 @torch.no_grad()
 def original(lab: Lab) -> None:
-    """500 DDIM steps and 50 steps of three branches: extrapolated from some of each.
+    """S5: measure the original's procedure, 500 DDIM steps and 50 steps of three branches.
 
-    The source is in the batch of every step, whatever is injected there.
+    The total is extrapolated from some steps of each. The source is in the batch of every step,
+    whether or not anything is injected there.
     """
     job = Job(lab)
     editor, steps = job.editor, job.steps
     inversion = 50 if lab.dry else INVERSION
-    # the last steps of sampling start within what is inverted
+    # sample the last steps only, whose first latents a short inversion reaches
     sampled = 3 if lab.dry else 8
     start = steps - sampled
     plan = editor.step_plan(steps, start, source_pass="always")
@@ -198,7 +201,7 @@ def original(lab: Lab) -> None:
         beats.append(lab.stopwatch())
 
     def per_step(skip: int = 3 if not lab.dry else 1) -> float:
-        # the first steps warm up and capture
+        # leave out the first steps, which warm up and capture graphs
         taken = [b - a for a, b in zip(beats, beats[1:], strict=False)][skip - 1 :]
         beats.clear()
         return float(np.median(taken))
@@ -235,16 +238,16 @@ def original(lab: Lab) -> None:
 
 @torch.no_grad()
 def in_a_row(lab: Lab) -> None:
-    """Features in pinned host memory; edits in a row; a capture that fails in between."""
+    """T3: measure features in pinned host memory, and edits in a row with a failing capture."""
     job = Job(lab)
     editor = job.editor
     plan = editor.step_plan(job.steps)
-    wanted = editor.recording(job.video, steps=job.steps)
-    source = editor.invert(job.video, steps=job.steps, plan=plan, recording=wanted)
+    recording = editor.recording(job.video, steps=job.steps)
+    source = editor.invert(job.video, steps=job.steps, plan=plan, recording=recording)
     begin = lab.stopwatch()
     here = job.edit(source)
     on_device = lab.stopwatch() - begin
-    forced = replace(wanted, places=dict.fromkeys(wanted.places, "host"))
+    forced = replace(recording, places=dict.fromkeys(recording.places, "host"))
     source = editor.invert(job.video, steps=job.steps, plan=plan, recording=forced)
     begin = lab.stopwatch()
     there = job.edit(source)
@@ -257,7 +260,7 @@ def in_a_row(lab: Lab) -> None:
         error=relative(there.latents, here.latents),
         seconds=on_host,
         on_device_s=on_device,
-        gigabytes=wanted.bytes() / 1e9,
+        gigabytes=recording.bytes() / 1e9,
         headline=True,
     )
     del source
@@ -282,7 +285,7 @@ def in_a_row(lab: Lab) -> None:
 
 
 def broken_capture() -> dict[str, str]:
-    """What a capture that fails leaves behind."""
+    """Let a capture fail; returns the error and whether the cache can still be emptied."""
     x = torch.ones(4, device="cuda")
     try:
         captured_graph(lambda: x.sum().item())

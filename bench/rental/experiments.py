@@ -1,4 +1,4 @@
-"""T2, T4, T6: what would be gained by switches, other tiles, larger products, a compiler."""
+"""T2, T4, T6: experiments with other tiles, switches, larger products and a compiler."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from torch import Tensor
 
 from anyv2v.kernels.attention.reference import reference
 from bench.rental.lab import Lab
-from bench.rental.network import attending, by_pytorch, drawn, one_branch, profiled
-from bench.truth import WANTED, relative
+from bench.rental.network import (
+    one_branch,
+    profile_kernels,
+    random_inputs,
+    use_attention,
+    use_pytorch,
+)
+from bench.truth import CHOICES, relative
 from bench.unet import ALLOWED, ways_of_steps
 
-# groups -> tiles (queries, keys, warps, stages) that spill no registers when they are compiled
 TILES = {
     1: [(128, 128, 8, 3), (128, 64, 4, 3)],
     2: [(128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3)]
@@ -25,22 +30,23 @@ TILES = {
     3: [(128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 8, 4), (128, 128, 8, 2), (64, 64, 4, 2)]
     + [(64, 64, 4, 3), (64, 128, 4, 2)],
 }
+"""Groups -> tiles (queries, keys, warps, stages) that compile without spilling registers."""
 
 
 @torch.no_grad()
 def tiles(lab: Lab) -> None:
-    """The attention kernel with tiles of every kind, the error first."""
+    """T2: check and time the attention kernel with different tiles."""
     from anyv2v.kernels.attention import fused
 
     for tokens, heads in ((16, 1),) if lab.dry else ((4096, 5), (1024, 10)):
-        rows, width = (1, 16) if lab.dry else (16, 64)
+        batch, head_dim = (1, 16) if lab.dry else (16, 64)
         for groups, table in TILES.items():
-            shape = rows, tokens, heads, width
+            shape = batch, tokens, heads, head_dim
             q, k = (torch.randn(shape, device=lab.device, dtype=torch.float16) for _ in range(2))
-            v = torch.randn(groups * rows, *shape[1:], device=lab.device, dtype=torch.float16)
-            truth = reference(q[:1].double(), k[:1].double(), v[::rows].double())
+            v = torch.randn(groups * batch, *shape[1:], device=lab.device, dtype=torch.float16)
+            truth = reference(q[:1].double(), k[:1].double(), v[::batch].double())
             case = f"attention, {tokens} tokens, g={groups}"
-            flops = 2 * heads * tokens**2 * width * (rows + groups * rows)
+            flops = 2 * heads * tokens**2 * head_dim * (batch + groups * batch)
             for tile in table[:1] if lab.dry else table:
                 chosen = fused.Tiles(*tile)
                 if lab.dry:
@@ -53,7 +59,7 @@ def tiles(lab: Lab) -> None:
 
                 name = "x".join(map(str, tile[:2])) + f", {tile[2]} warps, {tile[3]} stages"
                 try:
-                    off = relative(run()[::rows], truth)
+                    off = relative(run()[::batch], truth)
                     right = off <= 1e-3
                     times = lab.clock(lab.captured(run), 0.0 if lab.dry else 0.1) if right else None
                 except Exception as e:
@@ -72,10 +78,10 @@ def tiles(lab: Lab) -> None:
 
 
 @contextmanager
-def wanting(kernel: str, name: str) -> Iterator[None]:
-    """Inside, one kernel is by the implementation of that name."""
+def use_implementation(kernel: str, name: str) -> Iterator[None]:
+    """Use the implementation of that name for one kernel."""
     module = importlib.import_module(f"anyv2v.kernels.{kernel}")
-    patches = [mock.patch.object(module, place, name) for place in WANTED[kernel]]
+    patches = [mock.patch.object(module, place, name) for place in CHOICES[kernel]]
     for patch in patches:
         patch.start()
     try:
@@ -87,6 +93,7 @@ def wanting(kernel: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def small_norm_tiles() -> Iterator[None]:
+    """Use smaller tiles in the group norm kernel."""
     from anyv2v.kernels.group_norm_silu import fused
 
     with mock.patch.object(fused, "POSITIONS", 64):
@@ -95,6 +102,7 @@ def small_norm_tiles() -> Iterator[None]:
 
 @contextmanager
 def without_cudnn_attention() -> Iterator[None]:
+    """Turn off cuDNN's attention."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
@@ -103,27 +111,27 @@ def without_cudnn_attention() -> Iterator[None]:
 
 
 def switches(lab: Lab) -> None:
-    """Each changes one thing of a captured forward; the first and the last change nothing."""
+    """T4: time a captured forward with one thing changed; the first and last change nothing."""
     with torch.no_grad():
         _switches(lab)
         _products(lab)
 
 
 def _switches(lab: Lab) -> None:
-    inputs = drawn(lab)
+    inputs = random_inputs(lab)
     run = one_branch(inputs)
     truth = run()
     ways: dict[str, Callable[[], AbstractContextManager]] = {
         "as it is": nullcontext,
         "cudnn.benchmark": lambda: torch.backends.cudnn.flags(enabled=True, benchmark=True),
         "no attention by cuDNN": without_cudnn_attention,
-        "attention by triton": lambda: attending("sdpa" if lab.dry else "triton"),
-        "group norm by PyTorch": lambda: wanting("group_norm_silu", "eager"),
-        "GEGLU by PyTorch": lambda: wanting("geglu", "eager"),
-        "short attention by PyTorch": lambda: wanting("short_attention", "eager"),
-        "layer norm by PyTorch": lambda: wanting("layer_norm", "eager"),
+        "attention by triton": lambda: use_attention("sdpa" if lab.dry else "triton"),
+        "group norm by PyTorch": lambda: use_implementation("group_norm_silu", "eager"),
+        "GEGLU by PyTorch": lambda: use_implementation("geglu", "eager"),
+        "short attention by PyTorch": lambda: use_implementation("short_attention", "eager"),
+        "layer norm by PyTorch": lambda: use_implementation("layer_norm", "eager"),
         "group norm in tiles of 64x64": nullcontext if lab.dry else small_norm_tiles,
-        "nothing by Triton": by_pytorch,
+        "nothing by Triton": use_pytorch,
         "as it is, again": nullcontext,
     }
     for name, way in ways.items():
@@ -137,13 +145,13 @@ def _switches(lab: Lab) -> None:
             continue
         lab.fact("switch", name, "ok" if right else "wrong", times=times, error=off, headline=True)
     step = ways_of_steps(inputs)["step that injects"]["replayed, compact (the default)"]
-    kinds = profiled(lab, step, "profile2.csv")
+    kinds = profile_kernels(lab, step, "profile2.csv")
     for kind, (ms, launches) in sorted(kinds.items(), key=lambda x: -x[1][0]):
         lab.fact("profile of a step that injects", kind, ms=ms, launches=launches)
 
 
 def _products(lab: Lab) -> None:
-    """Products that take in what follows them, and a temporal convolution as a product."""
+    """Time fused matrix products, and a temporal convolution as a matrix product."""
     for tokens, c in ((32, 16),) if lab.dry else ((65536, 320), (16384, 640), (4096, 1280)):
 
         def normal(*shape: int) -> Tensor:
@@ -195,7 +203,7 @@ def _products(lab: Lab) -> None:
 
 
 def _compare(lab: Lab, case: str, ways: Sequence[tuple[str, Callable[[], Tensor]]]) -> None:
-    """Times the ways to one result that agree with the first of them."""
+    """Time the ways to compute one result that agree with the first of them."""
     first = None
     for name, run in ways:
         out = run()
@@ -208,15 +216,14 @@ def _compare(lab: Lab, case: str, ways: Sequence[tuple[str, Callable[[], Tensor]
 
 @torch.no_grad()
 def compiled(lab: Lab) -> None:
-    """torch.compile of the whole network, with PyTorch's operations in place of our kernels."""
-    inputs = drawn(lab)
-    told = inputs.condition(slice(1))
-    arguments = inputs.latents[:1], inputs.t[:1], told
+    """T6: time torch.compile of the whole network, with and without our kernels."""
+    inputs = random_inputs(lab)
+    arguments = inputs.latents[:1], inputs.t[:1], inputs.condition(slice(1))
     truth = inputs.unet(*arguments)
     backend = "eager" if lab.dry else "inductor"
-    ways = {"ours traced as they are": nullcontext, "nothing by Triton": by_pytorch}
+    ways = {"ours traced as they are": nullcontext, "nothing by Triton": use_pytorch}
     if lab.dry:
-        # tracing takes most of a minute for each
+        # tracing takes up to a minute each time
         del ways["nothing by Triton"]
     for name, way in ways.items():
         torch._dynamo.reset()

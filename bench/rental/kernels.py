@@ -1,4 +1,4 @@
-"""S1: whether every kernel is right on the device. S6: how long it takes beside its peers."""
+"""S1: correctness of every kernel on the device. S6: its time, compared with its peers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TINY = (2, ((4, 64), (2, 64), (2, 64), (2, 64)))
 
 @torch.no_grad()
 def correct(lab: Lab) -> None:
-    """Every implementation of every case, fp16 and bf16, against its definition in float64."""
+    """S1: compare every implementation of every case with its definition, in fp16 and bf16."""
     i, n = lab.share
     calls, nearest = 0, 0.0
     for case, dtype in list(every(lab))[i::n]:
         torch.manual_seed(0)
         args, options = case.draw(lab.device, dtype)
         eps = torch.finfo(dtype).eps
-        # PyTorch's own comes first: ours may be off by twice as much
+        # PyTorch's own come first, because ours may have twice their error
         rows = sorted(case.table, key=lambda row: row.name in OURS)
         own = 0.0
         for row in rows:
@@ -57,10 +57,11 @@ def correct(lab: Lab) -> None:
 
 
 def every(lab: Lab) -> Iterator[tuple[Case, torch.dtype]]:
+    """Give all cases in both dtypes, and the temporal kernels also for other numbers of frames."""
     for dtype in (torch.float16, torch.bfloat16):
         for case in cases(*TINY) if lab.dry else cases():
             yield case, dtype
-        # clips of other lengths: other tiles of the temporal kernels
+        # other numbers of frames, for which the temporal kernels use other tiles
         for frames in (3,) if lab.dry else (8, 24):
             for case in cases(frames, *TINY[1:]) if lab.dry else cases(frames):
                 if case.operation in TEMPORAL:
@@ -69,14 +70,14 @@ def every(lab: Lab) -> Iterator[tuple[Case, torch.dtype]]:
 
 @torch.no_grad()
 def raced(lab: Lab) -> None:
-    """Kernels and peers in turns, replayed from CUDA graphs, the cache flushed before each run."""
+    """S6: time kernels and peers in turns, from CUDA graphs, each run with a flushed cache."""
     rows: list[dict] = []
 
     def known(row: dict) -> None:
         rows.append(row)
-        told = {k: v for k, v in row.items() if k not in ("case", "implementation", "status")}
+        columns = {k: v for k, v in row.items() if k not in ("case", "implementation", "status")}
         status = {"measured": "ok"}.get(row["status"], row["status"])
-        lab.fact(row["case"], row["implementation"], status, **told)
+        lab.fact(row["case"], row["implementation"], status, **columns)
 
     bench = Bench(lab.device, False, 0.0 if lab.dry else 0.1, lab.dtype, least=1, on_row=known)
     bench.copy_rate, bench.matrix_rate = lab.rates()

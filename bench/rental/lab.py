@@ -1,4 +1,4 @@
-"""What a step of a rental works with: where facts go, how time is taken, how small a dry run is."""
+"""The tools of a rental's steps: facts, clocks, and the small sizes of a dry run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from bench.core import captured_graph, duration, short
 
 FACTS = "rental.jsonl"
-SAID_ELSEWHERE = {
+SHOWN_SEPARATELY = {
     *("part", "step", "case", "implementation", "status", "since_start_s", "headline"),
     *("median_s", "p20_s", "p80_s", "rounds", "card", "torch", "triton", "commit", "date"),
 }
@@ -25,7 +25,7 @@ STATUSES = ("ok", "wrong", "failed", "skipped", "killed")
 
 
 class Times(NamedTuple):
-    """Seconds of one run."""
+    """Seconds of one run, over several rounds."""
 
     median_s: float
     p20_s: float
@@ -35,31 +35,33 @@ class Times(NamedTuple):
 
 @dataclass
 class Lab:
-    """One step's, in one process."""
+    """What one step of a rental works with, in one of its processes."""
 
     step: str
     part: int
     out: Path
     dry: bool
     began: float
-    """When the rental did, as `time.time()` says it."""
+    """Start of the rental, in `time.time()` seconds."""
     commit: str = ""
     share: tuple[int, int] = (0, 1)
-    """Which of how many processes this is, that share the step's cases."""
+    """(index, number) of this process among those that share the step's cases."""
     bad: int = 0
-    """Facts so far that are wrong or failed."""
+    """Number of facts so far that are wrong or failed."""
 
     @property
     def device(self) -> str:
+        """The device: cuda, or cpu in a dry run."""
         return "cpu" if self.dry else "cuda"
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype: float16, or float32 in a dry run."""
         return torch.float32 if self.dry else torch.float16
 
     @property
     def seconds(self) -> float:
-        """For each thing that is timed."""
+        """Time for each thing that is timed."""
         return 0.0 if self.dry else 0.5
 
     def fact(
@@ -72,14 +74,14 @@ class Lab:
         headline: bool = False,
         **columns: Any,
     ) -> None:
-        """One line of rental.jsonl, on disk when this returns; and a short one on stdout.
+        """Write one line to rental.jsonl, and print a short form of it.
 
-        `headline`: it is repeated at the end of what is printed. Columns without a value are left
-        out. The line is one write to a file that is opened for appending, so lines of several
-        processes do not mix, and a kill leaves no half of one.
+        headline: the line is printed again at the end. Columns without a value are left out. The
+        line is on disk when this returns. It is one write to a file that is opened for appending,
+        so lines of several processes do not mix, and a killed process leaves no partial line.
         """
-        # JSON has no NaN, and a rate that nobody measured says nothing
-        told = {k: short(v) for k, v in columns.items() if v is not None and v == v}
+        # leave out NaN, which JSON does not have: a rate that was not measured
+        columns = {k: short(v) for k, v in columns.items() if v is not None and v == v}
         timed = {k: short(v) for k, v in times._asdict().items()} if times else {}
         line = {
             "part": self.part,
@@ -88,7 +90,7 @@ class Lab:
             "implementation": implementation,
             "status": status,
             **timed,
-            **told,
+            **columns,
             "headline": headline,
             "since_start_s": round(time.time() - self.began, 2),
             **self._circumstances(),
@@ -98,7 +100,7 @@ class Lab:
         print(words(line), flush=True)
 
     def clock(self, run: Callable[[], Any], seconds: float | None = None, least: int = 3) -> Times:
-        """Runs it warm, `least` times and then until `seconds` are over; nothing flushes caches."""
+        """Time a warm run `least` times, and on until `seconds` are over; no cache is flushed."""
         run()
         taken: list[float] = []
         budget = self.seconds if seconds is None else seconds
@@ -107,33 +109,34 @@ class Lab:
         return quantiles(taken)
 
     def captured(self, run: Callable[[], Any]) -> Callable[[], Any]:
-        """As the network runs it on a GPU, from a CUDA graph."""
+        """Capture a function in a CUDA graph; in a dry run it stays as it is."""
         if self.dry:
             return run
-        # a graph has memory of its own, which must not run short for what is merely cached
+        # a graph needs memory of its own, which the cache might occupy
         torch.cuda.empty_cache()
         return captured_graph(run)
 
     def stopwatch(self) -> float:
-        """Seconds on a clock that has waited for the device."""
+        """Seconds on a clock, after the device has finished its work."""
         if not self.dry:
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def rates(self) -> tuple[float, float]:
-        """Bytes copied and operations of products per second, as an earlier step measured them."""
+        """Bytes copied and operations of matrix products per second, from an earlier step."""
         for line in facts(self.out / FACTS):
             if line["case"] == "rates" and "copy_gbs" in line:
                 return line["copy_gbs"] * 1e9, line["matrix_tflops"] * 1e12
         return float("nan"), float("nan")
 
     def begin_peak(self) -> None:
+        """Start measuring the peak of memory anew."""
         if not self.dry:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
     def peak(self) -> dict[str, float]:
-        """Gigabytes since `begin_peak`, weights included; nothing on a CPU."""
+        """Peak memory since `begin_peak` in GB, weights included; {} on a CPU."""
         if self.dry:
             return {}
         return {
@@ -156,7 +159,7 @@ class Lab:
 
     def _circumstances(self) -> dict[str, str]:
         return {
-            # a dry run measures nothing that one would want to know
+            # the figures of a dry run mean nothing
             "card": "dry run" if self.dry else torch.cuda.get_device_name(),
             "torch": torch.__version__,
             "triton": triton_version(),
@@ -166,6 +169,7 @@ class Lab:
 
 
 def triton_version() -> str:
+    """Return the version of Triton, "none" where it is missing."""
     try:
         import triton
     except ImportError:
@@ -174,7 +178,7 @@ def triton_version() -> str:
 
 
 def append(path: Path, line: dict) -> None:
-    """Puts a line of JSON at the end of a file, and waits until it is on disk."""
+    """Append a line of JSON to a file, and wait until it is on disk."""
     data = (json.dumps(line) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -185,28 +189,29 @@ def append(path: Path, line: dict) -> None:
 
 
 def facts(path: Path) -> list[dict]:
-    """All lines of a rental so far."""
+    """Read all lines of a rental so far."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def quantiles(taken: list[float]) -> Times:
+    """Return the median and the 20th and 80th percentiles."""
     several = taken * (1 + (len(taken) == 1))
     low, *_, high = statistics.quantiles(several, n=5, method="inclusive")
     return Times(statistics.median(taken), low, high, len(taken))
 
 
 def words(line: dict) -> str:
-    """A fact in one short line."""
-    told = [f"{line['step']} {line['case']}"]
-    told += [line["implementation"]] * bool(line["implementation"])
-    told += [line["status"].upper()] * (line["status"] != "ok")
+    """Format a fact as one short line."""
+    parts = [f"{line['step']} {line['case']}"]
+    parts += [line["implementation"]] * bool(line["implementation"])
+    parts += [line["status"].upper()] * (line["status"] != "ok")
     if "median_s" in line:
-        told.append(duration(line["median_s"]))
-    told += [
+        parts.append(duration(line["median_s"]))
+    parts += [
         f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
         for k, v in line.items()
-        if k not in SAID_ELSEWHERE
+        if k not in SHOWN_SEPARATELY
     ]
-    return ", ".join(told)[:240]
+    return ", ".join(parts)[:240]

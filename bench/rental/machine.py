@@ -1,4 +1,4 @@
-"""S0: what the machine is and does at best."""
+"""S0: the machine, its software and its peak rates."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bench.rental.lab import Lab
 
 
 def environment(lab: Lab) -> None:
+    """S0: measure the peak rates, and list versions and PyTorch's attention kernels."""
     bench = Bench(lab.device, False, 0.1, torch.float32 if lab.dry else torch.float16)
     if lab.dry:
         size = 2**20
@@ -32,22 +33,22 @@ def environment(lab: Lab) -> None:
         cuda=torch.version.cuda,
         cudnn=None if lab.dry else torch.backends.cudnn.version(),
     )
-    lines = [said(["nvidia-smi"]), said([sys.executable, "-m", "pip", "list"])]
+    lines = [command_output(["nvidia-smi"]), command_output([sys.executable, "-m", "pip", "list"])]
     (lab.out / "environment.txt").write_text("\n".join(lines), encoding="utf-8")
     for name, shape in attentions(lab):
-        kernels = attended_by(lab, shape)
+        kernels = attention_kernels(lab, shape)
         lab.fact(f"who attends, {name}", kernels=", ".join(kernels)[:160], headline=True)
 
 
 def attentions(lab: Lab) -> list[tuple[str, tuple[int, ...]]]:
-    """Rows, tokens, heads, width of the network's self-attentions."""
+    """Name -> (batch, tokens, heads, head dim) of self-attentions of the network."""
     if lab.dry:
         return [("4x4", (2, 16, 2, 16))]
     return [("64x64", (16, 4096, 5, 64)), ("32x32", (16, 1024, 10, 64))]
 
 
-def attended_by(lab: Lab, shape: tuple[int, ...]) -> list[str]:
-    """The kernels that PyTorch's attention launches, on the strides that the network has."""
+def attention_kernels(lab: Lab, shape: tuple[int, ...]) -> list[str]:
+    """List the kernels that PyTorch's attention launches on the strides of the network."""
     q, k, v = (
         torch.randn(shape, device=lab.device, dtype=lab.dtype).transpose(1, 2) for _ in range(3)
     )
@@ -58,8 +59,8 @@ def attended_by(lab: Lab, shape: tuple[int, ...]) -> list[str]:
     return sorted({e.name for e in seen.events() if lab.dry or "cuda" not in e.name.lower()})
 
 
-def said(command: list[str]) -> str:
-    """What a command prints; or why it cannot be had."""
+def command_output(command: list[str]) -> str:
+    """Return the output of a command, or why it cannot be run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=15)
     except (OSError, subprocess.TimeoutExpired) as e:

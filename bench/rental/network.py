@@ -1,4 +1,4 @@
-"""S2: one forward of the network, each way to run it. S3: where its time goes."""
+"""S2: one forward of the network, in each way to run it. S3: its profile."""
 
 from __future__ import annotations
 
@@ -15,49 +15,50 @@ from torch.profiler import ProfilerActivity, profile
 
 from anyv2v.backbones.i2vgen.config import UNetConfig
 from anyv2v.injection.taps import Record
-from anyv2v.kernels import attention as attention_door
+from anyv2v.kernels import attention as attention_dispatch
 from anyv2v.kernels import gpu
 from anyv2v.runtime.accounting import count
 from bench.counted import UNET
 from bench.rental.lab import Lab
-from bench.truth import by_definition, relative
+from bench.truth import relative, use_definitions
 from bench.unet import ALLOWED, Inputs, random_unet, sites_of, ways_of_steps
 
 TINY = UNetConfig(4, (16, 32), (True, False), 1, 8, 32, 8)
 
 
-def drawn(lab: Lab) -> Inputs:
-    """The published network, random weights in half precision, and what it is given."""
+def random_inputs(lab: Lab) -> Inputs:
+    """Make the published network with random weights, and random inputs."""
     config, frames, side = (TINY, 2, 4) if lab.dry else (UNET, 16, 64)
     return Inputs(random_unet(config, lab.device, lab.dtype), frames, side)
 
 
 def one_branch(inputs: Inputs) -> Callable[[], Tensor]:
-    """A prediction of a run, which has computed its conditions before."""
-    told = inputs.condition(slice(1))
-    return lambda: inputs.unet(inputs.latents[:1], inputs.t[:1], told)
+    """Return a prediction of one branch whose conditions are computed beforehand."""
+    conditions = inputs.condition(slice(1))
+    return lambda: inputs.unet(inputs.latents[:1], inputs.t[:1], conditions)
 
 
 @contextmanager
-def attending(name: str | None) -> Iterator[None]:
-    """Inside, attention is by the implementation of that name, as $ANYV2V_ATTENTION asks for it."""
-    with mock.patch.object(attention_door, "_WANTED", name):
+def use_attention(name: str | None) -> Iterator[None]:
+    """Use the implementation of that name for attention, as $ANYV2V_ATTENTION does."""
+    with mock.patch.object(attention_dispatch, "_WANTED", name):
         yield
 
 
 @contextmanager
-def by_pytorch() -> Iterator[None]:
-    """Inside, no kernel is ours: what runs where Triton is missing."""
+def use_pytorch() -> Iterator[None]:
+    """Use no kernel of ours, as where Triton is missing."""
     with mock.patch.object(gpu, "INSTALLED", False):
         yield
 
 
 @torch.no_grad()
 def forward(lab: Lab) -> None:
-    inputs = drawn(lab)
+    """S2: check and time one forward of the network in each way to run it."""
+    inputs = random_inputs(lab)
     ours, allowed = one_branch(inputs), ALLOWED[lab.dtype]
     tflop = count(ours).flops / 1e12
-    with by_definition():
+    with use_definitions():
         truth = ours()
         by_definitions = lab.clock(ours, least=2)
     lab.fact("forward, one branch", "every kernel by definition, eager", times=by_definitions)
@@ -68,7 +69,7 @@ def forward(lab: Lab) -> None:
         out = run().clone()
         off = relative(out, truth)
         status = "ok" if off <= allowed else "wrong"
-        # what is wrong is not timed
+        # a wrong result is not timed
         times = lab.clock(run) if status == "ok" else None
         _, matrix = lab.rates()
         lab.fact(
@@ -91,45 +92,45 @@ def forward(lab: Lab) -> None:
     captured = fact("anyv2v, captured (the default)", ours, True)
     same = torch.equal(eager, captured)
     lab.fact("captured equals eager to the bit", str(same), "ok" if same else "wrong")
-    with by_pytorch():
+    with use_pytorch():
         fact("PyTorch in place of every kernel, captured", ours, True)
     for name in ("sdpa", "reference") if lab.dry else ("triton", "sdpa"):
-        with attending(name):
+        with use_attention(name):
             fact(f"ANYV2V_ATTENTION={name}, captured", ours, True)
 
-    told, sites = inputs.condition(slice(1)), sites_of(inputs.unet)
+    conditions, sites = inputs.condition(slice(1)), sites_of(inputs.unet)
 
     def recording() -> Tensor:
         taps = Record(sites, compact=True)
-        return inputs.unet(inputs.latents[:1], inputs.t[:1], told, taps)
+        return inputs.unet(inputs.latents[:1], inputs.t[:1], conditions, taps)
 
-    timed_only(lab, "forward, one branch", "recording all sites, compact", recording)
+    time_captured(lab, "forward, one branch", "recording all sites, compact", recording)
     _steps(lab, inputs)
 
 
 def _steps(lab: Lab, inputs: Inputs) -> None:
-    """The ways of a step of an edit, each checked against the definition of the first."""
+    """Check and time each way to run a step of an edit."""
     for case, ways in ways_of_steps(inputs).items():
-        with by_definition():
+        with use_definitions():
             truth = next(iter(ways.values()))()
         for name, run in ways.items():
             off = relative(run(), truth)
             status = "ok" if off <= ALLOWED[lab.dtype] else "wrong"
-            timed_only(lab, case, name, run, status, error=off, headline=True)
+            time_captured(lab, case, name, run, status, error=off, headline=True)
             if "rides along" in name or "replayed, compact" in name:
                 for other in ("sdpa",) if lab.dry else ("triton", "sdpa"):
-                    with attending(other):
-                        timed_only(lab, case, f"{name}, ANYV2V_ATTENTION={other}", run)
+                    with use_attention(other):
+                        time_captured(lab, case, f"{name}, ANYV2V_ATTENTION={other}", run)
 
 
-def timed_only(
+def time_captured(
     lab: Lab, case: str, name: str, run: Callable[[], object], status: str = "ok", **columns
 ) -> None:
+    """Time a function, captured, if its status is "ok"."""
     times = lab.clock(lab.captured(run)) if status == "ok" else None
     lab.fact(case, f"{name}, captured", status, times=times, **columns)
 
 
-# what a kernel's name says of its work, the first that fits
 CLASSES = (
     ("triton: attention", r"^attention_kernel"),
     ("triton: short attention", r"^(short_|apply_probabilities)"),
@@ -146,19 +147,22 @@ CLASSES = (
     ("PyTorch: sums", r"CUDAFunctor_add|AddFunctor|add_kernel"),
     ("PyTorch: other elementwise", r"elementwise|silu|upsample|reduce|vectorized"),
 )
+"""Kind of work -> regular expression of names of kernels; the first that matches counts."""
 
 
 def kind_of(kernel: str) -> str:
+    """Classify a kernel by its name."""
     return next((name for name, form in CLASSES if re.search(form, kernel)), "other")
 
 
 @torch.no_grad()
-def profiled(
+def profile_kernels(
     lab: Lab, run: Callable[[], object], path: str, times: int = 3
 ) -> dict[str, tuple[float, float]]:
-    """Milliseconds and launches of one run by kind of kernel; all kernels and operators to `path`.
+    """Profile a function; returns kind of kernel -> (milliseconds, launches) of one run.
 
-    Of eager runs, whose kernels are those of captured ones.
+    All kernels and operators are written to `path`. The runs are eager; their kernels are those of
+    captured runs.
     """
     run()
     lab.stopwatch()
@@ -199,8 +203,9 @@ def profiled(
 
 @torch.no_grad()
 def profile_of_a_forward(lab: Lab) -> None:
-    run = one_branch(drawn(lab))
-    kinds = profiled(lab, run, "profile1.csv")
+    """S3: profile one forward of the network."""
+    run = one_branch(random_inputs(lab))
+    kinds = profile_kernels(lab, run, "profile1.csv")
     for kind, (ms, launches) in sorted(kinds.items(), key=lambda x: -x[1][0]):
         lab.fact("profile of a forward", kind, ms=ms, launches=launches, headline=True)
     total = sum(ms for ms, _ in kinds.values()), sum(n for _, n in kinds.values())

@@ -12,14 +12,15 @@ from bench.core import ROOT
 from bench.rental.lab import Lab
 
 TESTS = ["tests/kernels", "tests/unit/test_gpu.py", "tests/unit/test_graphs.py"]
-"""Where all tests of the mark `gpu` are: collecting the others takes seconds."""
+"""The places of all tests marked `gpu`; collecting the others takes seconds."""
 
 
 def tests(lab: Lab) -> None:
+    """T1: run the tests that need a GPU."""
     path = lab.out / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={path}"]
     command += ["-p", "no:cacheprovider", *TESTS]
-    # several share the device; one that hangs does not take the others along
+    # several processes share the device; a test that hangs does not stop the others
     command += [] if lab.dry else ["-n", "6", "--timeout", "90"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     (lab.out / "tests.txt").write_text(done.stdout[-200_000:] + done.stderr[-20_000:])
@@ -36,20 +37,23 @@ def tests(lab: Lab) -> None:
 
 
 def sanitizer(lab: Lab) -> None:
-    """memcheck and racecheck on small calls of every kernel; without the tool, the calls alone."""
+    """T5: run memcheck and racecheck on small calls of every kernel.
+
+    Where the tool is missing, the calls run without it.
+    """
     tool = None if lab.dry else shutil.which("compute-sanitizer")
-    told = []
+    outputs = []
     for check in ("memcheck", "racecheck"):
         command = [sys.executable, "-m", "bench.rental.small", *["--dry"] * lab.dry]
         if tool:
             command = [tool, "--tool", check, "--kernel-name-exclude", "regex=at::", *command]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        said = done.stdout + done.stderr
-        told.append(said)
-        (lab.out / "sanitizer.txt").write_text("\n".join(told)[-2_000_000:])
-        calls = len(re.findall(r"^ran ", said, re.M))
-        # cuBLAS's kernels order what they share by means that racecheck does not know
-        faults = re.findall(r"^=+ (?:Error|Invalid|Race).* at (\w+)\+", said, re.M)
+        output = done.stdout + done.stderr
+        outputs.append(output)
+        (lab.out / "sanitizer.txt").write_text("\n".join(outputs)[-2_000_000:])
+        calls = len(re.findall(r"^ran ", output, re.M))
+        # cuBLAS's kernels synchronize by means that racecheck does not know
+        faults = re.findall(r"^=+ (?:Error|Invalid|Race).* at (\w+)\+", output, re.M)
         count = sum(name.endswith("_kernel") for name in faults)
         right = calls > 0 and done.returncode == 0 and not count
         lab.fact(
@@ -58,6 +62,6 @@ def sanitizer(lab: Lab) -> None:
             "ok" if right else "wrong",
             calls=calls,
             found=count,
-            reason=None if right else said.strip()[-300:],
+            reason=None if right else output.strip()[-300:],
             headline=True,
         )

@@ -2,8 +2,8 @@
 
 A rented machine keeps nothing, may be taken back at any second, and its minutes are few. So every
 step is a process of its own with a limit of its own; every fact is a line of DIR/rental.jsonl that
-is on disk as soon as it is known; what decides most comes first; and what fails is a fact like any
-other, after which the next step starts. `--dry` runs all of it on a CPU with tiny sizes.
+is on disk as soon as it is known; the most important steps come first; and a failure is a fact like
+any other, after which the next step starts. `--dry` runs all of it on a CPU with tiny sizes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from bench.rental.lab import FACTS, Lab, facts, words
 from bench.rental.steps import PARTS, Step, named
 
 MARGIN = 3.0
-"""Seconds that are kept for ending what runs and for the last lines."""
+"""Seconds reserved for ending processes and for the last lines."""
 WRONG = 3
-"""Exit status of a step that ended, some of whose facts are wrong."""
+"""Exit status of a step that ended with wrong facts."""
 SLOWER = 10
-"""What a CPU may take for a dry run of a step, in multiples of its limit."""
+"""Time limit of a step in a dry run on a CPU, in multiples of its usual limit."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the steps of a part, each in processes of its own, and print the headlines."""
     args = arguments(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.step:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     waiting = begin(steps[0], args, began)
     for i, step in enumerate(steps):
         processes = waiting
-        # the next one imports and builds what it needs while this one has the device
+        # the next step imports and builds while this one uses the device
         following = steps[i + 1] if i + 1 < len(steps) else None
         waiting = begin(following, args, began) if following else []
         status, reason = turn(step, processes, deadline, args.dry)
@@ -59,11 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n== what decides ==")
     for line in [x for x in facts(args.out / FACTS) if x["headline"] and x["part"] == args.part]:
         print(words(line))
-    # a fault is a fact: whoever reads the file decides. in a dry run every step has to work
+    # faults are facts for the reader of the file; but in a dry run every step has to work
     return 1 if args.dry and bad else 0
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m bench rental",
         description=__doc__,
@@ -91,9 +93,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def begin(step: Step, args: argparse.Namespace, began: float) -> list[subprocess.Popen]:
-    """Its processes, which wait for their turn."""
+    """Start the processes of a step, which wait for their turn."""
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    # one warm cache of compiled kernels for all of them, not among the files that go home
+    # one cache of compiled kernels for all processes, outside the folder of results
     cache = Path(tempfile.gettempdir()) / "anyv2v-rental-triton"
     environment.setdefault("TRITON_CACHE_DIR", str(cache))
     if args.dry:
@@ -110,7 +112,7 @@ def begin(step: Step, args: argparse.Namespace, began: float) -> list[subprocess
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
-            # a group of its own, so that what it started ends with it
+            # a process group of its own, so that its children end with it
             start_new_session=True,
         )
         for i in range(processes)
@@ -120,7 +122,7 @@ def begin(step: Step, args: argparse.Namespace, began: float) -> list[subprocess
 def turn(
     step: Step, processes: list[subprocess.Popen], deadline: float, dry: bool
 ) -> tuple[str, str | None]:
-    """Lets a step run within its limit and what is left; its status, and why it is not "ok"."""
+    """Let a step run within its limit and the deadline; returns its status and the reason."""
     left = deadline - time.time()
     if left < step.least:
         end(processes)
@@ -148,6 +150,7 @@ def turn(
 
 
 def end(processes: list[subprocess.Popen]) -> None:
+    """Kill the processes and their children."""
     for process in processes:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -155,7 +158,7 @@ def end(processes: list[subprocess.Popen]) -> None:
 
 
 def child(args: argparse.Namespace) -> int:
-    """One step, once its turn has come."""
+    """Run one step in this process, once its turn has come."""
     step = named(args.step)
     i, n = map(int, args.share.split("/"))
     if args.dry:
@@ -176,6 +179,6 @@ def child(args: argparse.Namespace) -> int:
 
 
 def die_with_parent() -> None:
-    """Nobody would end this process at its limit any more."""
+    """Let the system kill this process when its parent ends, so that none runs past its limit."""
     sys.stdin.read()
     os.killpg(os.getpgid(0), signal.SIGKILL)

@@ -7,6 +7,7 @@ import sys
 
 
 def main() -> None:
+    """Call each kernel once."""
     dry = "--dry" in sys.argv
     if dry:
         os.environ["TRITON_INTERPRET"] = "1"

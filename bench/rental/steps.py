@@ -1,4 +1,4 @@
-"""The steps of a rental, in the order in which their facts decide what to do next."""
+"""The steps of a rental, the most important first."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from bench.rental.lab import Lab
 
 @dataclass(frozen=True)
 class Step:
+    """One step of a rental."""
+
     name: str
     title: str
     function: str
     """module:function of bench.rental; takes a Lab."""
     limit: float
-    """Seconds after which its processes are ended."""
+    """Seconds after which its processes are killed."""
     least: float
-    """With fewer seconds left it is not begun."""
+    """Least seconds that must be left for it to begin."""
     processes: int = 1
-    """That share its cases."""
+    """Number of processes that share its cases."""
     interpreted: bool = False
-    """Whether a dry run of it needs Triton's interpreter."""
+    """Whether its dry run needs Triton's interpreter."""
 
     def run(self, lab: Lab) -> None:
+        """Run the step."""
         self.prepare()(lab)
 
     def prepare(self):
-        """Imports all it needs, which takes seconds, before its turn has come."""
+        """Import the step's module ahead of its turn, because that takes seconds."""
         module, name = self.function.split(":")
         return getattr(importlib.import_module(f"bench.rental.{module}"), name)
 
@@ -62,4 +65,5 @@ PARTS: dict[int, tuple[Step, ...]] = {
 
 
 def named(name: str) -> Step:
+    """Return the step of that name."""
     return next(step for steps in PARTS.values() for step in steps if step.name == name)

@@ -1,6 +1,6 @@
-"""Write an IP-Adapter or a T2I-Adapter with random weights, as they are published.
+"""Write IP-Adapters and T2I-Adapters with random weights in the published formats.
 
-Names and shapes are spelled out here. The sizes go with those of `sd_snapshot.py`.
+Names and shapes are spelled out here. The sizes match those of `sd_snapshot.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ IP_PRESETS: dict[str, dict] = {
         "vision": snapshot.PRESETS["full"]["vision"],
     },
 }
-# type, channels of the picture, widths as its config has them, blocks per level, pixels per latent
+# type, channels of the picture, channels of the levels in its config, blocks per level, pixels per
+# latent pixel
 T2I_PRESETS: dict[str, tuple] = {
     "tiny": ("full_adapter", 1, (16, 32, 48, 48), 2, 8),
     "tiny light": ("light_adapter", 3, (16, 32, 48), 4, 8),
@@ -53,9 +54,13 @@ T2I_PRESETS: dict[str, tuple] = {
 
 
 def ip_adapter_shapes(preset: str = "tiny") -> Shapes:
-    """Attentions are numbered going down, then going up, then in the middle; odd ones are cross."""
+    """Return the shapes of an IP-Adapter.
+
+    Attentions are numbered on the way down, then on the way up, then in the middle block;
+    cross-attentions have the odd numbers.
+    """
     sizes = IP_PRESETS[preset]
-    widths, context = sizes["widths"], sizes["context"]
+    level_channels, context = sizes["widths"], sizes["context"]
     levels = [0, 0, 1, 1, 2, 2, 2, 2, 2, 1, 1, 1, 0, 0, 0, 3]
     shapes = {
         "image_proj.proj.weight": (sizes["tokens"] * context, sizes["projection"]),
@@ -65,31 +70,32 @@ def ip_adapter_shapes(preset: str = "tiny") -> Shapes:
     }
     for i, level in enumerate(levels):
         for x in "kv":
-            shapes[f"ip_adapter.{2 * i + 1}.to_{x}_ip.weight"] = widths[level], context
+            shapes[f"ip_adapter.{2 * i + 1}.to_{x}_ip.weight"] = level_channels[level], context
     return shapes
 
 
 def t2i_adapter_shapes(preset: str = "tiny") -> Shapes:
-    kind, channels, widths, layers, factor = T2I_PRESETS[preset]
+    """Return the shapes of a T2I-Adapter."""
+    kind, channels, level_channels, layers, factor = T2I_PRESETS[preset]
     light, cells = kind == "light_adapter", channels * factor**2
-    shapes = {} if light else snapshot._conv("adapter.conv_in", cells, widths[0], 3, 3)
-    outs = [*widths, widths[-1]] if light else widths
-    ins = [cells if light else widths[0], *outs]
-    for i, (width_in, width) in enumerate(zip(ins, outs, strict=False)):
-        body, inner = f"adapter.body.{i}", width // 4 if light else width
-        if light or width_in != width:
-            shapes |= snapshot._conv(f"{body}.in_conv", width_in, inner, 1, 1)
+    shapes = {} if light else snapshot._conv("adapter.conv_in", cells, level_channels[0], 3, 3)
+    outs = [*level_channels, level_channels[-1]] if light else level_channels
+    ins = [cells if light else level_channels[0], *outs]
+    for i, (channels_in, channels_out) in enumerate(zip(ins, outs, strict=False)):
+        body, inner = f"adapter.body.{i}", channels_out // 4 if light else channels_out
+        if light or channels_in != channels_out:
+            shapes |= snapshot._conv(f"{body}.in_conv", channels_in, inner, 1, 1)
         for j in range(layers):
             block, last = f"{body}.resnets.{j}", 3 if light else 1
             shapes |= snapshot._conv(f"{block}.block1", inner, inner, 3, 3)
             shapes |= snapshot._conv(f"{block}.block2", inner, inner, last, last)
         if light:
-            shapes |= snapshot._conv(f"{body}.out_conv", inner, width, 1, 1)
+            shapes |= snapshot._conv(f"{body}.out_conv", inner, channels_out, 1, 1)
     return shapes
 
 
 def draw(shapes: Shapes, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict:
-    """Every tensor at random, of a size that keeps features at about one."""
+    """Draw random tensors with a scale that keeps features of order one."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes.items():
@@ -103,7 +109,7 @@ def draw(shapes: Shapes, seed: int = 0, dtype: torch.dtype = torch.float32) -> d
 
 
 def nested(state: dict) -> dict:
-    """As a .bin file has it: a dict for each first part of a name."""
+    """Group tensors by the first part of their names, as a .bin file does."""
     groups: dict = {}
     for name, x in state.items():
         group, _, rest = name.partition(".")
@@ -114,7 +120,7 @@ def nested(state: dict) -> dict:
 def write_ip_adapter(
     folder: Path, preset: str = "tiny", seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Path:
-    """The file of an adapter in a new folder, and its vision tower beside it."""
+    """Write an adapter's file and its vision tower to a new folder; returns the file."""
     sizes = IP_PRESETS[preset]
     vision = sizes["vision"]
     tower = folder / "image_encoder"
@@ -144,20 +150,22 @@ def write_ip_adapter(
 
 
 def t2i_adapter_config(preset: str) -> dict:
-    kind, channels, widths, layers, factor = T2I_PRESETS[preset]
+    """Return the config.json of a T2I-Adapter."""
+    kind, channels, level_channels, layers, factor = T2I_PRESETS[preset]
     config = {
         "_class_name": "T2IAdapter",
         "_diffusers_version": "0.18.0.dev0",
         "adapter_type": kind,
-        "channels": list(widths),
+        "channels": list(level_channels),
         "in_channels": channels,
         "num_res_blocks": layers,
     }
-    # the published configs leave it out
+    # the published configs leave out this field
     return config if factor == 8 else {**config, "downscale_factor": factor}
 
 
 def write_t2i_adapter(folder: Path, preset: str = "tiny", seed: int = 0) -> Path:
+    """Write a T2I-Adapter's folder; returns it."""
     folder.mkdir(parents=True)
     snapshot.write_json(folder / "config.json", t2i_adapter_config(preset))
     state = draw(t2i_adapter_shapes(preset), seed)

@@ -1,7 +1,7 @@
-"""Writes a model in the form of the original release, from the same model in Hugging Face form.
+"""Write a model in the format of the original release, from a Hugging Face folder of it.
 
-The names are derived here from the Hugging Face ones by counting blocks, apart from the rules that
-`anyv2v convert` goes by; a test compares them with the names and shapes of the released files.
+The names are derived from the Hugging Face ones by counting blocks, independently of the rules of
+`anyv2v convert`; a test compares them with the names and shapes of the released files.
 """
 
 import gzip
@@ -54,6 +54,7 @@ CLIP_LAYER = {
 
 
 def unet_name(name: str) -> str:
+    """Return VGen's name of a UNet parameter."""
     for ours, theirs in PLAIN.items():
         if name.startswith(ours + "."):
             return theirs + name[len(ours) :]
@@ -79,6 +80,7 @@ def unet_name(name: str) -> str:
 
 
 def vae_name(name: str) -> str:
+    """Return Stable Diffusion's name of an autoencoder parameter."""
     for ours, theirs in (
         (r"mid_block\.resnets\.0", "mid.block_1"),
         (r"mid_block\.resnets\.1", "mid.block_2"),
@@ -98,6 +100,7 @@ def vae_name(name: str) -> str:
 
 
 def clip_name(name: str) -> str:
+    """Return OpenCLIP's name of a parameter of either tower."""
     for ours, theirs in (
         ("text_model.embeddings.token_embedding", "token_embedding"),
         ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
@@ -117,7 +120,7 @@ def clip_name(name: str) -> str:
 
 
 def renamed(tensors: dict[str, Tensor], name_of: Callable[[str], str]) -> dict[str, Tensor]:
-    """With the names and shapes of the release; query, key and value are put together."""
+    """Give tensors the names and shapes of the release, with query, key and value stacked."""
     state = {}
     for name, tensor in tensors.items():
         if re.search(r"(temp_attentions\.\d|transformer_in)\.proj_(in|out)\.weight", name):
@@ -143,24 +146,25 @@ def renamed(tensors: dict[str, Tensor], name_of: Callable[[str], str]) -> dict[s
 
 
 def matches(pattern: str, names) -> list[re.Match]:
+    """List the matches of a pattern with whole names."""
     return [match for name in names if (match := re.fullmatch(pattern, name))]
 
 
 def clip_merges() -> list[tuple[str, str]]:
-    """Read by hand from the file that comes with the package."""
+    """Read the merges from the file that comes with the package."""
     with gzip.open(bpe.MERGES, "rt", encoding="utf-8") as file:
         lines = file.read().splitlines()
     return [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
 
 
 def write_huggingface(folder: Path, preset: str, seed: int = 1) -> None:
-    """A snapshot with CLIP's own tokenizer."""
+    """Write a snapshot with CLIP's own tokenizer."""
     with mock.patch.object(hf, "learn_merges", return_value=clip_merges()):
         hf.write_snapshot(folder, preset, seed)
 
 
 def write_original(folder: Path, huggingface: Path) -> None:
-    """The weights of a Hugging Face folder as the files of the original release."""
+    """Write the weights of a Hugging Face folder as the files of the original release."""
     folder.mkdir()
 
     def load(component: str, stem: str) -> dict[str, Tensor]:
@@ -169,7 +173,7 @@ def write_original(folder: Path, huggingface: Path) -> None:
     unet = renamed(load("unet", "diffusion_pytorch_model"), unet_name)
     torch.save({"state_dict": unet, "step": 854500}, folder / UNET)
     del unet
-    # what is beside the autoencoder is stable diffusion's; a few of its tensors stand for all
+    # the file also holds Stable Diffusion, for which a few of its tensors stand here
     state = {
         "betas": torch.zeros(1000),
         "alphas_cumprod": torch.zeros(1000),
@@ -180,6 +184,6 @@ def write_original(folder: Path, huggingface: Path) -> None:
     }
     torch.save({"state_dict": state, "global_step": 1, "callbacks": {}}, folder / VAE)
     towers = renamed({**load("text_encoder", "model"), **load("image_encoder", "model")}, clip_name)
-    width = towers["visual.proj"].shape[1]
-    towers |= {"text_projection": torch.zeros(width, width), "logit_scale": torch.tensor(4.6)}
+    dim = towers["visual.proj"].shape[1]
+    towers |= {"text_projection": torch.zeros(dim, dim), "logit_scale": torch.tensor(4.6)}
     torch.save(towers, folder / CLIP)

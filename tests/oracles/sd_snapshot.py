@@ -1,7 +1,7 @@
-"""Write a complete, small, randomly initialised Stable Diffusion 1.x in Hugging Face's layout.
+"""Write a complete, small, randomly initialized Stable Diffusion 1.x in Hugging Face's layout.
 
-The counterpart of `snapshot.py`: the names and shapes of the UNet are spelled out here, everything
-else is the same as there. InstructPix2Pix with 8 input channels, plain Stable Diffusion with 4.
+The names and shapes of the UNet are spelled out here; everything else is taken from `snapshot.py`.
+InstructPix2Pix with 8 input channels, plain Stable Diffusion with 4.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PRESETS: dict[str, dict] = {
         "merges": 48894,
     },
 }
-# what the published folders have
+# as in the published folders
 BETAS = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085}
 SCHEDULERS = {
     4: {
@@ -76,59 +76,68 @@ SCHEDULERS = {
 PIPELINES = {4: "StableDiffusionPipeline", 8: "StableDiffusionInstructPix2PixPipeline"}
 
 
-def _transformer(name: str, width: int, context: int) -> snapshot.Shapes:
+def _transformer(name: str, channels: int, context_dim: int) -> snapshot.Shapes:
     block = f"{name}.transformer_blocks.0"
     return {
-        **_affine(f"{name}.norm", width),
-        **_conv(f"{name}.proj_in", width, width, 1, 1),
-        **_affine(f"{block}.norm1", width),
-        **_attention(f"{block}.attn1", width, width),
-        **_affine(f"{block}.norm2", width),
-        **_attention(f"{block}.attn2", width, width, context),
-        **_affine(f"{block}.norm3", width),
-        **_linear(f"{block}.ff.net.0.proj", width, 8 * width),
-        **_linear(f"{block}.ff.net.2", 4 * width, width),
-        **_conv(f"{name}.proj_out", width, width, 1, 1),
+        **_affine(f"{name}.norm", channels),
+        **_conv(f"{name}.proj_in", channels, channels, 1, 1),
+        **_affine(f"{block}.norm1", channels),
+        **_attention(f"{block}.attn1", channels, channels),
+        **_affine(f"{block}.norm2", channels),
+        **_attention(f"{block}.attn2", channels, channels, context_dim),
+        **_affine(f"{block}.norm3", channels),
+        **_linear(f"{block}.ff.net.0.proj", channels, 8 * channels),
+        **_linear(f"{block}.ff.net.2", 4 * channels, channels),
+        **_conv(f"{name}.proj_out", channels, channels, 1, 1),
     }
 
 
 def unet_shapes(cfg: dict, channels_in: int) -> snapshot.Shapes:
-    """All levels attend but the deepest."""
-    widths, layers, context = cfg["widths"], cfg["layers"], cfg["context"]
-    time, deepest = 4 * widths[0], len(widths) - 1
+    """Return the shapes of UNet2DConditionModel; all levels but the deepest have transformers."""
+    level_channels, layers, context_dim = cfg["widths"], cfg["layers"], cfg["context"]
+    time_dim, deepest = 4 * level_channels[0], len(level_channels) - 1
 
-    def layer(prefix: str, i: int, width_in: int, width: int, attends: bool) -> snapshot.Shapes:
-        out = _resnet(f"{prefix}.resnets.{i}", width_in, width, time)
-        return out | _transformer(f"{prefix}.attentions.{i}", width, context) if attends else out
+    def layer(prefix: str, i: int, fan_in: int, channels: int, attention: bool) -> snapshot.Shapes:
+        out = _resnet(f"{prefix}.resnets.{i}", fan_in, channels, time_dim)
+        return (
+            out | _transformer(f"{prefix}.attentions.{i}", channels, context_dim)
+            if attention
+            else out
+        )
 
     out = {
-        **_conv("conv_in", channels_in, widths[0], 3, 3),
-        **_linear("time_embedding.linear_1", widths[0], time),
-        **_linear("time_embedding.linear_2", time, time),
+        **_conv("conv_in", channels_in, level_channels[0], 3, 3),
+        **_linear("time_embedding.linear_1", level_channels[0], time_dim),
+        **_linear("time_embedding.linear_2", time_dim, time_dim),
     }
-    width, skips = widths[0], [widths[0]]
-    for level, level_width in enumerate(widths):
+    channels, skips = level_channels[0], [level_channels[0]]
+    for level, level_out in enumerate(level_channels):
         for i in range(layers):
-            out |= layer(f"down_blocks.{level}", i, width, level_width, level < deepest)
-            width = level_width
-            skips.append(width)
+            out |= layer(f"down_blocks.{level}", i, channels, level_out, level < deepest)
+            channels = level_out
+            skips.append(channels)
         if level < deepest:
-            out |= _conv(f"down_blocks.{level}.downsamplers.0.conv", width, width, 3, 3)
-            skips.append(width)
+            out |= _conv(f"down_blocks.{level}.downsamplers.0.conv", channels, channels, 3, 3)
+            skips.append(channels)
     for i in range(2):
-        out |= _resnet(f"mid_block.resnets.{i}", width, width, time)
-    out |= _transformer("mid_block.attentions.0", width, context)
-    for level, level_width in enumerate(reversed(widths)):
+        out |= _resnet(f"mid_block.resnets.{i}", channels, channels, time_dim)
+    out |= _transformer("mid_block.attentions.0", channels, context_dim)
+    for level, level_out in enumerate(reversed(level_channels)):
         for i in range(layers + 1):
-            width_in = width + skips.pop()
-            out |= layer(f"up_blocks.{level}", i, width_in, level_width, level > 0)
-            width = level_width
+            fan_in = channels + skips.pop()
+            out |= layer(f"up_blocks.{level}", i, fan_in, level_out, level > 0)
+            channels = level_out
         if level < deepest:
-            out |= _conv(f"up_blocks.{level}.upsamplers.0.conv", width, width, 3, 3)
-    return out | _affine("conv_norm_out", widths[0]) | _conv("conv_out", widths[0], 4, 3, 3)
+            out |= _conv(f"up_blocks.{level}.upsamplers.0.conv", channels, channels, 3, 3)
+    return (
+        out
+        | _affine("conv_norm_out", level_channels[0])
+        | _conv("conv_out", level_channels[0], 4, 3, 3)
+    )
 
 
 def component_shapes(preset: dict, channels_in: int) -> dict[str, snapshot.Shapes]:
+    """Return component -> the shapes of its tensors."""
     return {
         "unet": unet_shapes(preset["unet"], channels_in),
         "vae": snapshot.vae_shapes(preset["vae"]),
@@ -137,12 +146,13 @@ def component_shapes(preset: dict, channels_in: int) -> dict[str, snapshot.Shape
 
 
 def unet_config(cfg: dict, channels_in: int) -> dict:
+    """Return the UNet's config.json."""
     attending = len(cfg["widths"]) - 1
     return {
         "_class_name": "UNet2DConditionModel",
         "_diffusers_version": "0.6.0",
         "act_fn": "silu",
-        # the number of heads, whatever its name says
+        # the number of heads, despite its name
         "attention_head_dim": cfg["heads"],
         "block_out_channels": cfg["widths"],
         "center_input_sample": False,
@@ -169,16 +179,17 @@ def write(
     seed: int = 0,
     half: bool = False,
 ) -> Path:
-    """Write the folder, which must not exist; 8 channels: InstructPix2Pix, 4: Stable Diffusion.
+    """Write the folder, which must not exist; returns it.
 
-    half: float16, in files that are named like the published ones.
+    channels_in: 8 for InstructPix2Pix, 4 for Stable Diffusion. half: float16, in files that are
+    named like the published ones.
     """
     folder, sizes = Path(folder), PRESETS[preset]
     folder.mkdir(parents=True)
     vocab = snapshot.write_tokenizer(
         folder / "tokenizer", {"merges": sizes["merges"], "pad_token": "<|endoftext|>"}
     )
-    # of the four components, two are as in the other snapshot
+    # autoencoder and text encoder have configs like those of the other snapshot
     like = {
         **snapshot.PRESETS["tiny"],
         "unet": {**snapshot.PRESETS["tiny"]["unet"], "cross_attention_dim": 768},

@@ -302,22 +302,22 @@ def counted(editor):
 
 
 def test_nothing_saved_is_three_whole_branches_in_every_step(counted):
-    one = counted.forward([0]) + counted.told_each_time
-    plain = counted.riding(costs.NOTHING)
+    one = counted.forward([0]) + counted.conditions_each_time
+    plain = counted.batched(costs.NOTHING)
     assert plain == pytest.approx(3 * STEPS * one, rel=1e-3)
 
 
 def test_every_saving_saves_and_none_twice(counted):
     every, nothing, flags = costs.Savings(), costs.NOTHING, costs.WORDS
     assert set(flags) == {f.name for f in fields(every)}
-    plain, least = counted.riding(nothing), counted.riding(every)
+    plain, least = counted.batched(nothing), counted.batched(every)
     alone = 0
     for name in flags:
-        saved = plain - counted.riding(costs.Savings(**{f: f == name for f in flags}))
+        saved = plain - counted.batched(costs.Savings(**{f: f == name for f in flags}))
         assert saved > 0, name
         alone += saved
     assert least < plain and plain - least <= alone
-    assert max(counted.replaying(True), counted.replaying(False)) < least
+    assert max(counted.replayed(True), counted.replayed(False)) < least
 
 
 def test_sharing_with_its_savings_left_out_gives_the_same(editor, edited_frame):
@@ -359,7 +359,7 @@ def test_the_definition_in_parts_is_the_definition(monkeypatch, causal):
     v = draw(15, 7, 2, 8, seed=2)
     whole = attention.attention(q, k, v, causal=causal, impl="reference")
     monkeypatch.setattr(truth, "MOST_SCORES", 2 * 7 * 7 * 2)
-    with truth.by_definition():
+    with truth.use_definitions():
         parts = attention.attention(q, k, v, causal=causal)
     assert torch.allclose(parts, whole, rtol=1e-6, atol=1e-6)
 

@@ -90,7 +90,7 @@ def test_what_fails_in_one_inversion_ends_them_all(editor, short, monkeypatch):
         yield
 
     with pytest.raises(RuntimeError, match="no such luck"):
-        tolerance.together([fails], tolerance.Clips(editor, (1,)), {})
+        tolerance.invert_together([fails], tolerance.Clips(editor, (1,)), {})
 
 
 def test_a_summary_compares_the_same_scenes():
