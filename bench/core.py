@@ -101,7 +101,7 @@ class Bench:
         captured: bool = False,
         facts: Callable[[str], dict] = lambda contender: {},
     ) -> None:
-        """Check all contenders, then time those that are right in turns, unless one of ours is wrong.
+        """Check all contenders, then time the right ones in turns, unless one of ours is wrong.
 
         error: (contender, result) -> error. allowed: the largest error, or contender -> it. least:
         number of rounds. long: every run is checked and timed; else one run is checked before all

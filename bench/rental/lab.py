@@ -21,7 +21,6 @@ SHOWN_SEPARATELY = {
     *("part", "step", "case", "implementation", "status", "since_start_s", "headline"),
     *("median_s", "p20_s", "p80_s", "rounds", "card", "torch", "triton", "commit", "date"),
 }
-STATUSES = ("ok", "wrong", "failed", "skipped", "killed")
 
 
 class Times(NamedTuple):
