@@ -23,18 +23,18 @@ TEXTS = (".json", ".txt")
 def fetch(
     dst: str | Path,
     expected: Callable[[dict], Mapping[str, Shapes]],
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | None = torch.float16,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
     quiet: bool = False,
 ) -> Path:
     """Download the published files that conversion needs, check them, and convert them to `dst`.
 
-    For float16 the files of half precision are downloaded, half as many bytes. Returns the folder
-    of the download in huggingface_hub's cache; an interrupted download is continued there. For
-    expected, force and progress see `convert`; quiet hides the download's progress bars. Raises
-    InputError without huggingface_hub or network, and for a file whose length or sha256 is not as
-    published.
+    For float16 the files of half precision are downloaded, half as many bytes; None keeps the
+    published dtypes. Returns the folder of the download in huggingface_hub's cache; an interrupted
+    download is continued there. For expected, force and progress see `convert`; quiet hides the
+    download's progress bars. Raises InputError without huggingface_hub or network, and for a file
+    whose length or sha256 is not as published.
     """
     dst = Path(dst)
     check_target(dst, force)
