@@ -1,6 +1,6 @@
 """AnyV2V: training-free video editing on I2VGen-XL (arXiv 2403.14468, 2311.04145)."""
 
-# ruff: noqa: F401 - type checkers read the imports, the table below makes them
+# ruff: noqa: F401 - the imports are for type checkers; at run time `__getattr__` makes them
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "anyv2v.backbones.i2vgen.defaults": ("NEGATIVE_PROMPT",),
     "anyv2v.pipeline.request": ("Edit", "EditRequest"),
     "anyv2v.editor": ("Defaults", "Editor"),
@@ -39,17 +39,40 @@ _HOMES = {
     "anyv2v.runtime.progress": ("Progress",),
     "anyv2v.pipeline.source": ("Source",),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [*_HOME]
+# written out, because type checkers read it
+__all__ = [
+    "NEGATIVE_PROMPT",
+    "NO_TAPS",
+    "Defaults",
+    "Edit",
+    "EditRequest",
+    "Editor",
+    "Injection",
+    "InputError",
+    "NotFiniteError",
+    "Progress",
+    "Record",
+    "Replay",
+    "ShareSource",
+    "Source",
+    "Taps",
+    "Video",
+    "edit_frame",
+    "load",
+    "read_image",
+    "read_video",
+    "write_video",
+]
 
 
 def __getattr__(name: str):
-    # imported when it is first asked for: the command line is ready for Ctrl-C before PyTorch is
-    # loaded, and small parts of the package do without it
-    if name not in _HOME:
+    # imported on first use, so that the command line handles Ctrl-C before PyTorch is loaded, and
+    # small parts of the package work without it
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'anyv2v' has no attribute {name!r}")
-    return globals().setdefault(name, getattr(import_module(_HOME[name]), name))
+    return globals().setdefault(name, getattr(import_module(_MODULE_OF[name]), name))
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Arguments of public functions: the value if it will do, else an InputError that names it."""
+"""Checks of arguments: each returns the valid value, or raises an InputError that names it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import Any
 from anyv2v.errors import InputError
 
 MOST = 2**24
-"""No count is larger (frames, pixels of a side, frames per second): none is meant, none fits."""
+"""Bound of every count (frames, pixels of a side, frames per second); none is this large."""
 MOST_SEED = 2**64 - 1
-"""Of a `torch.Generator`."""
+"""The largest seed of a `torch.Generator`."""
 FEW = 8
-"""Names that a message lists one and all."""
+"""Up to this many names a message lists all."""
 SHOWN = 80
-"""Characters of a value that a message shows."""
+"""Most characters of a value in a message."""
 
 
 def whole(name: str, value: int, least: int = 1, most: int | None = None) -> int:
+    """A whole number from `least` to `most` (None: unbounded), as an int; True is none."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -40,35 +41,40 @@ def count(name: str, value: int) -> int:
 
 
 def seed(value: int) -> int:
+    """A seed of a `torch.Generator`: a whole number from 0 to 2**64 - 1."""
     return whole("seed", value, 0, MOST_SEED)
 
 
 def finite(name: str, value: float) -> float:
+    """A finite number, as a float."""
     if not math.isfinite(number := _number(value)):
         raise InputError(f"{name}: {shown(value)} is not a finite number")
     return number
 
 
 def positive(name: str, value: float) -> float:
+    """A finite number above 0, as a float."""
     if not (number := finite(name, value)) > 0:
         raise InputError(f"{name}: {shown(value)} is not above 0")
     return number
 
 
 def fraction(name: str, value: float) -> float:
+    """A number from 0 to 1, as a float."""
     if not 0.0 <= (number := _number(value)) <= 1.0:
         raise InputError(f"{name}: {shown(value)} is not between 0 and 1")
     return number
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
+    """One of the `known` names."""
     if not isinstance(value, str) or value not in known:
         raise InputError(f"{name}: {shown(value)} is not one of {', '.join(known)}")
     return value
 
 
 def size(value: tuple[int, int], factor: int = 1) -> tuple[int, int]:
-    """(width, height), both divisible by `factor`; the error names the nearest that are."""
+    """(width, height) in pixels, both divisible by `factor`; the error names the nearest size."""
     try:
         width, height = (operator.index(x) for x in value)
     except (TypeError, ValueError):
@@ -87,73 +93,76 @@ def size(value: tuple[int, int], factor: int = 1) -> tuple[int, int]:
 
 
 def text(name: str, value: str) -> str:
+    """A str."""
     if not isinstance(value, str):
         raise InputError(f"{name}: {shown(value)} is not a text")
     return value
 
 
-def texts(**given: str) -> None:
-    for name, value in given.items():
+def texts(**values: str) -> None:
+    """Checks several strs, by the names of their arguments."""
+    for name, value in values.items():
         text(name, value)
 
 
 def path(name: str, value: str | os.PathLike) -> Path:
-    """A path that there may be, `~` expanded."""
+    """A valid path with `~` expanded, whether or not there is a file."""
+    expanded = ""
     try:
-        given = os.path.expanduser(os.fspath(value))
-        if not isinstance(given, str) or not given:
+        expanded = os.path.expanduser(os.fspath(value))
+        if not isinstance(expanded, str) or not expanded:
             raise ValueError
-        # what no file can be called: a character of code 0, half a character, too many of them
-        os.lstat(given)
+        # refuses names that no file can have: with a null character, a surrogate, or too long
+        os.lstat(expanded)
     except (TypeError, ValueError):
         raise InputError(f"{name}: {shown(value)} is not a path") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(f"{name}: {shown(value)}: {error.strerror}") from None
-    return Path(given)
+    return Path(expanded)
 
 
 def flag(name: str, value: bool) -> bool:
-    """Of Python or of numpy; others have no one truth."""
+    """A bool of Python or numpy, as a bool. Other types are refused, whatever their truth value."""
     if type(value).__name__ not in ("bool", "bool_"):
         raise InputError(f"{name}: {shown(value)} is neither True nor False")
     return bool(value)
 
 
 def kind(name: str, value: Any, kinds: type | tuple[type, ...], right: str) -> Any:
-    """A value of one of these types; `right`: what those are, and where one gets them."""
+    """A value of one of these types; `right` says in the error what is expected."""
     if not isinstance(value, kinds):
         raise InputError(f"{name}: {shown(value)} is not {right}")
     return value
 
 
 def called(name: str, value: Any) -> Any:
-    """None, or what can be called."""
+    """A callable, or None."""
     if value is not None and not callable(value):
         raise InputError(f"{name}: {shown(value)} is not a function")
     return value
 
 
 def names(name: str, value: Iterable[str]) -> frozenset[str]:
-    """Several names; one alone would be taken for its letters."""
+    """A set of names. A single str is refused, because it would be split into its letters."""
     try:
-        found = None if isinstance(value, (str, bytes)) else frozenset(value)
+        unique = None if isinstance(value, (str, bytes)) else frozenset(value)
     except TypeError:
-        found = None
-    if found is None or not all(isinstance(each, str) for each in found):
+        unique = None
+    if unique is None or not all(isinstance(each, str) for each in unique):
         raise InputError(f"{name}: {shown(value)} is not a list of names")
-    return found
+    return unique
 
 
-def known(name: str, given: Collection[str], there: Collection[str], what: str) -> None:
-    """InputError for the first of `given` that is not `there`, with those that are spelled alike.
+def known(name: str, values: Collection[str], allowed: Collection[str], what: str) -> None:
+    """InputError for `values` that are not `allowed`, with similar names, or all if they are few.
 
-    Of few it names all. what: "site", one of them.
+    what: the word for one of them in the message, such as "site".
     """
-    unknown = sorted(map(str, set(given).difference(there)))
+    unknown = sorted(map(str, set(values).difference(allowed)))
     if not unknown:
         return
-    near = sorted(there)
+    near = sorted(allowed)
     if len(near) > FEW:
         near = difflib.get_close_matches(unknown[0], near, n=3)
     hint = f"; there is {' and '.join(near)}" if near else ""
@@ -161,18 +170,18 @@ def known(name: str, given: Collection[str], there: Collection[str], what: str) 
 
 
 def shown(value: Any) -> str:
-    """A value in a message: short, whatever it is."""
+    """A value as text for a message, at most `SHOWN` characters; tensors by dtype and shape."""
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
     try:
-        found = repr(value)
+        written = repr(value)
     except ValueError:  # Python writes no whole numbers of more than 4300 digits
-        found = f"a {type(value).__name__}"
-    return found if len(found) <= SHOWN else f"{found[: SHOWN - 4]} ..."
+        written = f"a {type(value).__name__}"
+    return written if len(written) <= SHOWN else f"{written[: SHOWN - 4]} ..."
 
 
 def _number(value: Any) -> float:
-    """NaN for what is none."""
+    """The value as a float; NaN if it is not a number."""
     if isinstance(value, (bool, str, bytes, bytearray)):
         return math.nan
     try:

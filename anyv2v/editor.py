@@ -3,18 +3,28 @@
 video file     read_video                frames   (f, h, w, 3) uint8
 frames         encode_frames             z0       (1, c, f', h', w')
 z0             invert                    trajectory: noise level -> latents
+                                         features, if it records: noise level -> site -> tensors
 edited frame   backbone.branches         conditions of every branch, and how they combine
 fractions      step_plan                 which sites are injected at which step, and how
-z_T            sample                    for each level: batch = [source's z | z | z]
-                                         f = predict(batch, t, conditions, taps)
+z_T            sample                    each level: f = predict(batch, t, conditions, taps)
                                          f = combine(branches of f); z = a z + b f
 z_0            decode                    frames   (f, h, w, 3) uint8
+
+The batch of a step depends on where the source's features come from (I2VGen-XL, one edit):
+
+replayed       the inversion recorded    [negative, edited]          2 branches, taps = Replay
+batched        it did not                [source, negative, edited]  3 branches, taps = ShareSource
+plain          nothing is injected       [negative, edited]          2 branches, no taps
+
+The command `anyv2v edit` records by itself. `editor.invert(video)` records only with `recording=`,
+so steps that inject are then batched: see `StepPlan` for what the default edit does at each step.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,17 +34,17 @@ from anyv2v import checks
 from anyv2v.backbones.base import Defaults, Guidance, Options
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.diffusion.samplers import AfterStep, OnStep
-from anyv2v.diffusion.schedule import matches
+from anyv2v.diffusion.schedule import match_levels
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import NO_INJECTION, Injection
 from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
 from anyv2v.media.image import Frame, fit_frame, read_argument
-from anyv2v.pipeline.arguments import Noise, as_video, check_taps, options_of
-from anyv2v.pipeline.editing import EditRun, Job, PlainRun, requests_of
+from anyv2v.pipeline.arguments import NoiseGenerator, as_video, check_taps, options_of
+from anyv2v.pipeline.editing import EditRun, Job, PlainRun, check_requests
 from anyv2v.pipeline.inverting import STEPS, InversionRun
-from anyv2v.pipeline.planning import Planning, source_frame
-from anyv2v.pipeline.request import Edit, EditRequest
+from anyv2v.pipeline.planning import Planner, source_frame
+from anyv2v.pipeline.request import Edit, EditRequest, Prompts
 from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
 from anyv2v.pipeline.stages import size_of
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass, StepPlan
@@ -43,11 +53,11 @@ from anyv2v.runtime.memory import free_bytes
 __all__ = ["Defaults", "Editor"]
 
 
-class Editor(Planning):
-    """The stages of an edit as methods, and the runs that are made of them.
+class Editor(Planner):
+    """Inverts and edits videos; each stage of that is a method too.
 
-    It holds no state of a run: one editor may serve several threads at once. Of every method None
-    is what the weights work best with.
+    An editor holds no state of a run, so several threads may use one at once. In every method an
+    argument of None stands for the weights' own default.
     """
 
     def __repr__(self) -> str:
@@ -76,15 +86,21 @@ class Editor(Planning):
         taps: Taps | None = None,
         options: Options | None = None,
     ) -> Source:
-        """The noise that a video came from, and all that lies between (section 4.1).
+        """Inverts a video into the noise that it would have been sampled from (section 4.1).
 
-        `video`: a path is read with the size, frames and rate that are the weights' own; so is an
-        array of frames (f, h, w, 3) uint8. `method`: "fixed-point" solves the steps of a sampling
-        run of as many `steps` to `tolerance`; "ddim" is the original's (500). `prompt` describes
-        the source. `fps`, `options`: what the network is told, see `backbone.options`. `plan`: the
-        run that will read the source; only what it reads is kept. `recording`: features to keep on
-        the way, see `recording()`. `unfinished`: the file from which an interrupted inversion goes
-        on. `taps`: look on, and may change what the network computes.
+        `video`: a Video, an array of frames (f, h, w, 3) uint8, or a path, which is read with the
+        weights' own size, number of frames and rate. `method`: "fixed-point" solves each of the
+        `steps` of a sampling run to the relative `tolerance` (default 3e-3); "ddim" is the
+        original's plain DDIM, by default in 500 steps. `prompt` describes the source. `fps` and
+        `options` are given to the network, see `backbone.options`. `plan`: the run that will read
+        the source; latents of other steps are not stored. `recording`: the features to record, see
+        `recording()`; None records nothing. `unfinished`: the file in which an interrupted
+        inversion is saved, and from which it is resumed. `taps` are called in every prediction and
+        may change what the network computes. InputError names a wrong argument.
+
+        On the GPU remain the weights and the source: all latents, and those features that
+        `recording` placed there, see `Source`. Conditions, captured graphs and the latents of
+        iterations are freed, though PyTorch's allocator may keep their memory for the next run.
         """
         checks.one_of("method", method, tuple(METHODS))
         steps = STEPS.get(method, self.defaults.steps) if steps is None else steps
@@ -115,7 +131,7 @@ class Editor(Planning):
         )
         run = InversionRun(self, as_video(video, self.defaults), settings, plan, recording)
         source = run.run(unfinished, taps, on_step)
-        # an inversion that was resumed did not pass its first steps again
+        # an inversion that was resumed did not predict at its first steps, so they are missing
         return source if recording is None else self.record(source, recording, source.features)
 
     def edit(
@@ -140,19 +156,21 @@ class Editor(Planning):
         step_noise: Sequence[Tensor] | None = None,
         options: Options | None = None,
     ) -> Edit:
-        """The video whose first frame is `frame` and that moves as the source does (section 4.2).
+        """Makes a video that begins with `frame` and moves as the source does (section 4.2).
 
-        `start`: index of the first of the `steps` that is run. `random_ratio`: how much of the
-        inverted latents is replaced by `noise`, drawn from `seed` if not given. `injection`: see
-        `Injection`, or anything else with its `groups`. `guidance`: a number, or one for each scale
-        by name. `step_noise`: for samplers that draw, one tensor for each step. `source_pass`,
-        `taps`, `after_step`, `options`: see `edit_many`.
+        `frame`: a path, a uint8 array (h, w, 3) or a PIL image; `fit` ("crop", "stretch" or "pad")
+        brings it to the clip's size. `start`: index of the first of the `steps` that is run.
+        `random_ratio`: the weight, 0 to 1, of `noise` mixed into the inverted latents; None draws
+        it from `seed`. `injection`: an `Injection`, or any object with its method `groups`.
+        `guidance`: a number, or a mapping with one for each scale. `step_noise`: one tensor for
+        each step, for samplers that add noise. `source_pass`, `taps`, `after_step`, `options`: see
+        `edit_many`. InputError names a wrong argument.
         """
         request = EditRequest(
             frame, prompt, negative_prompt, guidance, random_ratio, seed, fit, noise, step_noise
         )
-        run = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
-        (edit,) = self.edit_many(source, [request], *run)
+        common = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
+        (edit,) = self.edit_many(source, [request], *common)
         return edit
 
     @torch.no_grad()
@@ -170,17 +188,18 @@ class Editor(Planning):
         after_step: AfterStep | None = None,
         options: Options | None = None,
     ) -> list[Edit]:
-        """Several edits of one source, in batches as large as memory allows: see `edit`.
+        """Makes several edits of one source, in batches as large as memory allows; see `edit`.
 
-        Those of a batch share one source: its branch, or what was recorded of it. They agree with
-        those of each edit alone to rounding. `on_step(index, t, latents)` gets the latents of a
-        batch after each step, (its edits, c, f', h', w'); `after_step(index, latents)` too, and may
-        give others to go on from. `taps` are called after the injection's own; in steps in which
-        they are active the source is in the batch, first. `source_pass` changes the cost, not the
-        result. `fps`, `options`: what the network is told, see `backbone.options`.
+        The edits of a batch share the source: its branch, or its recorded features. They equal
+        those of single edits to rounding. `on_step(index, t, latents)` gets the latents of a batch
+        after each step, (edits, c, f', h', w'); `after_step(index, latents)` gets them too, and may
+        return others to go on with. `taps` are called after the injection's own; in steps in which
+        they are active the source is the first branch of the batch. `source_pass` ("shared",
+        "always", "separate", see `pipeline.step_plan`) changes the cost, not the result. `fps` and
+        `options` are given to the network, see `backbone.options`.
         """
-        given = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
-        run, done = self._edits(source, edits, *given), []
+        common = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
+        run, done = self._edits(source, edits, *common), []
         while (left := len(run.jobs) - len(done)) > 0:
             size, frames = size_of(source.video.frames), len(source.video.frames)
             left = 1 if self.backbone.edited_source(run.options) else left
@@ -203,13 +222,14 @@ class Editor(Planning):
         after_step: AfterStep | None = None,
         options: Options | None = None,
     ) -> Iterator[Edit | Exception]:
-        """Several edits of one source, each as soon as it is done; one that fails stops no other.
+        """Makes several edits of one source one by one, and yields each as soon as it is done.
 
-        What an edit fails with is given in its place. Each has the very latents that `edit` gives
-        it. What is wrong with the arguments of any of them is raised before the first is run.
+        If an edit fails, its exception is yielded in its place and the others go on. The latents
+        are exactly those of `edit`. InputError for the arguments of any edit is raised before the
+        first one runs.
         """
-        given = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
-        run = self._edits(source, edits, *given)
+        common = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
+        run = self._edits(source, edits, *common)
         for i in range(len(run.jobs)):
             try:
                 (edit,) = run.run(slice(i, i + 1))
@@ -233,22 +253,24 @@ class Editor(Planning):
         seed: int = 0,
         options: Options | None = None,
     ) -> Edit:
-        """The source video again, from its inverted latents; nothing is injected."""
+        """Samples the source video again from its inverted latents, with nothing injected."""
         self.check_source(source)
         checks.texts(prompt=prompt, negative_prompt=negative_prompt)
         steps = self.defaults.steps if steps is None else steps
         options = options_of(self.backbone, fps, options)
         plan = self.step_plan(steps, start, NO_INJECTION, options=options)
-        self.check_kept(source.trajectory.kept_levels, plan.source_levels)
-        index = matches(plan.source_levels, source.trajectory.levels)
+        self.check_kept(source.trajectory.stored_levels, plan.source_levels)
+        index = match_levels(plan.source_levels, source.trajectory.levels)
         run = PlainRun(self, steps, start, options, on_step, after_step)
-        frames, scales = source.video.frames, self.defaults.scales(guidance)
-        self._reserve(size_of(frames), len(frames), self.backbone.branch_count(scales))
+        frames = source.video.frames
+        prompts = Prompts(prompt, negative_prompt, self.defaults.scales(guidance))
+        self._reserve(size_of(frames), len(frames), self.backbone.branch_count(prompts.guidance))
         return run.run(
-            (prompt, negative_prompt, source_frame(self, source), scales),
+            prompts,
+            source_frame(self, source),
             source.at(index[start]).to(self.backbone.device),
             step_noise,
-            Noise(seed, self.backbone.device),
+            NoiseGenerator(seed, self.backbone.device),
             source.video.fps,
         )
 
@@ -271,10 +293,14 @@ class Editor(Planning):
         step_noise: Sequence[Tensor] | None = None,
         options: Options | None = None,
     ) -> Edit:
-        """The plain image-to-video model: a clip that begins with `frame`, from random noise."""
+        """Samples a clip that begins with `frame` from random noise, without any source.
+
+        `size`: (width, height) in pixels. The other arguments are those of `edit`.
+        """
         defaults, codec = self.defaults, self.backbone.codec
         steps = defaults.steps if steps is None else steps
-        request = EditRequest(frame, prompt, negative_prompt, guidance, seed=seed).filled(defaults)
+        request = EditRequest(frame, prompt, negative_prompt, guidance, seed=seed)
+        prompts = request.prompts(defaults)
         options = options_of(self.backbone, fps, options)
         width, height = size = self.check_size(defaults.size if size is None else size)
         frames = checks.count("frames", defaults.frames if frames is None else frames)
@@ -282,13 +308,13 @@ class Editor(Planning):
         if shape[2] <= self.backbone.pinned:
             raise InputError(f"frames: {frames} is the given frame alone; more are needed")
         run = PlainRun(self, steps, 0, options, on_step, after_step)
-        self._reserve(size, frames, self.backbone.branch_count(request.guidance))
-        draws = Noise(seed, self.backbone.device)
-        noise = draws.given_or_drawn(noise, shape)
+        self._reserve(size, frames, self.backbone.branch_count(prompts.guidance))
+        generator = NoiseGenerator(seed, self.backbone.device)
+        noise = generator.use(noise, shape)
         first = self._first_frame(fit_frame(read_argument("frame", frame), size, fit), frames)
-        told = request.prompt, request.negative_prompt, first, request.guidance
-        fps = options.get("fps", defaults.fps)
-        return run.run(told, noise, step_noise, draws, fps)
+        # options are numbers or texts, and a rate is a number
+        rate = cast(float, options.get("fps", defaults.fps))
+        return run.run(prompts, first, noise, step_noise, generator, rate)
 
     def _edits(
         self,
@@ -304,31 +330,31 @@ class Editor(Planning):
         after_step: AfterStep | None,
         options: Options | None,
     ) -> EditRun:
-        """What runs some of the edits together; all that can be wrong with any is found here."""
-        edits = requests_of(edits)
+        """Prepares the run of all edits; InputError for everything that can be wrong with any."""
+        edits = check_requests(edits)
         self.check_source(source)
         steps = self.defaults.steps if steps is None else steps
         options = options_of(self.backbone, fps, options)
         plan = self.step_plan(steps, start, injection, source, None, source_pass, taps, options)
-        self.check_kept(source.trajectory.kept_levels, plan.source_levels)
-        index = matches(plan.source_levels, source.trajectory.levels)
+        self.check_kept(source.trajectory.stored_levels, plan.source_levels)
+        index = match_levels(plan.source_levels, source.trajectory.levels)
         begin = source.at(index[plan.steps[0].level.index]).to(self.backbone.device)
         sampler = self.backbone.sampler(options)
-        jobs = [Job.of(self, edit, source, begin, sampler, steps) for edit in edits]
+        jobs = [Job.prepare(self, edit, source, begin, sampler, steps) for edit in edits]
         frames, branches = source.video.frames, self._branches(jobs)
         self._reserve(size_of(frames), len(frames), 1 + branches)
         return EditRun(self, source, jobs, plan, steps, options, taps, on_step, after_step)
 
     def _branches(self, jobs: Sequence[Job]) -> int:
-        """How many one of them has at most, without the source's."""
-        return max(self.backbone.branch_count(job.request.guidance) for job in jobs)
+        """The most branches that one of the edits has, not counting the source's."""
+        return max(self.backbone.branch_count(job.prompts.guidance) for job in jobs)
 
-    def _batch(self, size: tuple[int, int], frames: int, edits: int, each: int) -> int:
-        """How many of these edits, of so many branches `each`, fit into memory together."""
+    def _batch(self, size: tuple[int, int], frames: int, edits: int, branches: int) -> int:
+        """How many of the `edits`, with so many branches each, fit into memory together."""
         free = free_bytes(self.backbone.device)
 
         def fits(edits: int) -> bool:
-            # the source, and the branches of each; the least that is needed, twice
-            return 2 * self._least_bytes(size, frames, 1 + each * edits) <= free
+            # the source, and the branches of each edit; twice the least that a prediction needs
+            return 2 * self._least_bytes(size, frames, 1 + branches * edits) <= free
 
         return next((n for n in range(edits, 1, -1) if fits(n)), 1)

@@ -1,11 +1,11 @@
-"""What goes wrong by what the caller gave, and what goes wrong in the computation."""
+"""The exceptions of this package: wrong input, and values that are not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 LONGEST = 2000
-"""Characters of a message; a file may put anything into one."""
+"""Most characters of a message, because a file may put text of any length into one."""
 
 
 class InputError(ValueError):
@@ -22,13 +22,13 @@ class InputError(ValueError):
 
 
 class NotFiniteError(RuntimeError):
-    """A network gave infinities or NaN. The message says which, where, and what to do.
+    """A network gave infinities or NaN. The message says which one, where, and what to do.
 
     Steps and frames are counted from 0, as `on_step` counts them. The command line exits with
-    status 1, and nothing is written.
+    status 1 and writes nothing.
     """
 
-    def __init__(self, message: str, rows: Iterable[int] = ()):
+    def __init__(self, message: str, batch_indices: Iterable[int] = ()):
         super().__init__(message)
-        self.rows = tuple(rows)
-        """Which of what was computed together: of several edits, those of the batch."""
+        self.batch_indices = tuple(batch_indices)
+        """Positions, within the batch, of the edits or frames whose values are not finite."""

@@ -1,4 +1,4 @@
-"""From a weights folder to an editor."""
+"""Loads a folder of weights into an `Editor`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from anyv2v.config import blaming
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import Injection
-from anyv2v.pipeline.cuda_graphs import wanted
+from anyv2v.pipeline.cuda_graphs import resolve_graphs
 from anyv2v.runtime.device import choose_device, choose_dtype
 from anyv2v.runtime.offload import Wanted, checked
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
-from anyv2v.weights.manifest import components
+from anyv2v.weights.manifest import Shapes, components
 from anyv2v.weights.verify import Report, verify
 
 DEMO = "demo"
-"""The name under which the weights that come with the package are loaded."""
+"""The name of the weights that come with the package."""
 
 
 def load(
@@ -38,17 +38,21 @@ def load(
     graphs: bool | None = None,
     offload: Wanted = "auto",
 ) -> Editor:
-    """An editor of the weights in a folder that `anyv2v convert` wrote, or of "demo".
+    """Loads the weights in a folder that `anyv2v convert` wrote, or "demo", into an editor.
 
-    `device` is cuda if there is one, else cpu; `dtype` float16 on cuda, float32 elsewhere, unless
-    given. `graphs`: whether steps are captured in CUDA graphs; on cuda they are unless it is False,
-    and True raises where they cannot be. `offload`: whether what makes conditions, and the
-    autoencoder's encoder, wait on the host while they are not needed: "auto", from the first job on
-    for which the GPU's memory is short; on a CPU never. InputError names what is wrong with a
-    folder.
+    `device`: None is cuda if there is one, else cpu. `dtype`: None is float16 on cuda, float32
+    elsewhere. `graphs`: None captures steps in CUDA graphs where that is possible, True raises
+    where it is not, False never does. `offload`: whether the networks that make conditions and the
+    autoencoder's encoder are moved to the host while they are not needed; "auto" does so from the
+    first job on for which the GPU's memory is short. On a CPU nothing is moved. InputError says
+    what is wrong with a folder.
     """
     device = choose_device(device)
-    dtype, graphs, offload = choose_dtype(dtype, device), wanted(graphs, device), checked(offload)
+    dtype, graphs, offload = (
+        choose_dtype(dtype, device),
+        resolve_graphs(graphs, device),
+        checked(offload),
+    )
     return _assemble(Checkpoint.open(folder_of(weights)), device, dtype, graphs, offload)
 
 
@@ -61,51 +65,52 @@ def _assemble(
 ) -> Editor:
     config = checkpoint.config
     with blaming(checkpoint.folder):
-        backbone, unbuilt = _backbone(config), builders(config)
-        stated = read_defaults(config, backbone.own)
+        backbone, constructors = _backbone(config), builders(config)
+        defaults = read_defaults(config, backbone.own)
 
     def build(name: str) -> nn.Module:
         with blaming(checkpoint.folder):
-            return unbuilt[name]()
+            return constructors[name]()
 
     networks: dict[str, nn.Module] = {}
     reload: dict[nn.Module, Callable[[], Iterable[Tensor]]] = {}
-    for name in unbuilt:
-        how = name, partial(build, name), device, dtype
+    for name in constructors:
+        arguments = name, partial(build, name), device, dtype
         if name in backbone.apart:
-            networks[name], read = checkpoint.load_later(*how)
+            networks[name], read = checkpoint.load_later(*arguments)
             reload[networks[name]] = read
         else:
-            networks[name] = checkpoint.load(*how)
+            networks[name] = checkpoint.load(*arguments)
     with blaming(checkpoint.folder):
-        made = backbone.assemble(config, networks, checkpoint.folder, stated)
-        for group, sites in made.groups.items():
-            if unknown := sites.difference(made.sites):
+        assembled = backbone.assemble(config, networks, checkpoint.folder, defaults)
+        for group, sites in assembled.groups.items():
+            if unknown := sites.difference(assembled.sites):
                 raise InputError(f"injection {group} names no site {sorted(unknown)[0]}")
-        Injection(**config["defaults"].get("injection", {})).groups(made.groups)
-        made.schedule.levels(stated.steps)
-    return Editor(made, checkpoint.fingerprint, graphs, offload, reload)
+        # both raise InputError if the config's defaults do not fit the backbone
+        Injection(**config["defaults"].get("injection", {})).groups(assembled.groups)
+        assembled.schedule.levels(defaults.steps)
+    return Editor(assembled, checkpoint.fingerprint, graphs, offload, reload)
 
 
 def folder_of(weights: str | os.PathLike) -> Path:
-    """Where the weights are: "demo" is the folder that came with the package."""
+    """The folder of `weights`; "demo" is the one that comes with the package."""
     folder = checks.path("weights", weights)
     return DEMO_FOLDER if os.fspath(weights) == DEMO else folder
 
 
 class Peek(NamedTuple):
-    """What a folder's config alone says."""
+    """What is known of a weights folder from its config alone."""
 
     defaults: Defaults
-    """The weights' own."""
+    """The weights' own settings."""
     original: Defaults
-    """The original's settings, on clips of that size."""
+    """The settings of the original code, for clips of the weights' size."""
     multiple: int
-    """What both sides of a frame, in pixels, are multiples of."""
+    """Both sides of a frame, in pixels, must be multiples of this."""
 
 
 def peek(weights: str | os.PathLike) -> Peek:
-    """What can be known of a folder before its networks are loaded."""
+    """Reads a folder's config without loading its networks."""
     folder = folder_of(weights)
     config = Checkpoint.open(folder).config
     with blaming(folder):
@@ -117,10 +122,13 @@ def peek(weights: str | os.PathLike) -> Peek:
 def inspect(
     weights: str | os.PathLike, progress: Callable[[int, int], None] | None = None
 ) -> Report:
-    """Reads a whole folder and says what it is; InputError names the first thing that is wrong."""
+    """Reads a whole folder and reports what it is; InputError names the first fault in it.
+
+    progress: called with (bytes read, bytes in all).
+    """
     folder = folder_of(weights)
 
-    def shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
+    def shapes(config: dict) -> dict[str, Shapes]:
         with blaming(folder):
             read_defaults(config, _backbone(config).own)
             return expected_shapes(config)
@@ -129,7 +137,7 @@ def inspect(
 
 
 def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:
-    """Component -> what makes its network, still without weights."""
+    """Component -> a function that makes its network, without weights, for a folder's config."""
     networks = _backbone(config).networks(config)
     if {*networks} != {*components(config)}:
         raise InputError(
@@ -139,14 +147,13 @@ def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:
     return networks
 
 
-def expected_shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Component -> parameter -> shape, for a folder's config."""
+def expected_shapes(config: dict) -> dict[str, Shapes]:
+    """Component -> name of a parameter -> its shape, for a folder's config."""
     return shapes_of(builders(config))
 
 
-def shapes_of(
-    builders: dict[str, Callable[[], nn.Module]],
-) -> dict[str, dict[str, tuple[int, ...]]]:
+def shapes_of(builders: dict[str, Callable[[], nn.Module]]) -> dict[str, Shapes]:
+    """Component -> name of a parameter -> its shape; builds the networks on the meta device."""
     networks = {}
     with torch.device("meta"):
         for name, build in builders.items():
@@ -154,7 +161,7 @@ def shapes_of(
                 networks[name] = build()
             except InputError:
                 raise
-            # torch's layers have their own words for sizes that cannot be
+            # torch's layers raise all of these for sizes that are impossible
             except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
                 raise InputError(f"{name}: {error}") from error
     return {

@@ -12,7 +12,7 @@ from anyv2v.config import blaming
 from anyv2v.stable_diffusion import adapters
 from anyv2v.stable_diffusion import loading as stable_diffusion
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.manifest import IP_ADAPTER, STABLE_DIFFUSION, T2I_ADAPTER
+from anyv2v.weights.manifest import IP_ADAPTER, STABLE_DIFFUSION, T2I_ADAPTER, Shapes
 from anyv2v.weights.verify import Report, verify
 
 Builders = Callable[[dict], dict[str, Callable[[], nn.Module]]]
@@ -25,7 +25,7 @@ BUILDERS: dict[str, Builders] = {
 """The "model" of a config that is not of a backbone -> the function that names its networks."""
 
 
-def expected_shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
+def expected_shapes(config: dict) -> dict[str, Shapes]:
     """Return component -> parameter -> shape for the config of any weights folder."""
     builders = _builders(config)
     if builders is None:
@@ -44,7 +44,7 @@ def inspect(
     if _builders(Checkpoint.open(folder).config) is None:
         return loading.inspect(weights, progress)
 
-    def shapes(config: dict) -> dict[str, dict[str, tuple[int, ...]]]:
+    def shapes(config: dict) -> dict[str, Shapes]:
         with blaming(folder):
             return expected_shapes(config)
 

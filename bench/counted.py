@@ -30,7 +30,7 @@ from anyv2v.injection.taps import (
     Replay,
     ShareSource,
     Taps,
-    repeated,
+    repeat_to_batch,
 )
 from anyv2v.pipeline.step_plan import SourcePass, Way
 from anyv2v.runtime.accounting import count
@@ -81,11 +81,11 @@ class Sharing(ShareSource):
         """Compute the source's feature and use it for all branches."""
         saves = self.savings.convolutions if ".res." in site else self.savings.projections
         tensors = feature.compute(self.branches if saves else 1)
-        one = feature.rows // self.branches
+        one = feature.batch // self.branches
         tensors = [x[:one] if i < 2 else x for i, x in enumerate(tensors)]
         if not self.savings.softmax:
             # a copy for each branch, so that each computes attention of its own
-            tensors = [repeated(x, feature.rows) for x in tensors]
+            tensors = [repeat_to_batch(x, feature.batch) for x in tensors]
         return tuple(tensors)
 
 
@@ -167,7 +167,7 @@ class Counted:
             if way == "separate":
                 with suppress(Recorded):
                     self.forward([0], record)
-            total += n * self.forward([0, 0], Replay(record.kept))
+            total += n * self.forward([0, 0], Replay(record.features))
         return total
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import anyv2v
 from anyv2v.editor import Editor
-from anyv2v.pipeline.cost import Plan, predict
+from anyv2v.pipeline.cost import EditCost, predict_cost
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass
 from anyv2v.runtime.accounting import fakes
 from bench.core import Bench, Contender
@@ -194,7 +194,7 @@ def at_published_size(bench: Bench) -> None:
         bench.predicted(
             f"edit, {PUBLISHED}",
             way,
-            evaluations=plan.inversion_evaluations + plan.sampling_rows,
+            evaluations=plan.inversion_evaluations + plan.sampling_branches,
             tflop=plan.total / 1e12,
             peak_mb=(plan.peak - plan.weights) / 1e6,
             facts={"weights_gb": plan.weights / 1e9, "features_gb": plan.recording.bytes() / 1e9},
@@ -216,7 +216,7 @@ def savings(bench: Bench) -> None:
             print(f"  {words}: {facts['alone_percent']:.2f} %, last {facts['last_percent']:.2f} %")
 
 
-def planned(size: int, frames: int, edits: int = 1, **options) -> Plan:
+def planned(size: int, frames: int, edits: int = 1, **options) -> EditCost:
     """Predict the cost of an edit with the published model in float16 on a GPU of 80 GB."""
     real = published_size()
     editor = Editor(Stand(real.backbone, device=torch.device("cuda")))
@@ -225,4 +225,4 @@ def planned(size: int, frames: int, edits: int = 1, **options) -> Plan:
         mock.patch("anyv2v.pipeline.planning.free_bytes", return_value=GPU_BYTES),
         mock.patch("anyv2v.runtime.memory.free_bytes", return_value=GPU_BYTES),
     ):
-        return predict(editor, video, edits=edits, **options)
+        return predict_cost(editor, video, edits=edits, **options)

@@ -51,9 +51,9 @@ import torch
 from torch import Tensor
 
 import anyv2v
-from anyv2v.diffusion.inversion import TOLERANCE, Inverted, ddim, fixed_point
+from anyv2v.diffusion.inversion import TOLERANCE, InversionState, ddim, fixed_point
 from anyv2v.diffusion.samplers import Predict
-from anyv2v.diffusion.schedule import Level, NoiseSchedule, matches
+from anyv2v.diffusion.schedule import Level, NoiseSchedule, match_levels
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.editor import Editor
 from anyv2v.media.psnr import psnr
@@ -79,12 +79,12 @@ class Method:
 
     name: str
     steps: int
-    run: Callable[[Predict, Inverted, NoiseSchedule, int], Iterator[Inverted]]
+    run: Callable[[Predict, InversionState, NoiseSchedule, int], Iterator[InversionState]]
 
 
 def plain(
-    predict: Predict, state: Inverted, schedule: NoiseSchedule, steps: int, evaluations: int
-) -> Iterator[Inverted]:
+    predict: Predict, state: InversionState, schedule: NoiseSchedule, steps: int, evaluations: int
+) -> Iterator[InversionState]:
     """Iterate the fixed point of each step a fixed number of times, from the less noisy latents."""
     for level, below in _upwards(schedule, steps):
         x = state.latents
@@ -95,8 +95,8 @@ def plain(
 
 
 def renoise(
-    predict: Predict, state: Inverted, schedule: NoiseSchedule, steps: int, evaluations: int
-) -> Iterator[Inverted]:
+    predict: Predict, state: InversionState, schedule: NoiseSchedule, steps: int, evaluations: int
+) -> Iterator[InversionState]:
     """Like `plain`, but step with the mean of the predictions: of all, or of the last two."""
     for level, below in _upwards(schedule, steps):
         x, predictions = state.latents, []
@@ -110,8 +110,8 @@ def renoise(
 
 
 def videoshop(
-    predict: Predict, state: Inverted, schedule: NoiseSchedule, steps: int
-) -> Iterator[Inverted]:
+    predict: Predict, state: InversionState, schedule: NoiseSchedule, steps: int
+) -> Iterator[InversionState]:
     """Evaluate once per step, on the line from the clean latents through the current ones."""
     clean = state.clean
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
@@ -138,9 +138,11 @@ def _upwards(schedule: NoiseSchedule, steps: int) -> list[tuple[Level, Level]]:
     return list(pairwise(schedule.levels(steps)))[::-1]
 
 
-def _after(state: Inverted, level: Level, latents: Tensor, evaluations: int) -> Inverted:
-    kept, spent = {**state.kept, level.index: latents}, state.evaluations + evaluations
-    return replace(state, kept=kept, latents=latents, evaluations=spent)
+def _after(
+    state: InversionState, level: Level, latents: Tensor, evaluations: int
+) -> InversionState:
+    trajectory, spent = {**state.trajectory, level.index: latents}, state.evaluations + evaluations
+    return replace(state, trajectory=trajectory, latents=latents, evaluations=spent)
 
 
 METHODS = (
@@ -165,7 +167,7 @@ def invert(
     clean: Tensor,
     prompt: str,
     steps: int,
-) -> tuple[anyv2v.Source, Inverted, int]:
+) -> tuple[anyv2v.Source, InversionState, int]:
     """Invert a video; returns the source, the method's last state, and the evaluations counted.
 
     steps: of the sampling for which the source is made.
@@ -173,20 +175,20 @@ def invert(
     frames, height, width, _ = video.frames.shape
     conditions = editor.condition(prompt, video.frames[0], frames, (width, height), FPS)
     calls, levels = 0, editor.schedule.levels(method.steps)
-    read = matches(editor.schedule.levels(steps)[:-1], levels[:-1])
+    read = match_levels(editor.schedule.levels(steps)[:-1], levels[:-1])
 
     def predict(level: Level, latents: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
         return editor.predict(latents, level.t, conditions)
 
-    begin = Inverted.of(clean)
+    begin = InversionState.start(clean)
     for state in method.run(predict, begin, editor.schedule, method.steps):
         if state.latest == read[0]:
             break
     source = anyv2v.Source(
         video=video,
-        trajectory=Trajectory(clean, {i: state.kept[i] for i in read.values()}, levels),
+        trajectory=Trajectory(clean, {i: state.trajectory[i] for i in read.values()}, levels),
         evaluations=calls,
         settings=InversionSettings(
             method.name, method.steps, prompt, "", {"text": 1.0}, {"fps": FPS}, TOLERANCE

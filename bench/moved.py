@@ -176,7 +176,7 @@ def main() -> None:
             report(name, moved, run)
     # the editor's networks are on the meta device, but the cost is that of a GPU
     cost.fakes = fake_gpu
-    print(cost.predict(editor, video, feature_memory=0))
+    print(cost.predict_cost(editor, video, feature_memory=0))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 
 import anyv2v
 from anyv2v.editor import Editor
-from anyv2v.pipeline.cost import Plan, predict
+from anyv2v.pipeline.cost import EditCost, predict_cost
 from bench.core import Bench, Contender
 from bench.edit import job_of, planned
 from bench.subjects import Watched, demo, published
@@ -68,7 +68,7 @@ def run(bench: Bench) -> None:
         bench.predicted(
             f"published size, {point}",
             "anyv2v",
-            evaluations=plan.inversion_evaluations + plan.sampling_rows,
+            evaluations=plan.inversion_evaluations + plan.sampling_branches,
             tflop=plan.total / 1e12,
             peak_mb=(plan.peak - plan.weights) / 1e6,
             facts=vars(point) | {"steps": 50},
@@ -93,9 +93,9 @@ def measure(bench: Bench, editor: Editor, point: Point, steps: int) -> None:
         return [e.latents for e in run.edit_many(source, requests, steps)]
 
     @cache
-    def predicted(evaluations: int) -> Plan:
+    def predicted(evaluations: int) -> EditCost:
         options = {"inversion_steps": steps, "evaluations": evaluations}
-        return predict(editor, job.video, point.edits, steps, **options)
+        return predict_cost(editor, job.video, point.edits, steps, **options)
 
     def error(way: str, out: list[torch.Tensor]) -> float:
         """Relative error of the predicted operations; infinite if the edits are not the same."""

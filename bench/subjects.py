@@ -110,7 +110,7 @@ class Watched:
         sites = None if taps.sites is None else frozenset(taps.sites)
         form = (getattr(taps, "compact", None),)
         # a replay's cost depends on the form of the recorded features
-        kept = getattr(taps, "kept", {}) if isinstance(taps, anyv2v.Replay) else {}
+        kept = taps.features if isinstance(taps, anyv2v.Replay) else {}
         form += tuple(sorted((site, len(parts)) for site, parts in kept.items()))
         rows = len(conditions.samples)
         kind = "predict", rows, tuple(latents.shape), type(taps).__name__, sites, form

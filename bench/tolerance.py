@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 import anyv2v
-from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
+from anyv2v.diffusion.inversion import InversionState, ddim, fixed_point
 from anyv2v.diffusion.samplers import Predict, sample
 from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.editor import Editor
@@ -52,14 +52,14 @@ DDIM, BEFORE = "ddim 500", "3e-4, 100"
 default before this was measured."""
 DEFAULT = "3e-3"
 
-Run = Callable[[Predict, Inverted, NoiseSchedule, int], Iterator[Inverted]]
+Run = Callable[[Predict, InversionState, NoiseSchedule, int], Iterator[InversionState]]
 SETTINGS: dict[str, Run] = {
     DDIM: lambda predict, state, schedule, steps: ddim(predict, state, schedule, 500),
     "linear": partial(fixed_point, budget=50),
     "3e-3": partial(fixed_point, tolerance=3e-3),
     "2e-3": partial(fixed_point, tolerance=2e-3),
     "1.5e-3": partial(fixed_point, tolerance=1.5e-3),
-    "3e-4, 100": partial(fixed_point, tolerance=3e-4, budget=100, last=1.0),
+    "3e-4, 100": partial(fixed_point, tolerance=3e-4, budget=100, last_factor=1.0),
 }
 
 
@@ -101,7 +101,7 @@ class Clips:
 
 def invert_together(
     runs: Sequence[Run], clips: Clips, sites: Mapping[int, frozenset[str]]
-) -> list[tuple[Inverted, dict[int, dict]]]:
+) -> list[tuple[InversionState, dict[int, dict]]]:
     """Invert all scenes by all runs; returns the last states and the features of `sites` by step.
 
     The result is in the order (run, scene). Each inversion has a thread that asks for predictions
@@ -112,20 +112,20 @@ def invert_together(
     jobs = [(run, clean) for run in runs for clean in clips.clean]
     asked: queue.Queue = queue.Queue()
     answers = [queue.Queue() for _ in jobs]
-    found: list[tuple[Inverted, dict]] = [None] * len(jobs)
+    found: list[tuple[InversionState, dict]] = [None] * len(jobs)
     features: list[dict[int, dict]] = [{} for _ in jobs]
 
     def work(row: int) -> None:
         def predict(level: Level, latents: Tensor) -> Tensor:
-            reached.append(level.noise)
+            reached.append(level.identity)
             asked.put((row, level, latents))
             return answers[row].get()
 
         run, clean = jobs[row]
         reached: list[tuple[float, ...]] = []
-        last = schedule.levels(BEST.steps)[0].noise
+        last = schedule.levels(BEST.steps)[0].identity
         try:
-            for state in run(predict, Inverted.of(clean), schedule, BEST.steps):
+            for state in run(predict, InversionState.start(clean), schedule, BEST.steps):
                 if reached[-1] == last:
                     found[row] = state, features[row]
                     break
@@ -153,7 +153,9 @@ def invert_together(
         v = clips.predict(now.t, rows, taps=taps)
         for i, row in enumerate(rows):
             # a later evaluation of the level replaces these: the last one is at the kept latents
-            features[row][now.index] = {s: part(x, i, len(rows)) for s, (x,) in taps.kept.items()}
+            features[row][now.index] = {
+                s: part(x, i, len(rows)) for s, (x,) in taps.features.items()
+            }
             answers[row].put(v[row])
     return found
 
@@ -172,7 +174,7 @@ def measure(clips: Clips, settings: Sequence[str]) -> list[list[dict]]:
     sites = {step.level.index: step.sites for step in plan.steps if step.sites}
     edited = settings != [DDIM]
     found = invert_together([SETTINGS[s] for s in settings], clips, sites if edited else {})
-    begin = torch.cat([state.kept[state.latest] for state, _ in found])
+    begin = torch.cat([state.trajectory[state.latest] for state, _ in found])
 
     def back(level: Level, x: Tensor) -> Tensor:
         return torch.cat(list(clips.predict(level.t, dict(enumerate(x.split(1)))).values()))

@@ -209,7 +209,7 @@ def ways_of_steps(inputs: Inputs) -> dict[str, dict[str, Callable[[], Tensor]]]:
     def recorded(compact: bool) -> Replay:
         record = Record(sites, compact)
         way([0], [source], [x], record)()
-        return Replay(record.kept)
+        return Replay(record.features)
 
     everyone = [source, plain, of_edit]
     replays = {compact: recorded(compact) for compact in (True, False)}

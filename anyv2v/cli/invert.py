@@ -28,7 +28,7 @@ def run_invert(args: argparse.Namespace) -> None:
     unfinished = Unfinished(args.output + ".unfinished", args.resume)
     provenance = Provenance.begin(args)
     editor, source = obtain(args, unfinished)
-    noisiest = source.at(min(source.trajectory.kept))
+    noisiest = source.at(min(source.trajectory.latents))
     with with_sidecar(args.output, provenance.of(editor, source, noisiest)):
         source.save(args.output, args.force, features=args.features)
     unfinished.remove()

@@ -10,7 +10,7 @@ from anyv2v.diffusion.inversion import METHODS
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import USUAL, Injection
 from anyv2v.pipeline.inverting import STEPS
-from anyv2v.pipeline.planning import records_on_the_way
+from anyv2v.pipeline.planning import recording_is_free
 
 PAPER = {"feature_memory": 0}
 PAPER_INVERSION = {"method": "ddim", "inversion_steps": 500, "inversion_prompt": ""}
@@ -60,7 +60,7 @@ def of_the_inversion(args: Namespace) -> tuple[str, int]:
 def passes(args: Namespace, backbone: Backbone) -> bool:
     """Whether the inversion computes the features that the edit injects, and can record them."""
     method, steps = of_the_inversion(args)
-    return records_on_the_way(backbone, method, steps, getattr(args, "steps", steps), args.options)
+    return recording_is_free(backbone, method, steps, getattr(args, "steps", steps), args.options)
 
 
 def of_the_run(args: Namespace) -> dict[str, Any]:

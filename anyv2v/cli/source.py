@@ -85,7 +85,7 @@ def _loaded(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Sou
     editor = typed(Model, args).load()
     source = editor.load_source(args.video)
     plan = editor.step_plan(**settings.of_the_run(args))
-    editor.check_kept(source.trajectory.kept_levels, plan.source_levels)
+    editor.check_kept(source.trajectory.stored_levels, plan.source_levels)
     how = source.settings
     if args.paper and (how.method, how.steps, how.prompt) != (*settings.PAPER_INVERSION.values(),):
         say(f"--paper: {args.video} comes from {how.steps} steps of {how.method}, as it is")

@@ -1,0 +1,1 @@
+"""Noise levels, samplers and inversions; nothing here knows a network."""

@@ -1,6 +1,6 @@
 """Sampling: from noisy latents to clean ones, one step of the schedule after another.
 
-The latents between the steps are float32, whatever the network computes in.
+Latents between the steps are float32, whatever the network computes in.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from anyv2v.diffusion.schedule import Level, NoiseSchedule, advance
 from anyv2v.runtime.finite import FiniteCheck
 
 OnStep = Callable[[int, float, Tensor], None]
-"""Called after each step with the step's index in the schedule, its timestep, the latents."""
+"""Called after each step with (index of the step, its timestep, latents after it)."""
 
 AfterStep = Callable[[int, Tensor], Tensor | None]
-"""(index of the step, latents after it) -> the latents to go on from; None: these."""
+"""(index of the step, latents after it) -> the latents to go on with; None keeps them."""
 
 Predict = Callable[[Level, Tensor], Tensor]
-"""(level, latents) -> what the network predicts of them, float32, in the latents' shape."""
+"""(level, latents) -> what the network predicts for them, float32, the shape of the latents."""
 
 
 def sample(
@@ -34,21 +34,22 @@ def sample(
     after_step: AfterStep | None = None,
     step_noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
-    """Clean latents from those at the level of index `start` of a run of `steps`.
+    """Samples clean latents, from latents at the level of index `start` of a run of `steps`.
 
-    step_noise: index of a step -> the standard normal noise that it adds, asked of samplers that
-    add some. NotFiniteError, if the latents are not finite after a step: what `check` makes of
-    (index, timestep).
+    step_noise: index of a step -> standard normal noise of the latents' shape; needed by samplers
+    that add noise. NotFiniteError if latents are not finite after a step; `check` makes its message
+    of (index, timestep).
     """
     check = check or FiniteCheck()
     for level, target in pairwise(schedule.levels(steps)[start:]):
-        by = schedule.coefficients(level, target)
-        latents = advance(latents, predict(level, latents), by)
-        if by.noise:
-            latents = latents + by.noise * step_noise(level.index)
+        coefficients = schedule.coefficients(level, target)
+        latents = advance(latents, predict(level, latents), coefficients)
+        if coefficients.noise:
+            assert step_noise is not None, "a sampler that adds noise needs `step_noise`"
+            latents = latents + coefficients.noise * step_noise(level.index)
         check.look(latents, (level.index, level.t))
-        if after_step is not None and (instead := after_step(level.index, latents)) is not None:
-            latents = instead
+        if after_step is not None and (replaced := after_step(level.index, latents)) is not None:
+            latents = replaced
         if on_step is not None:
             on_step(level.index, level.t, latents)
     check.finish()

@@ -23,28 +23,31 @@ class Level:
     """One noise level of a run."""
 
     index: int
-    """Its place in the run, 0 for the noisiest."""
+    """Position in the run; 0 is the noisiest."""
     t: float
-    """What the network is told: a whole number, or a fraction, as the network was trained."""
+    """The timestep that the network is given: a whole number or a fraction, as in its training."""
     alpha: float
+    """Weight of the clean latents."""
     sigma: float
-    source: Level | None = None
-    """The level of an inversion that stands for this one, where a run reads its source; None: the
-    same level. Of a sampler whose levels are not those of the inversion."""
+    """Weight of the noise."""
+    inversion_level: Level | None = None
+    """The level of the inversion at which a run reads its source; None: this level. Needed by
+    samplers whose levels are not those of the inversion."""
 
     @property
-    def noise(self) -> tuple[float, float, float]:
-        """What levels of two runs have in common if they are the same level, or stand for it.
+    def identity(self) -> tuple[float, float, float]:
+        """(t, alpha, sigma) to 9 digits; equal for the same level in two runs.
 
-        (t, alpha, sigma) to 9 digits: a level may come out of the arithmetic of another number of
-        steps, or of another machine, with another last bit.
+        Rounded, because another number of steps or another machine may compute the same level with
+        another last bit. A level with an `inversion_level` has the identity of that one.
         """
-        level = self.source or self
-        return tuple(float(f"{x:.9g}") for x in (level.t, level.alpha, level.sigma))
+        level = self.inversion_level or self
+        t, alpha, sigma = (float(f"{x:.9g}") for x in (level.t, level.alpha, level.sigma))
+        return t, alpha, sigma
 
 
 class Coefficients(NamedTuple):
-    """A step of a sampler: x_target = a * x + b * prediction + noise * z, z standard normal."""
+    """One step of a sampler: x_target = a * x + b * prediction + noise * z, z standard normal."""
 
     a: float
     b: float
@@ -55,25 +58,29 @@ class NoiseSchedule(Protocol):
     """The levels of a run, and the steps between them."""
 
     def levels(self, steps: int) -> Sequence[Level]:
-        """The levels of a run of `steps`, the noisiest first, and the one where it ends.
+        """The steps + 1 levels of a run, the noisiest first; the last is where it ends.
 
-        steps + 1 in all. InputError for a number of steps that there is not.
+        InputError if the schedule has no run of so many steps.
         """
+        ...
 
     def coefficients(self, level: Level, target: Level) -> Coefficients:
-        """The step from a level to another, less noisy or noisier."""
+        """The step from `level` to `target`, which may be less noisy or noisier."""
+        ...
 
 
 class TableSchedule:
-    """A schedule of `len(alphas_cumprod)` whole timesteps, and deterministic steps (DDIM).
+    """A schedule of `len(alphas_cumprod)` whole timesteps, with deterministic steps (DDIM).
 
-    alpha-bar[t] is how much of the clean latents' variance is left at timestep t: alpha is its
-    root, sigma the root of the rest.
+    alpha-bar[t] is the share of the clean latents' variance at timestep t: alpha is its square
+    root, and sigma is the square root of 1 - alpha-bar[t].
     """
 
     def __init__(self, alphas_cumprod: Tensor, prediction: str, offset: int = 0):
-        """alphas_cumprod: float32 (train_steps,). prediction: one of `PREDICTIONS`, what the
-        network predicts. offset: the least noisy timestep of every run.
+        """Makes a schedule of a table.
+
+        alphas_cumprod: alpha-bar, float32 (train_steps,). prediction: what the network predicts,
+        a name in `PREDICTIONS`. offset: the least noisy timestep of every run.
         """
         checks.one_of("prediction", prediction, tuple(PREDICTIONS))
         self.alphas_cumprod, self.offset = alphas_cumprod, offset
@@ -82,16 +89,18 @@ class TableSchedule:
         self._alpha_bars: list[float] = alphas_cumprod.tolist()
 
     def timesteps(self, steps: int) -> list[int]:
-        """The timesteps of a run, the noisiest first: with offset 1, 981, 961, ..., 1 for 50."""
+        """The timesteps of a run, the noisiest first: 981, 961, ..., 1 for 50 and offset 1."""
         stride = self._stride(steps)
         return [i * stride + self.offset for i in reversed(range(steps))]
 
     def levels(self, steps: int) -> tuple[Level, ...]:
+        """The levels of `timesteps`, and the one below the last; see `NoiseSchedule.levels`."""
         timesteps = self.timesteps(steps)
         timesteps.append(timesteps[-1] - self._stride(steps))
         return tuple(self._level(t, i) for i, t in enumerate(timesteps))
 
     def coefficients(self, level: Level, target: Level) -> Coefficients:
+        """The DDIM step from `level` to `target`."""
         return Coefficients(*self._coefficients(level, target))
 
     def alpha_bar(self, t: int) -> float:
@@ -104,10 +113,10 @@ class TableSchedule:
         return advance(latents, prediction, self.coefficients(level, target))
 
     def inverse_step(self, prediction: Tensor, t: int, latents: Tensor, steps: int) -> Tensor:
-        """From the level below t up to t, as plain DDIM inversion does (arXiv 2105.05233, app. F).
+        """The step from the level below t up to t of DDIM inversion (arXiv 2105.05233, app. F).
 
-        `prediction` is what the network says of `latents`, which are still at the level below, when
-        it is asked about t: the approximation that makes this inversion inexact.
+        `prediction` is the network's for timestep t and `latents`, which are still at the level
+        below: the approximation that makes this inversion inexact.
         """
         level, target = self._level(t - self._stride(steps)), self._level(t)
         return advance(latents, prediction, self.coefficients(level, target))
@@ -116,26 +125,26 @@ class TableSchedule:
         return self.train_steps // checks.whole("steps", steps, 1, self.train_steps - self.offset)
 
     def _level(self, t: int, index: int = 0) -> Level:
-        left = self.alpha_bar(t)
-        return Level(index, t, math.sqrt(left), math.sqrt(1 - left))
+        alpha_bar = self.alpha_bar(t)
+        return Level(index, t, math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
 
 
-def advance(latents: Tensor, prediction: Tensor, by: Coefficients) -> Tensor:
-    """One step of a sampler without its noise, float32 in any case."""
-    return by.a * latents.float() + by.b * prediction.float()
+def advance(latents: Tensor, prediction: Tensor, coefficients: Coefficients) -> Tensor:
+    """One step of a sampler without its noise: a * latents + b * prediction, in float32."""
+    return coefficients.a * latents.float() + coefficients.b * prediction.float()
 
 
-def matches(levels: Sequence[Level], others: Sequence[Level]) -> dict[int, int]:
-    """Index of each level that is among `others` too -> its index there."""
-    there = {level.noise: level.index for level in others}
-    return {x.index: there[x.noise] for x in levels if x.noise in there}
+def match_levels(levels: Sequence[Level], others: Sequence[Level]) -> dict[int, int]:
+    """Index of each level that is also among `others` -> its index there."""
+    indices = {level.identity: level.index for level in others}
+    return {x.index: indices[x.identity] for x in levels if x.identity in indices}
 
 
 def steps_within(schedule: NoiseSchedule, levels: Collection[Level]) -> list[int]:
-    """The numbers of steps whose runs visit none but these levels before they end."""
-    known = {level.noise for level in levels}
+    """The numbers of steps whose runs visit only these levels before their end."""
+    known = {level.identity for level in levels}
 
     def fits(steps: int) -> bool:
-        return all(level.noise in known for level in schedule.levels(steps)[:-1])
+        return all(level.identity in known for level in schedule.levels(steps)[:-1])
 
     return [n for n in range(1, len(known) + 1) if fits(n)]

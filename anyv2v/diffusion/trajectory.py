@@ -13,40 +13,47 @@ from anyv2v.errors import InputError
 
 
 class Trajectory(Mapping[int, Tensor]):
-    """The clean latents, and those at each level that was kept: (1, c, f, h, w) float32.
+    """The clean latents of a video, and those at the levels that its inversion stored.
 
-    `clean` and `at(index)` serve every schedule. Where the timesteps of a run are different whole
-    numbers, it is a mapping of those timesteps too, the clean latents under 0 unless 0 is one of
-    the timesteps.
+    All are (1, c, f, h, w) float32. After an inversion they lie on the editor's device, 1 MB per
+    level for 16 frames of 512x512 (about 52 MB for all 50 levels); nothing moves them to the host.
+    Latents that were read from a file lie on the CPU, and each is copied when an edit reads it.
+
+    `clean` and `at(index)` work with every schedule. If the timesteps of a run are distinct whole
+    numbers, a trajectory is also a mapping from these timesteps to latents, with the clean latents
+    at 0 unless 0 is one of the timesteps.
     """
 
-    def __init__(self, clean: Tensor, kept: Mapping[int, Tensor], levels: Sequence[Level]):
-        """kept: index in the inversion's run, 0 the noisiest -> latents. levels: those of the whole
-        run, its end too.
+    def __init__(self, clean: Tensor, latents: Mapping[int, Tensor], levels: Sequence[Level]):
+        """Checks that all latents have the shape of `clean` and belong to the run.
+
+        latents: index in the inversion's run (0: the noisiest) -> latents. levels: all levels of
+        that run, its end included.
         """
         self.clean, self.levels = clean, tuple(levels)
-        self.kept = {index: kept[index] for index in sorted(kept, reverse=True)}
-        if wrong := [index for index in kept if not 0 <= index < len(self.levels) - 1]:
+        self.latents = {index: latents[index] for index in sorted(latents, reverse=True)}
+        """Index in the inversion's run -> latents, the least noisy first."""
+        if wrong := [index for index in latents if not 0 <= index < len(self.levels) - 1]:
             raise InputError(f"trajectory: there is no step {wrong[0]} of {len(self.levels) - 1}")
-        shapes = {tuple(x.shape) for x in (clean, *kept.values())}
+        shapes = {tuple(x.shape) for x in (clean, *latents.values())}
         if len(shapes) != 1:
             raise InputError(f"trajectory: shapes of the latents differ: {sorted(shapes)}")
 
     def at(self, index: int) -> Tensor:
         """The latents at step `index` of the inversion's run, 0 the noisiest.
 
-        InputError if they were not kept.
+        InputError if they were not stored.
         """
         index = checks.whole("index", index, 0, len(self.levels) - 2)
-        if index not in self.kept:
-            there = ", ".join(map(str, self.kept))
-            raise InputError(f"index: no latents of step {index} were kept; there are {there}")
-        return self.kept[index]
+        if index not in self.latents:
+            stored = ", ".join(map(str, self.latents))
+            raise InputError(f"index: no latents of step {index} were kept; there are {stored}")
+        return self.latents[index]
 
     @property
-    def kept_levels(self) -> list[Level]:
-        """The levels of the latents that were kept, the least noisy first."""
-        return [self.levels[index] for index in self.kept]
+    def stored_levels(self) -> list[Level]:
+        """The levels whose latents are stored, the least noisy first."""
+        return [self.levels[index] for index in self.latents]
 
     def __getitem__(self, t: int) -> Tensor:
         return self._by_timestep[t]
@@ -59,11 +66,11 @@ class Trajectory(Mapping[int, Tensor]):
 
     @cached_property
     def _by_timestep(self) -> dict[int, Tensor]:
-        timesteps = [level.t for level in self.levels[:-1]]
-        if len(set(timesteps)) < len(timesteps) or any(type(t) is not int for t in timesteps):
+        timesteps = [level.t for level in self.levels[:-1] if isinstance(level.t, int)]
+        if not len(set(timesteps)) == len(timesteps) == len(self.levels) - 1:
             raise InputError(
                 "trajectory: its timesteps are not different whole numbers; "
                 "source.at(index) gives the latents of a step"
             )
-        named = {self.levels[index].t: x for index, x in self.kept.items()}
-        return named if 0 in timesteps else {0: self.clean, **named}
+        by_timestep = {timesteps[index]: x for index, x in self.latents.items()}
+        return by_timestep if 0 in timesteps else {0: self.clean, **by_timestep}

@@ -1,6 +1,6 @@
-"""The cache of a source's features: where they are kept, and how they come back in time.
+"""The feature cache: where a source's recorded features lie, and how they reach the GPU in time.
 
-Its keys are indices of steps in the run of the source's inversion, 0 the noisiest.
+Steps are counted in the run of the source's inversion: index 0 is the noisiest step.
 """
 
 from __future__ import annotations
@@ -8,65 +8,78 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from anyv2v.injection.taps import Kept
+from anyv2v.injection.taps import Features
 from anyv2v.runtime.streams import side_stream
 
-Place = Literal["device", "host"]
-"""Where a step's features are: on the device, or in pinned host memory and fetched ahead."""
+Placement = Literal["device", "host"]
+"""Where a step's features lie: on the device (the GPU), or in the host's pinned memory."""
+
+
+class Event(Protocol):
+    """A point in a stream's work that the host can wait for (`torch.cuda.Event`)."""
+
+    def synchronize(self) -> None:
+        """Waits until the work before this point is done."""
+        ...
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Index of a step -> site -> features, recorded from one source. No edit changes them."""
+    """Features recorded from one source, by step and site. An edit only reads them."""
 
-    places: Mapping[int, Place]
-    kept: dict[int, Kept] = field(default_factory=dict)
-    _moving: list[torch.cuda.Event] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
-    """What is reached when features are in host memory, one for each device and stream."""
+    placement: Mapping[int, Placement]
+    """Index of each step that may be cached -> where its features lie."""
+    by_step: dict[int, Features] = field(default_factory=dict)
+    """Index of each step that was recorded -> site -> tensors."""
+    _copies: list[Event] = field(default_factory=list, init=False, repr=False, compare=False)
+    """The ends of copies to the host, one for each device and recorded step."""
 
-    def add(self, index: int, kept: Kept) -> None:
-        """Takes over what was recorded at a step, if the step has a place."""
-        if index not in self.places:
+    def add(self, index: int, features: Features) -> None:
+        """Stores the features of a step, and starts their copy to the host if they belong there.
+
+        Steps without a placement are dropped.
+        """
+        if index not in self.placement:
             return
-        move = _to_host if self.places[index] == "host" else lambda x: x
-        self.kept[index] = {site: tuple(map(move, tensors)) for site, tensors in kept.items()}
-        given = {x.device for tensors in kept.values() for x in tensors if x.is_cuda}
-        if self.places[index] == "host":
-            self._moving.extend(torch.cuda.current_stream(d).record_event() for d in given)
+        to_host = self.placement[index] == "host"
+        self.by_step[index] = {
+            site: tuple(_to_host(x) if to_host else x for x in tensors)
+            for site, tensors in features.items()
+        }
+        if to_host:
+            devices = {x.device for tensors in features.values() for x in tensors if x.is_cuda}
+            self._copies.extend(torch.cuda.current_stream(d).record_event() for d in devices)
 
     @property
     def sites(self) -> frozenset[str]:
-        """Everywhere that something was recorded."""
-        return frozenset(site for at in self.kept.values() for site in at)
+        """All sites that were recorded at any step."""
+        return frozenset(site for features in self.by_step.values() for site in features)
 
-    def settle(self) -> None:
-        """Waits for what is still on its way to the host, and for nothing else.
+    def wait(self) -> None:
+        """Waits for the copies to the host; until then the host must not read the features.
 
-        Another thread may be capturing a graph on the device.
+        It waits for events, not for the whole device: another thread may be capturing a graph
+        there, which a synchronization of the device would break.
         """
-        for event in self._moving:
+        for event in self._copies:
             event.synchronize()
 
-    def serve(self, index: int, sites: frozenset[str]) -> bool:
+    def covers(self, index: int, sites: frozenset[str]) -> bool:
         """Whether all of these sites were recorded at a step."""
-        return index in self.kept and sites <= self.kept[index].keys()
+        return index in self.by_step and sites <= self.by_step[index].keys()
 
 
 NO_FEATURES = FeatureCache({})
+"""The cache of a source without recorded features."""
 
 
 class Playback:
-    """Features of one run in the order of its steps, the next ones fetched meanwhile.
-
-    `stream`: where they are fetched; None for what needs no fetching.
-    """
+    """Reads a cache in the order of a run's steps, and prefetches the next step from the host."""
 
     def __init__(
         self,
@@ -75,45 +88,56 @@ class Playback:
         device: torch.device,
         stream: torch.cuda.Stream | None,
     ):
+        """`order`: the indices of the steps that will be fetched.
+
+        `stream`: the stream of the copies from the host; None if nothing has to be copied.
+        """
         self._cache, self._order, self._device = cache, order, device
-        self._fetched: dict[int, tuple[Kept, torch.cuda.Event | None]] = {}
+        self._fetched: dict[int, tuple[Features, torch.cuda.Event | None]] = {}
         self._stream = stream
         if stream is not None:
-            # what was recorded may still be on its way to the host on the current stream
+            # the current stream may not have finished copying these features to the host
             stream.wait_stream(torch.cuda.current_stream(device))
             self._prefetch(self._order[0])
 
-    def fetch(self, index: int) -> Kept:
-        """The features of a step, on the device; the transfer of the following step's begins."""
+    def fetch(self, index: int) -> Features:
+        """Returns a step's features on the device and starts to copy those of the next step.
+
+        Each step can be fetched once; its copy is not held here afterwards.
+        """
         self._prefetch(index)
-        kept, ready = self._fetched.pop(index)
-        if ready is not None:
+        features, copied = self._fetched.pop(index)
+        if copied is not None:
             current = torch.cuda.current_stream(self._device)
-            current.wait_event(ready)
-            for tensors in kept.values():
+            current.wait_event(copied)
+            for tensors in features.values():
                 for x in tensors:
-                    # the other stream allocated it: keep it until this one has read it
+                    # they were allocated on the copying stream: without this their memory could
+                    # be given out again there while the current stream still reads it
                     x.record_stream(current)
         following = self._order.index(index) + 1
         if following < len(self._order):
             self._prefetch(self._order[following])
-        return kept
+        return features
 
     def _prefetch(self, index: int) -> None:
         if index in self._fetched:
             return
-        kept = self._cache.kept[index]
-        if self._stream is None or self._cache.places[index] == "device":
-            self._fetched[index] = (_on(self._device, kept), None)
+        features = self._cache.by_step[index]
+        if self._stream is None or self._cache.placement[index] == "device":
+            self._fetched[index] = (_to_device(features, self._device), None)
             return
         with torch.cuda.stream(self._stream):
-            there = _on(self._device, kept)
-            self._fetched[index] = (there, self._stream.record_event())
+            copies, copied = _to_device(features, self._device), torch.cuda.Event()
+            copied.record(self._stream)
+        self._fetched[index] = copies, copied
 
 
 @contextmanager
-def playback(cache: FeatureCache, order: Iterable[int], device: torch.device) -> Iterator[Playback]:
-    """Inside, the features of the steps of one run, which come in this order."""
+def open_playback(
+    cache: FeatureCache, order: Iterable[int], device: torch.device
+) -> Iterator[Playback]:
+    """A `Playback` of the steps of one run, which fetches them in this order."""
     order = list(order)
     if device.type != "cuda" or not order:
         yield Playback(cache, order, device, None)
@@ -122,15 +146,16 @@ def playback(cache: FeatureCache, order: Iterable[int], device: torch.device) ->
         yield Playback(cache, order, device, stream)
 
 
-def _on(device: torch.device, kept: Kept) -> Kept:
+def _to_device(features: Features, device: torch.device) -> Features:
     return {
         site: tuple(x.to(device, non_blocking=True) for x in tensors)
-        for site, tensors in kept.items()
+        for site, tensors in features.items()
     }
 
 
 def _to_host(x: Tensor) -> Tensor:
     if x.device.type != "cuda":
         return x.cpu()
-    there = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    return there.copy_(x, non_blocking=True)
+    # pinned, so that the copy runs beside the GPU's work, here and on the way back
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    return host.copy_(x, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Which sites are injected at which step."""
+"""`Injection`: which sites are injected at which step, in fractions of the schedule."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 
 USUAL = ("conv", "spatial", "temporal")
-"""The paper's groups. At 0 they may be given for a model that lacks them."""
+"""The paper's groups. A fraction of 0 may name one of them even for a model that lacks it."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Sites that are switched together, and the part of the schedule in which they are on."""
+    """An injection group: sites that are injected during the same part of the schedule."""
 
     sites: frozenset[str]
     until: float
-    """0.2: the first fifth of the steps."""
+    """Fraction of the steps, counted from the noisiest; 0.2 is the first fifth."""
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Injection:
-    """How long each group of features of the source is injected, in fractions of the steps.
+    """For how many of the steps each group of the source's features is injected.
 
-    The paper's tau_conv, tau_spatial (its "sa") and tau_temporal ("ta"), arXiv 2403.14468,
-    section 4.2, and whatever other groups a model has, by their names. What is not given is the
-    weights' own, which for I2VGen-XL is what the original's configuration says: 0.2, 0.2, 0.5.
-    `sites`: group name -> names of other sites than the model's own choice.
+    The values are fractions of the steps, counted from the noisiest: the paper's tau_conv,
+    tau_spatial (its "sa") and tau_temporal ("ta"), arXiv 2403.14468, section 4.2, and any other
+    group that a model has, by its name. A group that is not given has the weights' own fraction.
+    For I2VGen-XL these are 0.2, 0.2 and 0.5, as in the original's configuration. `sites` replaces
+    the model's choice of sites: group name -> site names. InputError for a fraction outside of 0
+    to 1.
     """
 
     _fractions: tuple[tuple[str, float], ...]
     _sites: tuple[tuple[str, frozenset[str]], ...]
     _alone: bool
-    """Whether what is not given is off, in place of the weights' own."""
+    """Whether groups that are not given are off, instead of at the weights' own fraction."""
 
     def __init__(
         self,
@@ -45,10 +47,10 @@ class Injection:
         sites: Mapping[str, Iterable[str]] | None = None,
         **others: float | None,
     ):
-        given = {"conv": conv, "spatial": spatial, "temporal": temporal} | others
+        by_group = {"conv": conv, "spatial": spatial, "temporal": temporal} | others
         fractions = {
             name: checks.fraction(f"injection: {name}", fraction)
-            for name, fraction in given.items()
+            for name, fraction in by_group.items()
             if fraction is not None
         }
         if sites is not None:
@@ -59,81 +61,85 @@ class Injection:
 
     @classmethod
     def none(cls) -> Injection:
-        """Nothing is injected, whatever groups a model has and whatever is its weights' own."""
+        """An injection of nothing, whatever the weights' own fractions are."""
         nothing = cls()
         nothing._set({}, {}, alone=True)
         return nothing
 
     def _set(self, fractions: dict, sites: dict, alone: bool) -> None:
-        # by value, in whatever order they were given
+        # sorted, so that objects compare by value in whatever order the groups were named
         object.__setattr__(self, "_fractions", tuple(sorted(fractions.items())))
         object.__setattr__(self, "_sites", tuple(sorted(sites.items())))
         object.__setattr__(self, "_alone", alone)
 
     @property
     def fractions(self) -> dict[str, float]:
-        """Group name -> part of the steps, as far as given."""
+        """Group name -> fraction of the steps, for the groups that were given."""
         return dict(self._fractions)
 
     @property
     def sites(self) -> dict[str, frozenset[str]] | None:
+        """Group name -> sites, for the groups whose sites were given; None if there are none."""
         return dict(self._sites) or None
 
     @property
     def conv(self) -> float | None:
+        """The fraction of group "conv"; None if it was not given."""
         return self.fractions.get("conv")
 
     @property
     def spatial(self) -> float | None:
+        """The fraction of group "spatial"; None if it was not given."""
         return self.fractions.get("spatial")
 
     @property
     def temporal(self) -> float | None:
+        """The fraction of group "temporal"; None if it was not given."""
         return self.fractions.get("temporal")
 
     def __repr__(self) -> str:
         if self._alone:
             return "Injection.none()"
-        given = [f"{name}={fraction!r}" for name, fraction in self._fractions]
+        parts = [f"{name}={fraction!r}" for name, fraction in self._fractions]
         if self._sites:
             lists = (f"{name!r}: {sorted(sites)!r}" for name, sites in self._sites)
-            given.append(f"sites={{{', '.join(lists)}}}")
-        return f"Injection({', '.join(given)})"
+            parts.append(f"sites={{{', '.join(lists)}}}")
+        return f"Injection({', '.join(parts)})"
 
     def over(self, own: Injection) -> Injection:
-        """The same with all that is not given as `own` has it."""
+        """This injection, with the fractions and sites of `own` where it has none itself."""
         if self._alone:
             return self
         sites = {**(own.sites or {}), **(self.sites or {})}
         return Injection(**{**own.fractions, **self.fractions}, sites=sites)
 
     def groups(self, default: Mapping[str, frozenset[str]]) -> tuple[Group, ...]:
-        """The groups to switch, with the sites of `default` (the model's) where none are given.
+        """The groups that are on, with the sites of `default` (the model's) where none were given.
 
-        A group that is not given is off. InputError for one that the model lacks.
+        A group without a fraction is off. InputError for a group that the model lacks.
         """
         chosen = {**default, **(self.sites or {})}
         unknown = {*self.fractions, *(self.sites or {})}.difference(default, USUAL)
         unknown |= {name for name, until in self._fractions if until > 0 and name not in chosen}
         if unknown:
-            there = f"there are {', '.join(default)}" if default else "it has none"
+            hint = f"there are {', '.join(default)}" if default else "it has none"
             raise InputError(
-                f"injection: this model has no group {', '.join(sorted(unknown))}; {there}"
+                f"injection: this model has no group {', '.join(sorted(unknown))}; {hint}"
             )
         return tuple(Group(chosen[name], until) for name, until in self._fractions if until > 0)
 
 
 NO_INJECTION = Injection.none()
+"""Nothing is injected."""
 
 
 def sites_per_step(
     groups: Iterable[Group], steps: int, start: int, known: frozenset[str]
 ) -> dict[int, frozenset[str]]:
-    """Step -> the set of active sites, for the steps that are run: range(start, steps).
+    """Index of a step -> the sites that are injected there, for range(start, steps).
 
-    A group is on for the first int(steps * until) steps of the whole schedule, the product
-    truncated as the original truncates it (50 * 0.58 gives 28). A site that `known` does not hold
-    is an InputError.
+    A group is on for the first int(steps * until) steps of the whole schedule; the product is
+    truncated as in the original (50 * 0.58 gives 28). InputError for a site that is not in `known`.
     """
     groups = tuple(groups)
     checks.known("injection", frozenset().union(*(g.sites for g in groups)), known, "site")

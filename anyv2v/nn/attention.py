@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from anyv2v.injection.taps import Taps, calls, rows_of_one
+from anyv2v.injection.taps import Taps, branch_size, calls
 from anyv2v.kernels.attention import attention
 from anyv2v.kernels.short_attention import (
     apply_probabilities,
@@ -108,23 +108,23 @@ class AttentionFeature:
     """Key and value of a cross-attention's context, r rows each."""
 
     @property
-    def rows(self) -> int:
+    def batch(self) -> int:
         return len(self.x)
 
     @property
-    def own(self):
+    def unmodified(self):
         return self
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
-        one = rows_of_one(self.x, branches)
+        one = branch_size(self.x, branches)
         key = None if self.context is None else self.context[0][:one]
         return *self.layer.project(self.x[:one], key), self._value()
 
-    def keep(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
+    def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
         q, k, _ = tensors
         return self.layer.compact(self.x, q, k) if compact else (q, k)
 
-    def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def replay(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return *self.layer.restore(kept), self._value()
 
     def _value(self) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from anyv2v.injection.taps import Taps, calls, repeated, rows_of_one
+from anyv2v.injection.taps import Taps, branch_size, calls, repeat_to_batch
 from anyv2v.kernels.group_norm_silu import group_norm_silu
 from anyv2v.kernels.residual_sum import residual_sum
 
@@ -72,7 +72,7 @@ class ResnetBlock(nn.Module):
         """x (g b f, h, w, c), embedding of the time (g b, t) or None -> (g b f, h, w, c')."""
         if calls(taps, self.site):
             (h,) = taps.feature(self.site, ResidualFeature(self, x, emb))
-            h, bias = repeated(h, len(x)), None
+            h, bias = repeat_to_batch(h, len(x)), None
         else:
             # nobody sees the residual by itself: its bias is added in the sum below
             h, bias = self.conv2.before_bias(self._before_last(x, emb))
@@ -103,21 +103,21 @@ class ResidualFeature:
     """(g b, t)."""
 
     @property
-    def rows(self) -> int:
+    def batch(self) -> int:
         return len(self.x)
 
     @property
-    def own(self):
+    def unmodified(self):
         return self
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
-        emb = None if self.emb is None else self.emb[: rows_of_one(self.emb, branches)]
-        return (self.block.residual(self.x[: rows_of_one(self.x, branches)], emb),)
+        emb = None if self.emb is None else self.emb[: branch_size(self.emb, branches)]
+        return (self.block.residual(self.x[: branch_size(self.x, branches)], emb),)
 
-    def keep(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
+    def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
         return tensors
 
-    def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def replay(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         (h,) = kept
         if h.shape[1:-1] != self.x.shape[1:-1]:
             raise ValueError(f"features {tuple(h.shape)} do not fit {tuple(self.x.shape)}")

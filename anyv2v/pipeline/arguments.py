@@ -1,4 +1,4 @@
-"""What callers give, made into what a run works with; InputError names what will not do."""
+"""Turns the arguments of callers into the objects of a run; InputError names a wrong argument."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from anyv2v.errors import InputError
 from anyv2v.injection.fractions import Injection
 from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
-from anyv2v.pipeline.denoise import pinned_first
+from anyv2v.pipeline.denoise import prepend_pinned
 from anyv2v.pipeline.source import SUFFIX, Source
 from anyv2v.runtime.finite import FiniteCheck, not_finite
 
 
 def as_video(video: Video | str | os.PathLike | np.ndarray, defaults: Defaults) -> Video:
-    """What the caller calls a video, with frames that nobody else can change.
+    """The caller's video, with frames that nobody else can change.
 
-    A path is read with the size, frames and rate that are the weights' own; an array of frames
-    (f, h, w, 3) uint8 is taken for a clip of that rate.
+    A path is read with the weights' own size, number of frames and rate. An array of frames
+    (f, h, w, 3) uint8 is taken to have that rate.
     """
     if isinstance(video, Source):
         raise InputError(f"video: {video} is inverted already; editor.edit takes it")
@@ -48,17 +48,20 @@ def as_video(video: Video | str | os.PathLike | np.ndarray, defaults: Defaults) 
 
 
 def options_of(backbone: Backbone, fps: int | None, options: Options | None) -> Options:
-    """All options of a backbone; `fps` is short for the one that is called so."""
-    given = {} if options is None else dict(checks.kind("options", options, Mapping, "a mapping"))
+    """All options of a backbone, its defaults included; `fps` is short for the option "fps"."""
+    chosen = {} if options is None else dict(checks.kind("options", options, Mapping, "a mapping"))
     if fps is not None:
-        if given.get("fps", fps) != fps:
-            raise InputError(f"fps: {fps} is not {checks.shown(given['fps'])}, as the options say")
-        given["fps"] = fps
-    return backbone.options(given)
+        if chosen.get("fps", fps) != fps:
+            raise InputError(f"fps: {fps} is not {checks.shown(chosen['fps'])}, as the options say")
+        chosen["fps"] = fps
+    return backbone.options(chosen)
 
 
 def injection_of(injection: Injection | None, defaults: Defaults) -> Injection:
-    """What is injected: anything with `groups(sites of each group)`, see `Injection`."""
+    """The injection, with the weights' own fractions where it has none.
+
+    Besides an `Injection`, any object with its method `groups` will do.
+    """
     if injection is None:
         return defaults.injection
     if isinstance(injection, Injection):
@@ -69,6 +72,7 @@ def injection_of(injection: Injection | None, defaults: Defaults) -> Injection:
 
 
 def check_taps(taps: Taps | None, sites: frozenset[str]) -> None:
+    """InputError unless `taps` are None, or taps whose sites the network has."""
     if taps is None:
         return
     checks.kind("taps", taps, Taps, "an anyv2v.Taps")
@@ -76,8 +80,8 @@ def check_taps(taps: Taps | None, sites: frozenset[str]) -> None:
         checks.known("taps", taps.sites, sites, "site")
 
 
-class Noise:
-    """The random numbers of one edit: the noise that it begins with, then that of its steps."""
+class NoiseGenerator:
+    """Draws the noise of one edit: first the initial noise, then that of its steps."""
 
     def __init__(self, seed: int, device: torch.device):
         # drawn on the CPU, so that a seed means the same on every device
@@ -85,10 +89,14 @@ class Noise:
         self._device = device
 
     def draw(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise of this shape, float32, on the device."""
         return torch.randn(tuple(shape), generator=self._generator).to(self._device)
 
-    def given_or_drawn(self, noise: Tensor | None, shape: Sequence[int], name="noise") -> Tensor:
-        """`noise` on the device, float32, if it is given and has the shape."""
+    def use(self, noise: Tensor | None, shape: Sequence[int], name="noise") -> Tensor:
+        """The caller's `noise` on the device, float32; if it is None, noise that is drawn.
+
+        InputError, with the argument's `name`, for another shape or values that are not finite.
+        """
         if noise is None:
             return self.draw(shape)
         checks.kind(name, noise, Tensor, "a tensor")
@@ -98,51 +106,60 @@ class Noise:
             raise InputError(f"{name}: it holds values that are not finite")
         return noise.to(self._device, torch.float32)
 
-    def of_steps(
+    def for_steps(
         self,
-        given: Sequence[Tensor] | None,
+        step_noise: Sequence[Tensor] | None,
         shape: Sequence[int],
         sampler: NoiseSchedule,
         steps: int,
     ) -> Callable[[int], Tensor]:
-        """Index of a step -> the noise that it adds."""
-        if given is None:
+        """Index of a step -> the noise that it adds: the caller's, or drawn when asked for."""
+        if step_noise is None:
             return lambda index: self.draw(shape)
         pairs = pairwise(sampler.levels(steps))
         if not any(sampler.coefficients(*pair).noise for pair in pairs):
             raise InputError("step_noise: the steps of this sampler add no noise")
-        checks.kind("step_noise", given, (Sequence, Tensor), "a list of tensors, one for each step")
-        if len(given) != steps:
-            raise InputError(f"step_noise: {len(given)} tensors are given for {steps} steps")
-        noise = [self.given_or_drawn(x, shape, "step_noise") for x in given]
+        checks.kind(
+            "step_noise", step_noise, (Sequence, Tensor), "a list of tensors, one for each step"
+        )
+        if len(step_noise) != steps:
+            raise InputError(f"step_noise: {len(step_noise)} tensors are given for {steps} steps")
+        noise = [self.use(x, shape, "step_noise") for x in step_noise]
         return noise.__getitem__
 
 
-def hooks(
+def step_callbacks(
     on_step: OnStep | None, after_step: AfterStep | None, pinned: Tensor
 ) -> tuple[OnStep | None, AfterStep | None]:
-    """The caller's functions, which see all frames, as a sampler calls them, without the pinned."""
+    """Adapts the caller's functions, which get all frames, to a sampler without pinned frames."""
     checks.called("on_step", on_step)
     checks.called("after_step", after_step)
+    return on_step and _show(on_step, pinned), after_step and _replace(after_step, pinned)
 
+
+def _show(on_step: OnStep, pinned: Tensor) -> OnStep:
     def show(index: int, t: float, latents: Tensor) -> None:
-        on_step(index, t, pinned_first(pinned, latents))
+        on_step(index, t, prepend_pinned(pinned, latents))
 
+    return show
+
+
+def _replace(after_step: AfterStep, pinned: Tensor) -> AfterStep:
     def replace(index: int, latents: Tensor) -> Tensor | None:
-        whole = pinned_first(pinned, latents)
-        instead = after_step(index, whole)
-        if instead is None:
+        whole = prepend_pinned(pinned, latents)
+        replaced = after_step(index, whole)
+        if replaced is None:
             return None
-        checks.kind("after_step: what it gave", instead, Tensor, "a tensor, or None")
-        if instead.shape != whole.shape:
+        checks.kind("after_step: what it gave", replaced, Tensor, "a tensor, or None")
+        if replaced.shape != whole.shape:
             raise InputError(
-                f"after_step: it gave {tuple(instead.shape)}, the latents are {tuple(whole.shape)}"
+                f"after_step: it gave {tuple(replaced.shape)}, the latents are {tuple(whole.shape)}"
             )
-        check = FiniteCheck(lambda i, rows: not_finite("after_step", f"in step {i}"))
-        check.look(instead, index)
+        check = FiniteCheck(lambda i, positions: not_finite("after_step", f"in step {i}"))
+        check.look(replaced, index)
         check.finish()
         # a copy, because the caller may use the memory again
-        instead = instead.to(latents.device, latents.dtype, copy=True)
-        return instead[:, :, pinned.shape[2] :]
+        replaced = replaced.to(latents.device, latents.dtype, copy=True)
+        return replaced[:, :, pinned.shape[2] :]
 
-    return on_step and show, after_step and replace
+    return replace

@@ -1,4 +1,4 @@
-"""What an edit will cost, found by running its code on tensors without data."""
+"""What an inversion and its edits will cost, found by running their code on fake tensors."""
 
 from __future__ import annotations
 
@@ -11,45 +11,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from anyv2v.backbones.base import Backbone, Guidance, Options
-from anyv2v.diffusion.inversion import most
-from anyv2v.diffusion.schedule import matches
+from anyv2v.backbones.base import Backbone, Conditions, Guidance, Options
+from anyv2v.diffusion.inversion import default_budget
+from anyv2v.diffusion.schedule import match_levels
 from anyv2v.injection.fractions import Injection
 from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource, Taps
 from anyv2v.media.frames import Video
 from anyv2v.pipeline.inverting import STEPS
-from anyv2v.pipeline.planning import Planning, records_on_the_way
+from anyv2v.pipeline.planning import Planner, recording_is_free
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass, Way
 from anyv2v.runtime.accounting import Cost, count, fakes
 from anyv2v.runtime.memory import comfortable
 
 HEAP = 1.35
-"""On a CPU: what a process holds over the tensors that are alive, after many forward passes: the
-allocator's holes and the kernels' own buffers. Between 1.12 and 1.47 in what was measured."""
+"""On a CPU: memory of a process over that of its live tensors, after many forward passes: the
+allocator's holes and the kernels' own buffers. Measured between 1.12 and 1.47."""
 CODE = 100_000_000
-"""Bytes of PyTorch's own code and tables that a process loads on first use, on a CPU."""
+"""On a CPU: bytes of PyTorch's own code and tables that a process loads on first use."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Predicted for one edit, or several of one source together."""
+class EditCost:
+    """The predicted cost of inverting a video and editing it, once or several times together."""
 
     inversion_evaluations: int
-    """Of single branches; at most, for a method that stops when it is near enough."""
-    sampling_rows: int
-    """Branches that sampling runs, all steps together."""
+    """Evaluations of single branches; the most, for a method that stops at a tolerance."""
+    sampling_branches: int
+    """Evaluations of single branches in sampling, all steps together."""
     flops: dict[str, int]
-    """Of each part of the run; a multiplication and an addition are two."""
+    """Part of the run -> operations; a multiplication and an addition are two."""
     recording: CachePlan
+    """The features that the inversion records."""
     weights: int
-    """Bytes."""
+    """Bytes of all weights."""
     peak: int
-    """Bytes on the device, weights included, over the process as it was."""
+    """Most bytes on the device, weights included, over what the process had allocated before."""
     offloaded: int
-    """Bytes of weights that wait on the host while predictions are made."""
+    """Bytes of weights that are on the host while predictions are made."""
 
     @property
     def total(self) -> int:
+        """Operations of all parts."""
         return sum(self.flops.values())
 
     def __str__(self) -> str:
@@ -57,7 +59,7 @@ class Plan:
         return "\n".join(
             (
                 f"evaluations: at most {self.inversion_evaluations} to invert, "
-                f"{self.sampling_rows} branches to sample",
+                f"{self.sampling_branches} branches to sample",
                 f"operations: {self.total / 1e12:.4g} TFLOP = {parts}",
                 str(self.recording),
                 f"memory: about {self.peak / 1e9:.3g} GB at the peak, "
@@ -71,8 +73,8 @@ class Plan:
         return f", of which {self.offloaded / 1e9:.3g} GB wait on the host while it samples"
 
 
-def predict(
-    editor: Planning,
+def predict_cost(
+    editor: Planner,
     video: Video,
     edits: int = 1,
     steps: int | None = None,
@@ -85,55 +87,61 @@ def predict(
     evaluations: int | None = None,
     source_pass: SourcePass = "shared",
     options: Options | None = None,
-) -> Plan:
-    """Of `Editor.invert` and `Editor.edit_many` with the same arguments, one batch of edits.
+) -> EditCost:
+    """Predicts the cost of `Editor.invert`, and of `Editor.edit_many` with `edits` in one batch.
 
-    `evaluations` of the inversion, if they are known; 0: it is done.
+    The arguments are theirs. `feature_memory`: most bytes of recorded features, see
+    `Editor.recording`. `evaluations`: those of the inversion if they are known, 0 if it is done;
+    None: the most that `method` may take. Allocates no tensors.
     """
     steps = editor.defaults.steps if steps is None else steps
     inversion_steps = STEPS.get(method, steps) if inversion_steps is None else inversion_steps
     scales = editor.defaults.scales(guidance)
     levels = editor.schedule.levels(inversion_steps)
     runs = method, inversion_steps, steps
-    on_the_way = records_on_the_way(editor.backbone, *runs, options) and source_pass == "shared"
-    memory = feature_memory if on_the_way else 0
+    records = recording_is_free(editor.backbone, *runs, options) and source_pass == "shared"
+    memory = feature_memory if records else 0
     recording = editor.recording(video, injection, steps, start, memory, options=options)
     plan = editor.step_plan(steps, start, injection, None, recording, source_pass, options=options)
     editor.check_kept(levels[:-1], plan.source_levels)
-    visited = levels[min(matches(plan.source_levels, levels).values()) : -1]
+    visited = levels[min(match_levels(plan.source_levels, levels).values()) : -1]
     if evaluations is None:
-        spare = most(inversion_steps) - inversion_steps if method == "fixed-point" else 0
+        spare = default_budget(inversion_steps) - inversion_steps if method == "fixed-point" else 0
         evaluations = len(visited) + spare
 
     branches = editor.backbone.branch_count(scales)
-    with fakes(editor.backbone.device) as there:
-        counted = _Counted(editor, video, there, edits, branches, recording.compact)
-        kinds = Counter((step.sites, step.way) for step in plan.steps)
-        sampling = {kind: counted.step(*kind) for kind in kinds}
-        at = {recording.levels[i].noise: recording.sites[i] for i in recording.places}
-        recorded = Counter(at.get(level.noise, frozenset()) for level in visited)
-        inverting = {sites: counted.recording(sites) for sites in recorded}
+    with fakes(editor.backbone.device) as device:
+        parts = _Parts(editor, video, device, edits, branches, recording.compact)
+        # few steps differ in kind, so each kind is counted once
+        kinds = Counter[tuple[frozenset[str], Way]]((step.sites, step.way) for step in plan.steps)
+        sampling = {(sites, way): parts.step(sites, way) for sites, way in kinds}
+        at_level = {recording.levels[i].identity: recording.sites[i] for i in recording.placement}
+        recorded = Counter(at_level.get(level.identity, frozenset()) for level in visited)
+        inverting = {sites: parts.recording(sites) for sites in recorded}
     per_step = evaluations / len(visited)
     flops = {
-        "conditions": counted.told.flops * (1 + edits * branches + 1),
-        "encode": (counted.encode.flops if evaluations else 0) + edits * counted.first.flops,
+        # the inversion's branch, those of the edits, and the source's branch in sampling
+        "conditions": parts.conditions.flops * (1 + edits * branches + 1),
+        "encode": (parts.encode.flops if evaluations else 0) + edits * parts.first_frame.flops,
         "invert": round(per_step * sum(n * inverting[x].flops for x, n in recorded.items())),
         "sample": sum(n * sampling[kind].flops for kind, n in kinds.items()),
-        "decode": edits * counted.decode.flops,
+        "decode": edits * parts.decode.flops,
     }
     passes = [cost.peak_bytes for cost in (*sampling.values(), *inverting.values())]
-    held = 4 * counted.latents * (1 + len(plan.source_levels)) + recording.bytes("device")
-    peak, away = counted.peak(passes, held, recording.bytes("device"))
+    # the clean latents and those of the trajectory, float32
+    latents = 4 * parts.latents * (1 + len(plan.source_levels))
+    features = recording.bytes("device")
+    peak, offloaded = parts.peak(passes, latents + features, features)
     total = sum(step.branches(edits * branches) for step in plan.steps)
-    return Plan(evaluations, total, flops, recording, counted.weights, peak, away)
+    return EditCost(evaluations, total, flops, recording, parts.weights, peak, offloaded)
 
 
-class _Counted:
-    """What the parts of a run cost; to be made inside `fakes`."""
+class _Parts:
+    """The costs of the parts of a run, counted on fake tensors; to be made inside `fakes`."""
 
     def __init__(
         self,
-        editor: Planning,
+        editor: Planner,
         video: Video,
         device: torch.device,
         edits: int,
@@ -142,31 +150,32 @@ class _Counted:
     ):
         self._editor, self._compact, self._branches = editor, compact, branches
         self._samples = [edit for edit in range(edits) for _ in range(branches)]
-        twin = self._twin = editor.backbone.blank(device)
-        codec, dtype = twin.codec, twin.dtype
+        fake = self._fake = editor.backbone.blank(device)
+        codec, dtype = fake.codec, fake.dtype
         frames, height, width, _ = self._frames = video.frames.shape
         self._shape = codec.shape(frames, height, width)
         self.latents = math.prod(self._shape)
-        self._conditions: list = []
-        self.told = count(lambda: self._conditions.append(twin.blank_conditions(*self._shape[1:])))
+        made: list[Conditions] = []
+        self.conditions = count(lambda: made.append(fake.blank_conditions(*self._shape[1:])))
+        self._conditions = made[0]
         self._t = editor.schedule.levels(1)[0].t
         at_once = editor._frames_at_once((width, height))
         pixels = torch.empty(video.frames.shape, dtype=torch.uint8, device=device)
         small = torch.empty((1, *self._shape), dtype=dtype, device=device)
         self._empty = lambda n: torch.empty((n, *self._shape), dtype=dtype, device=device)
         self.encode = _count_pieces(codec.encode(pixels, at_once), 2, self._shape[1])
-        self.first = _count_pieces(codec.encode(pixels[:1]), 2, 1)
+        self.first_frame = _count_pieces(codec.encode(pixels[:1]), 2, 1)
         self.decode = _count_pieces(codec.decode(small, at_once), 0, frames)
-        networks = _networks(twin)
+        networks = _networks(fake)
         self.weights = sum(map(_bytes, networks))
         towers = editor.backbone.conditioners
-        # those that are there for conditions only, whatever room there is
-        self._apart = sum(_bytes(x) for x in towers if editor.offload.reloads(x))
-        self._towers = sum(map(_bytes, towers)) - self._apart
+        # weights that are in memory only while conditions are made, however much memory there is
+        self._reloaded = sum(_bytes(x) for x in towers if editor.offload.reloads(x))
+        self._towers = sum(map(_bytes, towers)) - self._reloaded
         self._encoder = _bytes(codec.encoder)
 
     def step(self, sites: frozenset[str], way: Way) -> Cost:
-        """Of one step of sampling."""
+        """The cost of one step of sampling."""
         samples = self._samples
         if way == "plain":
             return self._forward(samples, NO_TAPS)
@@ -174,51 +183,54 @@ class _Counted:
             taps = ShareSource(sites, 1 + len(samples))
             return self._forward([0, *(sample + 1 for sample in samples)], taps)
         record = Record(sites, self._compact and way == "replayed", stop=way == "separate")
-        before = self._forward([0], record)
-        cost = self._forward(samples, Replay(record.kept))
+        source = self._forward([0], record)
+        cost = self._forward(samples, Replay(record.features))
         if way == "replayed":
-            return cost  # what was recorded has been paid for
-        return Cost(before.flops + cost.flops, max(before.peak_bytes, cost.peak_bytes))
+            return cost  # the inversion has paid for the recording
+        return Cost(source.flops + cost.flops, max(source.peak_bytes, cost.peak_bytes))
 
     def recording(self, sites: frozenset[str]) -> Cost:
-        """Of one evaluation of an inversion that records."""
+        """The cost of one evaluation of an inversion that records features at `sites`."""
         return self._forward([0], Record(sites, self._compact))
 
-    def peak(self, passes: list[int], held: int, features: int) -> tuple[int, int]:
-        """Bytes on the device at the peak, and those that wait on the host meanwhile.
+    def peak(self, passes: list[int], stored: int, features: int) -> tuple[int, int]:
+        """The most bytes on the device, and the bytes of weights offloaded to the host meanwhile.
 
-        passes: of each kind of prediction. held: what is kept besides, `features` among it.
+        passes: peak bytes of each kind of prediction. stored: bytes of latents and of `features`,
+        which stay during the whole run.
         """
         editor, (frames, height, width, _) = self._editor, self._frames
         least = editor._least_bytes((width, height), frames, 1 + self._branches)
-        away = editor.offload.is_for(comfortable(least, editor.graphs is not False) + features)
-        towers, encoder = (self._towers, self._encoder) if away else (0, 0)
+        offloads = editor.offload.is_for(comfortable(least, editor.graphs is not False) + features)
+        towers, encoder = (self._towers, self._encoder) if offloads else (0, 0)
+        # the peak of activations, less the weights that are not on the device at that time
         work = max(
-            # conditions, and the edited frame between them
-            max(self.told.peak_bytes, self.first.peak_bytes),
-            self.encode.peak_bytes - towers - self._apart,
-            max(self.decode.peak_bytes, *passes) - towers - self._apart - encoder,
+            # conditions, and the edited frame, which is encoded between them
+            max(self.conditions.peak_bytes, self.first_frame.peak_bytes),
+            self.encode.peak_bytes - towers - self._reloaded,
+            max(self.decode.peak_bytes, *passes) - towers - self._reloaded - encoder,
         )
         if editor.backbone.device.type == "cpu":
             work = round(work * HEAP) + CODE
-        return self.weights + held + work, towers + encoder
+        return self.weights + stored + work, towers + encoder
 
     def _forward(self, samples: list[int], taps: Taps) -> Cost:
-        conditions = self._conditions[0]
+        """The cost of one prediction; samples: which latents each branch of the batch has."""
+        conditions = self._conditions
         stacked = conditions.stack([conditions] * len(samples), samples)
         latents = self._empty(1 + max(samples))
 
         def run() -> None:
             with suppress(Recorded):
-                self._twin.predict(latents, self._t, stacked, taps)
+                self._fake.predict(latents, self._t, stacked, taps)
 
         return count(run)
 
 
 def _count_pieces(pieces: Iterator[Tensor], dim: int, total: int) -> Cost:
-    """Of all pieces, which are `total` long along `dim` together, each dropped as it comes.
+    """The cost of all pieces, `total` long along `dim` together; each is freed before the next.
 
-    After two that cost the same the others are taken for such, so a long clip takes no longer.
+    Once two pieces in a row cost the same, the rest is assumed to, so long clips take no longer.
     """
     lengths: list[int] = []
     flops: list[int] = []
@@ -228,13 +240,13 @@ def _count_pieces(pieces: Iterator[Tensor], dim: int, total: int) -> Cost:
             cost = count(lambda: lengths.append(next(pieces).shape[dim]))
             flops.append(cost.flops)
 
-    # as one, since what the codec keeps from piece to piece counts too
+    # in one count, because tensors that the codec holds between pieces count too
     cost, left = count(run), total - sum(lengths)
     return Cost(cost.flops + flops[-1] * left // lengths[-1], cost.peak_bytes)
 
 
 def _networks(backbone: Backbone) -> list[nn.Module]:
-    """Those of a backbone and of its codec."""
+    """The networks of a backbone and of its codec."""
     if isinstance(backbone, nn.Module):
         return [backbone]
     parts = (*vars(backbone).values(), *vars(backbone.codec).values())

@@ -1,12 +1,13 @@
-"""Forward passes captured in CUDA graphs: a step's launches recorded once, replayed afterwards.
+"""Forward passes in CUDA graphs: a pass's kernel launches are captured once and then replayed.
 
-A pass of the network is well over a thousand kernels; a graph starts them with one call of the
-host. It repeats them on the very memory that they were captured with, so a captured pass has inputs
-of its own, into which each call is copied, and what it gives is copied out.
+A forward pass launches well over a thousand kernels; the replay of a graph launches all of them
+with one call of the host. They work on the addresses that they were captured with. So each captured
+pass has input tensors of its own, into which the arguments of a call are copied, and its outputs
+are copied out.
 
-Python does not run in a replay. So a pass is captured for each kind of call: which conditions, what
-shape, which taps with which sites (`Captured.signature`; others are called, so their passes are not
-captured). An edit has three kinds of step, or fewer.
+Python does not run in a replay. So one graph is captured for each kind of call: its conditions, the
+shape of the latents, and the cache key of the taps (`Capturable.cache_key`). Taps without a key
+have to be called, so their passes are not captured. An edit has at most three kinds of step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,49 +26,59 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.backbones.base import Conditions
 from anyv2v.errors import InputError
-from anyv2v.injection.taps import NO_TAPS, Captured, Kept, Recorded, Taps
+from anyv2v.injection.taps import NO_TAPS, Capturable, Features, Recorded, Taps
 from anyv2v.runtime.streams import side_stream
 
 Forward = Callable[..., Tensor]
-"""(latents, t, conditions, taps) -> a prediction; t is a number, or a tensor without dims."""
+"""(latents, t, conditions, taps) -> a prediction; t is a number, or a tensor of shape ()."""
 
-Outputs = tuple[Tensor | None, Kept]
-"""v, unless recording ended the pass before; and what was recorded."""
+Outputs = tuple[Tensor | None, Features]
+"""The prediction, or None if `Recorded` ended the pass before it; and the recorded features."""
+
+if TYPE_CHECKING:
+    # the type exists in PyTorch's stubs alone
+    from torch.cuda import _POOL_HANDLE as PoolHandle
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-_SAID: set[str] = set()
+_WARNED: set[str] = set()
+"""Reasons that were logged already, so that each is logged once in a process."""
 
-_ALONE = threading.Lock()
-"""Held by who captures, replays or destroys a graph.
+_LOCK = threading.Lock()
+"""Held while a graph is captured, replayed or destroyed.
 
-All register with the one generator of random numbers of their device, and PyTorch has no lock
-there. During a capture it is marked as captured: some versions refuse replays of other threads.
+All graphs register with their device's one random generator, and PyTorch has no lock there. During
+a capture the generator is marked as capturing, and some versions then refuse the replays of other
+threads.
 """
 
 
-def wanted(graphs: bool | None, device: torch.device) -> bool | None:
-    """Whether to capture on a device: None, where it can be; True, or else raise.
+def resolve_graphs(graphs: bool | None, device: torch.device) -> bool | None:
+    """The setting for graphs: True (required), False (off), or None (used where possible).
 
-    What the caller asks for, else $ANYV2V_GRAPHS. InputError if it cannot be had.
+    None takes that of $ANYV2V_GRAPHS (0 or 1) if it is set. InputError for another value of it, or
+    if graphs are required on a device without CUDA.
     """
     graphs = None if graphs is None else checks.flag("graphs", graphs)
-    asked = os.environ.get("ANYV2V_GRAPHS")
-    if asked not in (None, "0", "1"):
-        raise InputError(f"ANYV2V_GRAPHS: {asked!r} is not 0 or 1")
-    if graphs is None and asked is not None:
-        graphs = asked == "1"
+    variable = os.environ.get("ANYV2V_GRAPHS")
+    if variable not in (None, "0", "1"):
+        raise InputError(f"ANYV2V_GRAPHS: {variable!r} is not 0 or 1")
+    if graphs is None and variable is not None:
+        graphs = variable == "1"
     if graphs and device.type != "cuda":
         raise InputError(f"graphs: they need a CUDA device, not {device}")
     return graphs
 
 
 @contextmanager
-def graphed(forward: Forward, device: torch.device, graphs: bool | None) -> Iterator[Forward]:
-    """Inside, a `forward` for one run and one thread; `graphs` as `wanted` gave it.
+def captured_forward(
+    forward: Forward, device: torch.device, graphs: bool | None
+) -> Iterator[Forward]:
+    """Context of one run in one thread: `forward` with its passes captured in graphs.
 
-    Its graphs and their memory are its own, and gone afterwards.
+    `graphs`: the setting that `resolve_graphs` returned. The graphs and their memory belong to the
+    run and are freed at its end.
     """
     if device.type != "cuda" or graphs is False:
         yield forward
@@ -83,20 +94,22 @@ def graphed(forward: Forward, device: torch.device, graphs: bool | None) -> Iter
 
 
 class Backend(Protocol):
-    """What captures, for one run."""
+    """How `Graphs` captures; the tests have one without a GPU."""
 
     def warm_up(self, run: Callable[[], Outputs]) -> Outputs:
-        """run() as it will be captured, so that what happens only once has happened."""
+        """Runs run() where it will be captured, so that one-time work is done before."""
+        ...
 
     def capture(self, run: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
-        """Outputs of run(), still without data, and what computes them, each time anew."""
+        """The outputs of run(), whose memory holds no data yet, and a function that fills it."""
+        ...
 
 
 class Cuda:
-    """Captures on a stream, into a pool of memory that the graphs of one run share.
+    """Captures on one stream, into a memory pool that the graphs of a run share.
 
-    They may share it because no graph reads what another left there: inputs lie outside, and what
-    is still needed of the outputs is copied out before the next replay, on the same stream.
+    Sharing is safe because no graph reads what another wrote there: inputs lie outside of the pool,
+    and outputs are copied out before the next replay, on the same stream.
     """
 
     def __init__(self, stream: torch.cuda.Stream):
@@ -105,6 +118,7 @@ class Cuda:
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def warm_up(self, run: Callable[[], Outputs]) -> Outputs:
+        """Runs run() on the capturing stream, so that libraries set up their state for it."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -113,45 +127,47 @@ class Cuda:
         return outputs
 
     def capture(self, run: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
-        with _ALONE:
+        """Captures run() in a graph; the returned function replays it."""
+        with _LOCK:
             if not self._graphs:
-                # the pools of past runs are kept until memory runs out, and during a capture
-                # they cannot be given back; refused while somebody else captures
+                # the allocator keeps the pools of past runs until memory runs out, but cannot free
+                # them during a capture. This raises while another thread captures
                 with suppress(RuntimeError):
                     torch.cuda.empty_cache()
             outputs, graph = capture(run, self._stream, self._pool)
         self._graphs.append(graph)
 
         def replay() -> None:
-            with _ALONE:
+            with _LOCK:
                 graph.replay()
 
         return outputs, replay
 
     def clear(self) -> None:
-        """Ends its graphs, even if a traceback still holds them.
+        """Destroys the graphs now, even if a traceback still refers to them.
 
-        In some versions of PyTorch a graph that ends frees what cuBLAS works in on this stream,
-        which the next run will have.
+        In some versions of PyTorch the destruction of a graph frees cuBLAS's workspace of this
+        stream. Later it could do so under the next run, which gets the same stream.
         """
-        with _ALONE:
+        with _LOCK:
             for graph in self._graphs:
                 graph.reset()
             self._graphs.clear()
 
 
 def capture(
-    run: Callable[[], T], stream: torch.cuda.Stream, pool: tuple[int, int]
+    run: Callable[[], T], stream: torch.cuda.Stream, pool: PoolHandle
 ) -> tuple[T, torch.cuda.CUDAGraph]:
-    """What run() gives, still without data, and the graph that computes it.
+    """The result of run(), whose memory holds no data yet, and the graph that computes it.
 
-    If it cannot be captured, that is raised, and the process can capture and draw as before.
+    If run() cannot be captured, the error is raised, and PyTorch's allocator and random generator
+    are left such that the process can go on, and capture again.
     """
     graph = torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream(stream.device))
     with torch.cuda.stream(stream):
         try:
-            # other threads may go on with what a capture must not do
+            # thread_local: other threads may go on with calls that a capture forbids
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         except RuntimeError:
             _abandon(graph, stream, pool, began=False)
@@ -159,7 +175,7 @@ def capture(
         try:
             outputs = run()
         except BaseException:
-            # the stream has to leave the capture, and what went wrong is told already
+            # the stream has to leave the capture; an error of that would hide the first one
             with suppress(RuntimeError):
                 _end(graph, stream, pool)
                 graph.reset()
@@ -168,7 +184,7 @@ def capture(
     return outputs, graph
 
 
-def _end(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+def _end(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: PoolHandle) -> None:
     try:
         graph.capture_end()
     except RuntimeError:
@@ -177,42 +193,42 @@ def _end(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: tuple[int
 
 
 def _abandon(
-    graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: tuple[int, int], began: bool
+    graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: PoolHandle, began: bool
 ) -> None:
-    """Does what `capture_end` and the graph's destructor leave undone after a failure.
+    """Cleans up what `capture_end` and the graph's destructor leave undone after a failure.
 
     How much that is depends on PyTorch's version (CUDAGraph.cpp). Up to 2.11 an invalid capture
-    throws before its allocator is told that it is over: it then gives no memory back, and
-    `empty_cache` asserts. Later versions tell it, and the latest also release the pool.
+    throws before it ends the allocator's use of the pool: the allocator then frees no memory, and
+    `empty_cache` asserts. Later versions end it, and the latest also release the pool.
     """
-    # the allocators keep a pointer to the graph, and some destructors would release the pool once
-    # more: it is never destroyed, not even at the end of the process
+    # the allocator keeps a pointer to the graph, and some destructors would release the pool a
+    # second time: so the graph is never destroyed, not even at the end of the process
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(graph))
-    # both have no public name; a PyTorch without them is left as it is
+    # neither has a public name; with a PyTorch without them nothing can be done here
     if hasattr(torch._C, "_cuda_endAllocateToPool") and hasattr(torch._C, "_cuda_releasePool"):
         try:
             torch._C._cuda_endAllocateToPool(stream.device_index, pool)
             began = True
         except RuntimeError:
-            pass  # it was told, or nothing was begun
+            pass  # PyTorch has ended it itself, or the capture never began
         if began:
-            # once for the `capture_begin` that took hold of it
+            # `capture_begin` has counted one more use of the pool
             torch._C._cuda_releasePool(stream.device_index, pool)
-    # until a capture ends well, the generator of random numbers takes itself for captured
+    # the random generator stays marked as capturing until a capture ends without error: this one
     with suppress(RuntimeError):
         x = torch.ones((), device=stream.device)
-        mended = torch.cuda.CUDAGraph()
-        mended.capture_begin(capture_error_mode="thread_local")
+        valid = torch.cuda.CUDAGraph()
+        valid.capture_begin(capture_error_mode="thread_local")
         x.zero_()
-        mended.capture_end()
+        valid.capture_end()
 
 
 class Graphs:
-    """A `forward` that captures. The first call of a kind warms up, the second is captured.
+    """A `forward` that captures: of each kind of call the first warms up, the second is captured.
 
-    Both are answered like any other, so nothing is computed for nothing. If a pass cannot be
-    captured, all further ones run eagerly: `reason` says why, and so does the log, once in a
-    process; `strict` raises instead.
+    Both calls return their predictions as usual, so no evaluation is wasted. If a pass cannot be
+    captured, this and all later ones run eagerly: `reason` says why, and so does the log, once in a
+    process; `strict` raises a RuntimeError instead.
     """
 
     def __init__(
@@ -226,47 +242,50 @@ class Graphs:
     def __call__(
         self, latents: Tensor, t: float, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        signature = taps.signature() if isinstance(taps, Captured) else None
-        if signature is None or self.reason is not None:
+        """The prediction of `forward` for these arguments, to the bit."""
+        if not isinstance(taps, Capturable) or self.reason is not None:
             return self._forward(latents, t, conditions, taps)
-        # a pass holds its conditions, so no others get their id
-        kind = id(conditions), latents.shape, latents.dtype, _kind_of(t), signature
+        taps_key = taps.cache_key()
+        if taps_key is None:
+            return self._forward(latents, t, conditions, taps)
+        # no other conditions can get this id: the pass keeps these alive
+        cache_key = id(conditions), latents.shape, latents.dtype, _time_dtype(t), taps_key
         try:
-            if kind not in self._passes:
-                own = _Pass(self._forward, self._device, latents, t, conditions, taps)
-                self._passes[kind] = own
-            v, kept = self._passes[kind](self._backend, latents, t, taps)
+            if cache_key not in self._passes:
+                new = _Pass(self._forward, self._device, latents, t, conditions, taps)
+                self._passes[cache_key] = new
+            prediction, features = self._passes[cache_key](self._backend, latents, t, taps)
         except RuntimeError as error:
             if self._strict:
                 raise RuntimeError(f"a step could not be captured: {error}") from error
             self.reason = str(error)
             self.clear()
-            _say(self.reason)
+            _warn_once(self.reason)
         else:
-            taps.leaves().update(kept)
-            if v is None:
+            taps.graph_outputs().update(features)
+            if prediction is None:
                 raise Recorded
-            return v
-        # what is wrong with the call itself goes wrong here again
+            return prediction
+        # eagerly, outside of the handler above; if the call itself is wrong, it fails here again
         return self._forward(latents, t, conditions, taps)
 
     def clear(self) -> None:
-        """Gives the memory back."""
-        with _ALONE:
+        """Frees the captured passes and their memory."""
+        with _LOCK:
             self._passes.clear()
 
 
-def _say(reason: str) -> None:
-    if reason in _SAID:
+def _warn_once(reason: str) -> None:
+    if reason in _WARNED:
         return
-    _SAID.add(reason)
-    # CUDA's messages go on with general advice
+    _WARNED.add(reason)
+    # further lines of CUDA's messages are general advice
     first = (reason.strip() or "no reason was given").splitlines()[0]
     log.warning("anyv2v: no CUDA graphs in this run, its steps are launched one by one: %s", first)
 
 
 class _Pass:
-    """One kind of call, on memory of its own."""
+    """The forward pass of one kind of call, with input tensors of its own."""
 
     def __init__(
         self,
@@ -275,17 +294,16 @@ class _Pass:
         latents: Tensor,
         t: float,
         conditions: Conditions,
-        taps: Captured,
+        taps: Capturable,
     ):
         self._forward, self._conditions = forward, conditions
-        self._taps = taps.reading(_copied(taps.reads()))
+        self._taps = taps.with_inputs(_cloned(taps.graph_inputs()))
         self._latents = latents.to(device, copy=True)
-        # whole numbers and fractions are captured apart: embeddings may differ in the last bit
-        self._t = torch.zeros((), dtype=_kind_of(t), device=device)
+        self._t = torch.zeros((), dtype=_time_dtype(t), device=device)
         self._warm = False
         self._captured: tuple[Outputs, Callable[[], object]] | None = None
 
-    def __call__(self, backend: Backend, latents: Tensor, t: float, taps: Captured) -> Outputs:
+    def __call__(self, backend: Backend, latents: Tensor, t: float, taps: Capturable) -> Outputs:
         self._load(latents, t, taps)
         if not self._warm:
             outputs = backend.warm_up(self._run)
@@ -295,27 +313,30 @@ class _Pass:
                 self._captured = backend.capture(self._run)
             outputs, replay = self._captured
             replay()
-        v, kept = outputs
-        # the next call writes over them
-        return None if v is None else v.clone(), _copied(kept)
+        prediction, features = outputs
+        # copies, because the next replay overwrites the outputs
+        return None if prediction is None else prediction.clone(), _cloned(features)
 
-    def _load(self, latents: Tensor, t: float, taps: Captured) -> None:
+    def _load(self, latents: Tensor, t: float, taps: Capturable) -> None:
         self._latents.copy_(latents)
+        # a fill needs no host tensor whose copy the GPU would have to wait for
         self._t.fill_(t)
-        for site, parts in taps.reads().items():
-            for own, x in zip(self._taps.reads()[site], parts, strict=True):
+        for site, parts in taps.graph_inputs().items():
+            for own, x in zip(self._taps.graph_inputs()[site], parts, strict=True):
                 own.copy_(x)
 
     def _run(self) -> Outputs:
-        taps, v = self._taps.reading(self._taps.reads()), None
+        # new taps on the same inputs, so that what the last run recorded is not recorded over
+        taps, prediction = self._taps.with_inputs(self._taps.graph_inputs()), None
         with suppress(Recorded):
-            v = self._forward(self._latents, self._t, self._conditions, taps)
-        return v, taps.leaves()
+            prediction = self._forward(self._latents, self._t, self._conditions, taps)
+        return prediction, taps.graph_outputs()
 
 
-def _kind_of(t: float) -> torch.dtype:
+def _time_dtype(t: float) -> torch.dtype:
+    # whole numbers and fractions are captured apart: embeddings may differ in the last bit
     return torch.int64 if isinstance(t, int) else torch.float64
 
 
-def _copied(kept: Kept) -> Kept:
-    return {site: tuple(x.clone() for x in parts) for site, parts in kept.items()}
+def _cloned(features: Features) -> Features:
+    return {site: tuple(x.clone() for x in tensors) for site, tensors in features.items()}

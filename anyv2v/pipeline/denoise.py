@@ -1,8 +1,8 @@
-"""From the network to the prediction of a step: its branches, and the source's features in them.
+"""One prediction of a run: from the branches' network outputs to what a sampler steps with.
 
-`forward` is `Editor.predict`: (latents, t, conditions, taps) -> what the network predicts, float32.
-Latents that are sampled or inverted are without the pinned frames, which are put in front of them
-for the network alone.
+`Forward` is `Editor.predict`: (latents, t, conditions, taps) -> what the network predicts, float32.
+Latents that are sampled or inverted do not contain the pinned frames; these are prepended for the
+network alone.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor
 from anyv2v.backbones.base import Branches, Conditions
 from anyv2v.diffusion.samplers import Predict
 from anyv2v.diffusion.schedule import Level
-from anyv2v.injection.feature_cache import FeatureCache, Kept, Playback
+from anyv2v.injection.feature_cache import FeatureCache, Playback
 from anyv2v.injection.taps import (
     NO_TAPS,
     Chain,
+    Features,
     Record,
     Recorded,
     Replay,
@@ -32,36 +33,43 @@ from anyv2v.pipeline.cuda_graphs import Forward
 from anyv2v.pipeline.step_plan import CachePlan, StepPlan
 
 
-def pinned_first(pinned: Tensor, latents: Tensor) -> Tensor:
+def prepend_pinned(pinned: Tensor, latents: Tensor) -> Tensor:
     """All latent frames: the pinned ones (n, c, p, h, w), then the others."""
     return torch.cat([pinned, latents], dim=2) if pinned.shape[2] else latents
 
 
-def tell(taps: Taps, step: int, steps: int, branches: int) -> Taps:
-    """The taps, who now know where they are."""
+def set_step(taps: Taps, step: int, steps: int, branches: int) -> Taps:
+    """Sets the attributes that taps read during a step, and returns the taps."""
     taps.step, taps.steps, taps.branches = step, steps, branches
     return taps
 
 
-def guided(
+def guided_predictor(
     forward: Forward,
     branches: Branches,
     pinned: Tensor,
     taps: Callable[[Level], Taps] = lambda level: NO_TAPS,
 ) -> Predict:
-    """Predictions under guidance, nothing injected; `taps`: what looks on at a level."""
+    """Makes the predictions of one clip under guidance, with nothing injected.
+
+    taps: level -> the taps of the prediction there.
+    """
     count, p = len(branches.conditions), pinned.shape[2]
     conditions = type(branches.conditions[0]).stack(branches.conditions, [0] * count)
 
     def predict(level: Level, latents: Tensor) -> Tensor:
-        each = forward(pinned_first(pinned, latents), level.t, conditions, taps(level))
+        each = forward(prepend_pinned(pinned, latents), level.t, conditions, taps(level))
         return branches.combine(level, each[:, :, p:].split(1))
 
     return predict
 
 
 class Recorder:
-    """Records at the levels of a plan what the last prediction there passed."""
+    """Records features during an inversion, at the levels and sites of a `CachePlan`.
+
+    A fixed point predicts several times at a level. The features of its last prediction there are
+    those of the stored latents, so `commit` takes them into the cache and drops the earlier ones.
+    """
 
     def __init__(
         self,
@@ -71,28 +79,32 @@ class Recorder:
         steps: int,
         branches: int,
     ):
-        """indices: of the plan's steps in the inversion's run. caller: the caller's own taps, which
-        look on too, in a run of so many steps.
+        """Plans the hooks of a run of `steps`, whose batch has so many branches.
+
+        indices: index of a step of the plan -> its index in the inversion's run. caller: taps of
+        the caller's own, called after the recording's.
         """
-        self._sites = {} if plan is None else {indices[i]: plan.sites[i] for i in plan.places}
+        self._sites = {} if plan is None else {indices[i]: plan.sites[i] for i in plan.placement}
         self._compact = plan is not None and plan.compact
         self._caller, self._steps, self._branches = caller, steps, branches
         self._active = active_steps(caller, steps)
-        self.cache = FeatureCache({} if plan is None else plan.placed(indices))
+        self.cache = FeatureCache({} if plan is None else plan.placement_for(indices))
         self._last = Record(())
 
     def taps(self, level: Level) -> Taps:
-        """For the next prediction at a level."""
-        wanted = level.index in self._sites
-        sites = self._sites[level.index] if wanted else ()
-        self._last = Record(sites, wanted and self._compact)
-        if level.index not in self._active:
+        """The taps of the next prediction, at a level."""
+        records = level.index in self._sites
+        sites = self._sites[level.index] if records else ()
+        self._last = Record(sites, records and self._compact)
+        if self._caller is None or level.index not in self._active:
             return self._last
-        return Chain(self._last, tell(self._caller, level.index, self._steps, self._branches))
+        caller = set_step(self._caller, level.index, self._steps, self._branches)
+        return Chain(self._last, caller)
 
-    def settle(self, index: int) -> None:
-        """The last prediction at a level was the one that counts."""
-        self.cache.add(index, self._last.kept)
+    def commit(self, index: int) -> None:
+        """Adds the features of the last prediction to the cache, as those of step `index`."""
+        self.cache.add(index, self._last.features)
+        # the cache may have copied them to the host: their memory on the device is given back
         self._last = Record(())
 
 
@@ -102,12 +114,12 @@ class SourceBranch:
 
     conditions: Conditions
     latents: Callable[[Level], Tensor]
-    """All of its frames at a level, on the device."""
+    """Level -> the source's latents there, all frames, on the device."""
     index: Mapping[int, int]
-    """Of a step of the run, in the inversion's run: the key of its features."""
+    """Index of a step of the edit -> its index in the inversion's run, the key of its features."""
 
 
-def injected(
+def injecting_predictor(
     forward: Forward,
     branches: Sequence[Branches],
     pinned: Tensor,
@@ -117,17 +129,18 @@ def injected(
     taps: Taps | None = None,
     steps: int = 0,
 ) -> Predict:
-    """Predictions of several edits under guidance, (edits, c, f, h, w), with the source's features.
+    """Makes the predictions of several edits under guidance, with the source's features injected.
 
-    Branches of a batch: [source |] those of the first edit | of the second | ... `taps`: the
-    caller's own, called after the injection's in the steps that the plan says.
+    Latents are (edits, c, f, h, w); branches of the batch [source |] those of the first edit | of
+    the second | ... Each step runs as `plan` says. taps: the caller's own, called after the
+    injection's in the steps that the plan names.
     """
     stack = type(source.conditions).stack
     flat = [conditions for edit in branches for conditions in edit.conditions]
     counts = [len(edit.conditions) for edit in branches]
     samples = [sample for sample, count in enumerate(counts) for _ in range(count)]
     edited = stack(flat, samples)
-    together = stack([source.conditions, *flat], [0, *(sample + 1 for sample in samples)])
+    with_source = stack([source.conditions, *flat], [0, *(sample + 1 for sample in samples)])
     p = pinned.shape[2]
 
     def combine(level: Level, predicted: Tensor) -> Tensor:
@@ -136,36 +149,40 @@ def injected(
         return torch.cat([edit.combine(level, x.split(1)) for edit, x in pairs])
 
     def predict(level: Level, latents: Tensor) -> Tensor:
-        step, t, latents = plan.at(level.index), level.t, pinned_first(pinned, latents)
+        step, t, latents = plan.at(level.index), level.t, prepend_pinned(pinned, latents)
         if step.way == "plain":
             return combine(level, forward(latents, t, edited))
         if step.way == "batched":
             total = 1 + len(flat)
             own: Taps = ShareSource(step.sites, total)
-            if step.taps:
-                own = Chain(own, tell(taps, level.index, steps, total))
+            if step.taps and taps is not None:
+                own = Chain(own, set_step(taps, level.index, steps, total))
             batch = torch.cat([source.latents(level), latents])
-            return combine(level, forward(batch, t, together, own)[1:])
+            # the source's own prediction is not needed: its latents come from the trajectory
+            return combine(level, forward(batch, t, with_source, own)[1:])
         if step.way == "separate":
-            kept = recorded(forward, source.latents(level), t, source.conditions, step.sites)
+            features = record_features(
+                forward, source.latents(level), t, source.conditions, step.sites
+            )
         else:
-            kept = playback.fetch(source.index[level.index])
-        kept = {site: x for site, x in kept.items() if site in step.sites}
-        return combine(level, forward(latents, t, edited, Replay(kept)))
+            features = playback.fetch(source.index[level.index])
+        # more sites may have been recorded than this edit injects
+        features = {site: x for site, x in features.items() if site in step.sites}
+        return combine(level, forward(latents, t, edited, Replay(features)))
 
     return predict
 
 
-def recorded(
+def record_features(
     forward: Forward,
     latents: Tensor,
     t: float,
     conditions: Conditions,
     sites: frozenset[str],
     compact: bool = False,
-) -> Kept:
-    """What passes at `sites`, of a prediction that ends at the last of them."""
+) -> Features:
+    """Records the features at `sites` in one forward pass, which ends at the last of them."""
     taps = Record(sites, compact, stop=True)
     with suppress(Recorded):
         forward(latents, t, conditions, taps)
-    return taps.kept
+    return taps.features

@@ -1,4 +1,4 @@
-"""Edits of one source, in batches that share it."""
+"""Runs that sample: edits of one source in batches that share it, and clips without a source."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import torch
 from torch import Tensor
 
 from anyv2v import checks
-from anyv2v.backbones.base import Branches, FirstFrame, Guidance, Options
+from anyv2v.backbones.base import Branches, FirstFrame, Options
 from anyv2v.diffusion.samplers import AfterStep, OnStep, sample
-from anyv2v.diffusion.schedule import Level, NoiseSchedule, matches
+from anyv2v.diffusion.schedule import Level, NoiseSchedule, match_levels
 from anyv2v.errors import InputError
-from anyv2v.injection.feature_cache import playback
+from anyv2v.injection.feature_cache import open_playback
 from anyv2v.injection.taps import Taps
 from anyv2v.media.image import fit_frame, read_argument
-from anyv2v.pipeline.arguments import Noise, hooks
-from anyv2v.pipeline.denoise import SourceBranch, guided, injected, pinned_first
+from anyv2v.pipeline.arguments import NoiseGenerator, step_callbacks
+from anyv2v.pipeline.denoise import (
+    SourceBranch,
+    guided_predictor,
+    injecting_predictor,
+    prepend_pinned,
+)
 from anyv2v.pipeline.planning import source_frame
-from anyv2v.pipeline.request import Edit, EditRequest
+from anyv2v.pipeline.request import Edit, EditRequest, Prompts
 from anyv2v.pipeline.source import Source
 from anyv2v.pipeline.stages import Stages, size_of
 from anyv2v.pipeline.step_plan import StepPlan
@@ -29,18 +34,18 @@ from anyv2v.runtime.finite import Which, nth
 
 @dataclass(frozen=True)
 class Job:
-    """One edit, with what it takes from its request: all that can be wrong with it was found."""
+    """One edit whose arguments have all been checked."""
 
-    request: EditRequest
-    picture: np.ndarray
-    """The edited frame at the clip's size."""
+    prompts: Prompts
+    image: np.ndarray
+    """The edited frame at the clip's size, uint8 (h, w, 3)."""
     begin: Tensor
-    """All latent frames that it starts from."""
+    """The latents that sampling starts from, all frames: (1, c, f', h', w') float32."""
     step_noise: Callable[[int], Tensor]
-    """Index of a step -> the noise that it adds."""
+    """Index of a step -> the noise that the step adds."""
 
     @classmethod
-    def of(
+    def prepare(
         cls,
         stages: Stages,
         request: EditRequest,
@@ -49,19 +54,23 @@ class Job:
         sampler: NoiseSchedule,
         steps: int,
     ) -> Job:
+        """Checks a request and draws its noise; InputError names the argument that is wrong.
+
+        `begin`: the source's latents at the level where sampling starts.
+        """
         checks.kind("edits", request, EditRequest, "an EditRequest")
-        request = request.filled(stages.defaults)
-        noise, ratio = Noise(request.seed, stages.backbone.device), float(request.random_ratio)
-        first = noise.given_or_drawn(request.noise, begin.shape)
+        prompts = request.prompts(stages.defaults)
+        generator = NoiseGenerator(request.seed, stages.backbone.device)
+        noise, ratio = generator.use(request.noise, begin.shape), float(request.random_ratio)
         size = size_of(source.video.frames)
-        picture = fit_frame(read_argument("frame", request.frame), size, request.fit)
-        step_noise = noise.of_steps(request.step_noise, begin.shape, sampler, steps)
-        return cls(request, picture, ratio * first + (1 - ratio) * begin, step_noise)
+        image = fit_frame(read_argument("frame", request.frame), size, request.fit)
+        step_noise = generator.for_steps(request.step_noise, begin.shape, sampler, steps)
+        return cls(prompts, image, ratio * noise + (1 - ratio) * begin, step_noise)
 
 
 @dataclass(frozen=True)
 class EditRun:
-    """Several edits of a source, ready to run some of them together."""
+    """Several edits of one source; `run` makes some of them in one batch."""
 
     stages: Stages
     source: Source
@@ -73,53 +82,54 @@ class EditRun:
     on_step: OnStep | None
     after_step: AfterStep | None
     index: Mapping[int, int] = field(init=False)
-    """Of a step of this run, in the inversion's."""
-    own: SourceBranch | None = field(init=False)
-    """The branch that the source has in all edits; None: it begins with the edited frame."""
+    """Index of a step of this run -> its index in the inversion's run."""
+    source_branch: SourceBranch | None = field(init=False)
+    """The source's branch, which all edits share; None if it depends on each edited frame."""
 
     def __post_init__(self):
         levels = [step.level for step in self.plan.steps]
-        index = matches(levels, self.source.trajectory.levels)
+        index = match_levels(levels, self.source.trajectory.levels)
         object.__setattr__(self, "index", index)
-        edited = self.stages.backbone.edited_source(self.options)
-        own = None if edited else self._source(source_frame(self.stages, self.source))
-        object.__setattr__(self, "own", own)
+        shared = not self.stages.backbone.edited_source(self.options)
+        branch = self._source(source_frame(self.stages, self.source)) if shared else None
+        object.__setattr__(self, "source_branch", branch)
 
     def _source(self, first: FirstFrame) -> SourceBranch:
-        """The source's branch, which begins with this frame."""
+        """The source's branch, conditioned on this first frame."""
         stages, source, p = self.stages, self.source, self.stages.backbone.pinned
         with stages._conditioning():
             conditions = stages.backbone.condition(source.settings.prompt, first, self.options)
-        # not by way of self, which would hold itself, and the memory of a run, beyond its end
+        # the closure below must not refer to self: the cycle would hold the memory of the run until
+        # Python's garbage collector finds it
         device, index = stages.backbone.device, self.index
         pinned = first.latents[:, :, :p].to(device)
 
         def latents(level: Level) -> Tensor:
             latents = source.at(index[level.index]).to(device)
-            return pinned_first(pinned, latents[:, :, p:])
+            return prepend_pinned(pinned, latents[:, :, p:])
 
         return SourceBranch(conditions, latents, index)
 
     def run(self, batch: slice) -> list[Edit]:
-        """These edits, together."""
+        """Makes the edits of a slice of `jobs` in one batch."""
         stages, jobs = self.stages, self.jobs[batch]
         p, device = stages.backbone.pinned, stages.backbone.device
         branches, firsts = zip(*(self._branches(job) for job in jobs), strict=True)
         pinned = torch.cat([first.latents.to(device)[:, :, :p] for first in firsts])
         begin = torch.cat([job.begin for job in jobs])[:, :, p:]
-        on_step, after_step = hooks(self.on_step, self.after_step, pinned)
-        strongest = [max(job.request.guidance.values(), key=abs) for job in jobs]
+        on_step, after_step = step_callbacks(self.on_step, self.after_step, pinned)
+        strongest = [max(job.prompts.guidance.values(), key=abs) for job in jobs]
         check = stages._step_check("sampling", self.steps, strongest, self._which(batch.start))
 
         def step_noise(index: int) -> Tensor:
             return torch.cat([job.step_noise(index) for job in jobs])[:, :, p:]
 
-        source = self.own or self._source(*firsts)
+        source = self.source_branch or self._source(*firsts)
         replayed = [self.index[level.index] for level in self.plan.replayed]
-        played = playback(self.source.features, replayed, device)
-        with played as kept, stages._forward() as forward:
-            predict = injected(
-                forward, branches, pinned, source, self.plan, kept, self.taps, self.steps
+        opened = open_playback(self.source.features, replayed, device)
+        with opened as playback, stages._forward() as forward:
+            predict = injecting_predictor(
+                forward, branches, pinned, source, self.plan, playback, self.taps, self.steps
             )
             clean = sample(
                 predict,
@@ -133,16 +143,17 @@ class EditRun:
                 step_noise,
             )
         return [
-            self._edit(x, batch.start + row)
-            for row, x in enumerate(pinned_first(pinned, clean).split(1))
+            self._edit(x, batch.start + i)
+            for i, x in enumerate(prepend_pinned(pinned, clean).split(1))
         ]
 
     def _branches(self, job: Job) -> tuple[Branches, FirstFrame]:
-        stages, request = self.stages, job.request
-        first = stages._first_frame(job.picture, len(self.source.video.frames))
+        stages = self.stages
+        prompt, negative_prompt, guidance = job.prompts
+        first = stages._first_frame(job.image, len(self.source.video.frames))
         with stages._conditioning():
             branches = stages.backbone.branches(
-                request.prompt, request.negative_prompt, first, request.guidance, self.options
+                prompt, negative_prompt, first, guidance, self.options
             )
         return branches, first
 
@@ -151,19 +162,21 @@ class EditRun:
         return Edit(frames, self.source.video.fps, latents)
 
     def _which(self, first: int) -> Which:
-        """Of rows of a batch that begins with edit `first`: which edits they are, in a message."""
+        """Names edits in a message, by their positions in a batch that begins with edit `first`."""
 
-        def which(rows: list[int]) -> str:
+        def which(positions: list[int]) -> str:
             if len(self.jobs) == 1:
                 return ""
-            named = [(first + row, self.jobs[first + row].request.prompt) for row in rows]
-            told = [f"{nth(i, len(self.jobs))} {checks.shown(prompt)}" for i, prompt in named]
-            return f", of edit {', '.join(told)}"
+            indices = [first + position for position in positions]
+            prompts = [checks.shown(self.jobs[i].prompts.prompt) for i in indices]
+            names = [f"{nth(i, len(self.jobs))} {x}" for i, x in zip(indices, prompts, strict=True)]
+            return f", of edit {', '.join(names)}"
 
         return which
 
 
-def requests_of(edits: Sequence[EditRequest]) -> list[EditRequest]:
+def check_requests(edits: Sequence[EditRequest]) -> list[EditRequest]:
+    """The requests as a list; InputError if there are none."""
     edits = list(checks.kind("edits", edits, Sequence, "a list of EditRequest"))
     if not edits:
         raise InputError("edits: the list is empty; it holds one EditRequest for each edit")
@@ -172,7 +185,7 @@ def requests_of(edits: Sequence[EditRequest]) -> list[EditRequest]:
 
 @dataclass(frozen=True)
 class PlainRun:
-    """One clip by sampling alone, nothing injected."""
+    """Samples one clip, with nothing injected."""
 
     stages: Stages
     steps: int
@@ -183,25 +196,28 @@ class PlainRun:
 
     def run(
         self,
-        told: tuple[str, str, FirstFrame, Guidance],
+        prompts: Prompts,
+        first: FirstFrame,
         begin: Tensor,
         step_noise: Sequence[Tensor] | None,
-        draws: Noise,
+        generator: NoiseGenerator,
         fps: float,
     ) -> Edit:
-        """told: prompt, negative prompt, first frame and guidance. begin: all latent frames."""
+        """Samples from the latents `begin`, all frames (1, c, f', h', w') float32."""
         stages, p = self.stages, self.stages.backbone.pinned
-        *_, first, guidance = told
+        prompt, negative_prompt, guidance = prompts
         pinned = first.latents.to(begin.device)[:, :, :p]
-        on_step, after_step = hooks(self.on_step, self.after_step, pinned)
+        on_step, after_step = step_callbacks(self.on_step, self.after_step, pinned)
         sampler = stages.backbone.sampler(self.options)
-        noise = draws.of_steps(step_noise, begin.shape, sampler, self.steps)
+        noise = generator.for_steps(step_noise, begin.shape, sampler, self.steps)
         with stages._conditioning():
-            branches = stages.backbone.branches(*told, self.options)
+            branches = stages.backbone.branches(
+                prompt, negative_prompt, first, guidance, self.options
+            )
         strongest = max(guidance.values(), key=abs)
         with stages._forward() as forward:
             clean = sample(
-                guided(forward, branches, pinned),
+                guided_predictor(forward, branches, pinned),
                 begin[:, :, p:],
                 sampler,
                 self.steps,
@@ -211,5 +227,5 @@ class PlainRun:
                 after_step,
                 lambda index: noise(index)[:, :, p:],
             )
-        latents = pinned_first(pinned, clean)
+        latents = prepend_pinned(pinned, clean)
         return Edit(stages._decode(latents), fps, latents)

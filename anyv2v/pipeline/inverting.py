@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from anyv2v.diffusion.inversion import METHODS, Inverted, fixed_point
-from anyv2v.diffusion.samplers import OnStep
-from anyv2v.diffusion.schedule import Level, matches
+from anyv2v.diffusion.inversion import METHODS, InversionState, fixed_point
+from anyv2v.diffusion.samplers import OnStep, Predict
+from anyv2v.diffusion.schedule import Level, match_levels
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
-from anyv2v.pipeline.denoise import Recorder, guided, pinned_first
-from anyv2v.pipeline.planning import Planning
+from anyv2v.pipeline.denoise import Recorder, guided_predictor, prepend_pinned
+from anyv2v.pipeline.planning import Planner
 from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
 from anyv2v.pipeline.stages import size_of
 from anyv2v.pipeline.step_plan import CachePlan, StepPlan
@@ -25,17 +25,18 @@ STEPS = {"ddim": 500}
 
 @dataclass(frozen=True)
 class InversionRun:
-    """What is inverted, and what of it is kept."""
+    """One video, how it is inverted, and what of the inversion is stored."""
 
-    stages: Planning
+    stages: Planner
     video: Video
     settings: InversionSettings
     plan: StepPlan | None = None
-    """Of the run that will read the source; left out: all is kept."""
+    """The run that will read the source; only its latents are stored. None: those of all steps."""
     recording: CachePlan | None = None
+    """The features to record; None: none."""
 
     def __post_init__(self):
-        """Everything that can be wrong is found before any work."""
+        """Raises InputError for everything that can be wrong, before any work."""
         frames, method = self.video.frames, self.settings.method
         if len(frames) < 2:
             raise InputError("the video has 1 frame; at least 2 are needed")
@@ -50,39 +51,47 @@ class InversionRun:
         if self.plan is not None:
             self.stages.check_kept(self.levels[:-1], self.plan.source_levels)
         if self.recording is not None:
-            wanted = [self.recording.levels[i] for i in self.recording.places]
-            self.stages.check_kept(self.levels[self.last : -1], wanted)
-            if told := [x for x in wanted if x.source is not None and x.source.t != x.t]:
-                raise InputError(
-                    f"recording: the run asks about timestep {told[0].t:g} where the inversion "
-                    f"asks about {told[0].source.t:g}; record features afterwards, by `record`"
-                )
-        held = 0 if self.recording is None else self.recording.bytes("device")
-        self.stages._reserve(size_of(frames), len(frames), branches, held)
+            recorded = [self.recording.levels[i] for i in self.recording.placement]
+            self.stages.check_kept(self.levels[self.last : -1], recorded)
+            for level in recorded:
+                # the network is given another timestep, so its features would be others
+                if (own := level.inversion_level) is not None and own.t != level.t:
+                    raise InputError(
+                        f"recording: the run asks about timestep {level.t:g} where the inversion "
+                        f"asks about {own.t:g}; record features afterwards, by `record`"
+                    )
+        cached = 0 if self.recording is None else self.recording.bytes("device")
+        self.stages._reserve(size_of(frames), len(frames), branches, cached)
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
+        """All levels of the inversion, the noisiest first."""
         return tuple(self.stages.schedule.levels(self.settings.steps))
 
     @cached_property
     def read(self) -> set[int]:
-        """The indices of the levels whose latents will be read."""
+        """The indices of the levels whose latents are stored, because the run reads them."""
         if self.plan is None:
             return set(range(self.settings.steps))
-        return set(matches(self.plan.source_levels, self.levels).values())
+        return set(match_levels(self.plan.source_levels, self.levels).values())
 
     @cached_property
     def last(self) -> int:
-        """The index of the noisiest of them, where the inversion ends."""
+        """The index of the noisiest of these levels, where the inversion ends."""
         return min(self.read)
 
     def run(
         self, unfinished: Unfinished | None, taps: Taps | None, on_step: OnStep | None
     ) -> Source:
+        """Inverts the video, from where `unfinished` left off if it did.
+
+        Conditions, the last prediction's features and the iterates are freed at the end; captured
+        graphs and their memory end with the run. See `Source` for what remains.
+        """
         stages, settings, frames = self.stages, self.settings, self.video.frames
         p = stages.backbone.pinned
         clean = stages.encode_frames(frames)
-        pinned, begin = clean[:, :, :p], Inverted.of(clean[:, :, p:])
+        pinned, begin = clean[:, :, :p], InversionState.start(clean[:, :, p:])
         first = stages._first_frame(frames[0], len(frames), clean[:, :, :1])
         with stages._conditioning():
             branches = stages.backbone.branches(
@@ -95,21 +104,22 @@ class InversionRun:
         count = len(branches.conditions)
         if unfinished is not None:
             begin = unfinished.load(begin, self.video, settings, stages.fingerprint)
-        indices = self._recorded()
+        indices = self._recorded_indices()
         recorder = Recorder(self.recording, indices, taps, settings.steps, count)
         state = begin
         with stages._forward() as forward:
-            predict = guided(forward, branches, pinned, recorder.taps)
+            predict = guided_predictor(forward, branches, pinned, recorder.taps)
             for state in self._states(predict, begin, unfinished):
-                recorder.settle(state.latest)
+                recorder.commit(state.latest)
                 if on_step is not None:
-                    latents = pinned_first(pinned, state.kept[state.latest])
+                    latents = prepend_pinned(pinned, state.trajectory[state.latest])
                     on_step(state.steps - 1, self.levels[state.latest].t, latents)
-        read = self.read
-        kept = {i: pinned_first(pinned, x) for i, x in state.kept.items() if i in read}
+        latents = {
+            i: prepend_pinned(pinned, x) for i, x in state.trajectory.items() if i in self.read
+        }
         return Source(
             video=self.video,
-            trajectory=Trajectory(clean, kept, self.levels),
+            trajectory=Trajectory(clean, latents, self.levels),
             evaluations=state.evaluations * count,
             settings=settings,
             fingerprint=stages.fingerprint,
@@ -117,16 +127,16 @@ class InversionRun:
             features=recorder.cache,
         )
 
-    def _recorded(self) -> dict[int, int]:
-        """Index of a step of the recording -> its index in this inversion."""
+    def _recorded_indices(self) -> Mapping[int, int]:
+        """Index of a step of the recording's run -> its index in this inversion."""
         if self.recording is None:
             return {}
-        return matches([*self.recording.levels.values()], self.levels)
+        return match_levels([*self.recording.levels.values()], self.levels)
 
     def _states(
-        self, predict, begin: Inverted, unfinished: Unfinished | None
-    ) -> Iterator[Inverted]:
-        """The states after each step that is left, up to the last level that will be read."""
+        self, predict: Predict, begin: InversionState, unfinished: Unfinished | None
+    ) -> Iterator[InversionState]:
+        """The states after each step that is left, up to the last level that is read."""
         if begin.steps >= self.settings.steps - self.last:
             return
         settings, stages = self.settings, self.stages

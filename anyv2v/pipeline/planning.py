@@ -1,23 +1,28 @@
-"""What a source keeps for the edits of it, and whether it serves them."""
+"""Planning an edit: what each step reads of its source, what is recorded for it, and where.
+
+An inversion and its edits are separate runs. `Planner` is what connects them: it decides which
+latents and features an edit reads, records features, and refuses sources that do not fit.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection
 from dataclasses import replace
+from typing import get_args
 
 import torch
 
 from anyv2v import checks
 from anyv2v.backbones.base import Backbone, FirstFrame, Options
-from anyv2v.diffusion.schedule import Level, matches, steps_within
+from anyv2v.diffusion.schedule import Level, match_levels, steps_within
 from anyv2v.errors import InputError
 from anyv2v.injection.feature_cache import FeatureCache
 from anyv2v.injection.fractions import Injection, sites_per_step
 from anyv2v.injection.taps import Taps, active_steps
 from anyv2v.media.frames import Video
 from anyv2v.pipeline.arguments import as_video, check_taps, injection_of, options_of
-from anyv2v.pipeline.denoise import recorded
+from anyv2v.pipeline.denoise import record_features
 from anyv2v.pipeline.shapes import FeatureShapes
 from anyv2v.pipeline.source import Source
 from anyv2v.pipeline.stages import Stages, size_of
@@ -26,8 +31,13 @@ from anyv2v.runtime.finite import FiniteCheck, not_finite, remedy
 from anyv2v.runtime.memory import free_bytes
 
 
-class Planning(Stages):
-    """The stages, and what lies between an inversion and its edits: plans and recorded features."""
+class Planner(Stages):
+    """The stages of an edit, and the plans that connect an inversion with the edits of its source.
+
+    `step_plan` decides how each step of an edit runs, `recording` which features fit into memory,
+    `record` records them after an inversion. `check_kept`, `check_source` and `load_source` refuse
+    a source that does not serve an edit.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -44,29 +54,31 @@ class Planning(Stages):
         taps: Taps | None = None,
         options: Options | None = None,
     ) -> StepPlan:
-        """What each step of an edit does: which sites it injects, and where it has them from.
+        """What each step of an edit does: where it injects, and where the features come from.
 
-        `source` or `recording`: the features that were recorded, or will be.
+        Steps replay the features that `source` has, or that will be recorded as `recording` says;
+        without them the source is part of the batch. See `StepPlan` for the default plan, and
+        `edit` for the other arguments. InputError for an unknown group, site or option.
         """
         steps = self.defaults.steps if steps is None else steps
-        checks.one_of("source_pass", source_pass, SourcePass.__args__)
+        checks.one_of("source_pass", source_pass, get_args(SourcePass))
         check_taps(taps, self.sites)
         options = options_of(self.backbone, None, options)
         levels = self.backbone.sampler(options).levels(steps)
         checks.whole("start", start, 0, len(levels) - 2)
         groups = injection_of(injection, self.defaults).groups(self.backbone.groups)
         sites = sites_per_step(groups, steps, start, self.sites)
-        index = {} if source is None else matches(levels, source.trajectory.levels)
-        # with another frame rate, or the like, its branch is not the one that was recorded
-        other = source is not None and options != source.settings.options
-        other = other or self.backbone.edited_source(options)
+        index = {} if source is None else match_levels(levels, source.trajectory.levels)
+        # with other options (another frame rate) the source's branch computes other features
+        unusable = source is not None and options != source.settings.options
+        unusable = unusable or self.backbone.edited_source(options)
 
-        def cached(level: Level, at: frozenset[str]) -> bool:
-            if other:
+        def cached(level: Level, injected: frozenset[str]) -> bool:
+            if unusable:
                 return False
             if source is not None:
-                return source.features.serve(index.get(level.index, -1), at)
-            return recording is not None and recording.serves(level, at)
+                return source.features.covers(index.get(level.index, -1), injected)
+            return recording is not None and recording.covers(level, injected)
 
         return plan_steps(levels, sites, cached, source_pass, active_steps(taps, steps))
 
@@ -80,11 +92,12 @@ class Planning(Stages):
         compact: bool = True,
         options: Options | None = None,
     ) -> CachePlan:
-        """What an edit of a video would read of its source, and where that fits.
+        """Plans which features of a video's source to record, and where they will lie.
 
-        `memory`: bytes for it, on the device and then in pinned host memory; never more than half
-        of what is free there. `compact`: the least that has to be kept, not queries and keys.
-        Nothing is computed but shapes.
+        The result is for `invert(..., recording=)` or `record`. `memory`: most bytes, filled on the
+        device first and then in pinned host memory; never more than half of what is free on either
+        (None: that half). `compact`: record the smallest form of each feature, not queries and
+        keys. Computes shapes alone.
         """
         compact, device = checks.flag("compact", compact), self.backbone.device
         options = options_of(self.backbone, None, options)
@@ -93,63 +106,68 @@ class Planning(Stages):
         self.check_size(size_of(frames))
         self.backbone.codec.check_frames(len(frames))
         every = frozenset().union(*(step.sites for step in plan.steps))
-        kept = self._shapes.of(len(frames), size_of(frames), every, compact)
-        site_bytes = {site: sum(x.nbytes for x in parts) for site, parts in kept.items()}
-        here = free_bytes(device) // 2
-        host = free_bytes(torch.device("cpu")) // 2 if device.type == "cuda" else 0
-        memory = here + host if memory is None else checks.whole("memory", memory, 0)
-        # what every edit has of its own cannot be recorded for all
+        features = self._shapes.features(len(frames), size_of(frames), every, compact)
+        site_bytes = {site: sum(x.nbytes for x in parts) for site, parts in features.items()}
+        on_device = free_bytes(device) // 2
+        on_host = free_bytes(torch.device("cpu")) // 2 if device.type == "cuda" else 0
+        memory = on_device + on_host if memory is None else checks.whole("memory", memory, 0)
+        # if every edit has a source branch of its own, nothing can be recorded for all of them
         memory = 0 if self.backbone.edited_source(options) else memory
-        here = min(memory, here)
-        return CachePlan.fit(plan, site_bytes, here, min(memory - here, host), compact)
+        on_device = min(memory, on_device)
+        on_host = min(memory - on_device, on_host)
+        return CachePlan.fit(plan, site_bytes, on_device, on_host, compact)
 
     @torch.no_grad()
     def record(
         self, source: Source, recording: CachePlan, features: FeatureCache | None = None
     ) -> Source:
-        """The same source with features, for edits that then do without it in their batch.
+        """Records features of a source, so that edits of it run without the source in their batch.
 
-        One evaluation for each step of the recording that `features` lacks, of the source alone and
-        only as far as its last site.
+        Takes one evaluation for each step of `recording` that `features` does not have yet, of the
+        source alone and as far as its last site. Returns the same source with the feature cache.
         """
         checks.kind("recording", recording, CachePlan, "a CachePlan: see editor.recording")
         self.check_source(source)
         if features is not None:
             checks.kind("features", features, FeatureCache, "a FeatureCache, as a Source has one")
-        levels = [recording.levels[i] for i in recording.places]
-        self.check_kept(source.trajectory.kept_levels, levels)
-        index = matches(levels, source.trajectory.levels)
-        cache = features or FeatureCache(recording.placed(index))
-        missing = [level for level in levels if index[level.index] not in cache.kept]
-        if missing:
-            with self._conditioning():
-                conditions = self.backbone.condition(
-                    source.settings.prompt, source_frame(self, source), source.settings.options
-                )
-        check = FiniteCheck(self._tell_of_features)
+        levels = [recording.levels[i] for i in recording.placement]
+        self.check_kept(source.trajectory.stored_levels, levels)
+        index = match_levels(levels, source.trajectory.levels)
+        cache = features or FeatureCache(recording.placement_for(index))
+        missing = [level for level in levels if index[level.index] not in cache.by_step]
+        if not missing:
+            return replace(source, features=cache)
+        with self._conditioning():
+            conditions = self.backbone.condition(
+                source.settings.prompt, source_frame(self, source), source.settings.options
+            )
+        check = FiniteCheck(self._not_finite_message)
         with self._forward() as forward:
             for level in missing:
                 sites, latents = recording.sites[level.index], source.at(index[level.index])
-                kept = recorded(forward, latents, level.t, conditions, sites, recording.compact)
-                for site, parts in kept.items():
+                recorded = record_features(
+                    forward, latents, level.t, conditions, sites, recording.compact
+                )
+                for site, parts in recorded.items():
                     for x in parts:
                         check.look(x[None], (site, level.t))
-                cache.add(index[level.index], kept)
+                cache.add(index[level.index], recorded)
         check.finish()
         return replace(source, features=cache)
 
-    def check_kept(self, kept: Collection[Level], needed: Collection[Level]) -> None:
-        """InputError if an inversion that keeps these levels lacks one that is needed."""
-        known = {level.noise for level in kept}
-        if missing := [level for level in needed if level.noise not in known]:
-            others = ", ".join(map(str, steps_within(self.schedule, kept))) or "no number of"
+    def check_kept(self, stored: Collection[Level], needed: Collection[Level]) -> None:
+        """InputError if an inversion stored latents at these levels, but not at one needed."""
+        known = {level.identity for level in stored}
+        if missing := [level for level in needed if level.identity not in known]:
+            others = ", ".join(map(str, steps_within(self.schedule, stored))) or "no number of"
+            t = (missing[0].inversion_level or missing[0]).t
             raise InputError(
-                f"steps: the inversion has {len(kept)} steps and holds no latents of timestep "
-                f"{(missing[0].source or missing[0]).t:g}; it serves runs of {others} steps"
+                f"steps: the inversion has {len(stored)} steps and holds no latents of timestep "
+                f"{t:g}; it serves runs of {others} steps"
             )
 
     def check_source(self, source: Source) -> None:
-        """InputError unless the source was made with these weights."""
+        """InputError unless the source was made with these weights and fits their codec."""
         if not isinstance(source, Source):
             hint = "editor.load_source(path) reads one, editor.invert(video) makes one"
             raise InputError(f"source: {checks.shown(source)} is not a Source; {hint}")
@@ -162,11 +180,14 @@ class Planning(Stages):
                 f"the source's latents {shape} do not fit {len(frames)} frames of {width}x{height}"
             )
         levels = self.schedule.levels(source.settings.steps)
-        if [x.noise for x in source.trajectory.levels] != [x.noise for x in levels]:
+        if [x.identity for x in source.trajectory.levels] != [x.identity for x in levels]:
             raise InputError("the source's noise levels are not those of its weights")
 
     def load_source(self, path: str | os.PathLike) -> Source:
-        """A saved source; InputError if it is none, or was made with other weights."""
+        """Reads a saved source into host memory.
+
+        InputError if the file is no source, or was made with other weights.
+        """
         path = checks.path("path", path)
         source = Source.load(path)
         try:
@@ -178,23 +199,23 @@ class Planning(Stages):
             raise InputError(f"{path}: {error}") from error
         return source
 
-    def _tell_of_features(self, place: tuple[str, float], rows: list[int]) -> str:
+    def _not_finite_message(self, place: tuple[str, float], positions: list[int]) -> str:
         site, t = place
         where = f"at {site}, timestep {t:g}"
         return not_finite("recording features: the network", where, remedy(self.backbone.dtype))
 
 
-def records_on_the_way(
+def recording_is_free(
     backbone: Backbone, method: str, inversion_steps: int, steps: int, options: Options | None
 ) -> bool:
-    """Whether an inversion passes the very predictions of the source that sampling would need.
+    """Whether an inversion makes the predictions whose features sampling will need.
 
-    It does if it solves the steps of the same run, and the network is told the same there:
-    recording is then free.
+    A fixed-point inversion does, if sampling visits the same levels and gives the network the same
+    timesteps there: then recording costs no evaluations of its own.
     """
     sampler = backbone.sampler(options_of(backbone, None, options))
     runs = backbone.schedule.levels(inversion_steps), sampler.levels(steps)
-    inverted, sampled = ([(x.t, x.noise) for x in levels[:-1]] for levels in runs)
+    inverted, sampled = ([(x.t, x.identity) for x in levels[:-1]] for levels in runs)
     return method == "fixed-point" and inverted == sampled
 
 

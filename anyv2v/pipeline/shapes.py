@@ -8,22 +8,25 @@ import torch
 
 from anyv2v.backbones.base import Backbone
 from anyv2v.errors import InputError
-from anyv2v.injection.feature_cache import FeatureCache, Kept
-from anyv2v.pipeline.denoise import recorded
+from anyv2v.injection.feature_cache import FeatureCache
+from anyv2v.injection.taps import Features
+from anyv2v.pipeline.denoise import record_features
 
 KNOWN = 16
-"""Kinds of recording whose shapes are remembered."""
+"""Number of recordings (clip shape, sites, form) whose shapes are remembered."""
 
 
 class FeatureShapes:
-    """What a record of a clip would keep, as tensors without data."""
+    """The features that recording a clip would give, as tensors on the meta device."""
 
     def __init__(self, backbone: Backbone):
         self._backbone = backbone
-        self._known: dict[Hashable, Kept] = {}
+        self._known: dict[Hashable, Features] = {}
 
-    def of(self, frames: int, size: tuple[int, int], sites: frozenset[str], compact: bool) -> Kept:
-        """Site -> features of a clip of so many frames of `size` (width, height)."""
+    def features(
+        self, frames: int, size: tuple[int, int], sites: frozenset[str], compact: bool
+    ) -> Features:
+        """The features at `sites` of a clip of so many frames of `size` (width, height)."""
         if not sites:
             return {}
         key = frames, size, sites, compact
@@ -35,23 +38,23 @@ class FeatureShapes:
         conditions = blank.blank_conditions(*shape[1:])
         latents = torch.empty((1, *shape), dtype=self._backbone.dtype, device=meta)
         level = self._backbone.schedule.levels(1)[0]
-        kept = recorded(blank.predict, latents, level.t, conditions, sites, compact)
-        # a second for the host, so the last few are known from then on; another thread may find
-        # the same, and drop the same
-        self._known[key] = kept
+        features = record_features(blank.predict, latents, level.t, conditions, sites, compact)
+        # this takes the host a second, so the last few results are remembered. Another thread may
+        # compute and drop the same ones, which does no harm
+        self._known[key] = features
         for old in list(self._known)[:-KNOWN]:
             self._known.pop(old, None)
-        return kept
+        return features
 
     def check(self, cache: FeatureCache, frames: int, size: tuple[int, int]) -> None:
-        """InputError unless what is cached are features of such a clip."""
-        forms = [self.of(frames, size, cache.sites, compact) for compact in (True, False)]
-        for index, at in cache.kept.items():
-            for site, parts in at.items():
-                found = [tuple(x.shape) for x in parts]
-                right = [[tuple(x.shape) for x in form[site]] for form in forms]
-                if found not in right:
+        """InputError unless the cached features have the shapes of such a clip's."""
+        forms = [self.features(frames, size, cache.sites, compact) for compact in (True, False)]
+        for index, features in cache.by_step.items():
+            for site, parts in features.items():
+                shapes = [tuple(x.shape) for x in parts]
+                expected = [[tuple(x.shape) for x in form[site]] for form in forms]
+                if shapes not in expected:
                     raise InputError(
-                        f"features of step {index}, {site}, are of shapes {found}; "
-                        f"this clip's are {right[0]}, or {right[1]} if they are not compact"
+                        f"features of step {index}, {site}, are of shapes {shapes}; "
+                        f"this clip's are {expected[0]}, or {expected[1]} if they are not compact"
                     )

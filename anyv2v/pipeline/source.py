@@ -1,4 +1,4 @@
-"""An inverted video: what every edit of it starts from."""
+"""`Source`: an inverted video, what every edit of it starts from, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -18,34 +18,37 @@ from torch import Tensor
 
 from anyv2v import checks
 from anyv2v.config import section
-from anyv2v.diffusion.inversion import Inverted
+from anyv2v.diffusion.inversion import InversionState
 from anyv2v.diffusion.schedule import Level
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.injection.feature_cache import NO_FEATURES, FeatureCache
+from anyv2v.injection.taps import Features
 from anyv2v.media.frames import Video, clip
 from anyv2v.pipeline.source_upgrade import upgraded
 from anyv2v.runtime.atomic_files import atomic_path, check_output
 
 FORMAT = "anyv2v source 3"
+"""Format of a saved source."""
 UNFINISHED = "anyv2v unfinished inversion 2"
+"""Format of an interrupted inversion."""
 BEFORE = {FORMAT: "anyv2v source 2", UNFINISHED: "anyv2v unfinished inversion 1"}
-"""Format -> the one before it, which is read too: see `upgraded`."""
+"""Format -> its previous version, which is read too: see `upgraded`."""
 SUFFIX = ".safetensors"
 SAVE_EVERY = 30.0
 """Seconds between two states of an inversion on disk."""
 FEATURES = (torch.float32, torch.float16, torch.bfloat16)
-"""What a network may have been run in."""
+"""Dtypes of features: those that a network runs in."""
 # InputError and what a bad number or bad JSON raises are ValueErrors; JSON may be nested too deeply
 UNREADABLE = (SafetensorError, OSError, LookupError, TypeError, AttributeError, ValueError)
 UNREADABLE += (ArithmeticError, RecursionError)
 LARGEST = torch.finfo(torch.float16).max
-"""No latents and features are larger: the reference computes them in float16."""
+"""Bound of latents and features: the original computes them in float16."""
 
 
 @dataclass(frozen=True)
 class InversionSettings:
-    """How a video was inverted, and what the network was told of it."""
+    """How a video was inverted, and what the network was given besides its latents."""
 
     method: str
     steps: int
@@ -54,25 +57,40 @@ class InversionSettings:
     guidance: Mapping[str, float]
     """Name of a guidance scale of the backbone -> its value."""
     options: Mapping[str, object]
-    """What the backbone alone has: {"fps": 8}. Numbers and texts."""
+    """Settings of the backbone alone, numbers and texts: {"fps": 8}."""
     tolerance: float
-    """Of the fixed point; plain DDIM has none."""
+    """Relative tolerance of the fixed point; plain DDIM ignores it."""
 
 
 @dataclass(frozen=True, repr=False)
 class Source:
+    """An inverted video: its frames, its latents at the levels of the inversion, and features.
+
+    After `Editor.invert` its parts lie
+
+    video, residuals    in host memory
+    trajectory          on the editor's device: float32 latents, 1 MB per level for 16 frames of
+                        512x512; of all levels, or with `plan=` of those that the run reads
+    features            with `recording=` alone: per step, on the device or in pinned host memory,
+                        as `CachePlan.placement` says; about 3.5 GB of float16 for I2VGen-XL's
+                        default edit of 16 frames of 512x512
+
+    No network and no conditions belong to it, and nothing of it is freed before the source is. A
+    source that was loaded from a file lies in host memory as a whole; edits copy what they read.
+    """
+
     video: Video
     trajectory: Trajectory
-    """Latents (1, c, f', h', w') float32: the clean ones, and those of the steps that were kept."""
+    """Latents (1, c, f', h', w') float32: the clean ones, and those of the stored levels."""
     evaluations: int
-    """How often the inversion called the network, counted in single branches."""
+    """Number of times the inversion called the network, counted in single branches."""
     settings: InversionSettings
     fingerprint: str
-    """Of the weights that the video was inverted with."""
+    """Fingerprint of the weights that the video was inverted with."""
     residuals: Mapping[int, float] = field(default_factory=dict)
-    """Index of a step -> by how much of themselves its latents miss their fixed point."""
+    """Index of a step -> relative residual of the fixed-point solve; empty for plain DDIM."""
     features: FeatureCache = NO_FEATURES
-    """What was recorded, by index of the step. All indices count in the inversion's run."""
+    """The recorded features. All indices count the steps of the inversion's run, 0 the noisiest."""
 
     def __repr__(self) -> str:
         made, video = self.settings, clip(self.video.frames, self.video.fps)
@@ -84,12 +102,12 @@ class Source:
     def at(self, index: int) -> Tensor:
         """The latents (1, c, f', h', w') float32 at step `index` of the inversion, 0 the noisiest.
 
-        InputError if they were not kept.
+        InputError if they were not stored.
         """
         return self.trajectory.at(index)
 
     def save(self, path: str | os.PathLike, force: bool = True, features: bool = False) -> None:
-        """Writes one safetensors file; whole or not at all. With `features`, those too."""
+        """Writes one safetensors file, whole or not at all; `features`: the recorded ones too."""
         path, force = checks.path("path", path), checks.flag("force", force)
         features = checks.flag("features", features)
         check_output(path, force, (SUFFIX,))
@@ -102,20 +120,20 @@ class Source:
             "settings": asdict(self.settings),
             "fingerprint": self.fingerprint,
         }
-        tensors = {f"latents.{index}": x for index, x in self.trajectory.kept.items()}
+        tensors = {f"latents.{index}": x for index, x in self.trajectory.latents.items()}
         tensors["clean"] = self.trajectory.clean
         tensors["frames"] = torch.from_numpy(self.video.frames.copy())
         if features:
-            self.features.settle()
-            for index, kept in self.features.kept.items():
-                for site, parts in kept.items():
+            self.features.wait()
+            for index, sites in self.features.by_step.items():
+                for site, parts in sites.items():
                     for i, x in enumerate(parts):
                         tensors[f"features.{index}.{site}.{i}"] = x
         _write(path, facts, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Source:
-        """InputError if the file is not a whole source that `save` wrote."""
+        """Reads a saved source into host memory; InputError if `save` did not write the file."""
         path = checks.path("path", path)
         with _reading(path, FORMAT, "a source written by `anyv2v invert`") as (facts, tensors):
             settings = section(facts, "settings", InversionSettings)
@@ -147,13 +165,13 @@ class Source:
         return width, height
 
     def _check(self) -> None:
-        clean, kept = self.trajectory.clean, self.trajectory.kept
+        clean = self.trajectory.clean
         if clean.ndim != 5 or clean.shape[0] != 1 or not clean.numel():
             raise InputError(f"latents are {tuple(clean.shape)}, not (1, c, f, h, w)")
         _check_values("clean latents", clean, torch.float32)
-        for index, x in kept.items():
+        for index, x in self.trajectory.latents.items():
             _check_values(f"latents of step {index}", x, torch.float32)
-        for index, sites in self.features.kept.items():
+        for index, sites in self.features.by_step.items():
             checks.whole("features of step", index, 0, self.settings.steps - 1)
             for site, parts in sites.items():
                 for x in parts:
@@ -161,17 +179,17 @@ class Source:
 
 
 class Unfinished:
-    """The file in which an inversion keeps how far it is, replaced whole every `SAVE_EVERY`."""
+    """The file with the state of a running inversion, replaced every `SAVE_EVERY` seconds."""
 
     def __init__(self, path: str | os.PathLike, resume: bool = True):
-        """`resume`: go on from what is there, else begin again."""
+        """`resume`: go on from the state in the file if there is one, instead of starting anew."""
         self.path, self._resume = checks.path("path", path), resume
         self._saved = time.monotonic()
 
     def load(
-        self, begin: Inverted, video: Video, settings: InversionSettings, fingerprint: str
-    ) -> Inverted:
-        """What was kept of this very inversion, else `begin`; InputError if it is of another."""
+        self, begin: InversionState, video: Video, settings: InversionSettings, fingerprint: str
+    ) -> InversionState:
+        """The state in the file, else `begin`; InputError if it is of another inversion."""
         if not (self._resume and self.path.exists()):
             return begin
         with _reading(self.path, UNFINISHED, "an unfinished inversion") as (facts, tensors):
@@ -180,23 +198,25 @@ class Unfinished:
                 raise InputError("is of another video, other settings or weights; remove it")
             device = begin.latents.device
             tensors = {name: x.to(device) for name, x in tensors.items()}
-            slopes = [tensors[name] for name in ("slopes.0", "slopes.1") if name in tensors]
-            state = Inverted(
+            predictions = [tensors[name] for name in ("slopes.0", "slopes.1") if name in tensors]
+            state = InversionState(
                 clean=tensors["clean"],
                 latents=tensors["next"],
-                kept=_latents(tensors),
+                trajectory=_latents(tensors),
                 evaluations=checks.whole("evaluations", facts["evaluations"]),
                 residuals={int(index): float(r) for index, r in facts["residuals"].items()},
-                slopes=tuple(slopes),
+                predictions=tuple(predictions),
             )
-            # the noise levels need no check: they are of these settings and weights
+            # the noise levels need no check: they follow from these settings and weights
             done = [*range(settings.steps - 1, -1, -1)][: state.steps]
-            if not done or list(state.kept) != done:
-                raise InputError(f"holds steps {list(state.kept)}, not the first of an inversion")
-            for x in (state.clean, *state.kept.values(), state.latents, *slopes):
+            if not done or list(state.trajectory) != done:
+                raise InputError(
+                    f"holds steps {list(state.trajectory)}, not the first of an inversion"
+                )
+            for x in (state.clean, *state.trajectory.values(), state.latents, *predictions):
                 if x.shape != begin.latents.shape:
-                    wanted = tuple(begin.latents.shape)
-                    raise InputError(f"latents are {tuple(x.shape)}, not {wanted}")
+                    expected = tuple(begin.latents.shape)
+                    raise InputError(f"latents are {tuple(x.shape)}, not {expected}")
                 _check_values("latents", x, torch.float32)
         return state
 
@@ -206,8 +226,9 @@ class Unfinished:
         return time.monotonic() - self._saved >= SAVE_EVERY
 
     def save(
-        self, state: Inverted, video: Video, settings: InversionSettings, fingerprint: str
+        self, state: InversionState, video: Video, settings: InversionSettings, fingerprint: str
     ) -> None:
+        """Replaces the file by this state."""
         facts = {
             "format": UNFINISHED,
             "evaluations": state.evaluations,
@@ -215,57 +236,58 @@ class Unfinished:
             "settings": asdict(settings),
             "fingerprint": fingerprint,
         }
-        tensors = {f"latents.{index}": x for index, x in state.kept.items()}
-        tensors |= {f"slopes.{i}": x for i, x in enumerate(state.slopes)}
-        # safetensors refuses two names for one tensor
+        tensors = {f"latents.{index}": x for index, x in state.trajectory.items()}
+        tensors |= {f"slopes.{i}": x for i, x in enumerate(state.predictions)}
+        # a copy, because safetensors refuses two names for one tensor
         tensors |= {"clean": state.clean, "next": state.latents.clone()}
         tensors["frames"] = torch.from_numpy(video.frames.copy())
         _write(self.path, facts, tensors)
         self._saved = time.monotonic()
 
     def remove(self) -> None:
+        """Deletes the file if there is one."""
         self.path.unlink(missing_ok=True)
 
 
 def _check_values(what: str, x: Tensor, *dtypes: torch.dtype) -> None:
     if x.dtype not in dtypes:
         raise InputError(f"{what} are {x.dtype}, not {' or '.join(map(str, dtypes))}")
-    # not a number either
+    # written this way round, NaN is refused too
     if x.numel() and not x.abs().max() <= LARGEST:
         raise InputError(f"{what} are not finite, or beyond {LARGEST:g}")
 
 
 def _latents(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """By index of the step, the least noisy first."""
+    """Index of a step -> its latents, the least noisy first."""
     named = {name.removeprefix("latents."): x for name, x in tensors.items() if "latents." in name}
     return {index: named[str(index)] for index in sorted(map(int, named), reverse=True)}
 
 
-def _features(tensors: dict[str, Tensor]) -> dict[int, dict[str, tuple[Tensor, ...]]]:
-    """Those among the tensors, which lose them: index of the step -> site -> what was kept."""
-    found: dict[int, dict[str, dict[int, Tensor]]] = {}
+def _features(tensors: dict[str, Tensor]) -> dict[int, Features]:
+    """Removes the features from the tensors of a file: index of a step -> site -> features."""
+    by_step: dict[int, dict[str, dict[int, Tensor]]] = {}
     for name in [name for name in tensors if name.startswith("features.")]:
         _, index, rest = name.split(".", 2)
         site, i = rest.rsplit(".", 1)
-        found.setdefault(int(index), {}).setdefault(site, {})[int(i)] = tensors.pop(name)
+        by_step.setdefault(int(index), {}).setdefault(site, {})[int(i)] = tensors.pop(name)
     return {
         index: {site: tuple(parts[i] for i in range(len(parts))) for site, parts in sites.items()}
-        for index, sites in found.items()
+        for index, sites in by_step.items()
     }
 
 
 def _levels(rows: Sequence[Sequence[float]], steps: int) -> list[Level]:
-    """The levels of a run of so many steps, from [t, alpha, sigma] of each."""
+    """The levels of a run, from [t, alpha, sigma] of each; InputError for any other rows."""
     if not isinstance(rows, list) or len(rows) != steps + 1:
         raise InputError(f"levels: there are not {steps + 1} of them, for {steps} steps")
     for row in rows:
         numbers = isinstance(row, list) and all(type(x) in (int, float) for x in row)
-        # not a number either
+        # written this way round, NaN is refused too
         if not (numbers and len(row) == 3 and all(abs(x) <= sys.float_info.max for x in row)):
             raise InputError(f"levels: {checks.shown(row)} are not three numbers, t, alpha, sigma")
         if min(row[1:]) < 0:
             raise InputError(f"levels: alpha or sigma of {checks.shown(row)} is below 0")
-    return [Level(index, *row) for index, row in enumerate(rows)]
+    return [Level(index, t, alpha, sigma) for index, (t, alpha, sigma) in enumerate(rows)]
 
 
 def _write(path: str | os.PathLike, facts: dict, tensors: Mapping[str, Tensor]) -> None:
@@ -280,7 +302,7 @@ def _write(path: str | os.PathLike, facts: dict, tensors: Mapping[str, Tensor]) 
 
 @contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[safe_open]:
-    """A safetensors file, which that library opens by names in UTF-8 only."""
+    """Opens a safetensors file of any name; the library itself takes names in UTF-8 alone."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -293,18 +315,18 @@ def _opened(path: str | os.PathLike) -> Iterator[safe_open]:
 
 @contextmanager
 def _reading(
-    path: str | os.PathLike, wanted: str, what: str
+    path: str | os.PathLike, format: str, what: str
 ) -> Iterator[tuple[dict, dict[str, Tensor]]]:
-    """Facts and tensors of a file; whatever goes wrong with them is an InputError that names it."""
+    """Facts and tensors of a file; any error while they are read and used is an InputError."""
     if not os.path.exists(path):
         raise InputError(f"{path}: no such file")
     try:
         with _opened(path) as file:
             facts = json.loads((file.metadata() or {}).get("source", "{}"))
-            if facts.get("format") not in (wanted, BEFORE[wanted]):
+            if facts.get("format") not in (format, BEFORE[format]):
                 raise InputError(f"is not {what}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        if facts["format"] != wanted:
+        if facts["format"] != format:
             facts, tensors = upgraded(facts, tensors)
         yield facts, tensors
     except UNREADABLE as error:

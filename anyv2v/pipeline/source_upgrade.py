@@ -1,7 +1,7 @@
-"""Files of the versions before, as this one writes them.
+"""Converts files of the previous formats into those of the current ones.
 
-Sources of version 2 and unfinished inversions of version 1 named everything by timestep, and knew
-one schedule, I2VGen-XL's, with one guidance scale and one condition, the frames per second.
+Sources of version 2 and unfinished inversions of version 1 named everything by timestep. They had
+one schedule, I2VGen-XL's, one guidance scale, and one option, the frames per second.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class _Settings:
 
 
 def upgraded(facts: dict, tensors: Mapping[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    """Facts and tensors of an old file, of either kind, by step index.
+    """Facts and tensors of an old file of either kind, as the current format names them.
 
-    InputError for settings that are none, and for timesteps that the run does not visit.
+    InputError for settings that are not valid, and for timesteps that the run does not visit.
     """
     old = section(facts, "settings", _Settings)
     levels = schedule().levels(old.steps)
     index = {str(level.t): level.index for level in levels[:-1]}
 
-    def of(timestep: str) -> int:
+    def step_index(timestep: str) -> int:
         if timestep not in index:
             raise InputError(
                 f"holds something of timestep {checks.shown(timestep)}; a run of {old.steps} steps "
@@ -52,7 +52,7 @@ def upgraded(facts: dict, tensors: Mapping[str, Tensor]) -> tuple[dict, dict[str
         if kind not in ("latents", "features"):
             return name
         timestep, dot, rest = rest.partition(".")
-        return f"{kind}.{of(timestep)}{dot}{rest}"
+        return f"{kind}.{step_index(timestep)}{dot}{rest}"
 
     settings = {**vars(old), "guidance": {"text": old.guidance}, "options": {"fps": old.fps}}
     del settings["fps"]
@@ -60,6 +60,6 @@ def upgraded(facts: dict, tensors: Mapping[str, Tensor]) -> tuple[dict, dict[str
         **facts,
         "settings": settings,
         "levels": [[level.t, level.alpha, level.sigma] for level in levels],
-        "residuals": {of(t): r for t, r in facts["residuals"].items()},
+        "residuals": {step_index(t): r for t, r in facts["residuals"].items()},
     }
     return facts, {renamed(name): x for name, x in tensors.items()}

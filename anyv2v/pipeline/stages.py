@@ -1,9 +1,10 @@
-"""The stages of an edit, each by itself: frames to latents and back, conditions, one prediction."""
+"""The stages of an edit as single calls: frames to latents and back, conditions, a prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -16,16 +17,32 @@ from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.media.image import Frame, as_frames, center_crop, read_argument, to_frames
 from anyv2v.pipeline.arguments import check_taps, options_of
-from anyv2v.pipeline.cuda_graphs import Forward, graphed, wanted
+from anyv2v.pipeline.cuda_graphs import Forward, captured_forward, resolve_graphs
 from anyv2v.runtime.finite import FiniteCheck, Which, in_steps, not_finite, nth, remedy
 from anyv2v.runtime.memory import comfortable, frames_at_once, require
 from anyv2v.runtime.offload import Offload, Wanted
 
 
-class Stages:
-    """A backbone with its codec, on a device: everything that needs no run of many steps.
+class Encoders(Protocol):
+    """The encoders that a backbone may have besides the methods of `Backbone`."""
 
-    Frames are uint8 (f, h, w, 3). Tensors come back without grad, on the backbone's device.
+    def tokenize(self, text: str) -> Tensor:
+        """See `Stages.tokenize`."""
+        ...
+
+    def encode_text(self, text: str, clip_skip: int) -> Tensor:
+        """See `Stages.encode_text`."""
+        ...
+
+    def encode_image(self, image: np.ndarray, width: int, black_edge: bool) -> Tensor:
+        """See `Stages.encode_image`."""
+        ...
+
+
+class Stages:
+    """A backbone with its codec on a device, and everything that takes no run of several steps.
+
+    Frames are uint8 (f, h, w, 3). Returned tensors have no grad and lie on the backbone's device.
     """
 
     def __init__(
@@ -36,66 +53,73 @@ class Stages:
         offload: Wanted = False,
         reload: Mapping[nn.Module, Callable[[], Iterable[Tensor]]] | None = None,
     ):
-        """`fingerprint` says which weights these are; a saved source is bound to it.
+        """Takes a loaded backbone; `load` makes one from a folder of weights.
 
-        `graphs` and `offload`: see `load`. `reload`: networks whose weights are read only while
-        conditions are made -> what reads their parameters and buffers, in order.
+        `fingerprint` identifies the weights; a saved source is bound to it. `graphs` and `offload`:
+        see `load`. `reload`: networks whose weights are in memory only while conditions are made ->
+        a function that reads their parameters and buffers from disk, in order.
         """
         if not hasattr(backbone, "branches"):
             raise InputError(f"backbone: {checks.shown(backbone)} is not a Backbone")
         checks.text("fingerprint", fingerprint)
         self.backbone, self.fingerprint = backbone, fingerprint
-        self.graphs = wanted(graphs, backbone.device)
+        self.graphs = resolve_graphs(graphs, backbone.device)
         networks = (*backbone.conditioners, backbone.codec.encoder)
         self.offload = Offload(networks, backbone.device, offload, reload=reload or {})
 
     @property
     def sites(self) -> frozenset[str]:
-        """The names of all places whose features can be recorded, replayed and injected."""
+        """The names of all sites whose features can be recorded, replayed and injected."""
         return frozenset(self.backbone.sites)
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noise levels of an inversion, and the steps between them."""
+        """The noise levels of an inversion and the steps between them."""
         return self.backbone.schedule
 
     @property
     def defaults(self) -> Defaults:
-        """What the weights work best with."""
+        """The weights' own settings, used where an argument is None."""
         return self.backbone.defaults
+
+    @property
+    def _encoders(self) -> Encoders:
+        # a backbone without them raises AttributeError, which says that it has none
+        return cast(Encoders, self.backbone)
 
     def tokenize(self, text: str) -> Tensor:
         """int64 (1, n) tokens of a text, as the backbone's text encoder takes them (CLIP: 77)."""
-        return self.backbone.tokenize(checks.text("text", text))
+        return self._encoders.tokenize(checks.text("text", text))
 
     @torch.no_grad()
     def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
-        """(1, n, d): hidden states before the last `clip_skip` layers, final norm applied."""
+        """(1, n, d): text hidden states before the last `clip_skip` layers, final norm applied."""
         with self._conditioning():
             clip_skip = checks.whole("clip_skip", clip_skip, 0)
-            return self.backbone.encode_text(checks.text("text", text), clip_skip)
+            return self._encoders.encode_text(checks.text("text", text), clip_skip)
 
     @torch.no_grad()
     def encode_image(
         self, frame: Frame, width: int | None = None, black_edge: bool = False
     ) -> Tensor:
-        """(1, d): CLIP embedding of a frame, cropped for a video `width` (its own) pixels wide.
+        """(1, d): CLIP embedding of a frame, cropped as for a video of `width` pixels.
 
-        `black_edge` reproduces a fault of the original's crop: see `center_crop`.
+        `width` None: the frame's own. `black_edge` reproduces a fault of the original's crop, see
+        `center_crop`.
         """
         image = read_argument("frame", frame)
         width = checks.count("width", image.shape[1] if width is None else width)
         black_edge = checks.flag("black_edge", black_edge)
         with self._conditioning():
-            return self.backbone.encode_image(image, width, black_edge)
+            return self._encoders.encode_image(image, width, black_edge)
 
     @torch.no_grad()
     def encode_frames(
         self, frames: np.ndarray | Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """(f, h, w, 3) uint8 -> (1, c, f', h', w') float32: scaled posterior means.
+        """Encodes (f, h, w, 3) uint8 to scaled posterior means (1, c, f', h', w') float32.
 
-        With a generator, samples of the posterior, as the original draws them.
+        With a `generator`, to samples of the posterior, as in the original.
         """
         frames, codec = as_frames(frames), self.backbone.codec
         if generator is not None:
@@ -105,7 +129,7 @@ class Stages:
         count = codec.shape(len(frames), height, width)[1]
         check = self._frame_check("the autoencoder's encoder", count)
         pieces, done = [], 0
-        # not all at once, so that memory does not grow with the length of the clip
+        # a few frames at a time, so that memory does not grow with the length of the clip
         with self.offload.here(codec.encoder):
             at_once = self._frames_at_once(size)
             # a copy, because an array may be read-only
@@ -118,14 +142,14 @@ class Stages:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """(1, c, f', h', w') scaled latents -> (f, h, w, 3) uint8."""
+        """Decodes scaled latents (1, c, f', h', w') to frames (f, h, w, 3) uint8."""
         checks.kind("latents", latents, Tensor, "a tensor (1, c, f, h/s, w/s)")
         c = self.backbone.codec.channels
         if latents.ndim != 5 or latents.shape[:2] != (1, c) or not latents.numel():
             raise InputError(f"latents: {tuple(latents.shape)} is not (1, {c}, f, h/s, w/s)")
-        given = FiniteCheck(lambda place, rows: "the latents to be decoded are not finite")
-        given.look(latents, None)
-        given.finish()
+        check = FiniteCheck(lambda place, positions: "the latents to be decoded are not finite")
+        check.look(latents, None)
+        check.finish()
         return self._decode(latents)
 
     @torch.no_grad()
@@ -139,9 +163,9 @@ class Stages:
         negative: bool = False,
         options: Options | None = None,
     ) -> Conditions:
-        """What one branch is steered by, for a clip of so many frames of `size` (width, height).
+        """The conditions of one branch, for a clip of so many `frames` of `size` (width, height).
 
-        `negative`: the branch that guidance leads away from; I2VGen-XL's has no image embedding.
+        `negative`: of the branch that guidance leads away from; I2VGen-XL's has no image embedding.
         """
         checks.text("prompt", prompt)
         negative, image = checks.flag("negative", negative), read_argument("frame", frame)
@@ -156,33 +180,34 @@ class Stages:
     def predict(
         self, latents: Tensor, t: float | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        """What the network predicts of latents (b, c, f, h, w) at timestep t, float32.
+        """Predicts from latents (b, c, f, h, w) at timestep t, float32; I2VGen-XL predicts v.
 
-        I2VGen-XL: v. `conditions`: of b branches, `type(conditions).stack` makes them of single
-        ones.
+        `conditions`: those of all branches of the batch; `type(conditions).stack` joins those of
+        single branches. `taps` are called at the sites of the network. Returns one prediction for
+        each branch.
         """
         checks.kind("latents", latents, Tensor, "a tensor (b, c, f, h, w)")
         if latents.ndim != 5:
             raise InputError(f"latents: {tuple(latents.shape)} is not (b, c, f, h, w)")
         if not hasattr(conditions, "stack"):
-            given = checks.shown(conditions)
-            raise InputError(f"conditions: {given} is not what editor.condition gives")
+            value = checks.shown(conditions)
+            raise InputError(f"conditions: {value} is not what editor.condition gives")
         if not isinstance(t, Tensor):
             checks.finite("t", t)
         elif t.ndim > 1 or t.numel() not in (1, len(latents)):
             raise InputError(f"t: {checks.shown(t)} is not one timestep, nor one for each row")
         check_taps(checks.kind("taps", taps, Taps, "an anyv2v.Taps"), self.sites)
-        rows = latents.to(self.backbone.device, self.backbone.dtype)
-        return self.backbone.predict(rows, t, conditions, taps).float()
+        latents = latents.to(self.backbone.device, self.backbone.dtype)
+        return self.backbone.predict(latents, t, conditions, taps).float()
 
     def check_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """`size` (width, height) if the model takes it; InputError with the nearest that works."""
+        """`size` (width, height) if the model takes it, else InputError with the nearest size."""
         return checks.size(size, self.backbone.codec.multiple)
 
     def check_memory(self, size: tuple[int, int], frames: int, branches: int | None = None) -> None:
-        """InputError if so many branches of a clip of that size cannot fit, with what would.
+        """InputError, with a size that fits, if a prediction of such a clip exceeds free memory.
 
-        Left out, `branches` are those of an edit: the source's, and the weights' own guidance.
+        `branches` None: those of an edit with its source and the weights' own guidance.
         """
         codec = self.backbone.codec
         if branches is None:
@@ -195,40 +220,42 @@ class Stages:
         require(needed, size, frames, codec.multiple, self.backbone.device, self.offload.freeable)
 
     def _least_bytes(self, size: tuple[int, int], frames: int, branches: int) -> int:
-        """What a prediction needs at least, of a clip of so many frames of `size` in pixels."""
+        """Bytes that a prediction needs at least, for `frames` of `size` (width, height)."""
         _, *shape = self.backbone.codec.shape(frames, size[1], size[0])
         return self.backbone.activation_bytes(branches, *shape)
 
-    def _reserve(self, size: tuple[int, int], frames: int, branches: int, held: int = 0) -> None:
-        """A job begins: `check_memory`, and what can wait elsewhere leaves if memory is short.
+    def _reserve(self, size: tuple[int, int], frames: int, branches: int, cached: int = 0) -> None:
+        """Checks memory before a job, and offloads networks to the host if it is short.
 
-        `held`: bytes that the job will keep besides.
+        `cached`: bytes of features that the job will record on the device.
         """
         self.check_memory(size, frames, branches)
         least = self._least_bytes(size, frames, branches)
-        self.offload.begin(comfortable(least, self.graphs is not False) + held)
+        self.offload.begin(comfortable(least, self.graphs is not False) + cached)
 
     def _conditioning(self) -> AbstractContextManager[None]:
-        """Inside, what makes conditions is on the device."""
+        """Context in which the networks that make conditions are on the device."""
         return self.offload.here(*self.backbone.conditioners)
 
     def _frames_at_once(self, size: tuple[int, int]) -> int:
-        """How many frames of that size the codec may take together."""
+        """How many frames of that size the codec takes at once, for the memory that is free."""
         width, height = size
         needed = self.backbone.codec.activation_bytes(height, width)
         return frames_at_once(needed, self.backbone.device)
 
     def _forward(self) -> AbstractContextManager[Forward]:
-        """`predict` for the length of one run, captured where it can be."""
-        return graphed(self.predict, self.backbone.device, self.graphs)
+        """Context of one run: its `predict`, captured in CUDA graphs where it can be."""
+        return captured_forward(self.predict, self.backbone.device, self.graphs)
 
-    def _first_frame(self, image: np.ndarray, frames: int, latents: Tensor | None = None):
-        """Of a clip of so many frames that begins with `image`, which has the clip's size."""
+    def _first_frame(
+        self, image: np.ndarray, frames: int, latents: Tensor | None = None
+    ) -> FirstFrame:
+        """The first frame of a clip of so many `frames`; `image` has the clip's size."""
         latents = self.encode_frames(image[None]) if latents is None else latents
         return FirstFrame(image, latents, image.shape[1], frames)
 
-    def _decode(self, latents: Tensor, which: Which = lambda rows: "") -> np.ndarray:
-        """`decode`, of latents that are finite."""
+    def _decode(self, latents: Tensor, which: Which = lambda positions: "") -> np.ndarray:
+        """`decode` for latents that are known to be finite; `which` names the edit in errors."""
         codec = self.backbone.codec
         count, height, width = codec.frames_of(latents.shape[2]), *latents.shape[3:]
         at_once = self._frames_at_once((width * codec.factor, height * codec.factor))
@@ -238,25 +265,27 @@ class Stages:
             check.look(pixels, done)
             frames.append(to_frames(pixels))
             done += len(pixels)
-        # the frames have come from the device, and their flags before them
+        # `to_frames` has waited for the device, so the flags, which came first, are there too
         check.finish()
         return np.concatenate(frames)
 
     def _step_check(
-        self, doing: str, steps: int, guidance: Sequence[float], which: Which = lambda rows: ""
+        self, doing: str, steps: int, guidance: Sequence[float], which: Which = lambda positions: ""
     ) -> FiniteCheck:
-        """Of a run; rows are the edits of a batch, with the strongest guidance of each."""
+        """The check of a run's latents; `guidance` is the strongest scale of each edit."""
         what, dtype = f"{doing}: the network", self.backbone.dtype
         return FiniteCheck(in_steps(what, steps, dtype, guidance, which))
 
-    def _frame_check(self, part: str, count: int, which: Which = lambda rows: "") -> FiniteCheck:
-        """Of a network that goes through `count` frames; rows are frames from the place on."""
+    def _frame_check(
+        self, part: str, count: int, which: Which = lambda positions: ""
+    ) -> FiniteCheck:
+        """The check of a network that goes through `count` frames, several at a time."""
 
-        def tell(start: int, rows: list[int]) -> str:
-            where = f"in frame {nth(start + rows[0], count)}{which([0])}"
+        def message(start: int, positions: list[int]) -> str:
+            where = f"in frame {nth(start + positions[0], count)}{which([0])}"
             return not_finite(part, where, remedy(self.backbone.dtype))
 
-        return FiniteCheck(tell)
+        return FiniteCheck(message)
 
 
 def size_of(frames: np.ndarray) -> tuple[int, int]:

@@ -247,7 +247,7 @@ def in_a_row(lab: Lab) -> None:
     begin = lab.stopwatch()
     here = job.edit(source)
     on_device = lab.stopwatch() - begin
-    forced = replace(recording, places=dict.fromkeys(recording.places, "host"))
+    forced = replace(recording, placement=dict.fromkeys(recording.placement, "host"))
     source = editor.invert(job.video, steps=job.steps, plan=plan, recording=forced)
     begin = lab.stopwatch()
     there = job.edit(source)

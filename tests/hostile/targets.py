@@ -22,7 +22,7 @@ from anyv2v import weights_folders
 from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.convert.published import convert
-from anyv2v.diffusion.inversion import TOLERANCE, Inverted
+from anyv2v.diffusion.inversion import TOLERANCE, InversionState
 from anyv2v.errors import InputError
 from anyv2v.loading import builders, expected_shapes, inspect
 from anyv2v.media.image import read_image
@@ -204,7 +204,7 @@ def _settings() -> InversionSettings:
 def _write_unfinished(path: Path, source: anyv2v.Source) -> None:
     last = STEPS - 1
     first = source.at(last)
-    state = Inverted(
+    state = InversionState(
         source.trajectory.clean, first * 1.01, {last: first}, 3, {last: 1e-4}, (first * 0.5,)
     )
     unfinished = Unfinished(path)
@@ -364,7 +364,7 @@ def _source(examples: Examples, name: str, changed: bool) -> None:
     """Loads it; if it loads, it has to serve an edit and to be saved again."""
     editor = examples.editor
     source = editor.load_source(examples.folder / name)
-    for x in (source.trajectory.clean, *source.trajectory.kept.values()):
+    for x in (source.trajectory.clean, *source.trajectory.latents.values()):
         if x.dtype != torch.float32 or not x.isfinite().all():
             raise Wrong("latents that are not finite float32")
     _check_frames(source.video.frames)

@@ -90,16 +90,16 @@ class Residual:
     x: Tensor
 
     @property
-    def rows(self) -> int:
+    def batch(self) -> int:
         return len(self.x)
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
         return (self.layer(_first(self.x, branches)).tanh(),)
 
-    def keep(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
+    def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
         return tensors
 
-    def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def replay(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return kept
 
 
@@ -112,17 +112,17 @@ class Projected:
     context: Tensor
 
     @property
-    def rows(self) -> int:
+    def batch(self) -> int:
         return len(self.x)
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
         x, context = _first(self.x, branches), _first(self.context, branches)
         return _heads(self.layer.q(x)), _heads(self.layer.k(context)), self._value()
 
-    def keep(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
+    def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
         return tensors[:2]
 
-    def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def replay(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return *kept, self._value()
 
     def _value(self) -> Tensor:

@@ -16,8 +16,8 @@ from anyv2v.backbones.i2vgen.config import UNetConfig
 from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.clip.text import TextConfig
 from anyv2v.clip.vision import VisionConfig
-from anyv2v.diffusion.inversion import Inverted, fixed_point
-from anyv2v.diffusion.schedule import TableSchedule, matches
+from anyv2v.diffusion.inversion import InversionState, fixed_point
+from anyv2v.diffusion.schedule import TableSchedule, match_levels
 from anyv2v.kernels import attention
 from anyv2v.vae.autoencoder import AutoencoderConfig
 from bench import __main__ as command
@@ -191,7 +191,7 @@ def residuals(state):
     """timestep -> by how much of itself sampling misses the latents below."""
     found, below = {}, state.clean
     for level in LEVELS[::-1]:
-        x = state.kept[level.index]
+        x = state.trajectory[level.index]
         down = SCHEDULE.step(bent(level, x), level.t, x, STEPS)
         found[level.t], below = ((down - below).norm() / below.norm()).item(), x
     return found
@@ -210,7 +210,7 @@ def test_more_evaluations_come_nearer_to_the_solution(name, above):
     """Of averaged predictions only the last two count above t = 250, below it all do."""
     worst = []
     for evaluations in (1, 3):
-        begin = Inverted.of(draw(1, 4, 3, 5, 6))
+        begin = InversionState.start(draw(1, 4, 3, 5, 6))
         *_, last = getattr(inversion, name)(bent, begin, SCHEDULE, STEPS, evaluations)
         assert last.evaluations == evaluations * STEPS and last.latest == 0
         worst.append(max(r for t, r in residuals(last).items() if t > above))
@@ -220,10 +220,12 @@ def test_more_evaluations_come_nearer_to_the_solution(name, above):
 def test_plain_iteration_once_is_not_what_ddim_inversion_steps_with():
     """It solves the step of sampling for its v, where DDIM turns the latents the other way."""
     clean = draw(1, 4, 3, 5, 6)
-    *_, last = inversion.plain(lambda level, x: 0 * x, Inverted.of(clean), SCHEDULE, STEPS, 1)
+    *_, last = inversion.plain(
+        lambda level, x: 0 * x, InversionState.start(clean), SCHEDULE, STEPS, 1
+    )
     # with v = 0 the level's whole growth is undone exactly
-    *_, exact = fixed_point(lambda level, x: 0 * x, Inverted.of(clean), SCHEDULE, STEPS)
-    assert torch.allclose(last.kept[0], exact.kept[0], rtol=1e-4)
+    *_, exact = fixed_point(lambda level, x: 0 * x, InversionState.start(clean), SCHEDULE, STEPS)
+    assert torch.allclose(last.trajectory[0], exact.trajectory[0], rtol=1e-4)
 
 
 def test_videoshop_asks_on_the_line_from_the_clean_latents():
@@ -233,7 +235,7 @@ def test_videoshop_asks_on_the_line_from_the_clean_latents():
         asked[level.t] = x
         return bent(level, x)
 
-    *_, last = inversion.videoshop(predict, Inverted.of(clean), SCHEDULE, STEPS)
+    *_, last = inversion.videoshop(predict, InversionState.start(clean), SCHEDULE, STEPS)
     assert len(asked) == last.evaluations == STEPS
 
     def sigma(t):
@@ -242,7 +244,7 @@ def test_videoshop_asks_on_the_line_from_the_clean_latents():
 
     for s, t in ((701, 721), (941, 961)):
         assert sigma(s) > 1
-        below = last.kept[SCHEDULE.timesteps(STEPS).index(s)]
+        below = last.trajectory[SCHEDULE.timesteps(STEPS).index(s)]
         ends = [x / math.sqrt(SCHEDULE.alpha_bar(u)) for u, x in ((s, below), (t, asked[t]))]
         slopes = [(x - clean) / sigma(u) for u, x in zip((s, t), ends, strict=True)]
         assert torch.allclose(*slopes, rtol=1e-3, atol=1e-4)
@@ -250,16 +252,18 @@ def test_videoshop_asks_on_the_line_from_the_clean_latents():
 
 def test_linear_is_the_fixed_point_with_one_evaluation_a_step():
     (method,) = (m for m in inversion.METHODS if m.name == "linear")
-    *_, last = method.run(bent, Inverted.of(draw(1, 4, 3, 5, 6)), SCHEDULE, method.steps)
+    *_, last = method.run(bent, InversionState.start(draw(1, 4, 3, 5, 6)), SCHEDULE, method.steps)
     assert last.evaluations == STEPS
 
 
 def test_every_method_keeps_the_timesteps_of_sampling():
     for method in inversion.METHODS:
-        *_, last = method.run(bent, Inverted.of(draw(1, 4, 3, 5, 6)), SCHEDULE, method.steps)
+        *_, last = method.run(
+            bent, InversionState.start(draw(1, 4, 3, 5, 6)), SCHEDULE, method.steps
+        )
         levels = SCHEDULE.levels(method.steps)
-        read = matches(LEVELS, levels[:-1])
-        assert len(read) == STEPS and set(read.values()) <= last.kept.keys(), method.name
+        read = match_levels(LEVELS, levels[:-1])
+        assert len(read) == STEPS and set(read.values()) <= last.trajectory.keys(), method.name
 
 
 def test_the_check_passes_the_product_and_finds_a_wrong_residual(editor, video):

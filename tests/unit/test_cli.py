@@ -185,7 +185,7 @@ def test_features_are_recorded_on_the_way_and_announced(edit, run, clip, weights
     options = ("--weights", weights, "--size", "64x64", "--frames", 3, "--inversion-steps", 2)
     assert run("invert", clip, "-o", "clip.safetensors", "--features", *options)[0] == 0
     source = anyv2v.load(weights, device="cpu").load_source("clip.safetensors")
-    assert set(source.features.kept) == {0}
+    assert set(source.features.by_step) == {0}
 
 
 def test_a_plan_is_printed_before_anything_runs(run, clip, weights, no_inversion):
@@ -486,11 +486,11 @@ class Uncapturable:
 
 def test_why_nothing_is_captured_is_said_in_one_line(edit, monkeypatch):
     @contextmanager
-    def graphed(forward, device, graphs):
+    def captured_forward(forward, device, graphs):
         yield Graphs(forward, device, Uncapturable())
 
-    monkeypatch.setattr("anyv2v.pipeline.stages.graphed", graphed)
-    monkeypatch.setattr("anyv2v.pipeline.cuda_graphs._SAID", set())
+    monkeypatch.setattr("anyv2v.pipeline.stages.captured_forward", captured_forward)
+    monkeypatch.setattr("anyv2v.pipeline.cuda_graphs._WARNED", set())
     # pytest's own handlers
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     status, _, err = edit()

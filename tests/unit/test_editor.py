@@ -142,7 +142,7 @@ def test_injection_works_without_guidance(editor, sources, edited_frame, fractio
 
 @pytest.fixture(scope="module")
 def solved(editor, video):
-    """Inverted on the way that sampling will take, without and with what it passed."""
+    """InversionState on the way that sampling will take, without and with what it passed."""
     plain = editor.invert(video, steps=10)
     every = Injection(1, 1, 1)
     return plain, {
@@ -177,12 +177,12 @@ def test_recording_changes_no_inversion_and_costs_no_evaluation(editor, solved):
     for source in recorded.values():
         assert source.evaluations == plain.evaluations
         assert all(torch.equal(x, plain.trajectory[t]) for t, x in source.trajectory.items())
-        assert set(source.features.kept) == set(plain.trajectory.kept)
+        assert set(source.features.by_step) == set(plain.trajectory.latents)
     # what was passed on the way is what a pass of its own would find
     again = editor.record(plain, editor.recording(plain.video, Injection(1, 1, 1), 10))
-    for t, kept in again.features.kept.items():
+    for t, kept in again.features.by_step.items():
         for site, tensors in kept.items():
-            for x, y in zip(tensors, recorded[True].features.kept[t][site], strict=True):
+            for x, y in zip(tensors, recorded[True].features.by_step[t][site], strict=True):
                 assert golden.relative_error(x, y) < 1e-5
 
 
@@ -217,31 +217,33 @@ def test_an_edit_of_a_recorded_source_runs_without_the_source(
     assert [rows for rows, *_ in calls] == [3] * 10
 
 
-def test_what_does_not_fit_rides_along(editor, solved, edited_frame, monkeypatch):
+def test_a_step_that_does_not_fit_has_the_source_in_its_batch(
+    editor, solved, edited_frame, monkeypatch
+):
     plain, _ = solved
     injection = Injection(0.4, 0.4, 0.8)
     whole = editor.recording(plain.video, injection, 10)
-    assert len(whole.places) == 8 and whole.bytes() == sum(whole.sizes.values())
+    assert len(whole.placement) == 8 and whole.bytes() == sum(whole.sizes.values())
     part = editor.recording(plain.video, injection, 10, memory=whole.bytes() // 2)
     assert 0 < part.bytes() <= whole.bytes() // 2
     # the steps that inject least are the smallest: more of them fit
-    left = [size for t, size in part.sizes.items() if t not in part.places]
-    assert max(part.sizes[t] for t in part.places) <= min(left)
-    assert "do not fit, there the source rides along" in str(part)
+    left = [size for t, size in part.sizes.items() if t not in part.placement]
+    assert max(part.sizes[t] for t in part.placement) <= min(left)
+    assert "do not fit, there the source is part of the batch" in str(part)
     truth = edit(editor, plain, edited_frame, steps=10, injection=injection).latents
     source = editor.record(plain, part)
     calls = asked(editor, monkeypatch)
     found = edit(editor, source, edited_frame, steps=10, injection=injection).latents
     assert golden.relative_error(found, truth) < 1e-5
-    rows = [2 if i in part.places or i not in part.sizes else 3 for i in range(10)]
+    rows = [2 if i in part.placement or i not in part.sizes else 3 for i in range(10)]
     assert [r for r, *_ in calls] == rows
-    assert editor.record(plain, editor.recording(plain.video, memory=0)).features.kept == {}
+    assert editor.record(plain, editor.recording(plain.video, memory=0)).features.by_step == {}
 
 
 def test_predicted_bytes_are_those_that_are_kept(solved, editor):
     for compact, source in solved[1].items():
         recording = editor.recording(source.video, Injection(1, 1, 1), 10, compact=compact)
-        for t, kept in source.features.kept.items():
+        for t, kept in source.features.by_step.items():
             assert recording.sizes[t] == sum(x.nbytes for xs in kept.values() for x in xs)
     sizes = [editor.recording(source.video, compact=compact).bytes() for compact in (True, False)]
     assert sizes[0] < sizes[1]
@@ -279,8 +281,8 @@ def test_features_that_are_on_no_gpu_are_waited_for_on_none(monkeypatch):
     features.add(1, {"a": (torch.zeros(2),)})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *device: asked.append(device))
-    features.settle()
-    assert not asked and features.serve(1, frozenset("a"))
+    features.wait()
+    assert not asked and features.covers(1, frozenset("a"))
 
 
 def test_only_a_fixed_point_without_guidance_can_record_on_the_way(editor, video):
@@ -300,7 +302,7 @@ def test_features_are_saved_if_asked(editor, solved, edited_frame, tmp_path, mon
     recorded[True].save(tmp_path / "small.safetensors")
     recorded[True].save(tmp_path / "large.safetensors", features=True)
     small, large = (editor.load_source(tmp_path / f"{n}.safetensors") for n in ("small", "large"))
-    assert not small.features.kept
+    assert not small.features.by_step
     assert small.residuals == recorded[True].residuals
     calls = asked(editor, monkeypatch)
     results = [edit(editor, s, edited_frame, steps=10).latents for s in (small, large)]
@@ -450,7 +452,7 @@ def test_an_interrupted_inversion_goes_on(editor, video, tmp_path, monkeypatch, 
     assert list(resumed.trajectory) == list(whole.trajectory)
     assert all(torch.equal(x, whole.trajectory[t]) for t, x in resumed.trajectory.items())
     if recording is not None:
-        assert set(resumed.features.kept) == set(whole.trajectory.kept)
+        assert set(resumed.features.by_step) == set(whole.trajectory.latents)
     # of another run it is no use
     with pytest.raises(InputError, match="of another video, other settings or weights"):
         editor.invert(video, method, 10, prompt="x", unfinished=Unfinished(path))

@@ -13,7 +13,7 @@ import anyv2v
 from anyv2v import EditRequest, Injection, InputError, NotFiniteError
 from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.cli.main import main
-from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
+from anyv2v.diffusion.inversion import InversionState, ddim, fixed_point
 from anyv2v.diffusion.samplers import sample
 from anyv2v.pipeline import planning
 from anyv2v.pipeline.source import Unfinished
@@ -71,7 +71,9 @@ def test_rows_that_are_not_finite_are_found(value):
 
 
 def inverted(method, predict, check=None, steps=20):
-    *_, last = method(predict, Inverted.of(normal(1, 4, 3, 5, 6)), SCHEDULE, steps, check=check)
+    *_, last = method(
+        predict, InversionState.start(normal(1, 4, 3, 5, 6)), SCHEDULE, steps, check=check
+    )
     return last
 
 
@@ -93,9 +95,9 @@ def test_the_step_is_told_in_which_it_appears(step, value):
 
 def test_a_clip_of_zeros_is_finite():
     """A residual relative to nothing is no fault of the network."""
-    zeros = Inverted.of(torch.zeros(1, 4, 3, 5, 6))
+    zeros = InversionState.start(torch.zeros(1, 4, 3, 5, 6))
     *_, last = fixed_point(lambda level, x: 0 * x + 1e-3, zeros, SCHEDULE, 3)
-    assert all(x.isfinite().all() for x in last.kept.values())
+    assert all(x.isfinite().all() for x in last.trajectory.values())
 
 
 @pytest.mark.parametrize("lag, done", [(0, 7), (3, 10), (1000, 20)])
@@ -109,7 +111,7 @@ def test_flags_that_come_late_still_name_the_step(lag, done):
         check, steps = FiniteCheck(record=Device(lag)), []
         with pytest.raises(NotFiniteError, match=r"in step 7 \(") as error:
             run(check, steps)
-        assert error.value.rows == ((1,) if steps else (0,))
+        assert error.value.batch_indices == ((1,) if steps else (0,))
         assert len(steps) in (0, done)
 
 
@@ -256,7 +258,7 @@ def test_one_edit_of_several_is_named(editor, source, edited_frame, spoil, monke
         monkeypatch.setattr(editor, "_batch", lambda s, f, edits, each, n=at_once: min(n, edits))
         with pytest.raises(NotFiniteError, match=rf"in step 3 .*, of edit {told}: ") as error:
             editor.edit_many(source, requests, steps=4)
-        assert error.value.rows == (at_once - 1,)
+        assert error.value.batch_indices == (at_once - 1,)
 
 
 @pytest.mark.slow
@@ -264,14 +266,14 @@ def test_a_recording(editor, source, monkeypatch):
     recording = editor.recording(source.video, Injection(0.2, 0.2, 0.2), 8)
     ((i, sites),) = recording.sites.items()
     t = recording.levels[i].t
-    recorded = planning.recorded
+    recorded = planning.record_features
 
     def wrong(*args):
         kept = recorded(*args)
         kept[min(sites)][0].view(-1)[0] = math.inf
         return kept
 
-    monkeypatch.setattr("anyv2v.pipeline.planning.recorded", wrong)
+    monkeypatch.setattr("anyv2v.pipeline.planning.record_features", wrong)
     with pytest.raises(NotFiniteError, match=f"features: .* at {min(sites)}, timestep {t}: "):
         editor.record(source, recording)
 
@@ -359,7 +361,7 @@ def test_a_gpu_is_not_waited_for():
         torch.cuda.set_sync_debug_mode("default")
     with pytest.raises(NotFiniteError, match=r"in step 30 \(") as error:
         check.finish()
-    assert error.value.rows == (1,)
+    assert error.value.batch_indices == (1,)
 
 
 @pytest.mark.gpu

@@ -52,7 +52,9 @@ def predictions(editor):
         record = Record(every, compact, stop=True)
         with suppress(Recorded):
             editor.predict(latents[:1], 901, one, record)
-        found[f"replayed, {compact=}"] = editor.predict(latents[1:], 901, two, Replay(record.kept))
+        found[f"replayed, {compact=}"] = editor.predict(
+            latents[1:], 901, two, Replay(record.features)
+        )
     return {kind: v.cpu() for kind, v in found.items()}
 
 

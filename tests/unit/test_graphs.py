@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 import anyv2v
 from anyv2v import NO_TAPS, Injection, InputError, Record, Replay, ShareSource, Taps
 from anyv2v.injection.feature_cache import NO_FEATURES
-from anyv2v.injection.taps import Captured, Recorded
-from anyv2v.pipeline.cuda_graphs import Cuda, Graphs, capture, wanted
+from anyv2v.injection.taps import Capturable, Recorded
+from anyv2v.pipeline.cuda_graphs import Cuda, Graphs, capture, resolve_graphs
 from anyv2v.runtime.accounting import fakes
 from anyv2v.runtime.streams import side_stream
 from bench.core import Bench, Contender
@@ -122,13 +122,13 @@ def taped(monkeypatch):
     runs = []
 
     @contextmanager
-    def graphed(forward, device, graphs):
+    def captured_forward(forward, device, graphs):
         backend = Taped()
         runs.append(backend)
         yield Graphs(forward, device, backend, strict=True)
 
     def start():
-        monkeypatch.setattr("anyv2v.pipeline.stages.graphed", graphed)
+        monkeypatch.setattr("anyv2v.pipeline.stages.captured_forward", captured_forward)
         return runs
 
     return start
@@ -165,10 +165,10 @@ def test_every_run_is_the_same_to_the_bit(editor, video, edited_frame, taped):
     assert captures(runs) == [3, 0]
     assert all(torch.equal(x, eager.trajectory[t]) for t, x in source.trajectory.items())
     assert source.residuals == eager.residuals
-    for t, kept in eager.features.kept.items():
+    for t, kept in eager.features.by_step.items():
         for site, parts in kept.items():
-            assert all(map(torch.equal, parts, source.features.kept[t][site]))
-    assert len(source.features.kept) == 4
+            assert all(map(torch.equal, parts, source.features.by_step[t][site]))
+    assert len(source.features.by_step) == 4
 
     assert same(edit(source), replayed)
     assert captures(runs) == [3]
@@ -188,7 +188,7 @@ def test_other_runs_too(editor, video, edited_frame, taped):
             anyv2v.EditRequest(edited_frame, p, guidance=g) for p, g in (("a", 1), ("b", 9))
         ]
         return (
-            [late.trajectory[831], *late.features.kept[0]["up.1.spatial.1.block.self"]],
+            [late.trajectory[831], *late.features.by_step[0]["up.1.spatial.1.block.self"]],
             editor.reconstruct(source, steps=6, start=3),
             *editor.edit_many(source, requests, steps=6, injection=THIRDS),
         )
@@ -269,11 +269,11 @@ def test_taps_of_ones_own_are_called_unless_they_promise(editor, told):
             calls.append(site)
             return super().feature(site, feature)
 
-    class Doubles(Captured):
+    class Doubles(Capturable):
         def hidden(self, site, h):
             return 2 * h
 
-        def signature(self):
+        def cache_key(self):
             return "doubles"
 
     backend = Taped()
@@ -311,7 +311,7 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_why(editor, told, fault):
             graphs(x, t, one, record)
         truth = Record(sites(editor))
         editor.predict(x, t, one, truth)
-        assert all(map(torch.equal, record.kept["up.1.res.1"], truth.kept["up.1.res.1"]))
+        assert all(map(torch.equal, record.features["up.1.res.1"], truth.features["up.1.res.1"]))
     # the first warms up, the second fails, and no further is tried
     assert len(faults) == 2
     assert "waits" in graphs.reason or "from the host" in graphs.reason
@@ -337,11 +337,11 @@ class Torn(Taped):
 def test_a_run_whose_capture_fails_leaves_the_next_one_captured(
     editor, video, edited_frame, monkeypatch, caplog
 ):
-    monkeypatch.setattr("anyv2v.pipeline.cuda_graphs._SAID", set())
+    monkeypatch.setattr("anyv2v.pipeline.cuda_graphs._WARNED", set())
     backends = []
 
     @contextmanager
-    def graphed(forward, device, graphs):
+    def captured_forward(forward, device, graphs):
         backends.append(Taped() if backends else Torn())
         yield Graphs(forward, device, backends[-1])
 
@@ -350,7 +350,7 @@ def test_a_run_whose_capture_fails_leaves_the_next_one_captured(
 
     source = editor.invert(video, steps=6)
     eager = edit()
-    monkeypatch.setattr("anyv2v.pipeline.stages.graphed", graphed)
+    monkeypatch.setattr("anyv2v.pipeline.stages.captured_forward", captured_forward)
     with caplog.at_level(logging.WARNING):
         assert same(edit(), eager) and same(edit(), eager)
     assert [len(backend.tapes) for backend in backends] == [0, 3]
@@ -492,13 +492,13 @@ def test_nothing_waits_for_a_gpu_or_copies_to_it(editor):
         early = frozenset({"transformer_in.block.self"})
         for rows, conditions, taps in (
             (1, one, record),
-            (1, pair, Replay(record.kept)),
+            (1, pair, Replay(record.features)),
             (2, three, ShareSource(every, 3)),
             (2, three, ShareSource(early, 3)),
         ):
             graphs = Graphs(there.predict, device, backend, strict=True)
             graphs(torch.empty(rows, 4, 2, 8, 8, device=device), 981, conditions, taps)
-            assert taps is not record or record.kept.keys() == every
+            assert taps is not record or record.features.keys() == every
         assert backend.passes == 4
 
 
@@ -517,18 +517,18 @@ class Watched:
 
 def test_the_switch(editor, monkeypatch):
     cuda = torch.device("cuda")
-    assert wanted(None, CPU) is None and wanted(False, CPU) is False
+    assert resolve_graphs(None, CPU) is None and resolve_graphs(False, CPU) is False
     with pytest.raises(InputError, match="need a CUDA device, not cpu"):
         anyv2v.load(anyv2v.loading.DEMO, "cpu", graphs=True)
     monkeypatch.setenv("ANYV2V_GRAPHS", "0")
-    assert wanted(None, cuda) is False and wanted(True, cuda) is True
+    assert resolve_graphs(None, cuda) is False and resolve_graphs(True, cuda) is True
     monkeypatch.setenv("ANYV2V_GRAPHS", "1")
-    assert wanted(None, cuda) is True and wanted(False, cuda) is False
+    assert resolve_graphs(None, cuda) is True and resolve_graphs(False, cuda) is False
     with pytest.raises(InputError, match="need a CUDA device"):
         anyv2v.Editor(editor.backbone)
     monkeypatch.setenv("ANYV2V_GRAPHS", "yes")
     with pytest.raises(InputError, match="'yes' is not 0 or 1"):
-        wanted(None, cuda)
+        resolve_graphs(None, cuda)
 
 
 @pytest.fixture(scope="module")
@@ -594,16 +594,16 @@ def test_on_a_gpu_runs_do_not_take_more_and_more_memory(on_gpu, video, edited_fr
 def test_on_a_gpu_features_in_host_memory_give_the_same(on_gpu, video, edited_frame, graphs):
     editor = on_gpu[graphs]
     here = editor.recording(video, THIRDS, 6)
-    there = replace(here, places=dict.fromkeys(here.places, "host"))
+    there = replace(here, placement=dict.fromkeys(here.placement, "host"))
     edits = []
     for recording, place in ((here, "device"), (there, "host")):
-        assert set(recording.places.values()) == {place} and recording.bytes(place) > 0
+        assert set(recording.placement.values()) == {place} and recording.bytes(place) > 0
         source = editor.invert(video, steps=6, recording=recording)
         edits.append(editor.edit(source, edited_frame, "a", steps=6, injection=THIRDS))
     assert same(*edits)
-    source.features.settle()
-    kept = tensors([*map(dict, source.features.kept.values())])
-    assert len(source.features.kept) == 4 and all(x.is_pinned() for x in kept)
+    source.features.wait()
+    kept = tensors([*map(dict, source.features.by_step.values())])
+    assert len(source.features.by_step) == 4 and all(x.is_pinned() for x in kept)
 
 
 @pytest.mark.gpu

@@ -217,7 +217,7 @@ def saved(editor, video, tmp_path_factory):
     small = anyv2v.Video(video.frames[:2, :32, :32], 8)
     source = editor.invert(small, steps=2)
     source = editor.record(source, editor.recording(small, steps=2))
-    assert source.features.kept
+    assert source.features.by_step
     source.save(path, features=True)
     return path
 
@@ -242,12 +242,12 @@ def test_a_source_is_whole_or_refused(saved, tmp_path, seed):
     except InputError as error:
         assert str(path) in str(error)
         return
-    clean, kept = source.trajectory.clean, source.trajectory.kept
+    clean, kept = source.trajectory.clean, source.trajectory.latents
     assert kept.keys() <= set(range(source.settings.steps))
     for x in (clean, *kept.values()):
         assert x.dtype == torch.float32 and x.isfinite().all() and x.shape == clean.shape
     for level in source.trajectory.levels:
-        assert all(map(math.isfinite, level.noise))
+        assert all(map(math.isfinite, level.identity))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_values_that_no_inversion_gives_are_refused(saved, tmp_path, value, what
 
 
 def test_features_of_other_shapes_are_refused_when_they_are_loaded(editor, saved, tmp_path):
-    assert editor.load_source(saved).features.kept
+    assert editor.load_source(saved).features.by_step
     with safe_open(saved, "pt") as file:
         name = next(name for name in sorted(file.keys()) if name.startswith("features"))
         tensor = file.get_tensor(name)

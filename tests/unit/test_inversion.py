@@ -8,7 +8,7 @@ import torch
 
 from anyv2v.backbones.i2vgen.schedule import schedule
 from anyv2v.diffusion import inversion
-from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point, most
+from anyv2v.diffusion.inversion import InversionState, ddim, default_budget, fixed_point
 from anyv2v.diffusion.samplers import sample
 from tests.oracles import golden
 
@@ -32,7 +32,7 @@ def counted(predict):
 
 
 def run(predict, clean, steps=STEPS, **options):
-    *_, last = fixed_point(predict, Inverted.of(clean), SCHEDULE, steps, **options)
+    *_, last = fixed_point(predict, InversionState.start(clean), SCHEDULE, steps, **options)
     return last
 
 
@@ -54,8 +54,8 @@ def test_a_linear_network_is_inverted_in_closed_form(slope, steps):
     for i, t in reversed(list(enumerate(SCHEDULE.timesteps(steps)))):
         turn = angle(t) - (angle(t - stride) if t >= stride else 0.0)
         factor /= math.cos(turn) - slope * math.sin(turn)
-        assert golden.relative_error(inverted.kept[i], factor * clean) < 1e-4
-    assert all(x.isfinite().all() for x in inverted.kept.values())
+        assert golden.relative_error(inverted.trajectory[i], factor * clean) < 1e-4
+    assert all(x.isfinite().all() for x in inverted.trajectory.values())
 
 
 def bent(level, x):
@@ -67,12 +67,12 @@ def bent(level, x):
 def test_sampling_comes_back_within_the_tolerance(tolerance):
     clean = draw(1, 4, 3, 5, 6)
     inverted = run(bent, clean, tolerance=tolerance, budget=1000)
-    back = sample(bent, inverted.kept[inverted.latest], SCHEDULE, STEPS)
+    back = sample(bent, inverted.trajectory[inverted.latest], SCHEDULE, STEPS)
     error = golden.relative_error(back, clean)
     assert error < 5 * tolerance
     # plain inversion with ten times as many steps does not come near the last of these
-    *_, plain = ddim(bent, Inverted.of(clean), SCHEDULE, 500)
-    begin = plain.kept[SCHEDULE.timesteps(500).index(981)]
+    *_, plain = ddim(bent, InversionState.start(clean), SCHEDULE, 500)
+    begin = plain.trajectory[SCHEDULE.timesteps(500).index(981)]
     missed = golden.relative_error(sample(bent, begin, SCHEDULE, STEPS), clean)
     assert missed > 0.02 and (tolerance > 1e-4 or error < missed / 100)
 
@@ -84,12 +84,12 @@ def test_what_is_kept_was_evaluated_and_misses_its_step_by_what_is_reported():
         asked[level.index] = (x, bent(level, x))
         return asked[level.index][1]
 
-    states = list(fixed_point(predict, Inverted.of(clean), SCHEDULE, STEPS))
+    states = list(fixed_point(predict, InversionState.start(clean), SCHEDULE, STEPS))
     assert [state.latest for state in states] == list(range(STEPS))[::-1]
-    for before, after in zip([Inverted.of(clean), *states], states, strict=False):
+    for before, after in zip([InversionState.start(clean), *states], states, strict=False):
         i = after.latest
         (x, v), t = asked[i], SCHEDULE.timesteps(STEPS)[i]
-        assert torch.equal(after.kept[i], x)
+        assert torch.equal(after.trajectory[i], x)
         # a step of sampling from what is kept, against where the step began
         landed = SCHEDULE.step(v, t, x, STEPS)
         turn = angle(t) - (angle(t - 20) if t >= 20 else 0.0)
@@ -112,7 +112,7 @@ def test_by_default_three_evaluations_for_two_steps_are_never_exceeded(steps):
     predict, asked = counted(lambda level, x: 40 * x.roll(1, -1).sin())
     run(predict, draw(1, 4, 3, 5, 6), steps)
     # what can be spent is: this network is nowhere near solved by it
-    assert len(asked) == most(steps) == math.ceil(1.5 * steps)
+    assert len(asked) == default_budget(steps) == math.ceil(1.5 * steps)
 
 
 def test_no_latents_are_kept_twice_under_two_names():
@@ -120,13 +120,13 @@ def test_no_latents_are_kept_twice_under_two_names():
     clean = draw(1, 4, 3, 5, 6)
     inverted = run(bent, clean, tolerance=10.0)
     assert inverted.evaluations == STEPS
-    assert len({x.data_ptr() for x in (clean, *inverted.kept.values())}) == 1 + STEPS
+    assert len({x.data_ptr() for x in (clean, *inverted.trajectory.values())}) == 1 + STEPS
 
 
 @pytest.mark.parametrize("last", [1.0, 0.1, 0.01])
 def test_the_last_step_is_solved_more_exactly_than_the_others(last):
     clean, tolerance = draw(1, 4, 3, 5, 6), 1e-3
-    inverted = run(bent, clean, tolerance=tolerance, budget=1000, last=last)
+    inverted = run(bent, clean, tolerance=tolerance, budget=1000, last_factor=last)
     assert max(inverted.residuals[i] for i in range(1, STEPS)) <= tolerance
     assert inverted.residuals[0] <= last * tolerance
 
@@ -137,21 +137,21 @@ def test_acceleration_solves_in_few_steps_what_plain_iteration_does_not():
     matrix = torch.tensor([[0.0, 20.0], [-20.0, 0.0]])  # contracts by 0.7 a step at the start
     predict, asked = counted(lambda level, x: x @ matrix)
     (first, second) = islice(
-        fixed_point(predict, Inverted.of(clean), SCHEDULE, STEPS, 1e-5, 10**4), 2
+        fixed_point(predict, InversionState.start(clean), SCHEDULE, STEPS, 1e-5, 10**4), 2
     )
     turn = angle(21) - angle(1)
     assert 0.5 < 20 * math.tan(turn) < 1
     exact = torch.linalg.solve(
         math.cos(turn) * torch.eye(2) - math.sin(turn) * matrix.T, first.latents.view(2)
     )
-    assert golden.relative_error(second.kept[second.latest].view(2), exact) < 1e-4
+    assert golden.relative_error(second.trajectory[second.latest].view(2), exact) < 1e-4
     # plain iteration needs log(1e-5) / log(0.7) = 32
     assert asked.count(STEPS - 2) <= 6
 
 
 def mixture(tried, solved):
     """What accelerated iteration goes on from."""
-    _, weights = inversion._look_back(tried, solved)
+    _, weights = inversion._anderson_weights(tried, solved)
     pairs = zip(weights, solved[:-1], strict=True)
     return solved[-1] + sum((w * (s - solved[-1]) for w, s in pairs), torch.zeros(()))
 
@@ -167,7 +167,7 @@ def test_the_mixture_is_the_one_whose_residuals_best_cancel(earlier):
     images = torch.stack([s.flatten().double() for s in solved], dim=1)
     wanted = images[:, -1] - (images[:, -1:] - images[:, :-1]) @ weights
     assert golden.relative_error(mixture(tried, solved).flatten(), wanted) < 1e-5
-    relative = inversion._look_back(tried, solved)[0]
+    relative = inversion._anderson_weights(tried, solved)[0]
     assert relative == pytest.approx((whole[:, -1].norm() / tried[-1].norm()).item(), rel=1e-4)
 
 
@@ -188,8 +188,8 @@ def test_residuals_that_cannot_be_told_apart_leave_a_mixture_finite(scale):
 @pytest.mark.parametrize("done", [1, 2, 17, 49])
 def test_an_inversion_goes_on_where_it_was(method, done):
     clean = draw(1, 4, 3, 5, 6)
-    states = list(method(bent, Inverted.of(clean), SCHEDULE, STEPS))
+    states = list(method(bent, InversionState.start(clean), SCHEDULE, STEPS))
     *_, resumed = method(bent, states[done - 1], SCHEDULE, STEPS)
     assert resumed.evaluations == states[-1].evaluations
-    assert list(resumed.kept) == list(states[-1].kept)
-    assert all(torch.equal(x, states[-1].kept[i]) for i, x in resumed.kept.items())
+    assert list(resumed.trajectory) == list(states[-1].trajectory)
+    assert all(torch.equal(x, states[-1].trajectory[i]) for i, x in resumed.trajectory.items())

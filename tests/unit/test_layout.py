@@ -190,7 +190,7 @@ def test_importing_defines_and_does_nothing_else(tmp_path):
 def test_public_names_are_frozen():
     """To change a public name, change the list in the same commit."""
     frozen = json.loads((ROOT / "tests" / "goldens" / "public_names.json").read_text())
-    assert sorted(anyv2v.__all__) == frozen["anyv2v"]
+    assert sorted(anyv2v.__all__) == sorted(anyv2v._MODULE_OF) == frozen["anyv2v"]
     members = [n for n in dir(anyv2v.Editor) if not n.startswith("_")]
     assert sorted(members) == frozen["Editor"]
 

@@ -228,7 +228,7 @@ def test_the_published_model_edits_in_less_than_6_5_gb(monkeypatch):
     for wanted in (False, True):
         here = mock.Mock(is_for=lambda _, wanted=wanted: wanted, reloads=lambda network: False)
         monkeypatch.setattr(editor, "offload", here)
-        apart[wanted] = cost.predict(editor, video, feature_memory=0)
+        apart[wanted] = cost.predict_cost(editor, video, feature_memory=0)
     leaves = sum(x.nbytes for network in networks for x in network.parameters())
     assert apart[True].offloaded == leaves and apart[False].offloaded == 0
     assert apart[True].peak == apart[False].peak - leaves <= 6.5e9

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anyv2v import NO_TAPS, InputError, Record, Replay, ShareSource, Taps
-from anyv2v.injection.taps import Captured, Chain, repeated
+from anyv2v.injection.taps import Capturable, Chain, repeat_to_batch
 from anyv2v.nn.attention import Attention, TemporalAttention
 from anyv2v.nn.resnet import ResnetBlock
 from anyv2v.pipeline.cuda_graphs import Graphs
@@ -203,7 +203,7 @@ def test_features_that_do_not_fit_are_refused():
         block(x, emb, taps=Short())
     with pytest.raises(ValueError, match="features .* do not fit"):
         block(x, emb, taps=Replay({"a": (x[:2, :1],)}))
-    with pytest.raises(ValueError, match="6 rows are not 4 branches"):
+    with pytest.raises(ValueError, match="batch of 6 is not a multiple of 4 branches"):
         ShareSource(["a"], 4).source(x)
 
 
@@ -245,7 +245,7 @@ class Noted(SourceValues):
 class NotedByFeature(Noted):
     def feature(self, site, feature):
         (*others, last) = tensors = feature.compute()
-        assert feature.rows == len(last)
+        assert feature.batch == len(last)
         self.rows += map(len, tensors)
         return (*others, self.source(last)) if others else (2 * last,)
 
@@ -289,7 +289,7 @@ def test_a_record_comes_before_the_callers_taps(make, compact):
     found = layer(x, context, taps=Chain(record, SourceQueries()))
     assert close(found, layer(x, context, taps=SourceQueries()))
     layer(x, context, taps=alone)
-    assert all(map(torch.equal, record.kept["a"], alone.kept["a"]))
+    assert all(map(torch.equal, record.features["a"], alone.features["a"]))
 
 
 @KINDS
@@ -300,7 +300,7 @@ def test_the_callers_taps_may_be_those_of_the_package(make):
     record = Record(["a"], compact=True)
     layer(x, context, taps=Chain(SourceQueries(), record))
     # not the compact form: it would be made of queries that are not the source's
-    again = layer(x, context, taps=Chain(first, Replay(record.kept)))
+    again = layer(x, context, taps=Chain(first, Replay(record.features)))
     assert close(again, attended(layer, of_source(q), k, of_source(v), x.shape))
     shared = layer(x, context, taps=Chain(first, ShareSource(["a"], BRANCHES)))
     truth = attended(layer, of_source(q), of_source(k), of_source(v), x.shape)
@@ -337,11 +337,11 @@ def test_only_what_promises_is_captured():
         pass
 
     class Promises(Heir):
-        def signature(self):
+        def cache_key(self):
             return "heir"
 
     every = [NO_TAPS, ShareSource(["a"], 2), Record(["a"]), Replay(kept), Promises(kept)]
-    others = [Taps(), Captured(), Heir(kept), Silent(kept), Chain(NO_TAPS, NO_TAPS)]
+    others = [Taps(), Capturable(), Heir(kept), Silent(kept), Chain(NO_TAPS, NO_TAPS)]
     for captured, kinds in ((2, every), (0, others)):
         for taps in kinds:
             backend, seen = Taped(), []
@@ -360,8 +360,8 @@ def test_only_what_promises_is_captured():
 
 def test_rows_that_are_shared_are_repeated_whole():
     x = draw(2, 3)
-    assert repeated(x, 2) is x
-    assert torch.equal(repeated(x, 6), torch.cat([x, x, x]))
+    assert repeat_to_batch(x, 2) is x
+    assert torch.equal(repeat_to_batch(x, 6), torch.cat([x, x, x]))
 
 
 def test_an_author_meets_few_names():

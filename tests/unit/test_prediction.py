@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from anyv2v.backbones.i2vgen.schedule import alphas_cumprod
-from anyv2v.diffusion.inversion import Inverted, ddim, fixed_point
+from anyv2v.diffusion.inversion import InversionState, ddim, fixed_point
 from anyv2v.diffusion.prediction import PREDICTIONS
 from anyv2v.diffusion.samplers import sample
-from anyv2v.diffusion.schedule import Coefficients, Level, TableSchedule, advance, matches
+from anyv2v.diffusion.schedule import Coefficients, Level, TableSchedule, advance, match_levels
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from tests.draw import normal
@@ -93,7 +93,9 @@ def test_sampling_with_a_perfect_network_gives_the_clean_latents(kind):
 def test_plain_inversion_is_exact_where_the_prediction_is_the_same_at_every_level(kind):
     clean, noise = normal(*SHAPE), normal(*SHAPE, seed=1)
     grid = GRIDS[kind]
-    states = ddim(lambda level, x: TRUTH[kind](level, clean, noise), Inverted.of(clean), grid, 4)
+    states = ddim(
+        lambda level, x: TRUTH[kind](level, clean, noise), InversionState.start(clean), grid, 4
+    )
     for level, state in zip(grid.levels(4)[-2::-1], states, strict=True):
         assert state.latest == level.index
         assert golden.relative_error(state.latents, at(level, clean, noise)) < 1e-6
@@ -112,14 +114,16 @@ def test_what_a_fixed_point_inverts_comes_back(kind):
     most = 0.95 if kind == "epsilon" else 1.0
     levels = line(*sigmas) if kind == "flow" else circle(*(1 - most * s for s in sigmas))
     grid = Grid(kind, levels)
-    *_, last = fixed_point(bent, Inverted.of(clean), grid, 12, tolerance=1e-5, budget=12 * 12)
-    assert max(last.residuals.values()) < 1e-5 and list(last.residuals) == list(last.kept)
-    assert golden.relative_error(sample(bent, last.kept[0], grid, 12), clean) < 1e-4
+    *_, last = fixed_point(
+        bent, InversionState.start(clean), grid, 12, tolerance=1e-5, budget=12 * 12
+    )
+    assert max(last.residuals.values()) < 1e-5 and list(last.residuals) == list(last.trajectory)
+    assert golden.relative_error(sample(bent, last.trajectory[0], grid, 12), clean) < 1e-4
     # from any step on
-    assert golden.relative_error(sample(bent, last.kept[5], grid, 12, start=5), clean) < 1e-4
+    assert golden.relative_error(sample(bent, last.trajectory[5], grid, 12, start=5), clean) < 1e-4
     # which is no property of these networks: one evaluation a step misses
-    *_, plain = ddim(bent, Inverted.of(clean), grid, 12)
-    assert golden.relative_error(sample(bent, plain.kept[0], grid, 12), clean) > 3e-3
+    *_, plain = ddim(bent, InversionState.start(clean), grid, 12)
+    assert golden.relative_error(sample(bent, plain.trajectory[0], grid, 12), clean) > 3e-3
 
 
 @pytest.mark.parametrize("kind, named", [("v", "v_prediction"), ("epsilon", "epsilon")])
@@ -213,13 +217,13 @@ CLOSE = Grid("flow", [(1000.4, 0.0, 1.0), (1000.2, 0.3, 0.7), (999.9, 0.6, 0.4),
 
 def test_timesteps_that_round_to_one_number_are_kept_apart():
     clean = normal(*SHAPE)
-    *_, last = fixed_point(bent, Inverted.of(clean), CLOSE, 3)
-    assert list(last.kept) == [2, 1, 0]
-    trajectory = Trajectory(clean, last.kept, CLOSE.levels(3))
+    *_, last = fixed_point(bent, InversionState.start(clean), CLOSE, 3)
+    assert list(last.trajectory) == [2, 1, 0]
+    trajectory = Trajectory(clean, last.trajectory, CLOSE.levels(3))
     for index in range(3):
-        assert torch.equal(trajectory.at(index), last.kept[index])
-    assert len({x.double().sum().item() for x in last.kept.values()}) == 3
-    assert matches(trajectory.kept_levels, CLOSE.levels(3)) == {2: 2, 1: 1, 0: 0}
+        assert torch.equal(trajectory.at(index), last.trajectory[index])
+    assert len({x.double().sum().item() for x in last.trajectory.values()}) == 3
+    assert match_levels(trajectory.stored_levels, CLOSE.levels(3)) == {2: 2, 1: 1, 0: 0}
     for read in (lambda: trajectory[1000], lambda: list(trajectory), lambda: len(trajectory)):
         with pytest.raises(InputError, match=r"not different whole numbers; source.at\(index\)"):
             read()
@@ -231,7 +235,7 @@ def test_whole_timesteps_name_the_latents_and_zero_the_clean_ones():
     trajectory = Trajectory(clean, kept, levels)
     assert list(trajectory) == [0, 1, 21] and len(trajectory) == 3 and 11 not in trajectory
     assert torch.equal(trajectory[0], clean) and torch.equal(trajectory[21], kept[0])
-    assert [level.t for level in trajectory.kept_levels] == [1, 21]
+    assert [level.t for level in trajectory.stored_levels] == [1, 21]
 
 
 def test_timestep_0_is_a_level_where_it_is_one():

@@ -13,7 +13,7 @@ from anyv2v.diffusion.schedule import (
     Level,
     TableSchedule,
     advance,
-    matches,
+    match_levels,
     steps_within,
 )
 from anyv2v.errors import InputError
@@ -117,13 +117,13 @@ def test_levels_are_the_timesteps_and_the_clean_latents_or_what_lies_below(steps
 def test_runs_are_matched_by_their_noise():
     few, many = SCHEDULE.levels(50), SCHEDULE.levels(500)
     # 500 steps are at 999, 997, ..., 1
-    assert matches(few[:-1], many[:-1]) == {i: (999 - few[i].t) // 2 for i in range(50)}
-    assert matches(SCHEDULE.levels(3)[:-1], SCHEDULE.levels(7)[:-1]) == {2: 6}
+    assert match_levels(few[:-1], many[:-1]) == {i: (999 - few[i].t) // 2 for i in range(50)}
+    assert match_levels(SCHEDULE.levels(3)[:-1], SCHEDULE.levels(7)[:-1]) == {2: 6}
     # levels that differ by what arithmetic leaves open are one; others are not
     near, other = (
         replace(few[7], index=3, alpha=few[7].alpha * by) for by in (1 + 1e-15, 1 + 1e-6)
     )
-    assert matches([near], few) == {3: 7} and matches([other], few) == {}
+    assert match_levels([near], few) == {3: 7} and match_levels([other], few) == {}
 
 
 def test_the_runs_within_given_levels_are_those_with_no_timestep_beside():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import anyv2v
 from anyv2v.backbones.i2vgen.schedule import schedule
-from anyv2v.diffusion.inversion import Inverted, fixed_point
+from anyv2v.diffusion.inversion import InversionState, fixed_point
 from anyv2v.diffusion.samplers import sample
 from anyv2v.diffusion.schedule import Level
 from anyv2v.diffusion.trajectory import Trajectory
@@ -57,13 +57,13 @@ def test_a_source_of_the_version_before_loads_to_the_same_numbers(name):
     assert {str(t): digest(x) for t, x in source.trajectory.items()} == then["trajectory"]
     assert digest(source.trajectory.clean) == then["trajectory"]["0"]
     by_step = {index[t]: found for t, found in then["trajectory"].items() if t != "0"}
-    assert list(source.trajectory.kept) == sorted(by_step, reverse=True)
+    assert list(source.trajectory.latents) == sorted(by_step, reverse=True)
     assert {i: digest(source.at(i)) for i in by_step} == by_step
     assert {
         i: {site: [digest(x) for x in parts] for site, parts in sites.items()}
-        for i, sites in source.features.kept.items()
+        for i, sites in source.features.by_step.items()
     } == {index[t]: sites for t, sites in then["features"].items()}
-    assert source.features.places == dict.fromkeys(source.features.kept, "host")
+    assert source.features.placement == dict.fromkeys(source.features.by_step, "host")
     assert source.residuals == {index[t]: r for t, r in then["residuals"].items()}
     assert source.trajectory.levels == schedule().levels(steps)
     assert source.settings == settings_of(then["settings"])
@@ -87,7 +87,7 @@ def half(**changed):
     """The old half of an inversion as this version reads it: (state, begin, video, settings)."""
     whole = Source.load(OLD / "recorded.safetensors")
     given = {
-        "begin": Inverted.of(whole.trajectory.clean),
+        "begin": InversionState.start(whole.trajectory.clean),
         "video": whole.video,
         "settings": whole.settings,
         "fingerprint": whole.fingerprint,
@@ -97,20 +97,20 @@ def half(**changed):
 
 def test_half_an_inversion_of_the_version_before_goes_on_where_it_was():
     state, whole = half()
-    assert list(state.kept) == [2, 1] and state.latest == 1 and state.steps == 2
-    for index, x in state.kept.items():
+    assert list(state.trajectory) == [2, 1] and state.latest == 1 and state.steps == 2
+    for index, x in state.trajectory.items():
         assert torch.equal(x, whole.at(index))
     assert torch.equal(state.clean, whole.trajectory.clean)
     # the next step's iterate after the one that was kept, and the slopes of both steps
-    assert state.latents.shape == state.clean.shape and len(state.slopes) == 2
-    assert not torch.equal(state.latents, state.kept[1])
+    assert state.latents.shape == state.clean.shape and len(state.predictions) == 2
+    assert not torch.equal(state.latents, state.trajectory[1])
     assert state.residuals == {i: whole.residuals[i] for i in (2, 1)}
     below, level = schedule().levels(3)[2], schedule().levels(3)[1]
-    back = sample(lambda *_: state.slopes[1], state.latents, Two(level, below), 1)
-    assert golden.relative_error(back, state.kept[2]) < 0.01
+    back = sample(lambda *_: state.predictions[1], state.latents, Two(level, below), 1)
+    assert golden.relative_error(back, state.trajectory[2]) < 0.01
     # and on it goes: one step more, whatever the network
     *_, last = fixed_point(lambda level, x: 0.1 * x, state, schedule(), 3)
-    assert list(last.kept) == [2, 1, 0] and last.evaluations > state.evaluations
+    assert list(last.trajectory) == [2, 1, 0] and last.evaluations > state.evaluations
 
 
 class Two:
@@ -127,7 +127,7 @@ def test_half_an_inversion_of_the_version_before_is_of_its_own_settings_alone():
         with pytest.raises(InputError, match="half.unfinished.*other settings"):
             half(settings=replace(whole.settings, **change))
     with pytest.raises(InputError, match=r"latents are \(1, 8, 3, 8, 8\), not \(1, 8, 2, 8, 8\)"):
-        half(begin=Inverted.of(whole.trajectory.clean[:, :, :2]))
+        half(begin=InversionState.start(whole.trajectory.clean[:, :, :2]))
 
 
 def made(**changed):
@@ -161,15 +161,15 @@ def check_equal(again, source):
     # ints stay ints: a network that was trained on whole numbers is told whole numbers
     kinds = [[type(level.t) for level in s.trajectory.levels] for s in (again, source)]
     assert kinds[0] == kinds[1]
-    assert list(again.trajectory.kept) == list(source.trajectory.kept)
+    assert list(again.trajectory.latents) == list(source.trajectory.latents)
     assert torch.equal(again.trajectory.clean, source.trajectory.clean)
-    for index in source.trajectory.kept:
+    for index in source.trajectory.latents:
         assert torch.equal(again.at(index), source.at(index))
     assert np.array_equal(again.video.frames, source.video.frames)
     assert again.video.fps == source.video.fps
-    assert again.features.kept.keys() == source.features.kept.keys()
-    for index, sites in source.features.kept.items():
-        found = again.features.kept[index]
+    assert again.features.by_step.keys() == source.features.by_step.keys()
+    for index, sites in source.features.by_step.items():
+        found = again.features.by_step[index]
         assert found.keys() == sites.keys()
         for site, parts in sites.items():
             for x, y in zip(found[site], parts, strict=True):
@@ -186,12 +186,12 @@ def test_a_source_comes_back_from_its_file_to_the_bit(tmp_path, name):
     data = (tmp_path / "a.safetensors").read_bytes()
     assert data == (tmp_path / "b.safetensors").read_bytes() and b"source 3" in data
     source.save(tmp_path / "c.safetensors")
-    assert not Source.load(tmp_path / "c.safetensors").features.kept
+    assert not Source.load(tmp_path / "c.safetensors").features.by_step
 
 
 def test_a_source_gives_its_latents_by_step():
     source = made()
-    assert torch.equal(source.at(2), source.trajectory.kept[2])
+    assert torch.equal(source.at(2), source.trajectory.latents[2])
     with pytest.raises(InputError, match="no latents of step 1 were kept; there are 2, 0"):
         source.at(1)
     with pytest.raises(InputError, match="not different whole numbers; source.at"):
@@ -201,7 +201,7 @@ def test_a_source_gives_its_latents_by_step():
 def test_half_an_inversion_comes_back_from_its_file_to_the_bit(tmp_path):
     source = made()
     clean = source.trajectory.clean
-    state = Inverted(
+    state = InversionState(
         clean,
         source.at(0) * 2,
         {2: source.at(2), 1: source.at(0)},
@@ -212,21 +212,21 @@ def test_half_an_inversion_comes_back_from_its_file_to_the_bit(tmp_path):
     unfinished = Unfinished(tmp_path / "a.unfinished")
     about = source.video, source.settings, source.fingerprint
     unfinished.save(state, *about)
-    again = unfinished.load(Inverted.of(clean), *about)
+    again = unfinished.load(InversionState.start(clean), *about)
     for one, other in (
         (again.clean, clean),
         (again.latents, state.latents),
-        (again.slopes[0], clean * 3),
+        (again.predictions[0], clean * 3),
     ):
         assert torch.equal(one, other)
-    assert list(again.kept) == [2, 1] and len(again.slopes) == 1
-    assert all(torch.equal(x, state.kept[i]) for i, x in again.kept.items())
+    assert list(again.trajectory) == [2, 1] and len(again.predictions) == 1
+    assert all(torch.equal(x, state.trajectory[i]) for i, x in again.trajectory.items())
     assert again.evaluations == 5 and again.residuals == state.residuals
     # what it holds has to be the beginning of its run, whole
     for kept in ({1: clean, 0: clean * 2}, {2: clean, 0: clean * 2}, {}):
-        unfinished.save(replace(state, kept={i: x.clone() for i, x in kept.items()}), *about)
+        unfinished.save(replace(state, trajectory={i: x.clone() for i, x in kept.items()}), *about)
         with pytest.raises(InputError, match="not the first of an inversion"):
-            unfinished.load(Inverted.of(clean), *about)
+            unfinished.load(InversionState.start(clean), *about)
 
 
 def rewritten(path, target, facts=None, **tensors):

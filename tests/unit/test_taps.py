@@ -158,9 +158,9 @@ def test_sharing_equals_recording_and_replaying(editor, stacked, groups, branche
     shared = editor.predict(x, 901, c, ShareSource(sites, 1 + branches))[1:]
     record = Record(sites)
     editor.predict(x[:1], 901, rows(c, slice(0, 1)), record)
-    assert set(record.kept) == sites
+    assert set(record.features) == sites
     edit = slice(1, None)
-    replayed = editor.predict(x[edit], 901, rows(c, edit), Replay(record.kept))
+    replayed = editor.predict(x[edit], 901, rows(c, edit), Replay(record.features))
     assert golden.relative_error(replayed, shared) < 1e-5
 
 
@@ -180,9 +180,9 @@ def test_every_saving_equals_the_plain_way(editor, stacked, groups, branches, co
     record = Record(sites, compact, stop=bool(sites))
     with suppress(Recorded):
         editor.predict(x[:1], 901, rows(c, slice(0, 1)), record)
-    assert set(record.kept) == sites
+    assert set(record.features) == sites
     edit = slice(1, None)
-    replayed = editor.predict(x[edit], 901, rows(c, edit), Replay(record.kept))
+    replayed = editor.predict(x[edit], 901, rows(c, edit), Replay(record.features))
     assert golden.relative_error(replayed, truth) < 1e-5
 
 
@@ -236,7 +236,7 @@ def test_convolutions_are_not_computed_for_rows_that_discard_them(editor, stacke
     record = Record({site})
     editor.predict(x[:1], 901, rows(stacked, slice(0, 1)), record)
     edit = slice(1, None)
-    replayed = cost(editor, x[edit], rows(stacked, edit), Replay(record.kept))
+    replayed = cost(editor, x[edit], rows(stacked, edit), Replay(record.features))
     without = cost(editor, x[edit], rows(stacked, edit))
     assert without - replayed == convolved + product(block.time, 2)
 
@@ -326,10 +326,10 @@ def test_taps_that_change_nothing_are_the_plain_network(editor, stacked):
     assert watch.seen == editor.sites
 
 
-def test_rows_that_are_not_whole_branches_are_refused(editor, stacked):
+def test_a_batch_that_is_not_whole_branches_is_refused(editor, stacked):
     part = slice(0, 2)
     taps = ShareSource(every_default_site(editor), 3)
-    with pytest.raises(ValueError, match="are not 3 branches"):
+    with pytest.raises(ValueError, match="batch of 2 is not a multiple of 3 branches"):
         editor.predict(SITES["unet_in"][part], 901, rows(stacked, part), taps)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from anyv2v import InputError, ShareSource
 from anyv2v.injection import examples
-from anyv2v.injection.examples import OutsideOfMask, SourceQueries, SourceValues, on_tokens
+from anyv2v.injection.examples import OutsideOfMask, SourceQueries, SourceValues, token_mask
 from anyv2v.injection.taps import NO_TAPS, Chain
 from tests.oracles import golden
 from tests.unit.test_own_taps import (
@@ -93,13 +93,13 @@ def test_a_mask_of_all_is_no_injection_and_one_of_nothing_the_papers(editor):
 def test_masks_are_read_on_the_grid_of_tokens():
     mask = torch.zeros(5, 6, dtype=torch.bool)
     mask[4, 0] = mask[1, 5] = True
-    assert torch.equal(on_tokens(mask, 30), mask.flatten())
+    assert torch.equal(token_mask(mask, 30), mask.flatten())
     # odd sizes are rounded up on the way down
     truth = torch.tensor([[0, 0, 1], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
-    assert torch.equal(on_tokens(mask, 9), truth.flatten())
-    assert on_tokens(mask, 1).tolist() == [True]
+    assert torch.equal(token_mask(mask, 9), truth.flatten())
+    assert token_mask(mask, 1).tolist() == [True]
     with pytest.raises(ValueError, match="a mask of 5x6 has no grid of 7 tokens"):
-        on_tokens(mask, 7)
+        token_mask(mask, 7)
 
 
 @pytest.mark.parametrize("make", [SourceValues, SourceQueries, OutsideOfMask])

@@ -23,9 +23,9 @@ from anyv2v import EditRequest, Injection, InputError, Taps
 from anyv2v.backbones.registry import BACKBONES
 from anyv2v.cli.main import main
 from anyv2v.injection.feature_cache import FeatureCache
-from anyv2v.pipeline.cost import HEAP, predict
+from anyv2v.pipeline.cost import HEAP, predict_cost
 from anyv2v.pipeline.cuda_graphs import Graphs
-from anyv2v.pipeline.planning import records_on_the_way
+from anyv2v.pipeline.planning import recording_is_free
 from anyv2v.pipeline.source import Unfinished
 from tests.oracles import golden
 from tests.toy import folder, truth
@@ -269,7 +269,7 @@ def test_a_sampler_may_read_its_source_at_other_levels_than_its_own(
 
     class LateFlow(Flow):
         def levels(self, steps):
-            return tuple(replace(x, t=0.9 * x.t, source=x) for x in super().levels(steps))
+            return tuple(replace(x, t=0.9 * x.t, inversion_level=x) for x in super().levels(steps))
 
     monkeypatch.setattr(Toy, "sampler", lambda self, options: LateFlow())
     late = Late(**vars(exact))
@@ -282,11 +282,11 @@ def test_a_sampler_may_read_its_source_at_other_levels_than_its_own(
     # what the inversion passes are other features
     with pytest.raises(InputError, match="the run asks about timestep 8.30769 where the inversion"):
         editor.invert(video, steps=STEPS, recording=recording)
-    assert not records_on_the_way(editor.backbone, "fixed-point", STEPS, STEPS, None)
+    assert not recording_is_free(editor.backbone, "fixed-point", STEPS, STEPS, None)
     monkeypatch.setattr(Toy, "sampler", lambda self, options: Flow())
-    assert records_on_the_way(editor.backbone, "fixed-point", STEPS, STEPS, None)
-    assert not records_on_the_way(editor.backbone, "fixed-point", STEPS, STEPS + 1, None)
-    assert not records_on_the_way(editor.backbone, "ddim", STEPS, STEPS, None)
+    assert recording_is_free(editor.backbone, "fixed-point", STEPS, STEPS, None)
+    assert not recording_is_free(editor.backbone, "fixed-point", STEPS, STEPS + 1, None)
+    assert not recording_is_free(editor.backbone, "ddim", STEPS, STEPS, None)
 
 
 def test_the_source_may_begin_with_the_edited_frame(
@@ -304,14 +304,14 @@ def test_the_source_may_begin_with_the_edited_frame(
         assert error(found.latents, wanted) < EXACT
         own = exact.edit(video.frames, request.frame, PROMPT, trajectory, STEPS)
         assert error(found.latents, own) > 1e-4
-    assert not editor.recording(video).places
+    assert not editor.recording(video).placement
 
 
 @pytest.fixture(scope="module")
 def exactly(editor, video):
     """An inversion whose steps are solved as far as float32 goes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anyv2v.diffusion.inversion.most", lambda steps: 12 * steps)
+        patch.setattr("anyv2v.diffusion.inversion.default_budget", lambda steps: 12 * steps)
         return editor.invert(video, steps=STEPS, tolerance=3e-7)
 
 
@@ -392,12 +392,12 @@ def test_levels_that_one_number_would_mix_up_are_kept_apart(editor, exact, video
     every_second = exact.invert(exact.encode(video.frames), 10)[::2]
     wanted = exact.edit(video.frames, frame, PROMPT, every_second, STEPS)
     recorded = editor.record(source, editor.recording(video))
-    assert set(recorded.features.kept) == {0, 2, 4}
+    assert set(recorded.features.by_step) == {0, 2, 4}
     for found in (edit(editor, source, frame), edit(editor, recorded, frame)):
         assert error(found.latents, wanted) < EXACT
     on_the_way = editor.invert(video, steps=10, recording=editor.recording(video))
     sites = [
-        {index: set(at) for index, at in x.features.kept.items()} for x in (on_the_way, recorded)
+        {index: set(at) for index, at in x.features.by_step.items()} for x in (on_the_way, recorded)
     ]
     assert sites[0] == sites[1]
     ways = [step.way for step in editor.step_plan(source=recorded).steps]
@@ -435,7 +435,7 @@ def test_a_saved_source_is_the_same(editor, solved, video, frame, tmp_path):
     assert all(torch.equal(loaded.at(i), solved.at(i)) for i in range(STEPS))
     assert loaded.trajectory.levels == solved.trajectory.levels
     assert loaded.residuals == solved.residuals and loaded.settings == solved.settings
-    assert set(loaded.features.kept) == set(recorded.features.kept) == {0, 1, 2}
+    assert set(loaded.features.by_step) == set(recorded.features.by_step) == {0, 1, 2}
     assert same(edit(editor, loaded, frame), edit(editor, recorded, frame))
 
 
@@ -474,7 +474,7 @@ def test_all_ways_to_the_features_give_the_same(editor, solved, video, frame):
     assert all(torch.equal(on_the_way.at(i), solved.at(i)) for i in range(STEPS))
     afterwards = editor.record(solved, recording)
     for recorded in (on_the_way, afterwards):
-        assert set(recorded.features.kept) == {0, 1, 2}
+        assert set(recorded.features.by_step) == {0, 1, 2}
     replayed = edit(editor, afterwards, frame)
     assert golden.relative_error(replayed.latents, shared.latents) < EXACT
     # of what was recorded an edit takes what it injects, and no more
@@ -504,19 +504,19 @@ def test_the_plan_says_what_each_step_injects(editor, solved, video):
     plan = editor.step_plan(source=recorded, options={"speed": 2})
     assert [step.way for step in plan.steps] == ["batched"] * 3 + ["plain"] * 2
     kept = editor.invert(video, "ddim", STEPS, plan=editor.step_plan(start=1, source=None))
-    assert set(kept.trajectory.kept) == {1, 2}
+    assert set(kept.trajectory.latents) == {1, 2}
 
 
 def test_its_cost_is_predicted(editor, exact, video):
-    plan = predict(editor, video, method="ddim", inversion_steps=STEPS)
+    plan = predict_cost(editor, video, method="ddim", inversion_steps=STEPS)
     assert plan.inversion_evaluations == STEPS
     # three branches, and in three of the steps the source
-    assert plan.sampling_rows == 3 * STEPS + 3
+    assert plan.sampling_branches == 3 * STEPS + 3
     # those that are read when they are needed too
     assert plan.weights == sum(4 * x.size for part in exact.parts for x in part.values())
     assert plan.offloaded == 0
-    replayed = predict(editor, video, guidance=1.0, feature_memory=10**9)
-    assert replayed.sampling_rows == STEPS and len(replayed.recording.places) == 3
+    replayed = predict_cost(editor, video, guidance=1.0, feature_memory=10**9)
+    assert replayed.sampling_branches == STEPS and len(replayed.recording.placement) == 3
 
 
 def test_captured_passes_are_the_same_to_the_bit(editor, video, frame, monkeypatch):
@@ -534,11 +534,11 @@ def test_captured_passes_are_the_same_to_the_bit(editor, video, frame, monkeypat
     eager, backends = runs(), []
 
     @contextmanager
-    def graphed(forward, device, graphs):
+    def captured_forward(forward, device, graphs):
         backends.append(Taped())
         yield Graphs(forward, device, backends[-1], strict=True)
 
-    monkeypatch.setattr("anyv2v.pipeline.stages.graphed", graphed)
+    monkeypatch.setattr("anyv2v.pipeline.stages.captured_forward", captured_forward)
     assert all(map(same, runs(), eager))
     # three sets of sites and none; the source by itself three times more
     assert [len(b.tapes) for b in backends if b.tapes] == [4, 1, 4, 4, 7]
@@ -684,7 +684,7 @@ def test_words_that_stay_give_the_same_and_take_their_room(editor, weights, vide
     table = whole.backbone.words.table.weight
     # of one edit the most is needed to encode the clip, of many to predict
     for edits in (1, 8):
-        apart, stays = (predict(e, video, edits, steps=2) for e in (editor, whole))
+        apart, stays = (predict_cost(e, video, edits, steps=2) for e in (editor, whole))
         assert stays.peak - apart.peak == pytest.approx(HEAP * table.nbytes, abs=1)
 
 

@@ -191,7 +191,7 @@ def test_taps_see_residual_features_with_their_bias(editor, request):
     record = Record([site, other])
     assert golden.relative_error(predict(record), plain) < 1e-5
     for name in (site, other):
-        assert golden.relative_error(record.kept[name][0], seen[name]) < 1e-5
+        assert golden.relative_error(record.features[name][0], seen[name]) < 1e-5
         # it is far from what it is without
         bias = unet.get_submodule(name).conv2.bias
         assert golden.relative_error(seen[name] - bias, seen[name]) > 1e-3
