@@ -81,7 +81,7 @@ def run_plan(args: argparse.Namespace) -> None:
         raise InputError(f"{args.video}: is inverted already; give the video")
     editor, video = typed(Model, args).load(), clip.read()
     method, steps = settings.of_the_inversion(args)
-    predicted = cost.predict(
+    predicted = cost.predict_cost(
         editor,
         video,
         edits=args.edits,

@@ -13,7 +13,7 @@ from anyv2v.cli.clip import Clip, size_of
 from anyv2v.cli.console import say, tell
 from anyv2v.cli.model import Model
 from anyv2v.diffusion.inversion import TOLERANCE
-from anyv2v.diffusion.schedule import matches
+from anyv2v.diffusion.schedule import match_levels
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.media import container
@@ -55,7 +55,7 @@ def obtain(
     last, levels = 0, editor.schedule.levels(inversion_steps)
     if plan is not None:
         editor.check_kept(levels[:-1], plan.source_levels)
-        last = min(matches(plan.source_levels, levels).values())
+        last = min(match_levels(plan.source_levels, levels).values())
     editor.check_memory(size_of(video.frames[0]), len(video.frames), branches=1)
     tell(of_the_run(args, editor, uses))
     recording = cache_plan(args, editor, video)
