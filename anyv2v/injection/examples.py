@@ -3,9 +3,8 @@
     keys = [site for site in editor.sites if site.startswith("up.3") and site.endswith(".self")]
     editor.edit(source, frame, prompt, taps=SourceValues(keys, until=0.2))
 
-Such taps are called after the paper's own injection, which goes on beside them. With
-`injection=anyv2v.Injection.none()` they are the whole injection. `until` is a fraction of the
-steps, as in `Injection`.
+Such taps are called after the paper's own injection, which stays on. To replace it, pass
+`injection=anyv2v.Injection.none()` too. `until` is a fraction of the steps, as in `Injection`.
 """
 
 from __future__ import annotations
@@ -56,9 +55,9 @@ class SourceQueries(_FirstSteps):
 class OutsideOfMask(_FirstSteps):
     """Injects the paper's features outside of a mask only, as FREE-Edit does (arXiv 2603.01164).
 
-    FREE-Edit finds the mask where the first frames differ and moves it with the video; here it is
-    given, (h, w), nonzero where the video is edited, and does not move. It works for residual
-    features and self-attentions. At its sites it overrides an `Injection`.
+    FREE-Edit finds the mask where the first frames differ and moves it with the video. Here `mask`
+    (h, w) is nonzero where the video is edited, and stays in place. It works for residual features
+    and self-attentions. At its sites it overrides an `Injection`.
     """
 
     def __init__(self, sites: Iterable[str], mask: np.ndarray | Tensor, until: float = 0.5):

@@ -104,7 +104,7 @@ class Recorder:
     def commit(self, index: int) -> None:
         """Adds the features of the last prediction to the cache, as those of step `index`."""
         self.cache.add(index, self._last.features)
-        # the cache may have copied them to the host: their memory on the device is given back
+        # frees the features on the device if the cache copied them to the host
         self._last = Record(())
 
 

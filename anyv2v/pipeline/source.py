@@ -72,8 +72,9 @@ class Source:
     trajectory          on the editor's device: float32 latents, 1 MB per level for 16 frames of
                         512x512; of all levels, or with `plan=` of those that the run reads
     features            with `recording=` alone: per step, on the device or in pinned host memory,
-                        as `CachePlan.placement` says; about 3.5 GB of float16 for I2VGen-XL's
-                        default edit of 16 frames of 512x512
+                        as `CachePlan.placement` says. For the default edit of I2VGen-XL, 16
+                        frames of 512x512 in float16: 273 MB for each of the steps 0-9, 52 MB for
+                        each of 10-24, 3.5 GB in all
 
     No network and no conditions belong to it, and nothing of it is freed before the source is. A
     source that was loaded from a file lies in host memory as a whole; edits copy what they read.
@@ -277,7 +278,7 @@ def _features(tensors: dict[str, Tensor]) -> dict[int, Features]:
 
 
 def _levels(rows: Sequence[Sequence[float]], steps: int) -> list[Level]:
-    """The levels of a run, from [t, alpha, sigma] of each; InputError for any other rows."""
+    """The levels of a run, from a row [t, alpha, sigma] for each; InputError for other rows."""
     if not isinstance(rows, list) or len(rows) != steps + 1:
         raise InputError(f"levels: there are not {steps + 1} of them, for {steps} steps")
     for row in rows:

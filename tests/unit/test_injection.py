@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from anyv2v import Injection, InputError
-from anyv2v.injection.fractions import NO_INJECTION, Group
+from anyv2v.backbones.defaults import read_defaults
+from anyv2v.backbones.i2vgen.backbone import I2VGen
+from anyv2v.backbones.i2vgen.schedule import schedule
+from anyv2v.injection.fractions import NO_INJECTION, Group, sites_per_step
+from anyv2v.pipeline.step_plan import plan_steps
 
 OWN = Injection(conv=0.2, spatial=0.2, temporal=0.5)
 SITES = {"conv": frozenset("a"), "spatial": frozenset("bc"), "cross": frozenset("d")}
@@ -59,3 +63,19 @@ def test_equal_by_value_frozen_and_written_as_it_is_made():
         one.conv = 0.5
     one.fractions["conv"] = 1.0
     assert one.conv == 0.2
+
+
+def test_the_default_edit_has_the_steps_of_the_table_in_step_plan():
+    defaults = read_defaults({"defaults": {"size": [512, 512], "frames": 16, "fps": 8}}, I2VGen.own)
+    names = {name: frozenset({name}) for name in ("conv", "spatial", "temporal")}
+    groups = defaults.injection.groups(names)
+    sites = sites_per_step(groups, defaults.steps, 0, frozenset(names))
+    every, temporal = frozenset(names), frozenset({"temporal"})
+    for recorded, way in ((True, "replayed"), (False, "batched")):
+        levels = schedule().levels(defaults.steps)
+        plan = plan_steps(levels, sites, lambda level, at, recorded=recorded: recorded)
+        assert [(step.sites, step.way, step.branches(2) - 2) for step in plan.steps] == [
+            *[(every, way, not recorded)] * 10,
+            *[(temporal, way, not recorded)] * 15,
+            *[(frozenset(), "plain", 0)] * 25,
+        ]
