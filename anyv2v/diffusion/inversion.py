@@ -128,7 +128,7 @@ def fixed_point(
         def solve(f: Tensor, start=state.latents, a=a, b=b) -> Tensor:
             return (start - b * f.float()) / a
 
-        # f changes slowly from level to level, so the extrapolated f leads close to the fixed point.
+        # f changes slowly from level to level, so the extrapolated f leads near the fixed point.
         # The first step has no f. It starts from a copy: the trajectory must not alias `clean`
         x = solve(_extrapolated(state.predictions)) if state.predictions else state.latents.clone()
         # every later step needs one evaluation at least; the rest of the budget may be spent here
