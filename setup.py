@@ -35,6 +35,7 @@ setup(
     packages=packages(),
     package_dir={f"anyv2v.{top}": top for top in TOP},
     package_data={
+        "anyv2v": ["py.typed"],
         "anyv2v.weights.demo": ["files/*", "files/tokenizer/*", "*.md"],
         "anyv2v.convert": ["merges/*"],
     },
@@ -62,6 +63,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff",
+            "pyright[nodejs]>=1.1.400",
             "opencv-python-headless>=4.8",
             "diffusers>=0.35",
             "transformers>=5",
