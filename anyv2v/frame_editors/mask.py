@@ -7,7 +7,7 @@ from PIL import Image
 
 from anyv2v.errors import InputError
 from anyv2v.frame_editors.oklab import from_rgb
-from anyv2v.frame_editors.regions import blur, dilate, erode, without_specks
+from anyv2v.frame_editors.regions import blur, dilate, erode, remove_specks
 from anyv2v.media.mask import read_mask
 
 RIM = 1 / 80
@@ -58,6 +58,6 @@ def changed(frame: np.ndarray, edited: np.ndarray) -> np.ndarray:
     threshold = np.clip(4 * np.quantile(difference, 0.25), 0.02, 0.06)
     mask = difference > threshold
     mask = dilate(mask, side // 100)
-    mask = without_specks(mask, mask.size / 1000)
+    mask = remove_specks(mask, mask.size / 1000)
     # the rim of the blend lies within the mask
     return dilate(mask, round(side * RIM)).astype(np.float32)

@@ -13,7 +13,7 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 from anyv2v.frame_editors.base import FrameRequest
 from anyv2v.frame_editors.oklab import from_rgb, to_rgb
-from anyv2v.frame_editors.regions import dilate, pieces
+from anyv2v.frame_editors.regions import dilate, label_regions
 
 GREY = 0.04
 """Chroma below which a colour has no hue that could be told."""
@@ -154,7 +154,7 @@ def _pieces_like(near: np.ndarray, core: np.ndarray, least: float) -> np.ndarray
         rest = [(0, n * block - m) for n, m in zip((height, width), values.shape, strict=True)]
         return np.pad(values, rest).reshape(height, block, width, block).sum((1, 3))
 
-    labels = pieces(blocks(core) > 0)
+    labels = label_regions(blocks(core) > 0)
     much = np.bincount(labels.ravel(), blocks(near).ravel())
     much[0] = 0
     kept = (much > 0) & (much >= least * much.max())

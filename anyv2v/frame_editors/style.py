@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from scipy.cluster.vq import kmeans2, vq
 
 from anyv2v import checks
 from anyv2v.frame_editors.base import FrameRequest
@@ -41,8 +43,8 @@ class Posterise:
 
     def _flat(self, lab: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         pixels = lab.reshape(-1, 3)
-        centres = k_means(pixels[rng.permutation(len(pixels))[:MOST]], self.colours, rng)
-        return centres[nearest(pixels, centres)].reshape(lab.shape)
+        centers = k_means(pixels[rng.permutation(len(pixels))[:MOST]], self.colours, rng)
+        return centers[vq(pixels, centers)[0]].reshape(lab.shape)
 
 
 @dataclass(frozen=True)
@@ -82,21 +84,10 @@ class Edges:
 
 
 def k_means(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `count` centres (k, 3) of points (n, 3), begun far apart (k-means++, 2007)."""
-    centres = points[rng.integers(len(points))][None]
-    for _ in range(count - 1):
-        far = ((points[:, None] - centres) ** 2).sum(-1).min(1)
-        if not far.any():
-            break
-        centres = np.concatenate([centres, points[[rng.choice(len(points), p=far / far.sum())]]])
-    for _ in range(20):
-        index = nearest(points, centres)
-        used = np.unique(index)
-        centres = np.stack([points[index == i].mean(0) for i in used])
-    return centres
-
-
-def nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """(n,) the index of the centre nearest to each point."""
-    distance = (centres**2).sum(-1) - 2 * points @ centres.T
-    return distance.argmin(1)
+    """Up to `count` centers (k, 3) of points (n, 3): Lloyd's iteration from k-means++ (2007)."""
+    # as many centers as distinct points, for no point could begin a further one
+    count = min(count, len(np.unique(points, axis=0)))
+    with warnings.catch_warnings():
+        # a center that loses all its points stays where it is
+        warnings.filterwarnings("ignore", "One of the clusters is empty")
+        return kmeans2(points, count, iter=20, minit="++", rng=rng)[0]
