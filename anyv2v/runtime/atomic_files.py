@@ -8,17 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from anyv2v.errors import InputError
+from filelock import BaseFileLock, FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from anyv2v.errors import InputError
 
 REPLACED = "old"
 """What a scratch folder calls something of the user's that it holds for a moment."""
 MARKER = ".made-by-anyv2v"
-"""A file in every scratch folder: what has none is somebody else's and is never removed."""
+"""The locked file in every scratch folder: one without it is somebody else's and never removed."""
 
 
 @contextmanager
@@ -41,9 +38,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """A hidden folder in `parent` that goes at the end, with those that killed runs left there.
+    """A hidden new folder in `parent`, removed at the end, with those that killed runs left there.
 
-    Who writes into one holds its lock, which ends with the process however that ends.
+    The run that uses it holds the lock of its marker, which ends with the process however that
+    ends. Where the file system has no locks the folders of killed runs stay.
     """
     for left in parent.glob(".anyv2v-*.part"):
         _remove_dead(left)
@@ -52,70 +50,59 @@ def scratch(parent: Path) -> Iterator[Path]:
         (folder / MARKER).touch()
         yield folder
     finally:
-        _remove(folder)
-        if lock is not None:
-            os.close(lock)
+        _remove(folder, lock)
 
 
 def _remove_dead(folder: Path) -> None:
-    """A scratch folder whose process has ended, unless it holds something of the user's."""
+    """Removes a scratch folder whose process has ended, unless it holds something of the user's."""
+    # Timeout is one of them: the process lives
     with suppress(OSError):
-        lock = _lock(folder)
-        if lock is None:
-            return
-        try:
-            if not os.listdir(folder):  # its process was killed before it had marked it
-                folder.rmdir()
-            elif (folder / MARKER).exists() and not (folder / REPLACED).exists():
-                _remove(folder)
-        finally:
-            os.close(lock)
+        if not os.listdir(folder):
+            # killed before it had marked the folder; if it lives and is about to, it makes another
+            folder.rmdir()
+        elif (folder / MARKER).exists():
+            with _lock(folder) as lock:
+                if not (folder / REPLACED).exists():
+                    _remove(folder, lock)
 
 
-def _remove(folder: Path) -> None:
-    """The marker last, so that what a kill leaves of it is still known for ours."""
+def _remove(folder: Path, lock: BaseFileLock) -> None:
+    """Removes a folder whose lock is held, or that is on a file system without locks."""
     with suppress(OSError):
+        # the marker last, so that what a kill leaves of the folder is still known for ours; and
+        # before the lock is released, else a new run could get it and lose the folder. Windows
+        # refuses to remove an open file, but removes it with the release
         for name in sorted(os.listdir(folder), key=MARKER.__eq__):
             path = folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
+    lock.release()
+    with suppress(OSError):
         folder.rmdir()
 
 
-def _locked_folder(parent: Path) -> tuple[Path, int | None]:
-    """A new folder and its lock; None where the file system or the platform has no locks."""
+def _locked_folder(parent: Path) -> tuple[Path, BaseFileLock]:
+    """A new folder and its lock, which is not held where the file system has none."""
     while True:
         folder = parent / f".anyv2v-{secrets.token_hex(4)}.part"
         folder.mkdir()
+        lock = _lock(folder)
         try:
-            lock = _lock(folder)
-        except (BlockingIOError, FileNotFoundError):
+            lock.acquire()
+        except (Timeout, FileNotFoundError):
             # another run took it for a dead one before it was locked, and removes it
             continue
-        if folder.exists():
-            return folder, lock
-        if lock is not None:
-            os.close(lock)
+        except OSError:
+            pass
+        return folder, lock
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed; None where there are no locks.
-
-    BlockingIOError: another process holds it. FileNotFoundError: the folder is gone.
-    """
-    if fcntl is None:
-        return None
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None
-    return lock
+def _lock(folder: Path) -> BaseFileLock:
+    """The lock of a scratch folder, not acquired yet, which raises Timeout if it is held."""
+    # a lock without the system's help would outlive a killed process
+    return FileLock(folder / MARKER, blocking=False, thread_local=False, fallback_to_soft=False)
 
 
 def check_output(path: str | os.PathLike, force: bool, suffixes: tuple[str, ...] = ()) -> None:
