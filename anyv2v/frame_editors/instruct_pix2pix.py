@@ -19,7 +19,7 @@ from anyv2v.errors import InputError
 from anyv2v.frame_editors.base import FrameRequest
 from anyv2v.media.image import to_frames, to_pixels
 from anyv2v.runtime.device import choose_device, choose_dtype
-from anyv2v.runtime.finite import FiniteCheck, checked, in_steps
+from anyv2v.runtime.finite import FiniteCheck, check_finite, describe_steps
 from anyv2v.stable_diffusion.loading import StableDiffusion, load
 from anyv2v.stable_diffusion.schedule import OnStep, sample_euler_ancestral
 
@@ -115,10 +115,12 @@ def edit(
 
     noise = noise.to(model.device)
     strongest = max(guidance, image_guidance, key=abs)
-    check = FiniteCheck(in_steps("the image editor's network", steps, model.dtype, [strongest]))
+    check = FiniteCheck(
+        describe_steps("the image editor's network", steps, model.dtype, [strongest])
+    )
     latents = sample_euler_ancestral(predict, noise, model.schedule, steps, fresh, on_step, check)
     pixels = model.vae.decode(latents.to(model.dtype))
-    return checked(pixels, "the image editor's decoder", model.dtype)
+    return check_finite(pixels, "the image editor's decoder", model.dtype)
 
 
 def guide(found: Tensor, guidance: float, image_guidance: float) -> Tensor:

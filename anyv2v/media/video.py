@@ -23,7 +23,7 @@ from anyv2v.media.seek import open_at
 from anyv2v.media.sequence import SUFFIXES as SEQUENCES
 from anyv2v.media.sequence import is_sequence, read_sequence, write_sequence, writes_sequence
 from anyv2v.runtime.atomic_files import atomic_path, check_output
-from anyv2v.runtime.memory import free_bytes, require
+from anyv2v.runtime.memory import free_bytes, require_memory
 
 SUFFIXES = (".mp4", ".mov", ".mkv", *SEQUENCES)
 
@@ -66,7 +66,7 @@ def read_video(
     frames = None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES)
     fit, start_time = checks.one_of("fit", fit, FITS), _start(start_time)
     if size is not None and frames is not None:
-        require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
+        require_memory(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
     if is_sequence(path):
         return read_sequence(path, size, frames, fps, start_time, fit)
     spans: list[tuple[float, float]] = []

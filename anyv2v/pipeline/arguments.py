@@ -20,7 +20,7 @@ from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
 from anyv2v.pipeline.denoise import pinned_first
 from anyv2v.pipeline.source import SUFFIX, Source
-from anyv2v.runtime.finite import FiniteCheck, not_finite
+from anyv2v.runtime.finite import FiniteCheck, not_finite_message
 
 
 def as_video(video: Video | str | os.PathLike | np.ndarray, defaults: Defaults) -> Video:
@@ -138,7 +138,7 @@ def hooks(
             raise InputError(
                 f"after_step: it gave {tuple(instead.shape)}, the latents are {tuple(whole.shape)}"
             )
-        check = FiniteCheck(lambda i, rows: not_finite("after_step", f"in step {i}"))
+        check = FiniteCheck(lambda i, rows: not_finite_message("after_step", f"in step {i}"))
         check.look(instead, index)
         check.finish()
         # a copy, because the caller may use the memory again

@@ -20,8 +20,8 @@ from anyv2v.media.frames import Video
 from anyv2v.pipeline.inverting import STEPS
 from anyv2v.pipeline.planning import Planning, records_on_the_way
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass, Way
-from anyv2v.runtime.accounting import Cost, count, fakes
-from anyv2v.runtime.memory import comfortable
+from anyv2v.runtime.accounting import Cost, count, fake_mode
+from anyv2v.runtime.memory import comfortable_bytes
 
 HEAP = 1.35
 """On a CPU: what a process holds over the tensors that are alive, after many forward passes: the
@@ -106,7 +106,7 @@ def predict(
         evaluations = len(visited) + spare
 
     branches = editor.backbone.branch_count(scales)
-    with fakes(editor.backbone.device) as there:
+    with fake_mode(editor.backbone.device) as there:
         counted = _Counted(editor, video, there, edits, branches, recording.compact)
         kinds = Counter((step.sites, step.way) for step in plan.steps)
         sampling = {kind: counted.step(*kind) for kind in kinds}
@@ -129,7 +129,7 @@ def predict(
 
 
 class _Counted:
-    """What the parts of a run cost; to be made inside `fakes`."""
+    """What the parts of a run cost; to be made inside `fake_mode`."""
 
     def __init__(
         self,
@@ -191,7 +191,9 @@ class _Counted:
         """
         editor, (frames, height, width, _) = self._editor, self._frames
         least = editor._least_bytes((width, height), frames, 1 + self._branches)
-        away = editor.offload.is_for(comfortable(least, editor.graphs is not False) + features)
+        away = editor.offload.applies_to(
+            comfortable_bytes(least, editor.graphs is not False) + features
+        )
         towers, encoder = (self._towers, self._encoder) if away else (0, 0)
         work = max(
             # conditions, and the edited frame between them

@@ -24,7 +24,7 @@ from anyv2v.pipeline.request import Edit, EditRequest
 from anyv2v.pipeline.source import Source
 from anyv2v.pipeline.stages import Stages, size_of
 from anyv2v.pipeline.step_plan import StepPlan
-from anyv2v.runtime.finite import Which, nth
+from anyv2v.runtime.finite import DescribeEdits, ordinal
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ class EditRun:
         frames = self.stages._decode(latents, self._which(index))
         return Edit(frames, self.source.video.fps, latents)
 
-    def _which(self, first: int) -> Which:
+    def _which(self, first: int) -> DescribeEdits:
         """Of rows of a batch that begins with edit `first`: which edits they are, in a message."""
 
         def which(rows: list[int]) -> str:
             if len(self.jobs) == 1:
                 return ""
             named = [(first + row, self.jobs[first + row].request.prompt) for row in rows]
-            told = [f"{nth(i, len(self.jobs))} {checks.shown(prompt)}" for i, prompt in named]
+            told = [f"{ordinal(i, len(self.jobs))} {checks.shown(prompt)}" for i, prompt in named]
             return f", of edit {', '.join(told)}"
 
         return which

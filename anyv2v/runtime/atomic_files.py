@@ -13,22 +13,23 @@ from filelock import BaseFileLock, FileLock, Timeout
 from anyv2v.errors import InputError
 
 REPLACED = "old"
-"""What a scratch folder calls something of the user's that it holds for a moment."""
+"""The name, in a scratch folder, of files of the user's that are held while they are replaced."""
 MARKER = ".made-by-anyv2v"
-"""The locked file in every scratch folder: one without it is somebody else's and never removed."""
+"""The locked file in every scratch folder. A folder without it is never removed: it is not ours."""
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A name with the suffix of `path` to write to, in `scratch`; becomes `path` at the end.
+    """Yields a temporary path with the suffix of `path`, and renames it to `path` at the end.
 
-    If the block raises anything, Ctrl-C included, the half file is removed and `path` stays as it
-    was. A `path` that is a symbolic link stays one: the file it leads to is replaced. A file that
-    is replaced leaves its permissions to the new one; other hard links to it keep the old content.
+    If the block raises anything, Ctrl-C included, the half-written file is removed and `path` stays
+    as it was. If `path` is a symbolic link it stays one, and the file that it points to is
+    replaced. The new file gets the permissions of the file that it replaces, or those of the umask;
+    other hard links to the replaced file keep the old content.
     """
     target = Path(os.path.realpath(path))
     with scratch(target.parent) as folder:
-        # the suffix of the name that was given: a link may lead to a name without one
+        # the suffix of `path` itself: a link may point to a name without one
         temporary = folder / f"new{Path(path).suffix}"
         yield temporary
         before = target if target.exists() else folder / MARKER
@@ -38,10 +39,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """A hidden new folder in `parent`, removed at the end, with those that killed runs left there.
+    """Yields a new hidden folder in `parent`, which is removed at the end.
 
-    The run that uses it holds the lock of its marker, which ends with the process however that
-    ends. Where the file system has no locks the folders of killed runs stay.
+    Folders that killed runs have left in `parent` are removed first. A run holds the lock of its
+    folder's marker, and the system releases the lock when the process ends, however it ends. On a
+    file system without locks the folders of killed runs stay.
     """
     for left in parent.glob(".anyv2v-*.part"):
         _remove_dead(left)
@@ -106,11 +108,11 @@ def _lock(folder: Path) -> BaseFileLock:
 
 
 def check_output(path: str | os.PathLike, force: bool, suffixes: tuple[str, ...] = ()) -> None:
-    """InputError if `path` cannot be written; meant to be asked before long work.
+    """Raises an InputError if `path` cannot be written; to be called before long work.
 
-    An existing file is refused unless `force`, and in any case if it is read-only or no plain file;
-    a missing folder is refused, never created; a suffix that is not among `suffixes` (if any are
-    given; case does not matter) is refused.
+    Refused are an existing file without `force`; one that is read-only or is not a regular file; a
+    path in a missing folder, which is never created; and a suffix that is not in `suffixes`, if any
+    are given (in lower case; that of `path` may be in upper case).
     """
     if suffixes and Path(path).suffix.lower() not in suffixes:
         raise InputError(f"cannot write {path}: the name must end in one of {', '.join(suffixes)}")
@@ -135,7 +137,7 @@ def check_output(path: str | os.PathLike, force: bool, suffixes: tuple[str, ...]
 
 
 def _mode(target: Path) -> int | None:
-    """Its type and permissions; None if there is no such file. OSError: the name is too long."""
+    """The type and permissions of a file; None if it is missing. OSError: the name is too long."""
     try:
         return target.stat().st_mode
     except FileNotFoundError:
