@@ -93,8 +93,9 @@ def _locked_folder(parent: Path) -> tuple[Path, BaseFileLock]:
         lock = _lock(folder)
         try:
             lock.acquire()
-        except (Timeout, FileNotFoundError):
-            # another run took it for a dead one before it was locked, and removes it
+        except (Timeout, FileNotFoundError, FileExistsError):
+            # another run took it for a dead one before it was locked, and has removed it or is
+            # about to. FileExistsError: it did between two system calls of filelock's mkdir
             continue
         except OSError:
             pass

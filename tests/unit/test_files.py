@@ -4,6 +4,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from filelock import Timeout
@@ -119,16 +120,24 @@ def test_many_processes_write_into_one_folder_and_nothing_is_lost(tmp_path, coun
     assert int(number) < 8 and int(last) == count - 1
 
 
-@pytest.mark.parametrize("moment", ["before it was marked", "before it was locked"])
+@pytest.mark.parametrize("moment", ["before", "while it was marked", "before it was locked"])
 def test_a_folder_that_another_run_takes_for_a_dead_one_is_not_used(tmp_path, monkeypatch, moment):
     folders, locks = [], []
+
+    def is_dir(path):
+        # what filelock asks after its mkdir has found the folder
+        if len(folders) == 1:
+            _remove_dead(path)
+        return os.path.isdir(path)
 
     def lock(folder):
         folders.append(folder)
         if len(folders) == 1:
             # what another run may do between our mkdir and our lock
-            if moment == "before it was marked":
+            if moment == "before":
                 _remove_dead(folder)
+            elif moment == "while it was marked":
+                monkeypatch.setattr(Path, "is_dir", is_dir)
             else:
                 locks.append(_lock(folder).acquire().lock)
         return _lock(folder)
