@@ -1,4 +1,4 @@
-"""Styles that need no model: few colours, drawn lines."""
+"""Styles that need no model: few colors, drawn lines."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from anyv2v.frame_editors.base import FrameRequest
 from anyv2v.frame_editors.oklab import from_rgb, to_rgb
 from anyv2v.frame_editors.regions import blur
 
-MOST = 10000
-"""Pixels that the colours are found on."""
+SAMPLE = 10000
+"""Most pixels, drawn at random, from which the colors are computed."""
 
 
 @dataclass(frozen=True)
-class Posterise:
-    """Paints the frame in its few most used colours, flat."""
+class Posterize:
+    """Paints the frame in its few most used colors, flat."""
 
     colours: int = 8
-    """How many."""
+    """The number of colors, 2 to 256."""
     smooth: float = 0.005
-    """Of the shorter side: how far details are evened out first."""
+    """Radius of the blur that comes first, as a fraction of the shorter side."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset({"seed"})
@@ -36,14 +36,15 @@ class Posterise:
         checks.fraction("smooth", self.smooth)
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
+        """Returns a posterized frame for each seed; see `FrameEditor`."""
         lab = from_rgb(request.frame)
         radius = round(self.smooth * min(lab.shape[:2]))
-        even = np.stack([blur(lab[..., i], radius) for i in range(3)], -1)
-        return [to_rgb(self._flat(even, np.random.default_rng(seed))) for seed in seeds]
+        blurred = np.stack([blur(lab[..., i], radius) for i in range(3)], -1)
+        return [to_rgb(self._flat(blurred, np.random.default_rng(seed))) for seed in seeds]
 
     def _flat(self, lab: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         pixels = lab.reshape(-1, 3)
-        centers = k_means(pixels[rng.permutation(len(pixels))[:MOST]], self.colours, rng)
+        centers = k_means(pixels[rng.permutation(len(pixels))[:SAMPLE]], self.colours, rng)
         return centers[vq(pixels, centers)[0]].reshape(lab.shape)
 
 
@@ -52,11 +53,11 @@ class Edges:
     """Draws dark lines where the frame has edges, over it or on white paper."""
 
     strength: float = 1.0
-    """0 to 1: how dark."""
+    """How dark the lines are, 0 to 1."""
     detail: float = 0.5
-    """0 to 1: how faint an edge still gets a line."""
+    """How faint an edge still gets a line, 0 to 1."""
     paper: bool = False
-    """Only the lines, on white."""
+    """Draws the lines alone, on white."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset()
@@ -66,13 +67,14 @@ class Edges:
         checks.fraction("detail", self.detail)
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
+        """Returns the same drawing for each seed; see `FrameEditor`."""
         lab = from_rgb(request.frame)
         side = min(lab.shape[:2])
-        # differences per two pixels of a picture of 256
+        # the difference across two pixels of a picture of 256 pixels
         slope = np.zeros(lab.shape[:2])
         for i in range(3):
-            even = blur(blur(lab[..., i], side // 400), side // 400)
-            down, right = np.gradient(np.pad(even, 1, mode="edge"))
+            blurred = blur(blur(lab[..., i], side // 400), side // 400)
+            down, right = np.gradient(np.pad(blurred, 1, mode="edge"))
             slope += (down**2 + right**2)[1:-1, 1:-1]
         slope = np.sqrt(slope) * max(1.0, side / 256) * 2
         least = 0.12 * (1 - self.detail) + 0.02

@@ -10,7 +10,7 @@ import anyv2v
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS, oklab, regions, registry
 from anyv2v.frame_editors.base import FrameRequest
-from anyv2v.frame_editors.mask import as_mask, blend, changed
+from anyv2v.frame_editors.mask import as_mask, blend, detect_changes
 from anyv2v.frame_editors.palette import monge, sliced_transport
 from anyv2v.frame_editors.style import k_means
 from anyv2v.media.psnr import psnr
@@ -141,10 +141,10 @@ def test_what_an_editor_hardly_changed_is_told_from_what_it_meant(picture, noise
     rng = np.random.default_rng(1)
     edited = np.where(disc[..., None], frame[..., ::-1], frame)
     edited = np.rint(edited + rng.normal(0, noise, frame.shape)).clip(0, 255).astype(np.uint8)
-    mask = changed(frame, edited)
+    mask = detect_changes(frame, edited)
     assert mask[disc].all()
     assert mask[~regions.dilate(disc, 6)].mean() < 0.01
-    assert not changed(frame, frame).any()
+    assert not detect_changes(frame, frame).any()
 
 
 def test_keep_unchanged_restores_the_rest_of_the_frame(picture):
@@ -222,11 +222,11 @@ def test_recolour_is_near_the_truth_of_rendered_scenes():
 @pytest.mark.parametrize(
     "instruction, words",
     [
-        ("red > ultraviolet", "'ultraviolet' is no colour"),
+        ("red > ultraviolet", "'ultraviolet' is no color"),
         ("red > blue > green", "is not like"),
         ("lime > blue", "nothing in the frame"),
         ("", "needs instruction"),
-        ("change the shirt", "no colour"),
+        ("change the shirt", "no color"),
     ],
 )
 def test_recolour_refuses(picture, instruction, words):
