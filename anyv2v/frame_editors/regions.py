@@ -29,7 +29,8 @@ def blur(values: np.ndarray, radius: int) -> np.ndarray:
 
 def label_regions(mask: np.ndarray) -> np.ndarray:
     """The number 1, 2, ... of each connected region of a mask of bool; 0 outside the mask."""
-    return ndimage.label(mask, TOUCHING)[0]
+    # scipy has no type hints, and a number alone is inferred
+    return ndimage.label(mask, TOUCHING)[0]  # pyright: ignore[reportIndexIssue]
 
 
 def remove_specks(mask: np.ndarray, least: float) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.backbones.base import Defaults
 from anyv2v.checks import shown
-from anyv2v.media.frames import clip
+from anyv2v.media.frames import describe_clip
 from anyv2v.media.image import Frame
 
 
@@ -58,4 +58,4 @@ class Edit:
     """(1, c, f', h', w') float32, clean."""
 
     def __repr__(self) -> str:
-        return f"Edit({clip(self.frames, self.fps)}, latents {tuple(self.latents.shape)})"
+        return f"Edit({describe_clip(self.frames, self.fps)}, latents {tuple(self.latents.shape)})"

@@ -23,7 +23,7 @@ from anyv2v.diffusion.schedule import Level
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.injection.feature_cache import NO_FEATURES, FeatureCache
-from anyv2v.media.frames import Video, clip
+from anyv2v.media.frames import Video, describe_clip
 from anyv2v.pipeline.source_upgrade import upgraded
 from anyv2v.runtime.atomic_files import atomic_path, check_output
 
@@ -75,7 +75,7 @@ class Source:
     """What was recorded, by index of the step. All indices count in the inversion's run."""
 
     def __repr__(self) -> str:
-        made, video = self.settings, clip(self.video.frames, self.video.fps)
+        made, video = self.settings, describe_clip(self.video.frames, self.video.fps)
         return (
             f"Source({video}, {made.method} in {made.steps} steps, "
             f"{self.evaluations} evaluations, weights {self.fingerprint[:12] or 'unknown'})"
