@@ -436,7 +436,7 @@ def test_canny_is_asked_with_its_thresholds(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(Canny=find))
     frame = picture(24, 40)
-    edges = t2i_adapter.canny(frame[:, ::-1])
+    edges = conditions.canny(frame[:, ::-1])
     ((given, thresholds),) = asked
     assert thresholds == (100, 200) and given.flags.c_contiguous
     assert np.array_equal(given, frame[:, ::-1])
