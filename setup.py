@@ -45,6 +45,10 @@ setup(
         "einops",
         "safetensors>=0.4",
         "numpy>=1.26",
+        # regions of masks and the few colors of `posterise`
+        "scipy>=1.15",
+        # so that runs that write into one folder leave each other's unfinished files alone
+        "filelock>=3.30",
         "av>=14",
         "pillow>=10",
         "tokenizers>=0.20",

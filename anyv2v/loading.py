@@ -21,7 +21,7 @@ from anyv2v.errors import InputError
 from anyv2v.injection.fractions import Injection
 from anyv2v.pipeline.cuda_graphs import resolve_graphs
 from anyv2v.runtime.device import choose_device, choose_dtype
-from anyv2v.runtime.offload import Wanted, checked
+from anyv2v.runtime.offload import OffloadMode, check_offload
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
 from anyv2v.weights.manifest import Shapes, components
@@ -36,7 +36,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     graphs: bool | None = None,
-    offload: Wanted = "auto",
+    offload: OffloadMode = "auto",
 ) -> Editor:
     """Loads the weights in a folder that `anyv2v convert` wrote, or "demo", into an editor.
 
@@ -51,7 +51,7 @@ def load(
     dtype, graphs, offload = (
         choose_dtype(dtype, device),
         resolve_graphs(graphs, device),
-        checked(offload),
+        check_offload(offload),
     )
     return _assemble(Checkpoint.open(folder_of(weights)), device, dtype, graphs, offload)
 
@@ -61,7 +61,7 @@ def _assemble(
     device: torch.device,
     dtype: torch.dtype,
     graphs: bool | None,
-    offload: Wanted,
+    offload: OffloadMode,
 ) -> Editor:
     config = checkpoint.config
     with blaming(checkpoint.folder):

@@ -113,7 +113,7 @@ def published_size() -> Editor:
 
 
 class Counted:
-    """Counts operations of an editor's networks; must be created inside `fakes`."""
+    """Counts operations of an editor's networks; must be created inside `fake_mode`."""
 
     def __init__(
         self, editor: Editor, device: torch.device, frames: int = FRAMES, size: int = SIZE

@@ -26,7 +26,7 @@ import anyv2v
 from anyv2v.editor import Editor
 from anyv2v.pipeline.cost import EditCost, predict_cost
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass
-from anyv2v.runtime.accounting import fakes
+from anyv2v.runtime.accounting import fake_mode
 from bench.core import Bench, Contender
 from bench.counted import (
     BRANCHES,
@@ -205,7 +205,7 @@ def at_published_size(bench: Bench) -> None:
 def savings(bench: Bench) -> None:
     """Report the gain of each saving alone and added last, in % of sampling without any saving."""
     real = published_size()  # a network that is built in fake mode cannot be cast
-    with fakes("cuda") as device:
+    with fake_mode("cuda") as device:
         counted = Counted(real, device)
         plain, least = counted.batched(NOTHING), counted.batched(Savings())
         for name, words in WORDS.items():

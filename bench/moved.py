@@ -28,7 +28,7 @@ from anyv2v.injection.taps import NO_TAPS
 from anyv2v.kernels import gpu
 from anyv2v.media.frames import Video
 from anyv2v.pipeline import cost
-from anyv2v.runtime.accounting import count, fakes
+from anyv2v.runtime.accounting import count, fake_mode
 from bench.counted import FRAMES, SIZE, published_size
 
 DISPATCHERS = (
@@ -127,7 +127,7 @@ class CudnnLayout(TorchDispatchMode):
 @contextmanager
 def fake_gpu(_: Any = None) -> Iterator[torch.device]:
     """Fake mode for tensors without data on a GPU, with the memory formats of cuDNN."""
-    with fakes("cuda") as device, CudnnLayout():
+    with fake_mode("cuda") as device, CudnnLayout():
         yield device
 
 
@@ -175,7 +175,7 @@ def main() -> None:
         ):
             report(name, moved, run)
     # the editor's networks are on the meta device, but the cost is that of a GPU
-    cost.fakes = fake_gpu
+    cost.fake_mode = fake_gpu
     print(cost.predict_cost(editor, video, feature_memory=0))
 
 

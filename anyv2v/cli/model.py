@@ -9,9 +9,9 @@ import torch
 from anyv2v import loading
 from anyv2v.editor import Editor
 from anyv2v.runtime.device import choose_device
-from anyv2v.runtime.offload import Wanted
+from anyv2v.runtime.offload import OffloadMode
 
-OFFLOADS: dict[str, Wanted] = {"auto": "auto", "on": True, "off": False}
+OFFLOADS: dict[str, OffloadMode] = {"auto": "auto", "on": True, "off": False}
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def byte_symbols() -> list[str]:
 
 
 def read_vocab(path: Path, special: tuple[str, ...], size: int | None) -> dict[str, int]:
-    """token -> id: ids 0..n-1, n no more than `size`; every byte and special token is there."""
+    """Token -> id: ids 0..n-1, n no more than `size`; every byte and special token is there."""
     text = _read(path)
     try:
         vocab = json.loads(text)

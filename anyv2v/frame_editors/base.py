@@ -1,4 +1,4 @@
-"""What an editor of pictures is given, and what it is."""
+"""The interface of a frame editor, and the request that it gets."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import numpy as np
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """One picture and what is to become of it; an editor takes what it needs of this."""
+    """A frame and the edit that is asked for; an editor uses the fields that it needs."""
 
     frame: np.ndarray
-    """(h, w, 3) uint8 RGB."""
+    """The frame, (h, w, 3) uint8 RGB."""
     instruction: str = ""
-    """What to do with it, or what it is to show, as the editor has it."""
+    """What to do with the frame, or what the result is to show, depending on the editor."""
     reference: np.ndarray | None = None
-    """(h', w', 3) uint8 RGB: a picture of the style, subject or structure that is wanted."""
+    """A picture of the style, subject or structure to be taken over, (h', w', 3) uint8 RGB."""
     mask: np.ndarray | None = None
-    """(h, w) float32, 0 to 1: where it may change. What lies outside is put back afterwards."""
+    """Where the frame may change, (h, w) float32, 0 to 1. The caller restores the rest."""
 
 
 class FrameEditor(Protocol):
-    """Edits pictures. An implementation is a frozen dataclass; its fields are its options.
+    """Edits frames. An implementation is a frozen dataclass, whose fields are its options.
 
-    The options have defaults, but for what it cannot do without, such as `weights`. What a call
-    needs of memory and of the GPU is free again when it returns.
+    Options have defaults, except for those without which the editor cannot run, such as `weights`.
+    Memory that a call takes, on the host and on the GPU, is free again when it returns.
     """
 
     needs: ClassVar[frozenset[str]]
-    """Of "instruction", "reference" and "mask", those that have to be given."""
+    """The fields of a request that must be given, out of "instruction", "reference" and "mask"."""
 
     @property
     def uses(self) -> frozenset[str]:
-        """Of "instruction", "reference" and "seed", those that change what it makes.
+        """The inputs that change the result, out of "instruction", "reference" and "seed".
 
-        May be left out: then it is taken for all. Masks hold for every editor.
+        An editor without this property is taken to use all three. Every editor honors masks.
         """
         ...
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
-        """A candidate for each seed, (h, w, 3) uint8 RGB, as large as the frame.
+        """Returns one edited frame for each seed, (h, w, 3) uint8 RGB, of the size of the frame.
 
-        InputError: a request that it cannot make sense of.
+        InputError: the editor cannot make sense of the request.
         """
         ...

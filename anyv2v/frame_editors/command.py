@@ -1,4 +1,4 @@
-"""Any other tool: a command that reads a picture and writes one."""
+"""Any other tool as an editor: a command that reads a picture and writes one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -27,7 +27,7 @@ from anyv2v.runtime.atomic_files import scratch
 
 PLACEHOLDERS = ("input", "output", "instruction", "reference", "mask", "seed")
 TAIL = 400
-"""Characters of what a failed command said that are shown."""
+"""Characters of the output of a failed command that its error message shows."""
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,11 @@ class Command:
     """Runs another tool, such as 'mytool --in {input} --out {output} --text {instruction}'."""
 
     command: str
-    """Its words as a shell would split them, but no shell runs them; then {input}, {output},
-    {instruction}, {reference}, {mask} and {seed} are filled in, pictures as paths of PNG files."""
+    """The command, split into words as a shell does, but run without a shell. {input}, {output},
+    {instruction}, {reference}, {mask} and {seed} are filled in, pictures as paths of PNG files.
+    """
     timeout: float = 600.0
-    """Seconds after which it is ended, with all that it started."""
+    """Seconds after which the command is killed, with all processes that it started."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
@@ -57,17 +58,23 @@ class Command:
 
     @property
     def uses(self) -> frozenset[str]:
+        """The placeholders in the command."""
         return frozenset(name for name in PLACEHOLDERS if f"{{{name}}}" in self.command)
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
-        given = {"reference": request.reference, "mask": request.mask}
-        given["instruction"] = request.instruction or None
-        for name, value in given.items():
-            if f"{{{name}}}" in self.command and value is None:
+        """Runs the command once for each seed; see `FrameEditor`.
+
+        InputError: it needs an input that is not given, fails, takes longer than the timeout, or
+        writes no picture of the frame's proportions.
+        """
+        missing = {"reference": request.reference is None, "mask": request.mask is None}
+        missing["instruction"] = not request.instruction
+        for name, is_missing in missing.items():
+            if f"{{{name}}}" in self.command and is_missing:
                 raise InputError(f"the editor command has {{{name}}}, but no {name} is given")
-        with scratch(Path(tempfile.gettempdir())) as room:
-            folder = room / "pictures"
-            # whoever else uses the temporary folder has no business with them
+        with scratch(Path(tempfile.gettempdir())) as parent:
+            folder = parent / "pictures"
+            # other users of the temporary folder may not read the pictures
             folder.mkdir(mode=0o700)
             return [self._edit(request, seed, folder) for seed in seeds]
 
@@ -84,67 +91,69 @@ class Command:
         values["output"] = str(output)
         pattern = re.compile("{(" + "|".join(PLACEHOLDERS) + ")}")
         words = [
-            # in one pass: an instruction may speak of {output}
-            pattern.sub(lambda found: values[found[1]], word)
+            # in one pass, because the text of an instruction may contain {output}
+            pattern.sub(lambda match: values[match[1]], word)
             for word in shlex.split(self.command)
         ]
         self._run(words, folder)
         if not output.exists():
             raise InputError(f"the editor command {words[0]} ended well but wrote no {{output}}")
-        return _of_size(read_image(output), request.frame.shape[:2])
+        return _resized(read_image(output), request.frame.shape[:2])
 
     def _run(self, words: list[str], folder: Path) -> None:
-        with open(folder / "log", "w+b") as said, _watched() as tell:
+        with open(folder / "log", "w+b") as output, _watcher() as watch_process:
             try:
                 process = subprocess.Popen(
                     words,
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
-                    # a session of its own, which can be ended as a whole
+                    stdout=output,
+                    stderr=output,
+                    # a session of its own, all of whose processes can be killed together
                     start_new_session=True,
                 )
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise InputError(f"the editor command {words[0]} cannot run: {reason}") from error
             try:
-                tell(process)
+                watch_process(process)
                 status = process.wait(self.timeout)
             except subprocess.TimeoutExpired:
                 raise InputError(
                     f"the editor command {words[0]} was ended after {self.timeout:g} s"
-                    f"{_tail(said)}; --editor-timeout gives it longer"
+                    f"{_tail(output)}; --editor-timeout gives it longer"
                 ) from None
             finally:
                 _end(process)
             if status:
                 raise InputError(
-                    f"the editor command {words[0]} failed with status {status}{_tail(said)}"
+                    f"the editor command {words[0]} failed with status {status}{_tail(output)}"
                 )
 
 
 @contextmanager
-def _watched() -> Iterator[Callable[[subprocess.Popen], None]]:
-    """Gives what is told of a process, which then ends when this one does, however that ends."""
+def _watcher() -> Iterator[Callable[[subprocess.Popen], None]]:
+    """Yields a function for a process that is to end when this process ends, however it ends."""
     if not hasattr(os, "killpg"):
         yield lambda process: None
         return
     python = [sys.executable, "-I", "-S", watch.__file__]
     with subprocess.Popen(python, stdin=subprocess.PIPE, start_new_session=True) as watcher:
+        stdin = watcher.stdin
+        assert stdin is not None  # a pipe, see above
 
-        def tell(process: subprocess.Popen) -> None:
+        def watch_process(process: subprocess.Popen) -> None:
             with suppress(BrokenPipeError):
-                watcher.stdin.write(str(process.pid).encode())
-                watcher.stdin.flush()
+                stdin.write(str(process.pid).encode())
+                stdin.flush()
 
         try:
-            yield tell
+            yield watch_process
         finally:
             watcher.kill()
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends it and what it left running."""
+    """Kills a process and all that it has left running."""
     if hasattr(os, "killpg"):
         watch.end(process.pid)
     else:
@@ -152,17 +161,17 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _tail(said) -> str:
-    said.flush()
-    size = said.seek(0, os.SEEK_END)
-    said.seek(max(0, size - 4 * TAIL))
-    text = " ".join(said.read().decode(errors="replace").split())
+def _tail(output: BinaryIO) -> str:
+    output.flush()
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - 4 * TAIL))
+    text = " ".join(output.read().decode(errors="replace").split())
     if not text:
         return ", without a word"
     return f": {'... ' if len(text) > TAIL else ''}{text[-TAIL:]}"
 
 
-def _of_size(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _resized(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     (height, width), (h, w) = picture.shape[:2], shape
     if (height, width) == (h, w):
         return picture

@@ -12,7 +12,8 @@ import torch
 from anyv2v import checks
 from anyv2v.errors import InputError
 from anyv2v.frame_editors.base import FrameRequest
-from anyv2v.frame_editors.t2i_adapter import Kind, check_condition, features, painted, working_frame
+from anyv2v.frame_editors.conditions import Kind, adapter_residuals, check_condition
+from anyv2v.frame_editors.painting import paint_each, working_frame
 from anyv2v.runtime.device import choose_device, choose_dtype
 from anyv2v.stable_diffusion.adapters import load_ip_adapter
 from anyv2v.stable_diffusion.ip_adapter import SITES, image_context, scales
@@ -30,28 +31,26 @@ class IPAdapter:
     adapter: str
     """The folder that `anyv2v convert` made of an IP-Adapter and its vision tower."""
     blocks: Literal["all", "style", "style+layout"] = "all"
-    """Where the reference is seen: everywhere, or as in InstantStyle."""
+    """The attention blocks that see the reference: all, or those of InstantStyle."""
     scale: float = 1.0
-    """How much the reference counts."""
+    """Weight of the reference."""
     strength: float = 0.6
-    """How much of the frame goes: 0.6 paints over it by six tenths of the steps, 1 begins with
-    noise.
-    """
+    """Part of the steps that are run over the noised frame, 0 to 1; 1 begins with noise alone."""
     guidance: float = 7.5
-    """How much instruction and reference count."""
+    """Scale of classifier-free guidance with the instruction and the reference."""
     steps: int = 50
     negative: str = ""
-    """What is not to be seen."""
+    """Negative prompt."""
     t2i: str = ""
-    """The folder of a T2I-Adapter that is to keep the frame's structure besides."""
+    """The folder of a T2I-Adapter that keeps the frame's structure; "" for none."""
     kind: Kind = "canny"
-    """What that was trained on."""
+    """The kind of condition that the T2I-Adapter was trained on."""
     condition: str = ""
-    """A picture of that kind, for sketch and depth; the others can be made of the frame."""
+    """A picture of that kind, needed for sketch and depth; the others can be made of the frame."""
     condition_scale: float = 1.0
-    """How much the condition counts."""
+    """Weight of the condition."""
     size: int = 512
-    """Pixels of the frame's longer side while it is painted."""
+    """Length of the frame's longer side while it is painted, in pixels."""
     device: str | torch.device | None = None
     dtype: torch.dtype | None = None
 
@@ -69,6 +68,7 @@ class IPAdapter:
             raise InputError("condition and condition_scale have no effect without t2i")
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
+        """Returns a painted frame for each seed; see `FrameEditor`."""
         if request.reference is None:
             raise InputError("IPAdapter needs a reference: a picture of the style or subject")
         device = choose_device(self.device)
@@ -76,12 +76,11 @@ class IPAdapter:
         adapter, tokens = load_ip_adapter(self.adapter, request.reference, device, dtype)
         model = load(self.weights, device, dtype, channels_in=4)
         unet = model.unet.config
-        for_this = adapter.config.widths, adapter.config.context_width
-        if for_this != (unet.widths, unet.context_width) or set(cross_sites(model.unet)) != {
-            *SITES
-        }:
+        expected = adapter.config.widths, adapter.config.context_width
+        same_sites = set(cross_sites(model.unet)) == set(SITES)
+        if expected != (unet.widths, unet.context_width) or not same_sites:
             raise InputError(
-                f"{self.adapter}: is for widths {for_this[0]} and a context of {for_this[1]}; "
+                f"{self.adapter}: is for widths {expected[0]} and a context of {expected[1]}; "
                 f"{self.weights} has {unet.widths} and {unet.context_width}, or other attentions"
             )
         with torch.no_grad():
@@ -89,10 +88,10 @@ class IPAdapter:
         frame = working_frame(request.frame, self.size, model)
         residuals = []
         if self.t2i:
-            residuals = features(
+            residuals = adapter_residuals(
                 self.t2i, self.kind, self.condition, self.condition_scale, frame, model
             )
-        return painted(model, request, frame, seeds, self._painting(), image, residuals)
+        return paint_each(model, request, frame, seeds, self._painting(), image, residuals)
 
     def _painting(self) -> Painting:
         return Painting(self.steps, self.strength, self.guidance, self.negative)

@@ -1,4 +1,4 @@
-"""Where an edit may show: outside a mask the frame stays as it was, to the bit."""
+"""Masks of edits: outside a mask the frame stays as it was, to the bit."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from PIL import Image
 
 from anyv2v.errors import InputError
 from anyv2v.frame_editors.oklab import from_rgb
-from anyv2v.frame_editors.regions import blur, dilate, erode, without_specks
+from anyv2v.frame_editors.regions import blur, dilate, erode, remove_specks
 from anyv2v.media.mask import read_mask
 
 RIM = 1 / 80
-"""Of the shorter side: how far within the mask the edit fades in."""
+"""Width of the rim inside the mask in which the edit fades in, as a part of the shorter side."""
 
 
 def as_mask(source, shape: tuple[int, int]) -> np.ndarray:
-    """A mask (see `read_mask`) as float32 (h, w) of `shape`.
+    """Reads a mask (see `read_mask`) and resizes it to a frame of `shape` (h, w): float32 (h, w).
 
-    It is stretched to the frame if the proportions are its own to a hundredth. InputError: other
-    proportions, or it selects nothing or everything.
+    InputError: its aspect ratio differs from that of the frame by more than 1 %, or it selects
+    nothing or everything.
     """
     mask = read_mask(source)
-    given, (height, width) = mask.shape, shape
-    if given != shape:
-        if abs(given[1] / given[0] / (width / height) - 1) > 0.01:
+    (mask_height, mask_width), (height, width) = mask.shape, shape
+    if mask.shape != shape:
+        if abs(mask_width / mask_height / (width / height) - 1) > 0.01:
             raise InputError(
-                f"mask: {given[1]}x{given[0]} is not of the frame's proportions, {width}x{height}"
+                f"mask: {mask_width}x{mask_height} is not of the frame's proportions, "
+                f"{width}x{height}"
             )
         image = Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR)
         mask = np.asarray(image)
@@ -33,9 +34,10 @@ def as_mask(source, shape: tuple[int, int]) -> np.ndarray:
 
 
 def blend(frame: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The edit within the mask, fading in from its rim inwards; uint8 (h, w, 3).
+    """Puts the edit into the frame within the mask, fading in at its rim: uint8 (h, w, 3).
 
-    Where the mask is 0 the frame's own bytes come back.
+    frame, edited: uint8 (h, w, 3). mask: (h, w), 0 to 1; where it is 0 the frame is kept, to the
+    bit.
     """
     steps = round(min(mask.shape) * RIM)
     weight, eroded = mask.astype(np.float64), mask
@@ -46,11 +48,12 @@ def blend(frame: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.ndarray
     return np.rint(frame + weight * (edited.astype(np.float64) - frame)).astype(np.uint8)
 
 
-def changed(frame: np.ndarray, edited: np.ndarray) -> np.ndarray:
-    """float32 (h, w), 0 or 1: what an editor meant to change, from what it did.
+def detect_changes(frame: np.ndarray, edited: np.ndarray) -> np.ndarray:
+    """Estimates what an editor meant to change: a mask, float32 (h, w) of 0 and 1.
 
-    Editors change every pixel a little. What differs by four times as much as the quieter quarter
-    of the picture is meant, if it can be seen at all; clear differences are always.
+    frame, edited: uint8 (h, w, 3). Editors change every pixel a little. A change counts as meant if
+    it is four times the lower quartile of all changes; that threshold is kept within 0.02 (barely
+    visible) and 0.06 (clear), as distances in OKLab.
     """
     side = min(frame.shape[:2])
     difference = np.linalg.norm(from_rgb(edited) - from_rgb(frame), axis=-1)
@@ -58,6 +61,6 @@ def changed(frame: np.ndarray, edited: np.ndarray) -> np.ndarray:
     threshold = np.clip(4 * np.quantile(difference, 0.25), 0.02, 0.06)
     mask = difference > threshold
     mask = dilate(mask, side // 100)
-    mask = without_specks(mask, mask.size / 1000)
+    mask = remove_specks(mask, mask.size / 1000)
     # the rim of the blend lies within the mask
     return dilate(mask, round(side * RIM)).astype(np.float32)

@@ -1,8 +1,8 @@
-"""OKLab: a space in which equal distances look about equally far apart.
+"""OKLab, a color space in which equal distances look about equally different.
 
 The matrices are those of B. Ottosson, "A perceptual color space for image processing" (2020), in
-which a grey has a = b = 0 and white has L = 1. Light that is k times as bright has k^(1/3) times
-L, a and b: shading moves a colour along the line to black.
+which a gray has a = b = 0 and white has L = 1. Light that is k times as bright has k^(1/3) times
+L, a and b: shading moves a color along the line to black.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _FROM_LMS, _FROM_LAB = np.linalg.inv(_LMS), np.linalg.inv(_LAB)
 
 
 def from_rgb(picture: np.ndarray) -> np.ndarray:
-    """uint8 sRGB (..., 3) as OKLab float64 (..., 3): L 0..1, a and b about -0.4..0.4."""
+    """Converts uint8 sRGB (..., 3) to float64 OKLab (..., 3): L 0..1, a and b about -0.4..0.4."""
     linear = _LINEAR[np.asarray(picture)]
     return np.cbrt(linear @ _LMS.T) @ _LAB.T
 
 
 def to_rgb(lab: np.ndarray) -> np.ndarray:
-    """OKLab (..., 3) as uint8 sRGB. What sRGB lacks loses chroma alone."""
+    """Converts OKLab (..., 3) to uint8 sRGB (..., 3). Colors out of gamut lose chroma alone."""
     lab = np.array(lab, dtype=np.float64)
     lab[..., 0] = lab[..., 0].clip(0, 1)
-    outside = ~_shown(_to_linear(lab))
+    outside = ~_in_gamut(_to_linear(lab))
     if outside.any():
-        colours = lab[outside]
-        low, high = np.zeros(len(colours)), np.ones(len(colours))
+        colors = lab[outside]
+        # bisection for the largest factor of a and b that is in gamut
+        low, high = np.zeros(len(colors)), np.ones(len(colors))
         for _ in range(12):
             middle = (low + high) / 2
-            fits = _shown(
-                _to_linear(colours * np.stack([np.ones_like(middle), middle, middle], -1))
-            )
+            scale = np.stack([np.ones_like(middle), middle, middle], -1)
+            fits = _in_gamut(_to_linear(colors * scale))
             low, high = np.where(fits, middle, low), np.where(fits, high, middle)
         lab[outside, 1:] *= low[:, None]
     linear = _to_linear(lab).clip(0, 1)
@@ -56,8 +56,8 @@ def _to_linear(lab: np.ndarray) -> np.ndarray:
     return (lab @ _FROM_LAB.T) ** 3 @ _FROM_LMS.T
 
 
-def _shown(linear: np.ndarray) -> np.ndarray:
-    return ((linear >= -1e-4) & (linear <= 1 + 1e-4)).all(-1)
+def _in_gamut(linear: np.ndarray) -> np.ndarray:
+    return np.all((linear >= -1e-4) & (linear <= 1 + 1e-4), axis=-1)
 
 
 def _linear_levels() -> np.ndarray:

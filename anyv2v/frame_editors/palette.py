@@ -1,4 +1,4 @@
-"""The colours of a reference picture, carried over to the frame."""
+"""The colors of a reference picture, transferred to the frame."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from anyv2v import checks
+from anyv2v.errors import InputError
 from anyv2v.frame_editors.base import FrameRequest
 from anyv2v.frame_editors.oklab import from_rgb, to_rgb
 
-MOST = 20000
-"""Pixels of each picture that the distributions are measured on."""
+SAMPLE = 20000
+"""Most pixels of each picture, drawn at random, from which its distribution is measured."""
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Gives the frame the colours of the reference; with a mask, what lies within it."""
+    """Gives the frame the colors of the reference; with a mask, only what lies within it."""
 
     method: Literal["gaussian", "transport"] = "gaussian"
-    """By mean and covariance, or by the whole distribution."""
+    """gaussian matches mean and covariance, transport the whole distribution."""
     strength: float = 1.0
-    """0: the frame as it is; 1: the reference's colours."""
+    """0 leaves the frame as it is, 1 gives it the colors of the reference."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"reference"})
 
@@ -33,63 +34,67 @@ class Palette:
 
     @property
     def uses(self) -> frozenset[str]:
+        """The reference, and the seed for the random axes of "transport"."""
         return frozenset({"reference", "seed"} if self.method == "transport" else {"reference"})
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
+        """Returns a frame with the reference's colors for each seed; see `FrameEditor`."""
+        if request.reference is None:
+            raise InputError("Palette needs reference")
         lab = from_rgb(request.frame)
-        chosen = np.full(lab.shape[:2], True) if request.mask is None else request.mask > 0
-        colours, wanted = lab[chosen], from_rgb(request.reference).reshape(-1, 3)
-        found = []
+        selected = np.full(lab.shape[:2], True) if request.mask is None else request.mask > 0
+        colors, target = lab[selected], from_rgb(request.reference).reshape(-1, 3)
+        edited_frames = []
         for seed in seeds:
-            rng = np.random.default_rng(seed)
             if self.method == "gaussian":
-                moved = monge(colours, wanted)
+                moved = monge(colors, target)
             else:
-                moved = sliced_transport(colours, wanted, rng)
+                moved = sliced_transport(colors, target, np.random.default_rng(seed))
             picture = lab.copy()
-            picture[chosen] += self.strength * (moved - colours)
-            found.append(to_rgb(picture))
-        return found
+            picture[selected] += self.strength * (moved - colors)
+            edited_frames.append(to_rgb(picture))
+        return edited_frames
 
 
-def monge(colours: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(n, 3) with the mean and covariance of `wanted` (m, 3), moved as little as that takes.
+def monge(colors: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Moves colors (n, 3), as little as possible, to the mean and covariance of `target` (m, 3).
 
-    The optimal map between two Gaussians (Pitie and Kokaram 2007): x -> m' + A (x - m) with
-    A = S^-1/2 (S^1/2 S' S^1/2)^1/2 S^-1/2, S and S' the covariances.
+    This is the optimal transport between Gaussians (Pitie and Kokaram 2007): x -> m' + A (x - m)
+    with A = S^-1/2 (S^1/2 S' S^1/2)^1/2 S^-1/2, where S and S' are the covariances.
     """
-    mean, mean_wanted = colours.mean(0), wanted.mean(0)
-    # a picture of one colour has no covariance that could be inverted
+    mean, target_mean = colors.mean(0), target.mean(0)
+    # regularized, because the covariance of a single color cannot be inverted
     grain = 1e-10 * np.eye(3)
-    s, s_wanted = (np.cov(x.T, bias=True) + grain for x in (colours, wanted))
+    s, target_s = (np.cov(x.T, bias=True) + grain for x in (colors, target))
     half, inverse = _power(s, 0.5), _power(s, -0.5)
-    a = inverse @ _power(half @ s_wanted @ half, 0.5) @ inverse
-    return mean_wanted + (colours - mean) @ a.T
+    a = inverse @ _power(half @ target_s @ half, 0.5) @ inverse
+    return target_mean + (colors - mean) @ a.T
 
 
 def sliced_transport(
-    colours: np.ndarray, wanted: np.ndarray, rng: np.random.Generator, rounds: int = 30
+    colors: np.ndarray, target: np.ndarray, rng: np.random.Generator, rounds: int = 30
 ) -> np.ndarray:
-    """(n, 3) distributed like `wanted` (m, 3): along random axes in turn, each quantile to its own.
+    """Moves colors (n, 3) to the distribution of `target` (m, 3): sliced optimal transport.
 
-    Pitie, Kokaram and Dahyot 2007; Rabin et al. 2012.
+    Each round matches the quantiles along three random orthogonal axes (Pitie, Kokaram and Dahyot
+    2007; Rabin et al. 2012).
     """
-    wanted = wanted[rng.permutation(len(wanted))[:MOST]]
+    target = target[rng.permutation(len(target))[:SAMPLE]]
     levels = np.linspace(0, 1, 256)
-    moved = colours.copy()
+    moved = colors.copy()
     for _ in range(rounds):
         axes, _ = np.linalg.qr(rng.standard_normal((3, 3)))
-        along, wanted_along = moved @ axes, wanted @ axes
-        sample = along[rng.permutation(len(along))[:MOST]]
+        along, target_along = moved @ axes, target @ axes
+        sample = along[rng.permutation(len(along))[:SAMPLE]]
         for i in range(3):
-            here, there = (np.quantile(x[:, i], levels) for x in (sample, wanted_along))
-            # every quantile moves as far as its own; what lies between and beyond, alongside
-            along[:, i] += np.interp(along[:, i], here, there - here)
+            old, new = (np.quantile(x[:, i], levels) for x in (sample, target_along))
+            # shifts are interpolated between quantiles, and constant beyond the outermost ones
+            along[:, i] += np.interp(along[:, i], old, new - old)
         moved = along @ axes.T
     return moved
 
 
 def _power(matrix: np.ndarray, exponent: float) -> np.ndarray:
-    """Of a symmetric positive matrix."""
+    """The power of a symmetric positive matrix."""
     values, vectors = np.linalg.eigh(matrix)
     return vectors * values.clip(1e-12) ** exponent @ vectors.T

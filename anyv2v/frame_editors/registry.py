@@ -1,4 +1,4 @@
-"""From an editor's name and options, as text, to the editor."""
+"""Makes an editor from its name and its options, which may be text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -17,11 +17,11 @@ from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.base import FrameEditor
 
 SETUP = ("device", "dtype")
-"""Fields that the tool fills, where an editor has them."""
+"""Fields of editors that the command line fills; they are no options."""
 
 
 def find(name: str) -> type[FrameEditor]:
-    """The class of an editor; InputError that lists the names if there is none."""
+    """The class of the editor `name`; an InputError lists the names if it is none of them."""
     if name not in EDITORS:
         raise InputError(f"editor: {name!r} is not one of {', '.join(EDITORS)}")
     module, _, attribute = EDITORS[name].partition(":")
@@ -29,38 +29,38 @@ def find(name: str) -> type[FrameEditor]:
 
 
 def make(name: str, options: Mapping[str, Any] | None = None, **setup: Any) -> FrameEditor:
-    """The editor `name`. Options given as text become what their field is annotated with.
+    """Makes the editor `name`. Options that are text are converted to the type of their field.
 
-    `setup` (device, dtype) goes to those that have such fields. InputError: an option that there
-    is not, one that is missing, or a value of another type.
+    `setup` (device, dtype) is passed on where the editor has such fields. InputError: an unknown
+    option, a missing one, or a value of another type.
     """
     editor = find(name)
     kinds = typing.get_type_hints(editor)
-    known = {field.name: field for field in fields(editor) if field.name not in SETUP}
-    given = {}
+    known = {field.name: field for field in _options(editor)}
+    values = {}
     for option, value in (options or {}).items():
         if option not in known:
-            there = f"it has {', '.join(known)}" if known else "it has none"
-            raise InputError(f"editor {name} has no option {option!r}; {there}")
-        given[option] = value
+            names = f"it has {', '.join(known)}" if known else "it has none"
+            raise InputError(f"editor {name} has no option {option!r}; {names}")
+        values[option] = value
         if isinstance(value, str):
-            given[option] = _typed(f"editor {name}, option {option}", value, kinds[option])
+            values[option] = _typed(f"editor {name}, option {option}", value, kinds[option])
     required = [n for n, f in known.items() if f.default is f.default_factory is MISSING]
-    if missing := [option for option in required if option not in given]:
+    if missing := [option for option in required if option not in values]:
         raise InputError(f"editor {name} needs {option_name(missing[0])}")
-    given |= {n: v for n, v in setup.items() if n in kinds and n not in given and v is not None}
-    return editor(**given)
+    values |= {n: v for n, v in setup.items() if n in kinds and n not in values and v is not None}
+    return editor(**values)
 
 
 def option_name(field: str) -> str:
-    """How the command line has it."""
+    """The option of the command line that sets a field."""
     if field in ("weights", "command", "timeout"):
         return f"--editor-{field}"
     return f"--editor-option {field}=VALUE"
 
 
 def describe() -> str:
-    """A line or two for each editor: what it does, what it needs, its options."""
+    """One or two lines on each editor: what it does, what it needs, and its options."""
     lines = []
     for name in EDITORS:
         editor = find(name)
@@ -70,18 +70,23 @@ def describe() -> str:
         kinds = typing.get_type_hints(editor)
         options = [
             f"{field.name} ({_kind_name(kinds[field.name])}{_default(field)})"
-            for field in fields(editor)
-            if field.name not in SETUP
+            for field in _options(editor)
         ]
         if options:
             lines.append(f"{'':17}options: {', '.join(options)}")
     return "\n".join(lines)
 
 
-def _default(field) -> str:
+def _options(editor: type[FrameEditor]) -> list[Field[Any]]:
+    # as the protocol asks; a checker cannot know
+    assert is_dataclass(editor)
+    return [field for field in fields(editor) if field.name not in SETUP]
+
+
+def _default(field: Field[Any]) -> str:
     if field.default is field.default_factory is MISSING:
         return ", needed"
-    value = field.default if field.default is not MISSING else field.default_factory()
+    value = field.default if field.default_factory is MISSING else field.default_factory()
     return "" if value in (None, "") else f", else {value}"
 
 
@@ -96,7 +101,7 @@ def _typed(what: str, text: str, kind: Any) -> Any:
 
 
 def _choices(kind: Any) -> list[Any]:
-    """The types that a value may have, those that take fewer texts first."""
+    """The types that a value may have; str last, because it accepts any text."""
     if typing.get_origin(kind) in (Union, types.UnionType):
         kinds = [choice for one in typing.get_args(kind) for choice in _choices(one)]
         return sorted(kinds, key=lambda choice: choice is str)
@@ -121,7 +126,7 @@ def _kind_name(kind: Any) -> str:
             names += [str(value) for value in typing.get_args(choice)]
         else:
             names.append(_NAMES.get(choice, getattr(choice, "__name__", str(choice))))
-    # a path may be given as text or as a Path
+    # for `str | Path`
     return " or ".join(dict.fromkeys(n for n in names if not (n == "text" and "a path" in names)))
 
 

@@ -1,4 +1,4 @@
-"""Stage one, from a frame and a wish to candidates: `anyv2v.edit_frame`."""
+"""Stage one, from a frame and an instruction to edited frames: `anyv2v.edit_frame`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.base import FrameEditor, FrameRequest
-from anyv2v.frame_editors.mask import as_mask, blend, changed
+from anyv2v.frame_editors.mask import as_mask, blend, detect_changes
 from anyv2v.frame_editors.registry import make
 from anyv2v.media.image import Frame, read_argument
 
@@ -28,21 +28,23 @@ def edit_frame(
     seed: int = 0,
     **options: Any,
 ) -> np.ndarray:
-    """The edited frame, uint8 (h, w, 3): what `Editor.edit` takes as `frame`.
+    """Edits a frame: uint8 RGB (h, w, 3), to be given to `Editor.edit` as `frame`.
 
-    editor: a name out of `anyv2v.frame_editors.EDITORS`, with its options (`weights="..."`), or one
-    that was made. frame, reference and mask: paths, uint8 arrays (h, w, 3) or PIL images; the mask
-    is white where the frame may change (or one of the others that `media.mask.read_mask` reads),
-    and outside it the frame stays as it was, to the bit. keep_unchanged makes such a mask of what
-    the editor hardly changed.
+    editor: a name out of `anyv2v.frame_editors.EDITORS`, with its options (`weights="..."`), or an
+    instance of an editor. frame, reference and mask: paths, uint8 arrays (h, w, 3) or PIL images.
+    The mask is white where the frame may change (`media.mask.read_mask` reads other kinds as well);
+    outside it the frame stays as it was, to the bit. keep_unchanged: also restores what the editor
+    hardly changed. seed: that of the editor's random numbers.
+
+    InputError: an unknown editor or option, an input that cannot be read, or one that is missing.
     """
     if isinstance(editor, str):
         editor = make(editor, options)
     elif options:
         raise InputError(f"{next(iter(options))}: options go with the name of an editor")
     keep_unchanged, seed = checks.flag("keep_unchanged", keep_unchanged), checks.seed(seed)
-    wanted = request(editor, frame, instruction, reference, mask)
-    return candidates(editor, wanted, [seed], keep_unchanged)[0]
+    inputs = request(editor, frame, instruction, reference, mask)
+    return candidates(editor, inputs, [seed], keep_unchanged)[0]
 
 
 def request(
@@ -52,15 +54,18 @@ def request(
     reference: Frame | None = None,
     mask: Frame | None = None,
 ) -> FrameRequest:
-    """What is asked of an editor, read and checked; InputError if it needs more than is given."""
+    """Reads and checks the inputs of an editor; arguments are those of `edit_frame`.
+
+    InputError: the editor needs an input that is not given, or an input cannot be read.
+    """
     if not callable(editor) or not hasattr(editor, "needs") or isinstance(editor, type):
         raise InputError(
             f"editor: {checks.shown(editor)} is no editor; give one of {', '.join(EDITORS)}, "
             "or one that was made"
         )
     instruction = checks.text("instruction", instruction)
-    given = {"instruction": instruction.strip() or None, "reference": reference, "mask": mask}
-    if missing := [what for what in sorted(editor.needs) if given[what] is None]:
+    inputs = {"instruction": instruction.strip() or None, "reference": reference, "mask": mask}
+    if missing := [what for what in sorted(editor.needs) if inputs[what] is None]:
         raise InputError(f"{type(editor).__name__} needs {' and '.join(missing)}")
     frame = read_argument("frame", frame)
     return FrameRequest(
@@ -72,25 +77,29 @@ def request(
 
 
 def candidates(
-    editor: FrameEditor, wanted: FrameRequest, seeds: Sequence[int], keep_unchanged: bool = False
+    editor: FrameEditor, request: FrameRequest, seeds: Sequence[int], keep_unchanged: bool = False
 ) -> list[np.ndarray]:
-    """An edited frame for each seed, uint8 (h, w, 3), with what lies outside the mask put back."""
+    """An edited frame for each seed, uint8 (h, w, 3); the frame is restored outside the mask.
+
+    keep_unchanged: restores what the editor hardly changed as well.
+    """
     try:
-        found = editor(wanted, seeds)
+        edited_frames = editor(request, seeds)
     finally:
-        # stage two wants the memory
+        # for stage two
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-    for picture in found:
+    frame = request.frame
+    for edited in edited_frames:
         if (
-            picture.dtype != np.uint8
-            or picture.shape != wanted.frame.shape
-            or len(found) != len(seeds)
+            edited.dtype != np.uint8
+            or edited.shape != frame.shape
+            or len(edited_frames) != len(seeds)
         ):
             raise TypeError(f"{type(editor).__name__} gave no picture like the frame for each seed")
     if keep_unchanged:
-        found = [blend(wanted.frame, p, changed(wanted.frame, p)) for p in found]
-    if wanted.mask is not None:
-        found = [blend(wanted.frame, picture, wanted.mask) for picture in found]
-    return found
+        edited_frames = [blend(frame, x, detect_changes(frame, x)) for x in edited_frames]
+    if request.mask is not None:
+        edited_frames = [blend(frame, x, request.mask) for x in edited_frames]
+    return edited_frames

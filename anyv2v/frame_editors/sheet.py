@@ -1,4 +1,4 @@
-"""The frame and its candidates on one picture, to look at before minutes are spent."""
+"""A contact sheet: the frame and its candidates in one picture, to choose from."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw
 
 MARGIN, LABEL = 8, 16
 COLUMNS = 5
-"""Most of them in a row."""
+"""The most pictures in a row."""
 SIDE = 128
-"""Pixels at least of a picture's shorter side, so that the labels can be read."""
+"""The least number of pixels of a picture's shorter side, so that the labels can be read."""
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
-    """uint8 (h, w, 3): pictures of one size beside each other, each with its label above."""
+    """Pictures of one size in a grid, each with its label above: uint8 RGB (h, w, 3)."""
     zoom = math.ceil(SIDE / min(pictures[0].shape[:2]))
     pictures = [picture.repeat(zoom, 0).repeat(zoom, 1) for picture in pictures]
     height, width = (n + MARGIN for n in pictures[0].shape[:2])

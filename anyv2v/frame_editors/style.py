@@ -1,30 +1,32 @@
-"""Styles that need no model: few colours, drawn lines."""
+"""Styles that need no model: few colors, drawn lines."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from scipy.cluster.vq import kmeans2, vq
 
 from anyv2v import checks
 from anyv2v.frame_editors.base import FrameRequest
 from anyv2v.frame_editors.oklab import from_rgb, to_rgb
 from anyv2v.frame_editors.regions import blur
 
-MOST = 10000
-"""Pixels that the colours are found on."""
+SAMPLE = 10000
+"""Most pixels, drawn at random, from which the colors are computed."""
 
 
 @dataclass(frozen=True)
-class Posterise:
-    """Paints the frame in its few most used colours, flat."""
+class Posterize:
+    """Paints the frame in its few most used colors, flat."""
 
     colours: int = 8
-    """How many."""
+    """The number of colors, 2 to 256."""
     smooth: float = 0.005
-    """Of the shorter side: how far details are evened out first."""
+    """Radius of the blur that comes first, as a fraction of the shorter side."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset({"seed"})
@@ -34,15 +36,16 @@ class Posterise:
         checks.fraction("smooth", self.smooth)
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
+        """Returns a posterized frame for each seed; see `FrameEditor`."""
         lab = from_rgb(request.frame)
         radius = round(self.smooth * min(lab.shape[:2]))
-        even = np.stack([blur(lab[..., i], radius) for i in range(3)], -1)
-        return [to_rgb(self._flat(even, np.random.default_rng(seed))) for seed in seeds]
+        blurred = np.stack([blur(lab[..., i], radius) for i in range(3)], -1)
+        return [to_rgb(self._flat(blurred, np.random.default_rng(seed))) for seed in seeds]
 
     def _flat(self, lab: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         pixels = lab.reshape(-1, 3)
-        centres = k_means(pixels[rng.permutation(len(pixels))[:MOST]], self.colours, rng)
-        return centres[nearest(pixels, centres)].reshape(lab.shape)
+        centers = k_means(pixels[rng.permutation(len(pixels))[:SAMPLE]], self.colours, rng)
+        return centers[vq(pixels, centers)[0]].reshape(lab.shape)
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,11 @@ class Edges:
     """Draws dark lines where the frame has edges, over it or on white paper."""
 
     strength: float = 1.0
-    """0 to 1: how dark."""
+    """How dark the lines are, 0 to 1."""
     detail: float = 0.5
-    """0 to 1: how faint an edge still gets a line."""
+    """How faint an edge still gets a line, 0 to 1."""
     paper: bool = False
-    """Only the lines, on white."""
+    """Draws the lines alone, on white."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset()
@@ -64,13 +67,14 @@ class Edges:
         checks.fraction("detail", self.detail)
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
+        """Returns the same drawing for each seed; see `FrameEditor`."""
         lab = from_rgb(request.frame)
         side = min(lab.shape[:2])
-        # differences per two pixels of a picture of 256
+        # the difference across two pixels of a picture of 256 pixels
         slope = np.zeros(lab.shape[:2])
         for i in range(3):
-            even = blur(blur(lab[..., i], side // 400), side // 400)
-            down, right = np.gradient(np.pad(even, 1, mode="edge"))
+            blurred = blur(blur(lab[..., i], side // 400), side // 400)
+            down, right = np.gradient(np.pad(blurred, 1, mode="edge"))
             slope += (down**2 + right**2)[1:-1, 1:-1]
         slope = np.sqrt(slope) * max(1.0, side / 256) * 2
         least = 0.12 * (1 - self.detail) + 0.02
@@ -82,21 +86,10 @@ class Edges:
 
 
 def k_means(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `count` centres (k, 3) of points (n, 3), begun far apart (k-means++, 2007)."""
-    centres = points[rng.integers(len(points))][None]
-    for _ in range(count - 1):
-        far = ((points[:, None] - centres) ** 2).sum(-1).min(1)
-        if not far.any():
-            break
-        centres = np.concatenate([centres, points[[rng.choice(len(points), p=far / far.sum())]]])
-    for _ in range(20):
-        index = nearest(points, centres)
-        used = np.unique(index)
-        centres = np.stack([points[index == i].mean(0) for i in used])
-    return centres
-
-
-def nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """(n,) the index of the centre nearest to each point."""
-    distance = (centres**2).sum(-1) - 2 * points @ centres.T
-    return distance.argmin(1)
+    """Up to `count` centers (k, 3) of points (n, 3): Lloyd's iteration from k-means++ (2007)."""
+    # as many centers as distinct points, for no point could begin a further one
+    count = min(count, len(np.unique(points, axis=0)))
+    with warnings.catch_warnings():
+        # a center that loses all its points stays where it is
+        warnings.filterwarnings("ignore", "One of the clusters is empty")
+        return kmeans2(points, count, iter=20, minit="++", rng=rng)[0]

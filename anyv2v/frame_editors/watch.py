@@ -1,7 +1,8 @@
-"""Ending a tool with all that it started, also when this process is killed.
+"""Ends a tool with all processes that it started, also when this process is killed.
 
-As a script it is told a session on its stdin, and ends it when that is closed, which the death of
-whoever has the other end does too. It starts at once, for it imports nothing of the package.
+Run as a script, it reads the number of a session from stdin and ends that session once stdin is
+closed; the system closes it when the process at the other end dies. The script starts quickly,
+because it imports nothing of the package.
 """
 
 import os
@@ -10,12 +11,12 @@ import sys
 from contextlib import suppress
 
 PASSES = 3
-"""Over the processes that there are: one may be starting another."""
+"""Passes over the list of processes: one may start another during a pass."""
 
 
 def end(session: int) -> None:
-    """Kills every process of a session: its leader's group and, where /proc lists them, others."""
-    # of a group that has ended, macOS says that it may not be killed
+    """Kills the processes of a session: its leader's group and, where /proc lists them, others."""
+    # macOS raises PermissionError for a group that has ended
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(session, signal.SIGKILL)
     for _ in range(PASSES):
@@ -25,16 +26,16 @@ def end(session: int) -> None:
 
 
 def _members(session: int) -> list[int]:
-    found = []
+    members = []
     with suppress(OSError):
         for name in os.listdir("/proc"):
             with suppress(OSError, ValueError):
                 if os.getsid(int(name)) == session:
-                    found.append(int(name))
-    return found
+                    members.append(int(name))
+    return members
 
 
 if __name__ == "__main__":
-    told = sys.stdin.buffer.read()
-    if told:
-        end(int(told))
+    message = sys.stdin.buffer.read()
+    if message:
+        end(int(message))

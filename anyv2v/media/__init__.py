@@ -1,0 +1,1 @@
+"""Videos, pictures and masks: reading, writing, and their colors."""

@@ -1,7 +1,7 @@
-"""Colors of videos that are not those of an SDR screen: HDR, wide gamuts, and what is refused.
+"""Conversion of HDR and wide-gamut videos to the colors of an SDR screen.
 
-Numbers of matrices, primaries and transfer characteristics are those of ITU-T H.273, which are
-FFmpeg's as well.
+Matrices, primaries and transfer characteristics have the numbers of ITU-T H.273, which FFmpeg uses
+as well.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ CHUNK = 2**16
 
 
 def check(name, matrix: int | None, primaries: int, transfer: int) -> None:
-    """InputError that says which colors a video has, if they are not understood.
+    """Raises an InputError that names the colors of a video, if they cannot be converted.
 
     matrix: None for RGB.
     """
-    what = REFUSED_MATRICES.get(matrix) or REFUSED_PRIMARIES.get(primaries)
-    what = what or REFUSED_TRANSFERS.get(transfer)
+    what = None if matrix is None else REFUSED_MATRICES.get(matrix)
+    what = what or REFUSED_PRIMARIES.get(primaries) or REFUSED_TRANSFERS.get(transfer)
     if transfer > LAST_TRANSFER:
         what = what or f"the unknown transfer curve {transfer}"
     if what:
@@ -81,19 +81,19 @@ def check(name, matrix: int | None, primaries: int, transfer: int) -> None:
 
 
 def is_foreign(primaries: int, transfer: int) -> bool:
-    """Whether `to_sdr` is needed."""
+    """Whether a video of these primaries and transfer needs `to_sdr`."""
     return transfer in (PQ, HLG) or primaries in (BT2020, DCI_P3, DISPLAY_P3)
 
 
 def to_sdr(signal: np.ndarray, white: int, primaries: int, transfer: int) -> np.ndarray:
-    """uint16 R'G'B' (h, w, 3) of any primaries and transfer as uint8 R'G'B' for an SDR screen.
+    """Converts uint16 R'G'B' (h, w, 3) of any primaries and transfer to uint8 for an SDR screen.
 
-    white: the level of signal 1.0. HDR (PQ of SMPTE ST 2084, HLG of ARIB STD-B67 with the OOTF of
-    ITU-R BT.2100 for 1000 cd/m2) is shown with 203 cd/m2 as SDR white; its highlights up to 1000
-    are compressed by the Möbius curve of FFmpeg's filter `tonemap`, identity below 60 % of white,
-    on the largest of the three channels, which keeps hues. Primaries become BT.709's in linear
-    light, what is outside of them is clipped; the result is for BT.1886's gamma of 2.4, by which
-    SDR is decoded as well, unless it says that it is in sRGB's curve: then that is kept.
+    white: the uint16 level of signal 1.0. HDR (PQ of SMPTE ST 2084, HLG of ARIB STD-B67 with the
+    OOTF of ITU-R BT.2100 for 1000 cd/m2) is shown with 203 cd/m2 as SDR white; its highlights up to
+    1000 are compressed by the Möbius curve of FFmpeg's filter `tonemap`, the identity below 60 % of
+    white, on the largest of the three channels, which keeps hues. Primaries become BT.709's in
+    linear light, and colors outside of them are clipped. The result is encoded with BT.1886's gamma
+    of 2.4, by which SDR is decoded as well; video in sRGB's curve keeps that curve.
     """
     table = _linear(transfer, white)
     to_709 = None if primaries not in CHROMATICITIES else _between(primaries, BT709)
@@ -117,7 +117,7 @@ def to_sdr(signal: np.ndarray, white: int, primaries: int, transfer: int) -> np.
 
 
 def mobius(light: np.ndarray, knee: float = KNEE, peak: float = PEAK / WHITE) -> np.ndarray:
-    """FFmpeg's tone curve of this name: identity up to `knee`, smooth, and 1 at `peak`."""
+    """FFmpeg's tone curve "mobius": the identity up to `knee`, smooth beyond, and 1 at `peak`."""
     a = -(knee**2) * (peak - 1) / (knee**2 - 2 * knee + peak)
     b = (knee**2 - 2 * knee * peak + peak) / (peak - 1)
     scale = (b**2 + 2 * b * knee + knee**2) / (b - a)
@@ -125,7 +125,7 @@ def mobius(light: np.ndarray, knee: float = KNEE, peak: float = PEAK / WHITE) ->
 
 
 def pq_to_light(signal: np.ndarray) -> np.ndarray:
-    """The EOTF of SMPTE ST 2084: cd/m2, up to 10,000."""
+    """The EOTF of SMPTE ST 2084: signal 0..1 to cd/m2, up to 10,000."""
     m1, m2 = 2610 / 16384, 2523 / 4096 * 128
     c1, c2, c3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
     power = signal ** (1 / m2)
@@ -133,20 +133,20 @@ def pq_to_light(signal: np.ndarray) -> np.ndarray:
 
 
 def hlg_to_scene(signal: np.ndarray) -> np.ndarray:
-    """The inverse OETF of ITU-R BT.2100: light of the scene, 0..1."""
+    """The inverse OETF of ITU-R BT.2100: signal 0..1 to scene light 0..1."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
 
 
 def srgb_signal(light: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1, of light of 0..1."""
+    """The curve of IEC 61966-2-1: linear light 0..1 to an sRGB signal 0..1."""
     curve = np.float32(1.055) * light ** np.float32(1 / 2.4) - np.float32(0.055)
     return np.where(light <= 0.0031308, np.float32(12.92) * light, curve)
 
 
 @lru_cache(maxsize=4)
 def _linear(transfer: int, white: int) -> np.ndarray:
-    """Per level of 16 bits: of HLG the scene's light, else light, 1.0 being SDR white."""
+    """float32 (65536,): light for each 16-bit level, 1.0 being SDR white; for HLG, scene light."""
     signal = np.minimum(np.arange(2**16) / white, 1)
     if transfer == PQ:
         light = pq_to_light(signal) / WHITE
@@ -160,7 +160,7 @@ def _linear(transfer: int, white: int) -> np.ndarray:
 
 
 def _to_xyz(primaries: int) -> np.ndarray:
-    """(3, 3): linear RGB to CIE XYZ (SMPTE RP 177)."""
+    """The matrix (3, 3) from linear RGB to CIE XYZ (SMPTE RP 177)."""
     *colors, white = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in CHROMATICITIES[primaries])
     columns = np.stack(colors, axis=1)
     return columns * np.linalg.solve(columns, white)
@@ -172,8 +172,8 @@ def _luminance(primaries: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _between(source: int, target: int) -> np.ndarray:
-    """float32 (3, 3): linear RGB of one gamut in another, white staying white."""
-    here, there = _to_xyz(source), _to_xyz(target)
-    cones = (BRADFORD @ there.sum(axis=1)) / (BRADFORD @ here.sum(axis=1))
-    adapted = np.linalg.inv(BRADFORD) @ (cones[:, None] * BRADFORD) @ here
-    return (np.linalg.inv(there) @ adapted).astype(np.float32)
+    """The float32 matrix (3, 3) from linear RGB of one gamut to another; white stays white."""
+    from_source, from_target = _to_xyz(source), _to_xyz(target)
+    cones = (BRADFORD @ from_target.sum(axis=1)) / (BRADFORD @ from_source.sum(axis=1))
+    adapted = np.linalg.inv(BRADFORD) @ (cones[:, None] * BRADFORD) @ from_source
+    return (np.linalg.inv(from_target) @ adapted).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Video files: which are opened, which of their streams is taken, and the frames in it."""
+"""Opens video files, chooses one of their streams, and decodes its frames."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ STRETCHED = 1.1
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """width, height: as shown, upright and with square pixels. audio: whether there is sound."""
+    """The size of a video as shown, upright and with square pixels, and whether it has audio."""
 
     width: int
     height: int
@@ -70,14 +70,14 @@ class VideoFacts:
 
 
 def names(container) -> set[str]:
-    """FFmpeg's names of a container's format."""
+    """FFmpeg's names for the format of a container."""
     return set(container.format.name.split(","))
 
 
 def is_video(path: str | os.PathLike) -> bool:
-    """Whether it is a video by its content, whatever its name, and no still picture.
+    """Whether a file is a video, as opposed to a still picture, by its content and not its name.
 
-    InputError if it is neither or cannot be opened.
+    InputError: it is neither, or cannot be opened.
     """
     if is_sequence(path):
         return moves(path)
@@ -89,7 +89,7 @@ def is_video(path: str | os.PathLike) -> bool:
 
 
 def facts(path: str | os.PathLike) -> VideoFacts:
-    """What a video's header and first frame tell. InputError as in `read_video`."""
+    """Reads the header and the first frame of a video. InputError as in `read_video`."""
     if is_sequence(path):
         height, width, _ = read_sequence(path, None, 1, None, 0.0, "crop").frames[0].shape
         return VideoFacts(width, height, audio=False)
@@ -104,10 +104,11 @@ def facts(path: str | os.PathLike) -> VideoFacts:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple]:
-    """PyAV's container and its video stream; InputError that names the path if there is none.
+    """Yields PyAV's container and its video stream.
 
-    Of several streams that which ffmpeg takes: the largest, where being marked as the default
-    counts for 5,000,000 pixels. Cover pictures and streams without data do not count.
+    Of several streams the one that ffmpeg takes is chosen: the largest, where being marked as the
+    default counts as 5,000,000 pixels. Cover pictures and streams without data do not count.
+    InputError, with the path: it is not a readable video.
     """
     av = pyav()
     try:
@@ -134,14 +135,14 @@ def open_video(path: Path) -> Iterator[tuple]:
 
 
 def own_rate(stream) -> float:
-    """Frames per second on average; what the header says, where durations are damaged."""
+    """The average frame rate per second; that of the header if the durations are damaged."""
     if _is_stretched(stream):
         return _rate_of_header(stream)
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def decode(container, stream) -> Iterator:
-    """Whole frames in the order they are shown, up to the first damage after a frame."""
+    """Yields intact frames in the order of presentation, up to the first damage after a frame."""
     frames = _decoded(container, stream)
     if stream.codec_context.name in ("png", "apng"):
         # their profile has a name, and PyAV frees it twice, which ends the process
@@ -181,7 +182,7 @@ def _decoded(container, stream) -> Iterator:
 
 @contextmanager
 def _open(path: Path, options: dict[str, str]):
-    """The container, whatever is in it."""
+    """Opens a container, whatever streams it has."""
     av = pyav()
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a video")

@@ -1,4 +1,4 @@
-"""Interlaced frames made whole."""
+"""Deinterlacing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LEAST = 12
 
 
 def deinterlaced(stream, frames) -> Iterator:
-    """The frames, with interlaced ones deinterlaced by FFmpeg's bwdif, one for one, times kept.
+    """Yields the frames, interlaced ones deinterlaced by FFmpeg's bwdif, at the same times.
 
-    Interlaced is what a frame says; of codecs that know no fields, what the stream says. All other
-    frames pass unchanged.
+    Frames themselves say whether they are interlaced; for codecs without fields the stream does.
+    All other frames pass unchanged.
     """
     order = FIRST_FIELD.get(stream.codec_context.field_order)
     if stream.codec_context.codec.properties & CODES_FIELDS:
@@ -33,7 +33,7 @@ def deinterlaced(stream, frames) -> Iterator:
         elif (order or frame.interlaced_frame) and min(frame.width, frame.height) >= LEAST:
             filtered = _Bwdif(frame, order)
             if previous is not None and filtered.takes(previous):
-                # as what comes before only, so that where reading begins changes nothing
+                # only as context, so that the result does not depend on where reading begins
                 filtered.put_before(previous)
             yield from filtered.put(frame)
         else:
@@ -44,7 +44,7 @@ def deinterlaced(stream, frames) -> Iterator:
 
 
 class _Bwdif:
-    """FFmpeg's filter for frames of one size and format; it holds one frame back."""
+    """FFmpeg's bwdif for frames of one size and format; it delays its output by one frame."""
 
     def __init__(self, frame, order: str | None):
         self._graph = pyav().filter.Graph()

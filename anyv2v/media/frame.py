@@ -28,9 +28,9 @@ FULL = 2
 
 
 def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
-    """uint8 RGB (h, w, 3), upright, with square pixels, in the colors of an SDR screen.
+    """Converts a frame of PyAV to uint8 RGB (h, w, 3): upright, with square pixels, in SDR.
 
-    InputError with the `name` of the video if its colors are not understood.
+    InputError, with the `name` of the video: its colors cannot be converted.
     """
     interpolation = pyav().video.reformatter.Interpolation
     matrix = _matrix(frame)
@@ -67,25 +67,26 @@ def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
 
 
 def display_size(frame, pixel_aspect: Fraction | None) -> tuple[int, int]:
-    """(width, height) of what `to_rgb` gives."""
-    size = display_width(frame, pixel_aspect), frame.height
+    """The size (width, height) of the picture that `to_rgb` makes of a frame."""
+    width, height = display_width(frame, pixel_aspect), frame.height
     matrix = display_matrix(frame)
-    return size[::-1] if matrix is not None and _is_turned(matrix) else size
+    return (height, width) if matrix is not None and _is_turned(matrix) else (width, height)
 
 
 def display_width(frame, pixel_aspect: Fraction | None) -> int:
+    """The width of a frame with square pixels, before it is turned upright."""
     # beyond these it is a damaged header, not a camera
     stretch = pixel_aspect if pixel_aspect and 1 / 4 <= pixel_aspect <= 4 else 1
     return max(1, round(frame.width * stretch))
 
 
 def display_matrix(frame) -> bytes | None:
-    """FFmpeg's AV_FRAME_DATA_DISPLAYMATRIX; pictures' EXIF orientation is in it as well."""
+    """FFmpeg's AV_FRAME_DATA_DISPLAYMATRIX, which holds EXIF orientations as well."""
     return _side_data(frame, "DISPLAYMATRIX")
 
 
 def without_side_data(frame, kinds: Iterable[int]):
-    """The frame without data of these kinds, by FFmpeg's numbers (AV_FRAME_DATA_*)."""
+    """The frame without side data of these kinds, given by FFmpeg's numbers (AV_FRAME_DATA_*)."""
     graph = pyav().filter.Graph()
     nodes = [graph.add_buffer(template=frame, time_base=frame.time_base or Fraction(1))]
     for kind in kinds:
@@ -96,7 +97,7 @@ def without_side_data(frame, kinds: Iterable[int]):
 
 
 def exact(interpolation):
-    """Without these swscale rounds down and is up to 3 levels off in saturated colours."""
+    """The flags for exact conversion: without them swscale rounds down, by up to 3 levels."""
     return interpolation.BICUBIC | interpolation.ACCURATE_RND | interpolation.FULL_CHR_H_INT
 
 
@@ -115,18 +116,18 @@ def _is_rgb(frame) -> bool:
 
 def _side_data(frame, kind: str) -> bytes | None:
     try:
-        found = frame.side_data.get(kind)
+        data = frame.side_data.get(kind)
     except ValueError:
         # PyAV's enum is older than its FFmpeg: one datum of a kind that it lacks (EXIF, the views
         # of stereo video) hides all. FFmpeg's own filter takes those out
         newest = max(kind.value for kind in pyav().sidedata.sidedata.Type)
         newer = range(newest + 1, newest + 1 + NEWER_SIDE_DATA)
-        found = without_side_data(frame, newer).side_data.get(kind)
-    return None if found is None else bytes(found)
+        data = without_side_data(frame, newer).side_data.get(kind)
+    return None if data is None else bytes(data)
 
 
 def _is_turned(matrix: bytes) -> bool:
-    """By a quarter."""
+    """Whether the matrix turns the picture by a quarter, so that its sides change places."""
     a, b = struct.unpack("=2i", matrix[:8])
     return abs(b) > abs(a)
 

@@ -14,9 +14,9 @@ from anyv2v.media.image import as_frames
 # eq=False: arrays have no single truth value to compare by
 @dataclass(frozen=True, eq=False, repr=False)
 class Video:
-    """Frames, uint8 RGB (f, h, w, 3), at least one, shown `fps` per second.
+    """At least one frame, uint8 RGB (f, h, w, 3), and the frame rate `fps` per second.
 
-    It has a copy of the array that it is made of.
+    The array that is given is copied.
     """
 
     frames: np.ndarray
@@ -24,36 +24,36 @@ class Video:
 
     def __post_init__(self):
         frames = _frames(self.frames)
-        # else they are a view of what was given
+        # otherwise they share memory with the argument
         own = frames is not self.frames and frames.base is None
         self._take(frames if own else frames.copy(), self.fps)
 
     @classmethod
     def owning(cls, frames: np.ndarray, fps: float) -> Video:
-        """Of an array that nobody else has: it is not copied."""
+        """Makes a Video of an array without a copy; the caller must not use the array any more."""
         video = object.__new__(cls)
         video._take(_frames(frames), fps)
         return video
 
     def __repr__(self) -> str:
-        return f"Video({clip(self.frames, self.fps)})"
+        return f"Video({describe_clip(self.frames, self.fps)})"
 
     def _take(self, frames: np.ndarray, fps: float) -> None:
         object.__setattr__(self, "frames", frames)
         object.__setattr__(self, "fps", checks.positive("fps", fps))
 
 
-def clip(frames: np.ndarray, fps: float) -> str:
-    """What frames (f, h, w, 3) are, in a few words."""
+def describe_clip(frames: np.ndarray, fps: float) -> str:
+    """Describes frames (f, h, w, 3): count, size and rate, as error messages do."""
     count, height, width, _ = frames.shape
-    what = "frame" if count == 1 else "frames"
-    return f"{count} {what} of {width}x{height}, {fps:g} fps"
+    noun = "frame" if count == 1 else "frames"
+    return f"{count} {noun} of {width}x{height}, {fps:g} fps"
 
 
-def _frames(given: np.ndarray) -> np.ndarray:
+def _frames(frames: np.ndarray) -> np.ndarray:
     try:
-        return as_frames(given)
+        return as_frames(frames)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(f"frames: {checks.shown(given)} is no array: {error}") from error
+        raise InputError(f"frames: {checks.shown(frames)} is no array: {error}") from error

@@ -1,4 +1,4 @@
-"""Pictures: reading, cropping, and the way between uint8 and the networks' range."""
+"""Pictures: reading, cropping, and conversion between uint8 and the range of the networks."""
 
 import os
 
@@ -10,22 +10,22 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.errors import InputError
 from anyv2v.media import picture
-from anyv2v.media.proportions import inside
+from anyv2v.media.proportions import inscribed_size
 
 Frame = str | os.PathLike | np.ndarray | Image.Image
-"""What is taken for a picture: a path, an array uint8 (h, w, 3), or a PIL image."""
+"""Accepted as a picture: a path, an array, uint8 (h, w, 3), or a PIL image."""
 PICTURES = "a path, a picture, or an array, uint8 (h, w, 3)"
 FITS = ("crop", "stretch", "pad")
 
 
 def read_image(source: Frame) -> np.ndarray:
-    """A file, a PIL image or a uint8 array (h, w, 3) as uint8 RGB (h, w, 3), sRGB.
+    """Reads a file, a PIL image or a uint8 array (h, w, 3) as uint8 sRGB (h, w, 3).
 
     The EXIF orientation is applied; of several pictures in a file the first is taken. Alpha is
     dropped, not composited: hidden colors become visible, as in the original (PIL's
     `convert("RGB")`). Colors that a file describes (an ICC profile, gAMA, cHRM, cICP, nclx) become
     sRGB (`picture_color`); more than 8 bits, floats of 0 to 1 too, are scaled (`picture`).
-    InputError if it is no file of a format that is read, or its numbers have no one meaning.
+    InputError: it is not in a format that is read, or the meaning of its numbers is ambiguous.
     """
     if isinstance(source, Image.Image):
         if not source.width or not source.height:
@@ -42,14 +42,14 @@ def read_image(source: Frame) -> np.ndarray:
 
 
 def read_argument(name: str, value: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
-    """`read_image` of an argument, which the error names."""
+    """Reads the argument `name` of a call with `read_image`; an InputError names the argument."""
     try:
         if isinstance(value, (str, os.PathLike)):
             return read_image(checks.path(name, value))
         return read_image(checks.kind(name, value, (np.ndarray, Image.Image, Tensor), PICTURES))
     except InputError as error:
-        told = str(error).startswith(f"{name}:")
-        raise error if told else InputError(f"{name}: {error}") from error
+        named = str(error).startswith(f"{name}:")
+        raise error if named else InputError(f"{name}: {error}") from error
 
 
 def crop_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
@@ -71,7 +71,7 @@ def crop_size_original(source: tuple[int, int], target: tuple[int, int]) -> tupl
 
 
 def crop_box(resized: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the centre; starts at -1 where `resized` is one pixel short."""
+    """(left, top, right, bottom) of the center; starts at -1 where `resized` is one pixel short."""
     left, top = (resized[0] - target[0]) // 2, (resized[1] - target[1]) // 2
     return left, top, left + target[0], top + target[1]
 
@@ -79,7 +79,7 @@ def crop_box(resized: tuple[int, int], target: tuple[int, int]) -> tuple[int, in
 def center_crop(
     image: Image.Image | np.ndarray, size: tuple[int, int], black_edge: bool = False
 ) -> np.ndarray:
-    """The centre of the image at `size` (width, height), uint8 RGB (h, w, 3), by a box filter.
+    """The center of the image at `size` (width, height), uint8 RGB (h, w, 3), by a box filter.
 
     With `black_edge` the original's rounding is used, which for many sizes leaves the first row or
     column black (704 // 0.55 is 1279). For all other sizes both give the same pixels.
@@ -97,9 +97,9 @@ def center_crop(
 
 
 def fit_frame(image: Image.Image | np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
-    """uint8 RGB (h, w, 3) of `size` (width, height).
+    """Fits a picture to `size` (width, height): uint8 RGB (h, w, 3).
 
-    fit: "crop" cuts the centre (`center_crop`); "stretch" resizes with LANCZOS whatever the
+    fit: "crop" cuts the center (`center_crop`); "stretch" resizes with LANCZOS whatever the
     proportions, as the original's run script does with the edited frame; "pad" keeps all of the
     picture, between black bars (`letterbox`).
     """
@@ -119,35 +119,35 @@ def letterbox(image: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndar
     """
     width, height = size = checks.size(size)
     image = _as_pil(image)
-    image = image.resize(inside(image.size, size), Image.Resampling.BOX)
+    image = image.resize(inscribed_size(image.size, size), Image.Resampling.BOX)
     whole = Image.new("RGB", size)
     whole.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return np.array(whole)
 
 
 def to_pixels(frames: np.ndarray | Tensor) -> Tensor:
-    """uint8 frames (f, h, w, 3) as float32 (f, 3, h, w) in -1..1, contiguous, on the CPU."""
+    """Converts uint8 frames (f, h, w, 3) to float32 (f, 3, h, w) in -1..1, on the CPU."""
     # a copy, because numpy arrays may be read-only
     return pixels_of(torch.from_numpy(as_frames(frames).copy()))
 
 
 def pixels_of(frames: Tensor) -> Tensor:
-    """The same of frames that are known to be some, on their device, or without data."""
-    # contiguous, because channels-last memory takes other kernels
+    """`to_pixels` without checks and copies, on the device of the frames, or without data."""
+    # contiguous, because channels-last memory would select other kernels
     return frames.permute(0, 3, 1, 2).contiguous().float() / 255 * 2 - 1
 
 
 def to_frames(pixels: Tensor) -> np.ndarray:
-    """Pixels (f, 3, h, w) of any float type, nominally -1..1, as uint8 frames (f, h, w, 3).
+    """Converts pixels (f, 3, h, w) of any float dtype in -1..1 to uint8 frames (f, h, w, 3).
 
-    Clamped, and halves go to the even number, as in the original.
+    Values beyond are clamped, and halves are rounded to even, as in the original.
     """
     levels = (pixels.detach() / 2 + 0.5).clamp(0, 1).float().mul(255).round()
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def as_frames(frames: np.ndarray | Tensor) -> np.ndarray:
-    """`frames` as a uint8 array (f, h, w, 3) with at least one frame, or an InputError."""
+    """Frames as a contiguous uint8 array (f, h, w, 3), or an InputError if they are none."""
     return _as_uint8(frames, 4, "frames", "(f, h, w, 3)")
 
 

@@ -1,4 +1,4 @@
-"""Masks: what the pictures that people draw or tools write select, as 0 to 1."""
+"""Reads masks, as people draw them or tools write them, as values of 0 to 1."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ CLASSES = 256
 
 
 def read_mask(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
-    """float32 (h, w), 1 where something may change: of a file, a PIL image or an array.
+    """Reads a mask from a file, an image or an array: float32 (h, w), 1 where a frame may change.
 
-    Read as what it means:
-    - alpha that varies selects, if what is visible has one color or is a picture of classes; gray
-      selects as far as it is opaque;
+    The kind of mask is inferred:
+    - alpha that varies is the mask, if what is visible has one color or is a picture of classes;
+      gray counts as far as it is opaque;
     - 0 and 1 alone select where they are 1, and 0 to 255 is taken for 8 bits, in any depth; else
       the full scale of the depth counts, or 0 to 1 of floats;
     - in pictures of classes (at most 256 colors, one of them black), and in palettes of two colors,
@@ -40,17 +40,17 @@ def read_mask(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarra
     """
     if isinstance(source, (str, os.PathLike)):
         with picture.opened(source) as image:
-            return selective(_of_picture(image), f"it is {_kind(image)}")
+            return check_selective(_of_picture(image), f"it is {_kind(image)}")
     if isinstance(source, Image.Image):
         if not source.width or not source.height:
             raise InputError(f"mask: a picture of {source.width}x{source.height} holds nothing")
         try:
-            return selective(_of_picture(source), f"it is {_kind(source)}")
+            return check_selective(_of_picture(source), f"it is {_kind(source)}")
         except InputError as error:
             raise InputError(f"mask: a picture {error}") from error
     try:
         array = np.asarray(source)
-        return selective(_of_array(array), f"it is {array.dtype} {array.shape}")
+        return check_selective(_of_array(array), f"it is {array.dtype} {array.shape}")
     except InputError as error:
         raise InputError(f"mask: an array {error}") from error
 
@@ -58,25 +58,25 @@ def read_mask(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarra
 def fit_mask(
     source: str | os.PathLike | np.ndarray | Image.Image, size: tuple[int, int], fit: str
 ) -> np.ndarray:
-    """`read_mask`, brought to `size` (width, height) as `fit_frame` does it with frames."""
+    """Reads a mask and fits it to `size` (width, height) as `fit_frame` fits frames."""
     levels = np.rint(read_mask(source) * 255).astype(np.uint8)
     mask = fit_frame(np.dstack([levels] * 3), size, fit)[..., 0].astype(np.float32) / 255
     try:
-        return selective(mask, f"fit {fit} to {size[0]}x{size[1]} leaves no more of it")
+        return check_selective(mask, f"fit {fit} to {size[0]}x{size[1]} leaves no more of it")
     except InputError as error:
         name = source if isinstance(source, (str, os.PathLike)) else "mask: it"
         raise InputError(f"{name} {error}") from error
 
 
-def selective(mask: np.ndarray, found: str) -> np.ndarray:
-    """The mask, if it selects something and not everything to the same degree."""
+def check_selective(mask: np.ndarray, details: str) -> np.ndarray:
+    """The mask; InputError, with `details`, if it selects nothing, or everything to one degree."""
     if not mask.any():
-        raise InputError(f"selects nothing as a mask: it is black everywhere; {found}")
+        raise InputError(f"selects nothing as a mask: it is black everywhere; {details}")
     if mask.min() == 1:
-        raise InputError(f"selects everything as a mask: it is white everywhere; {found}")
+        raise InputError(f"selects everything as a mask: it is white everywhere; {details}")
     if mask.min() > 0 and np.ptp(mask) <= CLOSE / 255:
         level = f"{mask.max():.0%} of white"
-        raise InputError(f"selects everything as a mask: it is {level} everywhere; {found}")
+        raise InputError(f"selects everything as a mask: it is {level} everywhere; {details}")
     return mask
 
 
@@ -98,7 +98,7 @@ def _of_array(array: np.ndarray) -> np.ndarray:
         return mask
     if array.dtype.kind == "f":
         if not (array.min() >= 0 and array.max() <= 1):
-            raise InputError(f"of {picture.found(array)} is not within 0 to 1")
+            raise InputError(f"of {picture.value_range(array)} is not within 0 to 1")
         return array.astype(np.float32)
     if array.dtype not in (np.uint8, np.uint16):
         raise InputError(f"of {array.dtype}, {_values(array)}, is no mask; give uint8 or 0 to 1")
@@ -110,7 +110,7 @@ def _of_picture(image: Image.Image) -> np.ndarray:
     if upright.mode.startswith(("I", "F")):
         if (mask := _plain(np.asarray(upright))) is not None:
             return mask
-        return _of_levels(picture.gray_or_color(image))
+        return _of_levels(np.asarray(picture.gray_or_color(image)))
     if (alpha := _alpha(upright)) is not None:
         if image.format == "AVIF":
             alpha = _without_traces(alpha)
@@ -149,13 +149,12 @@ def _by_alpha(alpha: np.ndarray, colors: np.ndarray) -> np.ndarray:
     if np.ptp(visible, axis=0).max() <= CLOSE:
         return mask
     if np.ptp(visible, axis=-1).max() <= CLOSE:
-        return mask * (colors.mean(-1, dtype=np.float32) / 255)
+        return mask * _mean_level(colors)
     if _are_classes(visible):
         return mask
     raise InputError(
-        "is no mask: its alpha varies, from "
-        f"{picture.found(alpha)}, and so do its colors; give one of alpha over one color, or white "
-        "where something may change"
+        f"is no mask: its alpha varies, from {picture.value_range(alpha)}, and so do its colors; "
+        "give one of alpha over one color, or white where something may change"
     )
 
 
@@ -166,7 +165,7 @@ def _by_palette(image: Image.Image) -> np.ndarray | None:
         return None
     dark = ~colors.any(-1)
     if dark.any():
-        return (~dark).astype(np.float32)
+        return np.asarray(~dark, np.float32)
     if used.tolist() == [0, 1] and np.ptp(colors, axis=-1).max() > CLOSE:
         return (indices == 1).astype(np.float32)
     return None
@@ -175,14 +174,18 @@ def _by_palette(image: Image.Image) -> np.ndarray | None:
 def _by_color(colors: np.ndarray) -> np.ndarray:
     if np.ptp(colors, axis=-1).max() <= CLOSE:
         _check_strength(colors)
-        return colors.mean(-1, dtype=np.float32) / 255
+        return _mean_level(colors)
     selected = colors.any(-1)
     if selected.all() or not _are_classes(colors):
         raise InputError(
             f"is no mask: it is in color, of {len(_distinct(colors))} colors; give one that is "
             "white where something may change"
         )
-    return selected.astype(np.float32)
+    return np.asarray(selected, np.float32)
+
+
+def _mean_level(colors: np.ndarray) -> np.ndarray:
+    return np.asarray(colors.mean(-1, dtype=np.float32) / 255)
 
 
 def _plain(values: np.ndarray) -> np.ndarray | None:
@@ -219,7 +222,7 @@ def _check_strength(values: np.ndarray) -> None:
 def _values(values: np.ndarray) -> str:
     """All of a few, the range of many."""
     some = np.unique(values)
-    return ", ".join(f"{v:g}" for v in some) if len(some) <= 8 else picture.found(values)
+    return ", ".join(f"{v:g}" for v in some) if len(some) <= 8 else picture.value_range(values)
 
 
 def _are_classes(colors: np.ndarray) -> bool:

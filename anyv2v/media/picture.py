@@ -1,4 +1,4 @@
-"""Picture files of any depth to 8-bit sRGB: which formats are read, and what their numbers mean."""
+"""Reads picture files of any bit depth as 8-bit sRGB."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from anyv2v.errors import InputError
 from anyv2v.media import picture_color
@@ -53,9 +54,9 @@ class _Bounded(io.BufferedReader):
 
 @contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """A picture file of one of FORMATS, not decoded yet.
+    """Opens a picture file of one of FORMATS, without decoding it yet.
 
-    InputError if it is none, or if reading it within the block raises anything.
+    InputError: it is no such file, or reading it within the block raises any exception.
     """
     path = Path(path)
     try:
@@ -86,7 +87,7 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
 
 
 def format_of(path: Path) -> str | None:
-    """Which of FORMATS a file begins as; None if as none, or it cannot be read."""
+    """The one of FORMATS that a file begins as; None if it is none of them or cannot be read."""
     try:
         with open(path, "rb") as file:
             head = file.read(16)
@@ -100,9 +101,9 @@ def format_of(path: Path) -> str | None:
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-    """uint8 sRGB (h, w, 3) of a picture, upright by its Exif orientation; alpha is dropped.
+    """Converts a picture to uint8 sRGB (h, w, 3), upright by its Exif orientation, without alpha.
 
-    InputError, to be read after the name of the picture, if what its numbers mean is not known.
+    InputError, to be read after the name of the picture: the meaning of its numbers is not known.
     """
     color = picture_color.meaning(image)
     if (deep := _sixteen_bits(image)) is not None:
@@ -111,7 +112,7 @@ def rgb(image: Image.Image) -> np.ndarray:
 
 
 def gray_or_color(image: Image.Image) -> Image.Image | np.ndarray:
-    """The picture upright: of mode L, RGB or CMYK, or gray as uint16 (h, w) of 0 to 65535."""
+    """The upright picture in mode L, RGB or CMYK, or deep gray as uint16 (h, w), 0 to 65535."""
     facts = _facts(image)
     image = upright(image)
     if image.mode.startswith(("I", "F")):
@@ -125,14 +126,14 @@ def gray_or_color(image: Image.Image) -> Image.Image | np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Loaded, and turned as its Exif orientation says; InputError if Pillow loads it wrong."""
+    """Loads a picture and applies its Exif orientation; InputError if Pillow loads it wrongly."""
     if image.format == "JPEG2000":
         _check_jpeg2000(image)
     return ImageOps.exif_transpose(image)
 
 
-def found(values: np.ndarray) -> str:
-    """The range of an array, as messages say it."""
+def value_range(values: np.ndarray) -> str:
+    """The range of an array, as error messages show it."""
     least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
     nan = " and NaN" if values.dtype.kind == "f" and np.isnan(values).any() else ""
     return f"{least:g} to {most:g}{nan}"
@@ -190,7 +191,7 @@ def _check_jpeg2000(image: Image.Image) -> None:
         )
 
 
-def _jpeg2000_bits(file: BytesIO) -> list[int] | None:
+def _jpeg2000_bits(file: IO[bytes]) -> list[int] | None:
     """Of each component, as the SIZ marker has them (ISO/IEC 15444-1, A.5.1)."""
     head = file.read(2**16)
     at = head.find(b"\xff\x4f\xff\x51")
@@ -205,10 +206,10 @@ def _scaled(values: np.ndarray, mode: str, facts: dict[int, int]) -> np.ndarray:
     if mode == "F":
         samples = _of_floats(values)
     elif facts.get(SAMPLE_FORMAT, UNSIGNED) == SIGNED:
-        raise InputError(f"has signed samples, {found(values)}, of which white is not known")
+        raise InputError(f"has signed samples, {value_range(values)}, of which white is not known")
     elif facts.get(BITS, 16) > 16:
         raise InputError(
-            f"has samples of {facts[BITS]} bits, {found(values)}; save it with 8 or 16 bits"
+            f"has samples of {facts[BITS]} bits, {value_range(values)}; save it with 8 or 16 bits"
         )
     elif facts.get(BITS, 16) < 16:
         # Pillow leaves those of 12 bits as they are
@@ -222,7 +223,9 @@ def _scaled(values: np.ndarray, mode: str, facts: dict[int, int]) -> np.ndarray:
 def _of_floats(values: np.ndarray) -> np.ndarray:
     # the least and the greatest are not a number if any one is not
     if not (values.min() >= -OVERSHOOT and values.max() <= 1 + OVERSHOOT):
-        raise InputError(f"has floats of {found(values)}; only 0 to 1 (black to white) are read")
+        raise InputError(
+            f"has floats of {value_range(values)}; only 0 to 1 (black to white) are read"
+        )
     return np.rint(values.clip(0, 1) * 65535).astype(np.uint16)
 
 
@@ -230,14 +233,16 @@ def _of_integers(values: np.ndarray, mode: str) -> np.ndarray:
     """Of 16 bits: what Pillow calls I;16, and of its 32-bit I what can only be that."""
     least, most = values.min(), values.max()
     if not 0 <= least <= most <= 65535:
-        raise InputError(f"has integers of {found(values)}; 16 bits go from 0 to 65535")
+        raise InputError(f"has integers of {value_range(values)}; 16 bits go from 0 to 65535")
     if mode == "I" and 0 < most <= 255:
         raise InputError(
-            f"has integers of {found(values)} in 32 bits, and may be meant as 8 bits or as 16; "
-            "save it with as many bits as it has"
+            f"has integers of {value_range(values)} in 32 bits, and may be meant as 8 bits or as "
+            "16; save it with as many bits as it has"
         )
     if 0 < most < 4096:
-        log.warning("anyv2v: a picture of 16 bits has only %s, and looks black", found(values))
+        log.warning(
+            "anyv2v: a picture of 16 bits has only %s, and looks black", value_range(values)
+        )
     return values.astype(np.uint16)
 
 
@@ -248,6 +253,8 @@ def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
     """
     # of later frames Pillow has put together what it kept of earlier ones
     if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA") or image.tell():
+        return None
+    if not isinstance(image, ImageFile.ImageFile):
         return None
     orders = {_byte_order(tile.args) for tile in image.tile}
     if len(orders) != 1 or None in orders:
@@ -263,20 +270,23 @@ def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
     return high.astype(np.uint16) << 8 | low
 
 
-def _raw_mode(args: str | tuple) -> str:
-    return args if isinstance(args, str) else args[0]
+TileArgs = str | tuple[Any, ...] | None
 
 
-def _byte_order(args: str | tuple) -> str | None:
-    """Of the raw mode of a tile; None if it has not 16 bits a sample, or is premultiplied."""
+def _raw_mode(args: TileArgs) -> str:
+    return args[0] if isinstance(args, tuple) else args or ""
+
+
+def _byte_order(args: TileArgs) -> str | None:
+    """The byte order in a tile's raw mode; None unless it is straight color of 16-bit samples."""
     mode = _raw_mode(args)
     colors, _, order = mode.partition(";16")
     return order if colors in ("RGB", "RGBA", "RGBX") and order in ("L", "B", "N") else None
 
 
-def _other_order(args: str | tuple) -> str | tuple:
+def _other_order(args: TileArgs) -> TileArgs:
     mode = _raw_mode(args)
     native = "L" if sys.byteorder == "little" else "B"
     order = mode[-1].replace("N", native)
     other = mode[:-1] + ("B" if order == "L" else "L")
-    return other if isinstance(args, str) else (other, *args[1:])
+    return (other, *args[1:]) if isinstance(args, tuple) else other

@@ -1,6 +1,6 @@
-"""What the numbers of a picture mean as colors, and the way to sRGB.
+"""The color space of a picture, and the conversion to sRGB (IEC 61966-2-1).
 
-sRGB is IEC 61966-2-1; what a file says of its colors is, in the order of the PNG specification
+A file may state its color space in several ways. Their precedence is that of the PNG specification
 (third edition, section 4.3): code points (cICP, ITU-T H.273), an ICC profile, sRGB, gAMA and cHRM.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
@@ -20,6 +21,8 @@ from PIL import ExifTags, Image, ImageCms
 from anyv2v.errors import InputError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Chromaticities = tuple[float, float, float, float, float, float, float, float]
 """x and y of white, red, green, blue: cHRM's order."""
@@ -57,17 +60,17 @@ BRADFORD = np.array(
 
 @dataclass(frozen=True)
 class Coded:
-    """Colors that are told by numbers: linear light is v^exponent, or sRGB's curve if None."""
+    """A color space given by numbers: linear light is v^exponent; None means sRGB's curve."""
 
     exponent: float | None
     primaries: Chromaticities = SRGB
 
 
 def meaning(image: Image.Image) -> Coded | bytes | None:
-    """What the file of an opened picture says of its colors: an ICC profile if bytes.
+    """The color space that an opened picture states: bytes are an ICC profile.
 
-    None: sRGB, or nothing. To be asked before the picture is loaded, which closes its file.
-    InputError if it is HDR or has code points that are not known.
+    None means sRGB, or that it states none. To be called before the picture is loaded, because
+    loading closes the file. InputError: HDR, or unknown code points.
     """
     # L*a*b* has one meaning, whatever the profile that comes with it
     if image.mode == "LAB":
@@ -85,7 +88,7 @@ def meaning(image: Image.Image) -> Coded | bytes | None:
 
 
 def to_srgb(image: Image.Image | np.ndarray, color: Coded | bytes | None) -> np.ndarray:
-    """uint8 sRGB (h, w, 3) of a picture of mode L, RGB or CMYK, or of a uint16 array.
+    """Converts a picture of mode L, RGB or CMYK, or a uint16 array, to uint8 sRGB (h, w, 3).
 
     Arrays are (h, w) or (h, w, 3) of 0 to 65535. Colors out of gamut are clipped. An ICC profile
     is applied by Little CMS in 8 bits, relative colorimetric with black point compensation; one
@@ -102,7 +105,7 @@ def to_srgb(image: Image.Image | np.ndarray, color: Coded | bytes | None) -> np.
 
 
 def eight_bits(samples: np.ndarray) -> np.ndarray:
-    """uint16 of 0 to 65535 as uint8, rounded."""
+    """Converts uint16 levels of 0 to 65535 to uint8, rounded."""
     # in place: pictures may be large
     wide = samples.astype(np.uint32)
     wide += 128
@@ -161,7 +164,9 @@ def _decoded(samples: np.ndarray, color: Coded) -> np.ndarray:
     # a gray stays gray in other primaries
     if samples.ndim == 2 or color.primaries == SRGB:
         return _encoded(linear)[samples]
-    matrix = _to_linear_srgb(color.primaries).astype(np.float32)
+    matrix = _to_linear_srgb(color.primaries)
+    assert matrix is not None  # primaries without one were refused before
+    matrix = matrix.astype(np.float32)
     linear = linear.astype(np.float32)
     flat = samples.reshape(-1, 3)
     out = np.empty(flat.shape, np.uint8)
@@ -223,27 +228,30 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
 def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     """The mode that goes in, and what makes sRGB of it: None if it is sRGB within a level."""
     opened = ImageCms.ImageCmsProfile(BytesIO(profile))
-    space = opened.profile.xcolor_space.strip()
-    wanted = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(space)
+    # Pillow annotates the profile with what its constructor takes
+    space = opened.profile.xcolor_space.strip()  # pyright: ignore[reportAttributeAccessIssue]
+    expected = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(space)
     # a gray picture may have the RGB profile of what it was made from
-    if wanted != mode and (wanted, mode) != ("RGB", "L"):
+    if expected is None or (expected != mode and (expected, mode) != ("RGB", "L")):
         raise ValueError(f"it is one for {space}, the picture is {mode}")
     transform = ImageCms.buildTransform(
         opened,
         _srgb(),
-        wanted,
+        expected,
         "RGB",
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
         ImageCms.Flags.BLACKPOINTCOMPENSATION,
     )
-    if wanted == "CMYK":
-        return wanted, transform
-    levels = np.arange(256, dtype=np.uint8) if wanted == "L" else np.arange(0, 256, 15, np.uint8)
-    grid = levels[None] if wanted == "L" else np.stack(np.meshgrid(*[levels] * 3), -1)
+    if expected == "CMYK":
+        return expected, transform
+    levels = (
+        np.arange(256, dtype=np.uint8) if expected == "L" else np.arange(0, 256, 15, dtype=np.uint8)
+    )
+    grid = levels[None] if expected == "L" else np.stack(np.meshgrid(*[levels] * 3), -1)
     sample = Image.fromarray(np.ascontiguousarray(grid.reshape(1, -1, *grid.shape[3:])))
-    there = np.asarray(ImageCms.applyTransform(sample, transform)).astype(int)
-    same = np.abs(there - np.asarray(sample.convert("RGB"))).max() <= 1
-    return wanted, None if same else transform
+    converted = np.asarray(ImageCms.applyTransform(sample, transform)).astype(int)
+    same = np.abs(converted - np.asarray(sample.convert("RGB"))).max() <= 1
+    return expected, None if same else transform
 
 
 @lru_cache(maxsize=1)
@@ -264,12 +272,12 @@ def _is_adobe_by_exif(image: Image.Image) -> bool:
 
 def _code_points(image: Image.Image) -> tuple[int, int] | None:
     """Primaries and transfer of a PNG's cICP, of an AVIF's colr; Pillow passes neither on."""
-    find = {"PNG": _cicp, "AVIF": _nclx}.get(image.format)
+    find = {"PNG": _cicp, "AVIF": _nclx}.get(image.format or "")
     return None if find is None else reread(image, find)
 
 
-def reread(image: Image.Image, read: Callable[[BytesIO], object]) -> object:
-    """What `read` finds in the file of a picture that is not loaded yet; None if it is."""
+def reread(image: Image.Image, read: Callable[[IO[bytes]], T]) -> T | None:
+    """The result of `read` on the file of an opened picture; None if the picture is loaded."""
     file = getattr(image, "fp", None)
     if file is None or file.closed or not file.seekable():
         return None
@@ -281,7 +289,7 @@ def reread(image: Image.Image, read: Callable[[BytesIO], object]) -> object:
         file.seek(place)
 
 
-def _cicp(file: BytesIO) -> tuple[int, int] | None:
+def _cicp(file: IO[bytes]) -> tuple[int, int] | None:
     file.seek(8, os.SEEK_SET)
     while len(head := file.read(8)) == 8:
         length, name = struct.unpack(">I4s", head)
@@ -293,10 +301,11 @@ def _cicp(file: BytesIO) -> tuple[int, int] | None:
     return None
 
 
-def _nclx(file: BytesIO) -> tuple[int, int] | None:
+def _nclx(file: IO[bytes]) -> tuple[int, int] | None:
     """Of the first colr box (ISO/IEC 14496-12, 12.1.5); a profile, if there is one, wins."""
     head = file.read(2**16)
     at = head.find(b"colrnclx")
     if at < 0 or b"colrprof" in head or b"colrrICC" in head or len(head) < at + 12:
         return None
-    return struct.unpack(">2H", head[at + 8 : at + 12])
+    primaries, transfer = struct.unpack(">2H", head[at + 8 : at + 12])
+    return primaries, transfer

@@ -1,4 +1,4 @@
-"""How pictures of one size come to another: pure arithmetic on (width, height)."""
+"""Arithmetic on sizes (width, height): proportions, crops and fits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from anyv2v.errors import InputError
 Size = tuple[int, int]
 
 ALIKE = 0.02
-"""Proportions that differ by less are taken for the same: sides are whole pixels, and editors round
-them to multiples of their own."""
+"""Relative difference below which proportions count as the same: sides are whole pixels, and many
+editors round them to multiples."""
 
 
 def alike(a: Size, b: Size) -> bool:
@@ -19,10 +19,10 @@ def alike(a: Size, b: Size) -> bool:
 
 
 def fit_like(picture: Size, clip: Size, target: Size) -> str | None:
-    """How a picture beside a cropped clip comes to the clip's `target` size; None: in no way.
+    """The `fit` that brings an edited frame to the `target` size of a cropped clip, or None.
 
-    "crop" if it has the proportions that the clip had, so that the same part of it is left;
-    "stretch" if it has the target's already, so that it is taken as it is.
+    "crop" if the picture has the proportions of the uncropped clip, so that the same part is left;
+    "stretch" if it has those of the target, so that it is taken as it is.
     """
     if alike(picture, clip):
         return "crop"
@@ -30,20 +30,20 @@ def fit_like(picture: Size, clip: Size, target: Size) -> str | None:
 
 
 def check_fit(name: str, picture: Size, clip: Size, target: Size) -> str:
-    """`fit_like`, or an InputError that names the picture and says what would be right."""
+    """The `fit` of `fit_like`; where it is None, an InputError about the picture `name`."""
     if (fit := fit_like(picture, clip, target)) is not None:
         return fit
-    wanted = f"of the clip's proportions, such as {_by(clip)}"
+    expected = f"of the clip's proportions, such as {_dimensions(clip)}"
     if not alike(clip, target):
-        wanted += f", or of the size's, such as {_by(target)}"
+        expected += f", or of the size's, such as {_dimensions(target)}"
     raise InputError(
-        f"{name} is {_by(picture)}, the clip is {_by(clip)}: give a picture {wanted}; "
-        "or say --fit crop, stretch or pad"
+        f"{name} is {_dimensions(picture)}, the clip is {_dimensions(clip)}: give a picture "
+        f"{expected}; or say --fit crop, stretch or pad"
     )
 
 
 def part_cut(source: Size, target: Size) -> tuple[str, float]:
-    """What a crop to `target` leaves out: "width" or "height", and the part of it, 0 to 1."""
+    """The side that a crop to `target` cuts, "width" or "height", and by which fraction, 0 to 1."""
     (w, h), (to_w, to_h) = source, target
     if w * to_h >= h * to_w:
         return "width", 1 - h * to_w / (w * to_h)
@@ -53,8 +53,8 @@ def part_cut(source: Size, target: Size) -> tuple[str, float]:
 def size_of_short_side(short: int, source: Size, factor: int = 1) -> Size:
     """(width, height) of `source`'s proportions, its shorter side `short` pixels.
 
-    Each side is the nearest multiple of `factor`, and at least one; the longer one of what keeps
-    the proportions to the shorter as it is then.
+    Each side is rounded to the nearest multiple of `factor`, at least one; first the shorter side,
+    then the longer one in proportion to it.
     """
     short = checks.count("size", short)
     units = max(1, round(short / factor))
@@ -62,7 +62,7 @@ def size_of_short_side(short: int, source: Size, factor: int = 1) -> Size:
     return width, height
 
 
-def inside(source: Size, target: Size) -> Size:
+def inscribed_size(source: Size, target: Size) -> Size:
     """(width, height) of the largest picture of `source`'s proportions that fits into `target`."""
     (w, h), (to_w, to_h) = source, target
     if w * to_h >= h * to_w:
@@ -70,5 +70,5 @@ def inside(source: Size, target: Size) -> Size:
     return max(1, round(w * to_h / h)), to_h
 
 
-def _by(size: Size) -> str:
+def _dimensions(size: Size) -> str:
     return f"{size[0]}x{size[1]}"

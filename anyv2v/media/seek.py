@@ -1,4 +1,4 @@
-"""Beginning in the middle of a video, with the frames that decoding all of it would give."""
+"""Reading from the middle of a video, with the frames that decoding all of it would give."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import dropwhile
 from pathlib import Path
+from typing import Any
 
 from anyv2v.media.container import decode, names, open_video
 from anyv2v.media.ffmpeg import pyav
@@ -21,12 +22,14 @@ NEAR = 1.0
 
 @dataclass(frozen=True)
 class Opened:
-    """An open video: frames are deinterlaced; first: seconds, None if it is the first of them."""
+    """An open video, with PyAV's container and stream."""
 
-    container: object
-    stream: object
+    container: Any
+    stream: Any
     frames: Iterator
+    """The frames from some keyframe on, deinterlaced."""
     first: float | None
+    """Timestamp of the clip's first frame in seconds; None if `frames` begin with that frame."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class _Place:
 
 @contextmanager
 def open_at(path: Path, start: float) -> Iterator[Opened]:
-    """`open_video`, with frames from some keyframe on that is shown at `start` seconds or before.
+    """Opens a video with its frames from a keyframe on that is shown at `start` seconds or before.
 
     Decoding begins at the keyframe before that one: frames that are shown ahead of a keyframe, and
     pictures that are refreshed bit by bit, need what came before it, as deinterlacing does.
@@ -58,8 +61,9 @@ def open_at(path: Path, start: float) -> Iterator[Opened]:
 
 
 def _is_from(frame, time: Fraction) -> bool:
-    known = frame.pts is not None and frame.time_base is not None
-    return known and frame.pts * frame.time_base >= time
+    if frame.pts is None or frame.time_base is None:
+        return False
+    return frame.pts * frame.time_base >= time
 
 
 def _find(path: Path, start: float) -> _Place | None:

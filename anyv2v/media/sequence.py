@@ -1,4 +1,4 @@
-"""Clips as pictures: folders, numbered files, and the formats of pictures that move."""
+"""Clips as pictures: folders, numbered files, and animated pictures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ FIRST = 1
 """The number of the first file that is written: FFmpeg's."""
 
 SUFFIXES = (".gif", ".webp")
-"""Of what is written, besides numbered PNGs."""
+"""Suffixes of animated pictures that can be written; numbered PNGs can be, too."""
 
 # of the files in a folder; the last two get a message of their own
 PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp")
@@ -67,15 +68,17 @@ class Pattern:
 
     @classmethod
     def of(cls, path: str | os.PathLike) -> Pattern | None:
+        """The pattern that a path is; None if it has no single %d in its name."""
         path = Path(path)
         found = re.fullmatch(r"([^%]*)%(?:0(\d{1,2}))?d([^%]*)", path.name, re.DOTALL)
         return found and cls(path.parent, found[1], int(found[2] or 0), found[3])
 
     def file(self, number: int) -> Path:
+        """The path of the file with this number."""
         return self.folder / f"{self.before}{number:0{self.digits}}{self.after}"
 
     def files(self) -> dict[int, Path]:
-        """Those there are, by ascending number."""
+        """The existing files, by ascending number."""
         number = re.compile(re.escape(self.before) + r"([0-9]{1,18})" + re.escape(self.after))
         found = filter(None, map(number.fullmatch, _names(self.folder)))
         numbers = sorted({int(name[1]) for name in found})
@@ -95,7 +98,7 @@ def is_sequence(path: str | os.PathLike) -> bool:
 
 
 def moves(path: str | os.PathLike) -> bool:
-    """Whether it is a sequence, and no still picture."""
+    """Whether a path is a sequence, and not a still picture."""
     path = Path(path)
     if not is_sequence(path) or not os.path.isfile(path):
         return is_sequence(path)
@@ -107,7 +110,7 @@ def moves(path: str | os.PathLike) -> bool:
 
 
 def writes_sequence(path: str | os.PathLike) -> bool:
-    """Whether an output is of PNGs, a GIF or a WebP."""
+    """Whether an output is numbered PNGs, a GIF or a WebP, by its suffix."""
     return Path(path).suffix.lower() in (*SUFFIXES, ".png")
 
 
@@ -119,7 +122,7 @@ def read_sequence(
     start_time: float,
     fit: str,
 ) -> Video:
-    """`read_video` of what `is_sequence`: arguments, result and errors are its own.
+    """Reads a clip that `is_sequence`; arguments, result and errors are those of `read_video`.
 
     A folder gives its pictures in natural order (2 before 10; hidden files and others are passed
     over), a pattern the files of consecutive numbers from the first there is. Both are shown at
@@ -169,7 +172,9 @@ def write_sequence(
         )
         fps = GIF_MOST
     pictures = map(_in_256_colors if gif else Image.fromarray, frames)
-    options = {"optimize": False, "comment": comment} if gif else {"lossless": True, "exact": True}
+    options: dict[str, Any] = (
+        {"optimize": False, "comment": comment} if gif else {"lossless": True, "exact": True}
+    )
     with atomic_path(path) as temporary:
         next(pictures).save(
             temporary,
@@ -184,9 +189,10 @@ def write_sequence(
 def check_sequence_output(
     path: str | os.PathLike, force: bool, inputs: Sequence[str | os.PathLike] = ()
 ) -> None:
-    """`files.check_output` of a pattern, a GIF or a WebP; of a pattern, `inputs` are not among it.
+    """Checks an output of numbered PNGs, a GIF or a WebP, as `check_output` does.
 
-    Existing files of a pattern are refused unless `force`.
+    InputError, besides: files of a pattern exist and `force` is not given, or one of `inputs` is
+    among them.
     """
     if (pattern := numbered(path)) is None:
         if Path(path).suffix.lower() == ".png":
@@ -198,20 +204,20 @@ def check_sequence_output(
         return
     # the folder, its rights, and names that are too long
     check_output(pattern.file(FIRST), force=True)
-    there = pattern.files()
-    if there and not force:
+    existing = pattern.files()
+    if existing and not force:
         raise InputError(
-            f"{next(iter(there.values()))} already exists; --force (force=True) overwrites it, "
+            f"{next(iter(existing.values()))} already exists; --force (force=True) overwrites it, "
             f"and removes the others of {path}"
         )
-    folder, own = Path(os.path.realpath(pattern.folder)), set(map(_real, there.values()))
-    for given in map(_real, inputs):
-        if given == folder or given in own or (given.parent == folder and Pattern.of(given)):
-            raise InputError(f"-o {path}: is where the input {given} is, which is not overwritten")
+    folder, own = Path(os.path.realpath(pattern.folder)), set(map(_real, existing.values()))
+    for source in map(_real, inputs):
+        if source == folder or source in own or (source.parent == folder and Pattern.of(source)):
+            raise InputError(f"-o {path}: is where the input {source} is, which is not overwritten")
 
 
 def numbered(path: str | os.PathLike) -> Pattern | None:
-    """Of numbered PNGs; other names with a % are names."""
+    """The pattern of an output of numbered PNGs; None for other names, which may hold a %."""
     return Pattern.of(path) if Path(path).suffix.lower() == ".png" else None
 
 
@@ -232,17 +238,17 @@ def _files(path: Path) -> list[Path] | None:
     pattern = None if os.path.isfile(path) else Pattern.of(path)
     if pattern is None:
         return None
-    there = pattern.files()
-    if not there:
+    existing = pattern.files()
+    if not existing:
         raise InputError(f"{path}: there is no such file, such as {pattern.file(FIRST)}")
-    first, last = min(there), max(there)
-    for expected, number in enumerate(there, first):
+    first, last = min(existing), max(existing)
+    for expected, number in enumerate(existing, first):
         if number != expected:
             raise InputError(
                 f"{path}: {pattern.file(expected)} is missing, of {pattern.file(first).name} to "
                 f"{pattern.file(last).name}"
             )
-    return list(there.values())
+    return list(existing.values())
 
 
 def _names(folder: Path) -> list[str]:
@@ -303,9 +309,9 @@ def _collected(
     """The frames at their size; all are to be of one size before."""
     pictures = []
     room = free_bytes(torch.device("cpu")) // 2
-    last, own = None, None
+    last = own = fitted = None
     for frame in shown:
-        if frame is not last:
+        if fitted is None or frame is not last:
             last, name = frame, frame if isinstance(frame, Path) else f"{path}: a frame"
             read = _read(frame) if isinstance(frame, Path) else frame
             own = own or read.shape

@@ -27,7 +27,7 @@ OVERTIME = 1.0
 
 
 def limits(formats: set[str], duration: int | None) -> tuple[float, float]:
-    """`longest` and `until` of `timed`, of a container with a duration in microseconds."""
+    """`longest` and `until` for `timed`, for a container with a duration in microseconds."""
     if formats & MPEG:
         return LONGEST_MPEG, math.inf
     return LONGEST, duration / 1e6 if duration and formats & TELL_LENGTH else math.inf
@@ -40,7 +40,7 @@ def timed(
     until: float = math.inf,
     first: float | None = None,
 ) -> Iterator[tuple]:
-    """(begin, end, frame), in seconds after `first`, which is the first frame's own timestamp.
+    """Yields (begin, end, frame), in seconds after `first`, the timestamp of the first frame.
 
     fps: the clip's own rate, which counts where a frame has no timestamp, as in a bare stream
     without a container. A timestamp is damaged if it goes back, jumps and comes back, or is more
@@ -51,7 +51,7 @@ def timed(
     begin, shift = None, 0.0
     none = math.inf, 0.0, None
 
-    def may_follow(time: float) -> bool:
+    def may_follow(time: float, begin: float) -> bool:
         gap = time - begin
         return -ROUNDING < gap <= longest and (time <= until + OVERTIME or gap <= OVERTIME)
 
@@ -59,11 +59,11 @@ def timed(
         regular = 0.0 if begin is None else begin + 1 / fps
         if first is None and time is not None:
             first = time - regular
-        own = regular if time is None else time - first - shift
+        own = regular if time is None or first is None else time - first - shift
         following = math.inf if following is None or first is None else following - first - shift
-        if begin is None or (may_follow(own) and not begin < following < own - ROUNDING):
+        if begin is None or (may_follow(own, begin) and not begin < following < own - ROUNDING):
             begin = own
-        elif may_follow(following):
+        elif may_follow(following, begin):
             begin = min(regular, following)
         else:
             begin = regular
@@ -81,7 +81,7 @@ def noted(frames: Iterable[tuple], spans: list[tuple[float, float]]) -> Iterator
 
 
 def shown_from(frames: Iterable[tuple], start: float, rounding: float = ROUNDING) -> Iterator:
-    """Every frame that begins at `start` or later."""
+    """Yields every frame that begins at `start` seconds or later."""
     for begin, _, frame in frames:
         if begin > start - rounding:
             yield frame
@@ -104,8 +104,8 @@ def sampled(
 
 def too_few(
     path: str | os.PathLike,
-    found: int,
-    wanted: int,
+    count: int,
+    needed: int,
     fps: float | None,
     own_fps: float,
     start: float,
@@ -113,26 +113,27 @@ def too_few(
     resampled: bool = True,
     rounding: float = ROUNDING,
 ) -> InputError:
-    """What the clip has, and what would do.
+    """The InputError for a clip with fewer frames than needed, with what would work instead.
 
-    resampled: whether another `fps` gives other frames, as it does not of pictures without times.
+    count, needed: frames. fps: the sampling rate asked for. resampled: whether another `fps` would
+    give other frames; pictures without times are taken one by one at any rate.
     """
     if not spans:
         return InputError(f"{path} has no frame that can be decoded")
-    if not found:
+    if not count:
         end = spans[-1][1]
         return InputError(
             f"start_time {start:g} s is past the end of {path}, which is at {end:g} s"
         )
-    ways = [f"{found} frame{'s' * (found > 1)} (--frames)"]
-    if resampled and (rate := rate_for(wanted, start, fps, spans, rounding)) is not None:
+    ways = [f"{count} frame{'s' * (count > 1)} (--frames)"]
+    if resampled and (rate := rate_for(needed, start, fps, spans, rounding)) is not None:
         ways.append(f"{rate} fps (--sample-fps)")
-    earlier = start_for(wanted, fps if resampled else None, spans, rounding)
+    earlier = start_for(needed, fps if resampled else None, spans, rounding)
     if earlier is not None:
         ways.append(f"a start at {earlier} s (--start-time)")
     return InputError(
-        f"{path} has {found} frame{'s' * (found > 1)} at {fps or own_fps:g} fps from {start:g} s "
-        f"on, fewer than the {wanted} asked for; {', or '.join(ways)} would do"
+        f"{path} has {count} frame{'s' * (count > 1)} at {fps or own_fps:g} fps from {start:g} s "
+        f"on, fewer than the {needed} asked for; {', or '.join(ways)} would do"
     )
 
 

@@ -23,7 +23,7 @@ from anyv2v.media.seek import open_at
 from anyv2v.media.sequence import SUFFIXES as SEQUENCES
 from anyv2v.media.sequence import is_sequence, read_sequence, write_sequence, writes_sequence
 from anyv2v.runtime.atomic_files import atomic_path, check_output
-from anyv2v.runtime.memory import free_bytes, require
+from anyv2v.runtime.memory import free_bytes, require_memory
 
 SUFFIXES = (".mp4", ".mov", ".mkv", *SEQUENCES)
 
@@ -43,7 +43,7 @@ def read_video(
     start_time: float = 0.0,
     fit: str = "crop",
 ) -> Video:
-    """The first `frames` frames from `start_time` (seconds after the clip's first frame) on.
+    """Reads `frames` frames of a clip from `start_time` on (seconds after the clip's first frame).
 
     size: (width, height), reached by `fit` ("crop", "stretch" or "pad", see `fit_frame`). fps:
     samples by timestamps, taking for each moment the frame that is shown then. None: the clip's own
@@ -66,7 +66,7 @@ def read_video(
     frames = None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES)
     fit, start_time = checks.one_of("fit", fit, FITS), _start(start_time)
     if size is not None and frames is not None:
-        require(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
+        require_memory(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
     if is_sequence(path):
         return read_sequence(path, size, frames, fps, start_time, fit)
     spans: list[tuple[float, float]] = []
@@ -98,20 +98,24 @@ def _pictures(
         if frame is not last:
             picture = to_rgb(path, frame, ratio)
             size = size or (picture.shape[1], picture.shape[0])
-            picture, last = fit_frame(picture, size, fit), frame
-        pictures.append(picture)
-        if len(pictures) * picture.nbytes > room:
+            pictures.append(fit_frame(picture, size, fit))
+            last = frame
+        else:
+            # a slow clip that is sampled faster shows a frame several times
+            pictures.append(pictures[-1])
+        height, width, _ = pictures[-1].shape
+        if len(pictures) * pictures[-1].nbytes > room:
             raise InputError(
-                f"{path}: more than {len(pictures)} frames of {size[0]}x{size[1]} do not fit "
+                f"{path}: more than {len(pictures)} frames of {width}x{height} do not fit "
                 "into memory; say how many to read (frames), or a smaller size"
             )
     return pictures
 
 
 def read_first_frame(path: str | os.PathLike, start_time: float = 0.0) -> np.ndarray:
-    """Of a still picture (`read_image`) or a video (`read_video`, at `start_time` seconds).
+    """Reads a still picture, or the frame of a video at `start_time` seconds: uint8 RGB (h, w, 3).
 
-    Which it is its content says, not its name. uint8 RGB (h, w, 3); InputError if it is neither.
+    The content of the file decides which it is, not its name. InputError: it is neither.
     """
     try:
         film = is_video(path)

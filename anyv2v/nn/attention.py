@@ -42,7 +42,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, context: tuple[Tensor, Tensor] | None = None, *, taps: Taps
     ) -> Tensor:
-        """x (r, n, c) -> the same shape; `context`: what `read` made of one, with r rows."""
+        """X (r, n, c) -> the same shape; `context`: what `read` made of one, with r rows."""
         feature = AttentionFeature(self, x, context)
         if not calls(taps, self.site):
             return self.attend(*feature.compute())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def sinusoids(numbers: Tensor, width: int) -> Tensor:
-    """numbers (b,) -> (b, width) float32: cosines, then sines, of frequencies 1 to 1/10000.
+    """Numbers (b,) -> (b, width) float32: cosines, then sines, of frequencies 1 to 1/10000.
 
     As in DDPM (arXiv 2006.11239), with the frequencies exp(-ln(10000) j / (width/2)).
     """

@@ -69,7 +69,7 @@ class ResnetBlock(nn.Module):
         self.shortcut = Conv2d(width_in, width, 1) if width_in != width else None
 
     def forward(self, x: Tensor, emb: Tensor | None = None, *, taps: Taps) -> Tensor:
-        """x (g b f, h, w, c), embedding of the time (g b, t) or None -> (g b f, h, w, c')."""
+        """X (g b f, h, w, c), embedding of the time (g b, t) or None -> (g b f, h, w, c')."""
         if calls(taps, self.site):
             (h,) = taps.feature(self.site, ResidualFeature(self, x, emb))
             h, bias = repeat_to_batch(h, len(x)), None
@@ -138,7 +138,7 @@ class TemporalConv(nn.Module):
             self.add_module(f"conv{i}", Conv2d(width, width, (3, 1), padding=(1, 0)))
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """x (g b f, h, w, c) -> the same shape."""
+        """X (g b f, h, w, c) -> the same shape."""
         h, bias = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames), None
         for i in range(1, 5):
             norm, conv = self.get_submodule(f"norm{i}"), self.get_submodule(f"conv{i}")

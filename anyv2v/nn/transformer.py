@@ -54,7 +54,7 @@ class SpatialBlock(nn.Module):
         self.ff = GegluFeedForward(width)
 
     def forward(self, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
-        """x (g b f, h w, c) -> the same shape."""
+        """X (g b f, h w, c) -> the same shape."""
         return self.after_self(*self.until_self(x, taps=taps), steering, taps=taps)
 
     def until_self(self, x: Tensor, *, taps: Taps) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ class TemporalBlock(nn.Module):
         self.ff = GegluFeedForward(width)
 
     def forward(self, x: Tensor, *, taps: Taps) -> Tensor:
-        """x (g b, f, h w, c) -> the same shape."""
+        """X (g b, f, h w, c) -> the same shape."""
         x, y = self.norm2(x, self.self(self.norm1(x), taps=taps))
         x, y = self.norm3(x, self.self2(y, taps=taps))
         return x + self.ff(y)
@@ -107,7 +107,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Linear(inner, width)
 
     def forward(self, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
-        """x (g b f, h, w, c) -> the same shape."""
+        """X (g b f, h, w, c) -> the same shape."""
         return self.add_to(x, self.block(self.tokens(x), steering, taps=taps))
 
     def tokens(self, x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class TemporalTransformer(nn.Module):
         self.proj_out = Linear(inner, width)
 
     def forward(self, x: Tensor, frames: int, *, taps: Taps) -> Tensor:
-        """x (g b f, h, w, c) -> the same shape."""
+        """X (g b f, h, w, c) -> the same shape."""
         tokens = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames)
         tokens = self.block(self.proj_in(self.norm(tokens)), taps=taps)
         return x + self.proj_out(tokens).reshape(x.shape)

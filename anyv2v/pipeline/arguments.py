@@ -20,7 +20,7 @@ from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
 from anyv2v.pipeline.denoise import prepend_pinned
 from anyv2v.pipeline.source import SUFFIX, Source
-from anyv2v.runtime.finite import FiniteCheck, not_finite
+from anyv2v.runtime.finite import FiniteCheck, not_finite_message
 
 
 def as_video(video: Video | str | os.PathLike | np.ndarray, defaults: Defaults) -> Video:
@@ -155,7 +155,7 @@ def _replace(after_step: AfterStep, pinned: Tensor) -> AfterStep:
             raise InputError(
                 f"after_step: it gave {tuple(replaced.shape)}, the latents are {tuple(whole.shape)}"
             )
-        check = FiniteCheck(lambda i, positions: not_finite("after_step", f"in step {i}"))
+        check = FiniteCheck(lambda i, positions: not_finite_message("after_step", f"in step {i}"))
         check.look(replaced, index)
         check.finish()
         # a copy, because the caller may use the memory again

@@ -20,8 +20,8 @@ from anyv2v.media.frames import Video
 from anyv2v.pipeline.inverting import STEPS
 from anyv2v.pipeline.planning import Planner, recording_is_free
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass, Way
-from anyv2v.runtime.accounting import Cost, count, fakes
-from anyv2v.runtime.memory import comfortable
+from anyv2v.runtime.accounting import Cost, count, fake_mode
+from anyv2v.runtime.memory import comfortable_bytes
 
 HEAP = 1.35
 """On a CPU: memory of a process over that of its live tensors, after many forward passes: the
@@ -110,7 +110,7 @@ def predict_cost(
         evaluations = len(visited) + spare
 
     branches = editor.backbone.branch_count(scales)
-    with fakes(editor.backbone.device) as device:
+    with fake_mode(editor.backbone.device) as device:
         parts = _Parts(editor, video, device, edits, branches, recording.compact)
         # few steps differ in kind, so each kind is counted once
         kinds = Counter[tuple[frozenset[str], Way]]((step.sites, step.way) for step in plan.steps)
@@ -137,7 +137,7 @@ def predict_cost(
 
 
 class _Parts:
-    """The costs of the parts of a run, counted on fake tensors; to be made inside `fakes`."""
+    """The costs of the parts of a run, counted on fake tensors; to be made inside `fake_mode`."""
 
     def __init__(
         self,
@@ -201,7 +201,9 @@ class _Parts:
         """
         editor, (frames, height, width, _) = self._editor, self._frames
         least = editor._least_bytes((width, height), frames, 1 + self._branches)
-        offloads = editor.offload.is_for(comfortable(least, editor.graphs is not False) + features)
+        offloads = editor.offload.applies_to(
+            comfortable_bytes(least, editor.graphs is not False) + features
+        )
         towers, encoder = (self._towers, self._encoder) if offloads else (0, 0)
         # the peak of activations, less the weights that are not on the device at that time
         work = max(

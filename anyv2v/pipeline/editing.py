@@ -29,7 +29,7 @@ from anyv2v.pipeline.request import Edit, EditRequest, Prompts
 from anyv2v.pipeline.source import Source
 from anyv2v.pipeline.stages import Stages, size_of
 from anyv2v.pipeline.step_plan import StepPlan
-from anyv2v.runtime.finite import Which, nth
+from anyv2v.runtime.finite import DescribeEdits, ordinal
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class EditRun:
         frames = self.stages._decode(latents, self._which(index))
         return Edit(frames, self.source.video.fps, latents)
 
-    def _which(self, first: int) -> Which:
+    def _which(self, first: int) -> DescribeEdits:
         """Names edits in a message, by their positions in a batch that begins with edit `first`."""
 
         def which(positions: list[int]) -> str:
@@ -169,7 +169,9 @@ class EditRun:
                 return ""
             indices = [first + position for position in positions]
             prompts = [checks.shown(self.jobs[i].prompts.prompt) for i in indices]
-            names = [f"{nth(i, len(self.jobs))} {x}" for i, x in zip(indices, prompts, strict=True)]
+            names = [
+                f"{ordinal(i, len(self.jobs))} {x}" for i, x in zip(indices, prompts, strict=True)
+            ]
             return f", of edit {', '.join(names)}"
 
         return which

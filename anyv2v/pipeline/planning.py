@@ -27,7 +27,7 @@ from anyv2v.pipeline.shapes import FeatureShapes
 from anyv2v.pipeline.source import Source
 from anyv2v.pipeline.stages import Stages, size_of
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass, StepPlan, plan_steps
-from anyv2v.runtime.finite import FiniteCheck, not_finite, remedy
+from anyv2v.runtime.finite import FiniteCheck, not_finite_message, remedy
 from anyv2v.runtime.memory import free_bytes
 
 
@@ -202,7 +202,9 @@ class Planner(Stages):
     def _not_finite_message(self, place: tuple[str, float], positions: list[int]) -> str:
         site, t = place
         where = f"at {site}, timestep {t:g}"
-        return not_finite("recording features: the network", where, remedy(self.backbone.dtype))
+        return not_finite_message(
+            "recording features: the network", where, remedy(self.backbone.dtype)
+        )
 
 
 def recording_is_free(

@@ -12,7 +12,7 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.backbones.base import Defaults, Guidance
 from anyv2v.checks import shown
-from anyv2v.media.frames import clip
+from anyv2v.media.frames import describe_clip
 from anyv2v.media.image import Frame
 
 
@@ -72,4 +72,4 @@ class Edit:
     """(1, c, f', h', w') float32: the clean latents that were decoded."""
 
     def __repr__(self) -> str:
-        return f"Edit({clip(self.frames, self.fps)}, latents {tuple(self.latents.shape)})"
+        return f"Edit({describe_clip(self.frames, self.fps)}, latents {tuple(self.latents.shape)})"

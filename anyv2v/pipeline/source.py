@@ -24,7 +24,7 @@ from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.injection.feature_cache import NO_FEATURES, FeatureCache
 from anyv2v.injection.taps import Features
-from anyv2v.media.frames import Video, clip
+from anyv2v.media.frames import Video, describe_clip
 from anyv2v.pipeline.source_upgrade import upgraded
 from anyv2v.runtime.atomic_files import atomic_path, check_output
 
@@ -94,7 +94,7 @@ class Source:
     """The recorded features. All indices count the steps of the inversion's run, 0 the noisiest."""
 
     def __repr__(self) -> str:
-        made, video = self.settings, clip(self.video.frames, self.video.fps)
+        made, video = self.settings, describe_clip(self.video.frames, self.video.fps)
         return (
             f"Source({video}, {made.method} in {made.steps} steps, "
             f"{self.evaluations} evaluations, weights {self.fingerprint[:12] or 'unknown'})"

@@ -18,9 +18,16 @@ from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.media.image import Frame, as_frames, center_crop, read_argument, to_frames
 from anyv2v.pipeline.arguments import check_taps, options_of
 from anyv2v.pipeline.cuda_graphs import Forward, captured_forward, resolve_graphs
-from anyv2v.runtime.finite import FiniteCheck, Which, in_steps, not_finite, nth, remedy
-from anyv2v.runtime.memory import comfortable, frames_at_once, require
-from anyv2v.runtime.offload import Offload, Wanted
+from anyv2v.runtime.finite import (
+    DescribeEdits,
+    FiniteCheck,
+    describe_steps,
+    not_finite_message,
+    ordinal,
+    remedy,
+)
+from anyv2v.runtime.memory import comfortable_bytes, frames_at_once, require_memory
+from anyv2v.runtime.offload import Offload, OffloadMode
 
 
 class Encoders(Protocol):
@@ -50,7 +57,7 @@ class Stages:
         backbone: Backbone,
         fingerprint: str = "",
         graphs: bool | None = None,
-        offload: Wanted = False,
+        offload: OffloadMode = False,
         reload: Mapping[nn.Module, Callable[[], Iterable[Tensor]]] | None = None,
     ):
         """Takes a loaded backbone; `load` makes one from a folder of weights.
@@ -130,7 +137,7 @@ class Stages:
         check = self._frame_check("the autoencoder's encoder", count)
         pieces, done = [], 0
         # a few frames at a time, so that memory does not grow with the length of the clip
-        with self.offload.here(codec.encoder):
+        with self.offload.on_device(codec.encoder):
             at_once = self._frames_at_once(size)
             # a copy, because an array may be read-only
             for piece in codec.encode(torch.from_numpy(frames.copy()), at_once, generator):
@@ -217,7 +224,9 @@ class Stages:
             least = self._least_bytes((width, height), frames, branches)
             return max(least, codec.activation_bytes(height, width))
 
-        require(needed, size, frames, codec.multiple, self.backbone.device, self.offload.freeable)
+        require_memory(
+            needed, size, frames, codec.multiple, self.backbone.device, self.offload.freeable
+        )
 
     def _least_bytes(self, size: tuple[int, int], frames: int, branches: int) -> int:
         """Bytes that a prediction needs at least, for `frames` of `size` (width, height)."""
@@ -231,11 +240,11 @@ class Stages:
         """
         self.check_memory(size, frames, branches)
         least = self._least_bytes(size, frames, branches)
-        self.offload.begin(comfortable(least, self.graphs is not False) + cached)
+        self.offload.begin(comfortable_bytes(least, self.graphs is not False) + cached)
 
     def _conditioning(self) -> AbstractContextManager[None]:
         """Context in which the networks that make conditions are on the device."""
-        return self.offload.here(*self.backbone.conditioners)
+        return self.offload.on_device(*self.backbone.conditioners)
 
     def _frames_at_once(self, size: tuple[int, int]) -> int:
         """How many frames of that size the codec takes at once, for the memory that is free."""
@@ -254,7 +263,7 @@ class Stages:
         latents = self.encode_frames(image[None]) if latents is None else latents
         return FirstFrame(image, latents, image.shape[1], frames)
 
-    def _decode(self, latents: Tensor, which: Which = lambda positions: "") -> np.ndarray:
+    def _decode(self, latents: Tensor, which: DescribeEdits = lambda positions: "") -> np.ndarray:
         """`decode` for latents that are known to be finite; `which` names the edit in errors."""
         codec = self.backbone.codec
         count, height, width = codec.frames_of(latents.shape[2]), *latents.shape[3:]
@@ -270,20 +279,24 @@ class Stages:
         return np.concatenate(frames)
 
     def _step_check(
-        self, doing: str, steps: int, guidance: Sequence[float], which: Which = lambda positions: ""
+        self,
+        doing: str,
+        steps: int,
+        guidance: Sequence[float],
+        which: DescribeEdits = lambda positions: "",
     ) -> FiniteCheck:
         """The check of a run's latents; `guidance` is the strongest scale of each edit."""
         what, dtype = f"{doing}: the network", self.backbone.dtype
-        return FiniteCheck(in_steps(what, steps, dtype, guidance, which))
+        return FiniteCheck(describe_steps(what, steps, dtype, guidance, which))
 
     def _frame_check(
-        self, part: str, count: int, which: Which = lambda positions: ""
+        self, part: str, count: int, which: DescribeEdits = lambda positions: ""
     ) -> FiniteCheck:
         """The check of a network that goes through `count` frames, several at a time."""
 
         def message(start: int, positions: list[int]) -> str:
-            where = f"in frame {nth(start + positions[0], count)}{which([0])}"
-            return not_finite(part, where, remedy(self.backbone.dtype))
+            where = f"in frame {ordinal(start + positions[0], count)}{which([0])}"
+            return not_finite_message(part, where, remedy(self.backbone.dtype))
 
         return FiniteCheck(message)
 

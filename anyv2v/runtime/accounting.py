@@ -1,11 +1,11 @@
-"""What a computation costs, counted without doing it: its own code, run on tensors without data.
+"""The cost of a computation, counted by running its own code on tensors without data.
 
-A fake tensor has a shape, strides, a dtype and a device, and no memory. Code that runs on it takes
-the branches that it takes on that device, the choice of kernels included, so nothing here repeats
-what a network does and nothing goes stale when it changes.
+A fake tensor has a shape, strides, a dtype and a device, and no memory. Code that runs on fake
+tensors takes the branches that it takes on that device, the choice of kernels included. So nothing
+here repeats what a network does, and nothing goes stale when the network changes.
 
-    with fakes("cuda") as device:
-        unet = blank(editor.backbone.unet, device)
+    with fake_mode("cuda") as device:
+        unet = meta_copy(editor.backbone.unet, device)
         latents = torch.empty(1, 4, 16, 64, 64, dtype=torch.float16, device=device)
         cost = count(lambda: unet(latents, ...))
 """
@@ -30,27 +30,30 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 @dataclass(frozen=True)
 class Cost:
-    flops: int
-    """Of matrix products, convolutions and attention; a multiplication and addition are two."""
-    peak_bytes: int
-    """The most that tensors made on the way take at one time; what was there before is left out.
+    """Operations and memory of a computation."""
 
-    Kernels' own workspaces, and what an allocator cannot fill between tensors, come on top: on a
-    CPU with glibc 1 to 35 % in the first forward pass, 12 to 47 % after several (measured).
+    flops: int
+    """Operations of matrix products, convolutions and attention; a multiply-add counts as two."""
+    peak_bytes: int
+    """The most bytes that tensors made by the computation take at one time, without its inputs.
+
+    Workspaces of kernels, and gaps that an allocator cannot fill, come on top: on a CPU with glibc
+    they took 1 to 35 % more in the first forward pass and 12 to 47 % after several (measured).
     """
 
 
 @contextmanager
-def fakes(device: str | torch.device) -> Iterator[torch.device]:
-    """Inside, new tensors are fake; gives the device to make them on.
+def fake_mode(device: str | torch.device) -> Iterator[torch.device]:
+    """Makes all new tensors inside the block fake; yields the device to make them on.
 
-    It is `device`, but for CUDA: then it is the meta device, which to code that asks is no CPU.
-    Triton's kernels refuse it, since they cannot run without data, and what stands in for them
-    does the same operations; attention runs as on a GPU, keeping no scores.
+    It is `device` itself, except that the meta device stands for CUDA: code that asks sees that it
+    is not a CPU. Triton kernels refuse the meta device, because they cannot run without data, and
+    PyTorch does the same operations in their place. Attention does not materialize its scores, as
+    on a GPU.
     """
     device = torch.device(device)
     on_gpu = device.type == "cuda"
-    # torch.tensor makes no fakes on the meta device, but what it makes there is as good
+    # torch.tensor makes no fake tensor on the meta device, but a meta tensor has no data either
     with (
         FakeTensorMode(allow_non_fake_inputs=on_gpu),
         _FusedAttention() if on_gpu else nullcontext(),
@@ -59,7 +62,7 @@ def fakes(device: str | torch.device) -> Iterator[torch.device]:
 
 
 def count(run: Callable[[], Any]) -> Cost:
-    """What run() costs, without gradients: predicted inside `fakes`, else while it really runs."""
+    """The cost of run(), without gradients: predicted inside `fake_mode`, else of a real run."""
     # under inference mode some operations arrive in a form that has no formula
     with torch.inference_mode(False), torch.no_grad(), _Tally() as tally:
         run()
@@ -67,7 +70,7 @@ def count(run: Callable[[], Any]) -> Cost:
 
 
 class _Tally(TorchDispatchMode):
-    """Sees every operation: adds up what they compute and follows the bytes that are alive."""
+    """Intercepts every operation, to add up the FLOPs and to follow the bytes that are alive."""
 
     def __init__(self):
         super().__init__()
@@ -81,9 +84,9 @@ class _Tally(TorchDispatchMode):
             out = func(*args, **kwargs)
         if formula := _FORMULAS.get(func.overloadpacket):
             self.flops += formula(*args, **kwargs, out_val=out)
-        given, made = _storages((args, kwargs)), _storages(out)
-        for key in made.keys() - given.keys():
-            self._follow(made[key])
+        inputs, outputs = _storages((args, kwargs)), _storages(out)
+        for key in outputs.keys() - inputs.keys():
+            self._follow(outputs[key])
         return out
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
@@ -94,7 +97,7 @@ class _Tally(TorchDispatchMode):
         def freed():
             self.live -= size
 
-        # views share the storage: it goes with the last of them
+        # views share the storage, which is freed with the last of them
         weakref.finalize(storage, freed).atexit = False
 
 
@@ -104,7 +107,10 @@ def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention by a kernel that keeps no scores; on the meta device PyTorch would keep them."""
+    """Replaces attention by the operator of a fused kernel.
+
+    On the meta device PyTorch would choose one that materializes the scores.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         run = _fused_attention if func is F.scaled_dot_product_attention else func
@@ -116,8 +122,8 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -
     return fused(q, k, v, None, False, is_causal=is_causal)[0]
 
 
-# what PyTorch lacks for operators that run on a CPU only: (x W^T + b) * other without data, and
-# the operations of oneDNN's products and of attention
+# what PyTorch lacks for operators that exist on a CPU only: a fake implementation of
+# (x W^T + b) * other, and the FLOPs of oneDNN's products and of attention
 _PRODUCT_TIMES = "mkldnn._linear_pointwise.binary"
 
 

@@ -8,30 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from anyv2v.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 REPLACED = "old"
-"""What a scratch folder calls something of the user's that it holds for a moment."""
+"""The name, in a scratch folder, of files of the user's that are held while they are replaced."""
 MARKER = ".made-by-anyv2v"
-"""A file in every scratch folder: what has none is somebody else's and is never removed."""
+"""The locked file in every scratch folder. A folder without it is never removed: it is not ours."""
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A name with the suffix of `path` to write to, in `scratch`; becomes `path` at the end.
+    """Yields a temporary path with the suffix of `path`, and renames it to `path` at the end.
 
-    If the block raises anything, Ctrl-C included, the half file is removed and `path` stays as it
-    was. A `path` that is a symbolic link stays one: the file it leads to is replaced. A file that
-    is replaced leaves its permissions to the new one; other hard links to it keep the old content.
+    If the block raises anything, Ctrl-C included, the half-written file is removed and `path` stays
+    as it was. If `path` is a symbolic link it stays one, and the file that it points to is
+    replaced. The new file gets the permissions of the file that it replaces, or those of the umask;
+    other hard links to the replaced file keep the old content.
     """
     target = Path(os.path.realpath(path))
     with scratch(target.parent) as folder:
-        # the suffix of the name that was given: a link may lead to a name without one
+        # the suffix of `path` itself: a link may point to a name without one
         temporary = folder / f"new{Path(path).suffix}"
         yield temporary
         before = target if target.exists() else folder / MARKER
@@ -41,9 +39,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """A hidden folder in `parent` that goes at the end, with those that killed runs left there.
+    """Yields a new hidden folder in `parent`, which is removed at the end.
 
-    Who writes into one holds its lock, which ends with the process however that ends.
+    Folders that killed runs have left in `parent` are removed first. A run holds the lock of its
+    folder's marker, and the system releases the lock when the process ends, however it ends. On a
+    file system without locks the folders of killed runs stay.
     """
     for left in parent.glob(".anyv2v-*.part"):
         _remove_dead(left)
@@ -52,78 +52,68 @@ def scratch(parent: Path) -> Iterator[Path]:
         (folder / MARKER).touch()
         yield folder
     finally:
-        _remove(folder)
-        if lock is not None:
-            os.close(lock)
+        _remove(folder, lock)
 
 
 def _remove_dead(folder: Path) -> None:
-    """A scratch folder whose process has ended, unless it holds something of the user's."""
+    """Removes a scratch folder whose process has ended, unless it holds something of the user's."""
+    # Timeout is one of them: the process lives
     with suppress(OSError):
-        lock = _lock(folder)
-        if lock is None:
-            return
-        try:
-            if not os.listdir(folder):  # its process was killed before it had marked it
-                folder.rmdir()
-            elif (folder / MARKER).exists() and not (folder / REPLACED).exists():
-                _remove(folder)
-        finally:
-            os.close(lock)
+        if not os.listdir(folder):
+            # killed before it had marked the folder; if it lives and is about to, it makes another
+            folder.rmdir()
+        elif (folder / MARKER).exists():
+            with _lock(folder) as lock:
+                if not (folder / REPLACED).exists():
+                    _remove(folder, lock)
 
 
-def _remove(folder: Path) -> None:
-    """The marker last, so that what a kill leaves of it is still known for ours."""
+def _remove(folder: Path, lock: BaseFileLock) -> None:
+    """Removes a folder whose lock is held, or that is on a file system without locks."""
     with suppress(OSError):
+        # the marker last, so that what a kill leaves of the folder is still known for ours; and
+        # before the lock is released, else a new run could get it and lose the folder. Windows
+        # refuses to remove an open file, but removes it with the release
         for name in sorted(os.listdir(folder), key=MARKER.__eq__):
             path = folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
+    lock.release()
+    with suppress(OSError):
         folder.rmdir()
 
 
-def _locked_folder(parent: Path) -> tuple[Path, int | None]:
-    """A new folder and its lock; None where the file system or the platform has no locks."""
+def _locked_folder(parent: Path) -> tuple[Path, BaseFileLock]:
+    """A new folder and its lock, which is not held where the file system has none."""
     while True:
         folder = parent / f".anyv2v-{secrets.token_hex(4)}.part"
         folder.mkdir()
+        lock = _lock(folder)
         try:
-            lock = _lock(folder)
-        except (BlockingIOError, FileNotFoundError):
-            # another run took it for a dead one before it was locked, and removes it
+            lock.acquire()
+        except (Timeout, FileNotFoundError, FileExistsError):
+            # another run took it for a dead one before it was locked, and has removed it or is
+            # about to. FileExistsError: it did between two system calls of filelock's mkdir
             continue
-        if folder.exists():
-            return folder, lock
-        if lock is not None:
-            os.close(lock)
+        except OSError:
+            pass
+        return folder, lock
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder's lock until it is closed; None where there are no locks.
-
-    BlockingIOError: another process holds it. FileNotFoundError: the folder is gone.
-    """
-    if fcntl is None:
-        return None
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None
-    return lock
+def _lock(folder: Path) -> BaseFileLock:
+    """The lock of a scratch folder, not acquired yet, which raises Timeout if it is held."""
+    # a lock without the system's help would outlive a killed process
+    return FileLock(folder / MARKER, blocking=False, thread_local=False, fallback_to_soft=False)
 
 
 def check_output(path: str | os.PathLike, force: bool, suffixes: tuple[str, ...] = ()) -> None:
-    """InputError if `path` cannot be written; meant to be asked before long work.
+    """Raises an InputError if `path` cannot be written; to be called before long work.
 
-    An existing file is refused unless `force`, and in any case if it is read-only or no plain file;
-    a missing folder is refused, never created; a suffix that is not among `suffixes` (if any are
-    given; case does not matter) is refused.
+    Refused are an existing file without `force`; one that is read-only or is not a regular file; a
+    path in a missing folder, which is never created; and a suffix that is not in `suffixes`, if any
+    are given (in lower case; that of `path` may be in upper case).
     """
     if suffixes and Path(path).suffix.lower() not in suffixes:
         raise InputError(f"cannot write {path}: the name must end in one of {', '.join(suffixes)}")
@@ -148,7 +138,7 @@ def check_output(path: str | os.PathLike, force: bool, suffixes: tuple[str, ...]
 
 
 def _mode(target: Path) -> int | None:
-    """Its type and permissions; None if there is no such file. OSError: the name is too long."""
+    """The type and permissions of a file; None if it is missing. OSError: the name is too long."""
     try:
         return target.stat().st_mode
     except FileNotFoundError:

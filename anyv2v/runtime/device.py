@@ -1,4 +1,4 @@
-"""The device and the dtype that networks are loaded to."""
+"""The choice of a device and a dtype for the networks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device that was asked for, by default a CUDA GPU if there is one, else the CPU.
+    """The given device; None chooses CUDA where a GPU is found, else the CPU.
 
-    An InputError says what is wrong with another kind of device, or one that is not here.
+    InputError: a device that is neither "cpu" nor "cuda", or a GPU that this machine lacks.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,15 +24,15 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device: {device} is neither cpu nor cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        there = torch.cuda.device_count()
-        raise InputError(f"device: {device} was asked for, but there are {there} here; use cpu")
+        count = torch.cuda.device_count()
+        raise InputError(f"device: {device} was asked for, but there are {count} here; use cpu")
     return device
 
 
 def choose_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The dtype that was asked for, by default float16 on a GPU and float32 on a CPU.
+    """The given dtype; None chooses float16 on a GPU and float32 on a CPU.
 
-    An InputError lists the dtypes that there are.
+    InputError: a dtype that is not in DTYPES.
     """
     if dtype is None:
         return torch.float16 if device.type == "cuda" else torch.float32

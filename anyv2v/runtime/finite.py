@@ -1,7 +1,7 @@
-"""Values that are not finite: found in the step in which they appear, without waiting for a GPU.
+"""Checks for values that are not finite: early, and without waiting for a GPU.
 
-What float16 cannot hold (65504) becomes infinite, what is computed of that becomes NaN, and NaN
-clamped to pixels is black.
+Values beyond float16's largest (65504) become infinite, further computation makes NaN of them, and
+NaN clamped to a pixel is black.
 """
 
 from __future__ import annotations
@@ -15,127 +15,150 @@ from torch import Tensor
 
 from anyv2v.errors import NotFiniteError
 
-ROOM = 4096
-"""Flags that a piece of pinned memory has room for: asking for such memory may make a GPU wait."""
-FAR = 1000.0
-"""A guidance that no network stands; about 9 is usual."""
+FLAGS_PER_BUFFER = 4096
+"""Flags that fit into one buffer of pinned memory, whose allocation may make a GPU wait."""
+HIGHEST_GUIDANCE = 1000.0
+"""Guidance beyond it is blamed for values that are not finite; about 9 is usual."""
 
-Tell = Callable[[Any, list[int]], str]
-"""(place, rows that are not finite) -> message."""
-Which = Callable[[list[int]], str]
-"""Rows of a batch -> which edits they are, as a message goes on; empty where there is but one."""
+DescribePlace = Callable[[Any, list[int]], str]
+"""(place, indices into the batch that are not finite) -> error message."""
+DescribeEdits = Callable[[list[int]], str]
+"""Indices into a batch -> the end of a message that names their edits; "" for a single edit."""
 
 
 class Event(Protocol):
-    """What is reached when the flags before it have arrived (`torch.cuda.Event`)."""
+    """The part of `torch.cuda.Event` that is used: a marker in the work of a device."""
 
-    def query(self) -> bool: ...
+    def query(self) -> bool:
+        """Whether the work before the marker is done."""
+        ...
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Waits for the work before the marker."""
+        ...
 
 
-def in_step(place: tuple[int, float], rows: list[int]) -> str:
-    """The plainest message; place: index of the step as `on_step` gets it, timestep."""
-    return not_finite("the network", f"in step {place[0]} (timestep {place[1]})")
+def describe_step(place: tuple[int, float], indices: list[int]) -> str:
+    """The plainest message; place: (index of the step as `on_step` gets it, timestep)."""
+    return not_finite_message("the network", f"in step {place[0]} (timestep {place[1]})")
 
 
-def in_steps(
+def describe_steps(
     what: str,
     steps: int,
     dtype: torch.dtype,
     guidance: Sequence[float] = (0.0,),
-    which: Which = lambda rows: "",
-) -> Tell:
-    """Messages on the steps of a run, places as for `in_step`. `guidance`: that of each row."""
+    which: DescribeEdits = lambda indices: "",
+) -> DescribePlace:
+    """A function that describes steps of a run; places are those of `describe_step`.
 
-    def tell(place: tuple[int, float], rows: list[int]) -> str:
+    what: the network, as the message names it. dtype: that of the network. guidance: the scale for
+    each index of the batch. which: names the edits that are concerned.
+    """
+
+    def describe(place: tuple[int, float], indices: list[int]) -> str:
         i, t = place
-        where = f"in step {nth(i, steps, f'timestep {t:g}')}{which(rows)}"
-        strongest = max((guidance[row] for row in rows), key=abs)
-        return not_finite(what, where, remedy(dtype, strongest))
+        where = f"in step {ordinal(i, steps, f'timestep {t:g}')}{which(indices)}"
+        strongest = max((guidance[index] for index in indices), key=abs)
+        return not_finite_message(what, where, remedy(dtype, strongest))
 
-    return tell
+    return describe
 
 
 class FiniteCheck:
-    """Looks at what one run computes, on one device and stream.
+    """Checks the values that one run computes, on one device and stream.
 
-    On a CPU at once. On a GPU a flag for each row is copied to the host, and looked at in a later
-    call that finds it there: the GPU is never waited for but in `finish`.
+    On a CPU values are checked at once. On a GPU one flag for each index of the batch is copied to
+    the host, and read in a later call, once it has arrived: only `finish` waits for the GPU.
     """
 
-    def __init__(self, tell: Tell = in_step, record: Callable[[torch.device], Event] | None = None):
-        """`record`: what marks a place in the work of a device; left out, CUDA's events on CUDA."""
-        self._tell, self._record = tell, record
+    def __init__(
+        self,
+        describe: DescribePlace = describe_step,
+        record: Callable[[torch.device], Event] | None = None,
+    ):
+        """`record` puts a marker into the work of a device; None records CUDA events on CUDA."""
+        self._describe, self._record = describe, record
         self._pending: deque[tuple[Any, Tensor, Event]] = deque()
-        self._room: Tensor | None = None
+        self._buffer: Tensor | None = None
 
     def look(self, x: Tensor, place: Any) -> None:
-        """x (rows, ...), floats. NotFiniteError if it, or x of an earlier call, is not finite."""
-        flags = finite_rows(x)
-        record = self._record or (_record if x.is_cuda else None)
+        """Checks x (batch, ...) of floats; `place` says where it was computed.
+
+        NotFiniteError: x, or the x of an earlier call, has infinities or NaN.
+        """
+        flags = finite_flags(x)
+        record = self._record or (_record_event if x.is_cuda else None)
         if record is None:
             self._judge(place, flags)
             return
-        there = self._place_for(flags)
-        there.copy_(flags, non_blocking=True)
-        self._pending.append((place, there, record(x.device)))
+        on_host = self._space_for(flags)
+        on_host.copy_(flags, non_blocking=True)
+        self._pending.append((place, on_host, record(x.device)))
         while self._pending and self._pending[0][2].query():
             self._judge(*self._pending.popleft()[:2])
 
     def finish(self) -> None:
-        """Waits for the flags that are still on their way; NotFiniteError as in `look`."""
+        """Waits for the flags that have not arrived yet; raises NotFiniteError as `look` does."""
         if self._pending:
             self._pending[-1][2].synchronize()
         while self._pending:
             self._judge(*self._pending.popleft()[:2])
 
-    def error(self, place: Any, rows: list[int]) -> NotFiniteError:
-        return NotFiniteError(self._tell(place, rows), rows)
+    def error(self, place: Any, indices: list[int]) -> NotFiniteError:
+        """The error for values at `indices` of the batch, computed at `place`."""
+        return NotFiniteError(self._describe(place, indices), indices)
 
     def _judge(self, place: Any, flags: Tensor) -> None:
-        # numpy reads memory of the host, where a tensor's own methods count as synchronisations
-        rows = [row for row, finite in enumerate(flags.numpy()) if not finite]
-        if rows:
-            raise self.error(place, rows)
+        # read through numpy: a method of a pinned tensor would count as a synchronization
+        indices = [index for index, finite in enumerate(flags.numpy()) if not finite]
+        if indices:
+            raise self.error(place, indices)
 
-    def _place_for(self, flags: Tensor) -> Tensor:
-        if self._room is None or len(self._room) < len(flags):
-            size = max(ROOM, len(flags))
-            self._room = torch.empty(size, dtype=torch.bool, pin_memory=flags.is_cuda)
-        there, self._room = self._room[: len(flags)], self._room[len(flags) :]
-        return there
+    def _space_for(self, flags: Tensor) -> Tensor:
+        """Unused host memory for the flags, pinned if they are on a GPU."""
+        if self._buffer is None or len(self._buffer) < len(flags):
+            size = max(FLAGS_PER_BUFFER, len(flags))
+            self._buffer = torch.empty(size, dtype=torch.bool, pin_memory=flags.is_cuda)
+        space, self._buffer = self._buffer[: len(flags)], self._buffer[len(flags) :]
+        return space
 
 
-def finite_rows(x: Tensor) -> Tensor:
-    """x (rows, ...) -> bool (rows,), on its device. Makes no copy of an x of one row."""
+def finite_flags(x: Tensor) -> Tensor:
+    """Bool (batch,), on the device of x (batch, ...): whether all values of an index are finite.
+
+    A batch of one is not copied.
+    """
     x = x.detach()
     low, high = x.aminmax() if len(x) == 1 else x.reshape(len(x), -1).aminmax(dim=1)
     return (low.isfinite() & high.isfinite()).reshape(len(x))
 
 
-def checked(x: Tensor, what: str, dtype: torch.dtype) -> Tensor:
-    """x, or NotFiniteError; waits for the device."""
-    check = FiniteCheck(lambda place, rows: not_finite(what, "", remedy(dtype)))
+def check_finite(x: Tensor, what: str, dtype: torch.dtype) -> Tensor:
+    """Returns x, once the device has computed it, or raises NotFiniteError.
+
+    what: the network that computed x, as the message names it. dtype: that of the network.
+    """
+    check = FiniteCheck(lambda place, indices: not_finite_message(what, "", remedy(dtype)))
     check.look(x, None)
     check.finish()
     return x
 
 
-def not_finite(what: str, where: str, then: str = "") -> str:
-    """A message: what gave the values, where, and what to do."""
+def not_finite_message(what: str, where: str, then: str = "") -> str:
+    """An error message: which network gave the values, where, and (`then`) what to do."""
     text = " ".join(filter(None, (what, "gave values that are not finite", where)))
     return f"{text}: {then}" if then else text
 
 
-def nth(i: int, count: int, *besides: str) -> str:
-    """An index, from 0 as in Python, and the number that people count by; `besides` follows."""
-    return f"{i} ({', '.join([f'number {i + 1} of {count}', *besides])})"
+def ordinal(i: int, count: int, *details: str) -> str:
+    """An index from 0 with its ordinal from 1 and `details`, as "0 (number 1 of 50, ...)"."""
+    return f"{i} ({', '.join([f'number {i + 1} of {count}', *details])})"
 
 
 def remedy(dtype: torch.dtype, guidance: float = 0.0) -> str:
-    """What to do about it, for a network that computes in `dtype`."""
-    if abs(guidance) > FAR:
+    """What a user can do about it, for a network that computes in `dtype` with this guidance."""
+    if abs(guidance) > HIGHEST_GUIDANCE:
         return f"a guidance of {guidance:g} is too large, about 9 is usual"
     if dtype == torch.float16:
         return "--dtype bfloat16 (dtype=torch.bfloat16) or float32 has the range that float16 lacks"
@@ -147,5 +170,5 @@ def remedy(dtype: torch.dtype, guidance: float = 0.0) -> str:
     )
 
 
-def _record(device: torch.device) -> Event:
+def _record_event(device: torch.device) -> Event:
     return torch.cuda.current_stream(device).record_event()

@@ -1,26 +1,30 @@
-"""Networks without data, to find out shapes and costs."""
+"""Copies of networks without data, to find out shapes and costs."""
 
 from __future__ import annotations
 
 import copy
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def blank(network: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> nn.Module:
-    """The same network with empty weights on `device`, in `dtype` if given; strides are kept.
+
+def meta_copy(network: Network, device: torch.device, dtype: torch.dtype | None = None) -> Network:
+    """A copy of a network with uninitialized weights on `device`, in the same memory layout.
 
     Nothing is allocated if the device is "meta", or inside a `FakeTensorMode`. No data is read, so
-    `network` may itself be on the meta device.
+    `network` may itself be on the meta device. Floating-point weights get `dtype`, if one is given.
     """
 
-    def twin(x: Tensor) -> Tensor:
+    def empty_copy(x: Tensor) -> Tensor:
         cast = dtype if dtype is not None and x.is_floating_point() else x.dtype
         empty = torch.empty_strided(x.shape, x.stride(), dtype=cast, device=device)
         return nn.Parameter(empty, requires_grad=False) if isinstance(x, nn.Parameter) else empty
 
-    # a copy takes what it finds under an object's id for that object's copy
-    twins = {id(x): twin(x) for x in chain(network.parameters(), network.buffers())}
-    return copy.deepcopy(network, twins)
+    # deepcopy takes what its memo holds under the id of an object for that object's copy, so it
+    # never copies a weight itself
+    memo = {id(x): empty_copy(x) for x in chain(network.parameters(), network.buffers())}
+    return copy.deepcopy(network, memo)

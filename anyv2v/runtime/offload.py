@@ -1,4 +1,4 @@
-"""Networks that wait on the host while nobody needs them, where the GPU's memory is short."""
+"""Offloading: networks wait in host memory while no stage uses them, where GPU memory is short."""
 
 from __future__ import annotations
 
@@ -16,134 +16,138 @@ from anyv2v.checks import shown
 from anyv2v.errors import InputError
 from anyv2v.runtime.memory import free_bytes
 
-Wanted = bool | Literal["auto"]
+OffloadMode = bool | Literal["auto"]
 
 
-def checked(offload: Wanted) -> Wanted:
-    """InputError unless it is True, False or "auto"."""
-    if isinstance(offload, str) and offload == "auto":
-        return offload
-    if not isinstance(offload, bool):
-        raise InputError(f"offload: {shown(offload)} is not True, False or 'auto'")
-    return offload
+def check_offload(mode: OffloadMode) -> OffloadMode:
+    """The mode, or an InputError unless it is True, False or "auto"."""
+    if isinstance(mode, str) and mode == "auto":
+        return mode
+    if not isinstance(mode, bool):
+        raise InputError(f"offload: {shown(mode)} is not True, False or 'auto'")
+    return mode
 
 
 class Offload:
-    """Some networks of an editor, each on the device while somebody is within `here`.
+    """Moves some networks of an editor to the device while they are in use, inside `on_device`.
 
-    `wanted`: True, they wait on the host from the start; "auto", from the first job on for which
-    memory is short; False, or if the device is the host, they stay. Several threads may share it:
-    a network comes with the first who needs it and leaves with the last.
+    mode: True keeps them on the host between uses from the start; "auto" does so from the first job
+    on for which memory is short; False, or a `device` that is the host, leaves them on the device.
+    Several threads may share an Offload: a network comes with its first user and leaves with its
+    last.
 
-    Those with a `reload` wait nowhere, whatever is wanted: they come without their weights, which
-    are read when they are needed, and go back to that.
+    A network in `reload` never waits on the host, whatever the mode: it comes without its weights,
+    `reload` gives them for each use, and they are dropped afterwards.
     """
 
     def __init__(
         self,
         networks: Iterable[nn.Module],
         device: torch.device,
-        wanted: Wanted,
+        mode: OffloadMode,
         host: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
         reload: Mapping[nn.Module, Callable[[], Iterable[Tensor]]] = MappingProxyType({}),
     ):
-        self._waiting = {n: _Waiting(n, reload.get(n)) for n in networks}
+        self._networks = {n: _Offloaded(n, reload.get(n)) for n in networks}
         self._device, self._host = device, host
-        self._wanted = False if device == host else checked(wanted)
+        self._mode = False if device == host else check_offload(mode)
         self._lock = Lock()
-        self._leaving = self._wanted is True
-        if self._leaving:
-            self._leave()
+        self._active = self._mode is True
+        if self._active:
+            self._move_unused()
 
     def reloads(self, network: nn.Module) -> bool:
-        """Whether its weights are read when they are needed."""
-        return self._waiting[network].reload is not None
+        """Whether a network's weights are read anew for each use."""
+        return self._networks[network].reload is not None
 
     @property
     def freeable(self) -> int:
-        """Bytes on the device that a job could still get."""
-        there = [w for w in self._waiting.values() if self._wanted and not w.away and not w.reload]
-        return sum(x.nbytes for waiting in there for x in waiting.tensors)
+        """Bytes on the device that a job could still get, by moving networks to the host."""
+        if not self._mode:
+            return 0
+        movable = [n for n in self._networks.values() if not n.away and not n.reload]
+        return sum(x.nbytes for network in movable for x in network.tensors)
 
-    def is_for(self, needed: int) -> bool:
-        """Whether networks wait on the host during a job that is to have `needed` bytes."""
-        if self._wanted != "auto" or self._leaving:
-            return self._leaving
+    def applies_to(self, needed: int) -> bool:
+        """Whether networks wait on the host during a job that should have `needed` bytes."""
+        if self._mode != "auto" or self._active:
+            return self._active
         return needed > free_bytes(self._device)
 
     def begin(self, needed: int) -> None:
-        """A job begins that is to have `needed` bytes: who is not in use may have to leave."""
-        if self.is_for(needed):
+        """Begins a job that should have `needed` bytes; unused networks may have to move."""
+        if self.applies_to(needed):
             with self._lock:
-                self._leaving = True
-                self._leave()
+                self._active = True
+                self._move_unused()
 
     @contextmanager
-    def here(self, *networks: nn.Module) -> Iterator[None]:
-        """Inside, these are on the device."""
-        used = [self._waiting[network] for network in networks]
+    def on_device(self, *networks: nn.Module) -> Iterator[None]:
+        """Keeps these networks on the device inside the block."""
+        used = [self._networks[network] for network in networks]
         with self._lock:
-            for waiting in used:
-                waiting.users += 1
+            for network in used:
+                network.users += 1
         try:
             with self._lock:
-                for waiting in used:
-                    waiting.come(self._device)
+                for network in used:
+                    network.to_device(self._device)
             yield
         finally:
-            # what was started here may still be running, and reads what may be about to leave
-            goes = self._wanted or any(waiting.reload for waiting in used)
-            if goes and self._device.type == "cuda":
+            # work that was started in the block may still be running on the GPU, and reads weights
+            # that are about to be moved or dropped
+            moves = self._mode or any(network.reload for network in used)
+            if moves and self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()
             with self._lock:
-                for waiting in used:
-                    waiting.users -= 1
-                    if waiting.reload is not None and not waiting.users:
-                        waiting.free()
-                if self._leaving:
-                    self._leave()
+                for network in used:
+                    network.users -= 1
+                    if network.reload is not None and not network.users:
+                        network.drop_weights()
+                if self._active:
+                    self._move_unused()
 
-    def _leave(self) -> None:
-        unused = [w for w in self._waiting.values() if not w.users and not w.away]
-        leaving = [w for w in unused if w.reload is None]
-        for waiting in leaving:
-            waiting.leave(self._host)
-        if leaving and self._device.type == "cuda":
-            # a capture takes no memory that others have cached; during another thread's, nothing
-            # can be given back
+    def _move_unused(self) -> None:
+        unused = [n for n in self._networks.values() if not n.users and not n.away]
+        moved = [n for n in unused if n.reload is None]
+        for network in moved:
+            network.to_host(self._host)
+        if moved and self._device.type == "cuda":
+            # while a CUDA graph is captured its memory pool takes no memory that was cached
+            # elsewhere; and while another thread captures, no cached memory can be released
             with suppress(RuntimeError):
                 torch.cuda.empty_cache()
 
 
-class _Waiting:
-    """A network, and its weights on the host: they do not change, so they are copied there once."""
+class _Offloaded:
+    """A network with its weights on the host, which never change, so they are copied there once."""
 
     def __init__(self, network: nn.Module, reload: Callable[[], Iterable[Tensor]] | None = None):
         self.tensors: list[Tensor] = [*chain(network.parameters(), network.buffers())]
         self.users, self.away, self.reload = 0, reload is not None, reload
-        self._without = [x.data for x in self.tensors] if self.away else []
-        self._kept: list[Tensor] | None = None
+        self._without_data = [x.data for x in self.tensors] if self.away else []
+        self._on_host: list[Tensor] | None = None
 
-    def come(self, device: torch.device) -> None:
+    def to_device(self, device: torch.device) -> None:
         if self.away:
-            there = (x.data for x in self.tensors) if self.reload is None else self.reload()
-            # all or, if memory ends, none
-            come = [_moved(x, device) for x in there]
-            for x, there in zip(self.tensors, come, strict=True):
-                x.data = there
+            weights = (x.data for x in self.tensors) if self.reload is None else self.reload()
+            # all are moved before the first is assigned: if memory runs out, none is
+            self._assign([_moved(x, device) for x in weights])
             self.away = False
 
-    def free(self) -> None:
-        for x, without in zip(self.tensors, self._without, strict=True):
-            x.data = without
+    def drop_weights(self) -> None:
+        self._assign(self._without_data)
         self.away = True
 
-    def leave(self, host: torch.device) -> None:
-        if self._kept is None:
-            self._kept = [_moved(x.data, host) for x in self.tensors]
-        for x, kept in zip(self.tensors, self._kept, strict=True):
-            x.data = kept
+    def to_host(self, host: torch.device) -> None:
+        if self._on_host is None:
+            self._on_host = [_moved(x.data, host) for x in self.tensors]
+        self._assign(self._on_host)
         self.away = True
+
+    def _assign(self, data: Iterable[Tensor]) -> None:
+        for x, new in zip(self.tensors, data, strict=True):
+            x.data = new
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:

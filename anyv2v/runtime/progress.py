@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tqdm import tqdm
 from anyv2v import checks
 
 EVERY = 30.0
-"""Seconds between two plain lines at most, while there is something new to say."""
+"""Seconds after which the next step prints a plain line, even before `SHARE` of the work."""
 SHARE = 0.1
-"""Part of the work after which there is a plain line in any case."""
+"""Fraction of the work after which a plain line is printed in any case."""
 BRIEF = 5.0
-"""Seconds; files that are read or written in less need no plain line."""
+"""Seconds; reading or writing a file that takes less prints no plain line."""
 
 
 class Progress:
-    """Shows on stderr how far each stage is; a context manager.
+    """A context manager that shows the progress of each stage of the work on stderr.
 
-    progress(title, steps) begins a stage and gives what is to be called after each step, for
+    progress(title, steps) begins a stage and returns a function to be called after each step, for
     instance as `on_step`:
 
         with Progress() as progress:
@@ -33,11 +33,12 @@ class Progress:
     """
 
     def __init__(self, quiet: bool = False, check: Callable[[], None] | None = None):
-        """`quiet`: nothing is shown. `check`: called at each step; what it raises ends the run."""
+        """`quiet` shows nothing; `check` is called at each step, and may raise to end the run."""
         self._quiet, self._check = checks.flag("quiet", quiet), checks.called("check", check)
         self._stages = ExitStack()
 
     def __call__(self, title: str, steps: int) -> Callable[..., None]:
+        """Begins a stage of `steps` steps; returns a function to be called after each of them."""
         stage = self._stage(checks.text("title", title), checks.whole("steps", steps, 0), "step")
 
         def step(*_) -> None:
@@ -48,14 +49,14 @@ class Progress:
         return step
 
     def bytes(self, title: str) -> Callable[[int, int], None]:
-        """A stage of bytes: what it gives is called with those that are done and their total."""
-        stage, before = self._stage(title, 0, "B"), 0
+        """Begins a stage of bytes; returns a function of (bytes done so far, bytes in total)."""
+        stage, previous = self._stage(title, 0, "B"), 0
 
         def progress(done: int, total: int) -> None:
-            nonlocal before
+            nonlocal previous
             stage.total = total
-            stage.update(done - before)
-            before = done
+            stage.update(done - previous)
+            previous = done
 
         return progress
 
@@ -73,22 +74,26 @@ class Progress:
 
 
 class Lines:
-    """A plain line on stderr every `SHARE` of the work or `EVERY` seconds, and at its end."""
+    """Prints a line on stderr every `SHARE` of the work or `EVERY` seconds, and at its end.
+
+    It has the part of tqdm's interface that `Progress` uses.
+    """
 
     def __init__(self, title: str, total: int, unit: str):
         self._title, self.total, self._unit = title, total, unit
-        self._began = self._said_at = time.monotonic()
-        self._done = self._said = 0
+        self._began = self._printed_at = time.monotonic()
+        self._done = self._printed = 0
 
     def update(self, more: int) -> None:
+        """Adds `more` steps or bytes to those that are done."""
         self._done += more
         now = time.monotonic()
-        tenths = [int(n / max(self.total, 1) / SHARE + 1e-9) for n in (self._said, self._done)]
-        if tenths[0] == tenths[1] and now - self._said_at < EVERY:
+        tenths = [int(n / max(self.total, 1) / SHARE + 1e-9) for n in (self._printed, self._done)]
+        if tenths[0] == tenths[1] and now - self._printed_at < EVERY:
             return
         if self._unit == "B" and now - self._began < BRIEF:
             return
-        self._said, self._said_at = self._done, now
+        self._printed, self._printed_at = self._done, now
         print(self._line(now - self._began), file=sys.stderr, flush=True)
 
     def _line(self, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Streams beside the current one, kept for the process."""
+"""CUDA streams beside the current one, reused as long as the process lives."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ _IDLE: dict[tuple[int, str], list[torch.cuda.Stream]] = {}
 
 @contextmanager
 def side_stream(device: torch.device, use: str) -> Iterator[torch.cuda.Stream]:
-    """A stream of a CUDA device that nobody else has meanwhile; afterwards the next may have it.
+    """A CUDA stream that no other caller has inside the block; later calls reuse it.
 
-    Memory that the allocator keeps belongs to the stream it was allocated on, and PyTorch gives out
-    32 streams in turn: a new one for each run would leave each run's memory where no later run
-    finds it. Those of one `use` need about the same memory, so they have the same streams.
+    PyTorch's caching allocator keeps freed memory for the stream that it was allocated on, and
+    PyTorch hands out 32 streams in turn: with a new stream for each run, no run would find the
+    memory that earlier runs have freed. Calls with the same `use` need about the same memory, so
+    they share a pool of streams.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
     idle = _IDLE.setdefault((index, use), [])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anyv2v import checks
 from anyv2v.errors import InputError
-from anyv2v.runtime.finite import FiniteCheck, checked, in_steps
+from anyv2v.runtime.finite import FiniteCheck, check_finite, describe_steps
 from anyv2v.stable_diffusion.loading import StableDiffusion
 from anyv2v.stable_diffusion.schedule import ddim_start, sample_ddim
 from anyv2v.stable_diffusion.unet import ImageContext
@@ -51,7 +51,7 @@ def paint(
     image: ImageContext | None = None,
     residuals: Sequence[Tensor] = (),
 ) -> Tensor:
-    """pixels (1, 3, h, w) in -1..1 -> the painted ones, about -1..1.
+    """Pixels (1, 3, h, w) in -1..1 -> the painted ones, about -1..1.
 
     noise: float32, in the shape of the picture's latents, of variance 1. image, residuals: what
     `UNet2D` takes, image of two rows, the first for the branch without the prompt; residuals of
@@ -72,6 +72,8 @@ def paint(
     if how.strength < 1:
         clean = model.vae.encode(pixels.to(device, dtype))
         latents = ddim_start(clean, latents, model.schedule, how.steps, how.first)
-    check = FiniteCheck(in_steps("the image editor's network", how.steps, dtype, [how.guidance]))
+    check = FiniteCheck(
+        describe_steps("the image editor's network", how.steps, dtype, [how.guidance])
+    )
     latents = sample_ddim(predict, latents, model.schedule, how.steps, None, how.first, check)
-    return checked(model.vae.decode(latents.to(dtype)), "the image editor's decoder", dtype)
+    return check_finite(model.vae.decode(latents.to(dtype)), "the image editor's decoder", dtype)

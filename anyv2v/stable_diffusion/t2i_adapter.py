@@ -87,7 +87,7 @@ class T2IAdapterNetwork(nn.Module):
         )
 
     def forward(self, picture: Tensor) -> list[Tensor]:
-        """picture (b, c, h, w), values 0..1 -> for each level of the UNet (b, h', w', c').
+        """Picture (b, c, h, w), values 0..1 -> for each level of the UNet (b, h', w', c').
 
         The first is of h / factor by w / factor, each other of half the one before, rounded up:
         `residuals` of `UNet2D`. InputError: other channels, sides that the factor does not divide.

@@ -55,7 +55,7 @@ class Block(nn.Module):
         self.ff = GegluFeedForward(width)
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
-        """x (b, h w, c) -> the same shape."""
+        """X (b, h w, c) -> the same shape."""
         x, y = self.norm2(x, self.self(self.norm1(x), taps=NO_TAPS))
         x, y = self.norm3(x, self._attend(y, told))
         return x + self.ff(y)
@@ -83,7 +83,7 @@ class Transformer(nn.Module):
         self.proj_out = Linear(width, width)
 
     def forward(self, x: Tensor, told: Told) -> Tensor:
-        """x (b, h, w, c) -> the same shape."""
+        """X (b, h, w, c) -> the same shape."""
         tokens = self.proj_in(self.norm(x).flatten(1, 2))
         return x + self.proj_out(self.block(tokens, told)).reshape(x.shape)
 
@@ -215,7 +215,7 @@ class UNet2D(nn.Module):
         image: ImageContext | None = None,
         residuals: Sequence[Tensor] = (),
     ) -> Tensor:
-        """latents (b, c, h, w), t (b,) of any number type -> noise (b, c', h, w).
+        """Latents (b, c, h, w), t (b,) of any number type -> noise (b, c', h, w).
 
         context: what `read` made of b texts. image: for some of the same sites, the key and value
         of a picture, (b, m, heads, d) each, and the factor of what is found there. residuals: for

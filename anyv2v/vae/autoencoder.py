@@ -156,7 +156,7 @@ class Autoencoder(nn.Module):
         return 4 * self.config.widths[0] * height * width * self.quant_conv.weight.itemsize
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels (r, 3, h, w) in [-1, 1] -> mean and log-variance, each (r, c, h/s, w/s)."""
+        """Pixels (r, 3, h, w) in [-1, 1] -> mean and log-variance, each (r, c, h/s, w/s)."""
         moments = self.quant_conv(
             self.encoder(rearrange(pixels, "r c h w -> r h w c").contiguous())
         )
@@ -164,7 +164,7 @@ class Autoencoder(nn.Module):
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """pixels (r, 3, h, w) in [-1, 1] -> scaled latents (r, c, h/s, w/s).
+        """Pixels (r, 3, h, w) in [-1, 1] -> scaled latents (r, c, h/s, w/s).
 
         The posterior's mean or, with a generator, a sample of it.
         """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anyv2v.media.image import pixels_of
-from anyv2v.runtime.meta import blank
+from anyv2v.runtime.meta import meta_copy
 from anyv2v.vae.autoencoder import Autoencoder
 
 
@@ -107,7 +107,7 @@ class ImageCodec:
             yield self.vae.decode(chunk)
 
     def blank(self, device: torch.device) -> ImageCodec:
-        return replace(self, vae=blank(self.vae, device))
+        return replace(self, vae=meta_copy(self.vae, device))
 
     @property
     def _weight(self) -> Tensor:

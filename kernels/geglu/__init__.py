@@ -35,7 +35,7 @@ _WANTED = os.environ.get("ANYV2V_GEGLU")
 
 
 def geglu(x: Tensor, weight: Tensor, bias: Tensor, *, impl: str | None = None) -> Tensor:
-    """value * GELU(gate), of [value | gate] = x W^T + b; GELU with erf.
+    """Value * GELU(gate), of [value | gate] = x W^T + b; GELU with erf.
 
     x (..., c), weight (2 e, c), bias (2 e,) -> (..., e), one dtype. `impl` or the environment
     variable ANYV2V_GEGLU names an implementation.

@@ -36,7 +36,7 @@ def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def gate(h: Tensor) -> Tensor:
-    """h (..., 2 e) = [value | gate], contiguous -> value * GELU(gate), (..., e)."""
+    """H (..., 2 e) = [value | gate], contiguous -> value * GELU(gate), (..., e)."""
     width = h.shape[-1] // 2
     rows = h.numel() // h.shape[-1]
     y = torch.empty(*h.shape[:-1], width, device=h.device, dtype=h.dtype)

@@ -23,7 +23,7 @@ WHOLE = 16384
 
 @triton.jit
 def _load(X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT: tl.constexpr):
-    """x + shift of a tile in float32, and which of its elements exist."""
+    """X + shift of a tile in float32, and which of its elements exist."""
     inside = (position < n)[:, None] & exists[None, :]
     offsets = position[:, None] * c + channel[None, :]
     x = tl.load(X + row.to(tl.int64) * n * c + offsets, mask=inside, other=0.0).to(tl.float32)

@@ -78,7 +78,7 @@ def add_layer_norm(
     *,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x + branch, and that normalised as by `layer_norm`; all of one shape.
+    """X + branch, and that normalised as by `layer_norm`; all of one shape.
 
     `impl` or the environment variable ANYV2V_ADD_LAYER_NORM names an implementation.
     """

@@ -18,7 +18,7 @@ _WANTED = os.environ.get("ANYV2V_LINEAR")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, impl: str | None = None) -> Tensor:
-    """x W^T + b.   x (..., c), weight (e, c), bias (e,) or None -> (..., e), one dtype.
+    """X W^T + b.   x (..., c), weight (e, c), bias (e,) or None -> (..., e), one dtype.
 
     `impl` or the environment variable ANYV2V_LINEAR names an implementation.
     """

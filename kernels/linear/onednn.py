@@ -60,7 +60,7 @@ def wants_gradients(*tensors: Tensor | None) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b."""
+    """X W^T + b."""
     if wants_gradients(x, weight, bias):
         return _Linear.apply(x, weight, bias)
     return product(x, weight, bias)

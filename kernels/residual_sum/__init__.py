@@ -39,7 +39,7 @@ _WANTED = os.environ.get("ANYV2V_RESIDUAL_SUM")
 
 
 def residual_sum(x: Tensor, branch: Tensor, bias: Tensor, *, impl: str | None = None) -> Tensor:
-    """x + branch + bias, in one pass; x and branch (..., c) of one shape, bias (c,), one dtype.
+    """X + branch + bias, in one pass; x and branch (..., c) of one shape, bias (c,), one dtype.
 
     `impl` or the environment variable ANYV2V_RESIDUAL_SUM names an implementation.
     """

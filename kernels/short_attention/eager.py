@@ -24,7 +24,7 @@ def apply(weights: Tensor, v: Tensor) -> Tensor:
 
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:
-    """q (n, p, heads, d) · k (m, p, heads, d) -> (p, heads, n, m), contiguous."""
+    """Q (n, p, heads, d) · k (m, p, heads, d) -> (p, heads, n, m), contiguous."""
     dtype = q.dtype
     if q.device.type == "cpu":
         # half types multiply no faster there, and the scores keep all their digits

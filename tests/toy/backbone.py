@@ -14,7 +14,7 @@ from anyv2v.backbones.base import Branches, Defaults, FirstFrame, Guidance, Opti
 from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
-from anyv2v.runtime.meta import blank
+from anyv2v.runtime.meta import meta_copy
 from tests.toy.codec import MULTIPLE, Autoencoder, ToyCodec
 from tests.toy.network import LETTERS, SITES, WIDTH, WORDS, Transformer, Words
 from tests.toy.schedule import Flow
@@ -147,8 +147,8 @@ class Toy:
     def blank(self, device: torch.device) -> Toy:
         return replace(
             self,
-            transformer=blank(self.transformer, device),
-            words=blank(self.words, device),
+            transformer=meta_copy(self.transformer, device),
+            words=meta_copy(self.words, device),
             codec=self.codec.blank(device),
         )
 

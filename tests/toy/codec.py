@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anyv2v.errors import InputError
 from anyv2v.media.image import pixels_of
-from anyv2v.runtime.meta import blank
+from anyv2v.runtime.meta import meta_copy
 
 CHANNELS, PATCH, GROUP = 4, 4, 4
 """Of the latents; pixels per latent; frames per latent frame, but for the first, which is alone."""
@@ -86,4 +86,4 @@ class ToyCodec:
             yield pixels if i else pixels[-1:]
 
     def blank(self, device: torch.device) -> ToyCodec:
-        return replace(self, net=blank(self.net, device))
+        return replace(self, net=meta_copy(self.net, device))

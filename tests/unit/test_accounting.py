@@ -18,8 +18,8 @@ from anyv2v.kernels.attention import attention
 from anyv2v.kernels.geglu import geglu
 from anyv2v.kernels.linear import linear
 from anyv2v.pipeline.cost import _count_pieces
-from anyv2v.runtime.accounting import Cost, count, fakes
-from anyv2v.runtime.meta import blank
+from anyv2v.runtime.accounting import Cost, count, fake_mode
+from anyv2v.runtime.meta import meta_copy
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from tests.interpreter import WITH_TESTS
 
@@ -57,7 +57,7 @@ def prediction(network: UNet, rows: int, frames: int, size: int):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_pieces_cost_what_closed_forms_say(device):
-    with fakes(device) as device:
+    with fake_mode(device) as device:
 
         def x(*shape):
             return torch.empty(shape, device=device)
@@ -81,7 +81,7 @@ def test_pieces_cost_what_closed_forms_say(device):
 
 
 def test_memory_is_what_lives_at_one_time():
-    with fakes("cpu"):
+    with fake_mode("cpu"):
         before = torch.empty(1000)
 
         def run():
@@ -110,8 +110,8 @@ def test_a_forward_pass_costs_as_predicted_when_it_is_run(editor):
         ]
 
     real = costs(*networks)
-    with fakes("cpu") as device:
-        assert costs(*(blank(network, device) for network in networks)) == real
+    with fake_mode("cpu") as device:
+        assert costs(*(meta_copy(network, device) for network in networks)) == real
 
 
 def test_operations_are_those_that_pytorch_counts(editor, monkeypatch):
@@ -128,8 +128,8 @@ def test_operations_are_those_that_pytorch_counts(editor, monkeypatch):
         run()
     monkeypatch.undo()
     for device in DEVICES:
-        with fakes(device) as there:
-            twin = blank(editor.backbone.unet, there)
+        with fake_mode(device) as there:
+            twin = meta_copy(editor.backbone.unet, there)
             run = prediction(twin, rows=1, frames=4, size=12)
             assert count(run).flops == counter.get_total_flops()
 
@@ -137,8 +137,8 @@ def test_operations_are_those_that_pytorch_counts(editor, monkeypatch):
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_full_network_is_counted_without_memory(device):
     network = unet((320, 640, 1280, 1280), 64, 1024, 32)
-    with fakes(device) as there:
-        run = prediction(blank(network, there, torch.float16), rows=1, frames=16, size=64)
+    with fake_mode(device) as there:
+        run = prediction(meta_copy(network, there, torch.float16), rows=1, frames=16, size=64)
         cost = count(run)
     # 20.93e12 if keys and values of the cross-attentions are computed anew for every frame. ours
     # are computed once: 15 frames less, 145 tokens of 1024 to 5 x 320, 5 x 640 and 6 x 1280
@@ -149,8 +149,8 @@ def test_the_full_network_is_counted_without_memory(device):
 def test_a_blank_leaves_the_network_alone(editor):
     network = editor.backbone.codec.vae
     before = {name: (id(p), p.data_ptr()) for name, p in network.named_parameters()}
-    with fakes("cpu") as device:
-        twin = blank(network, device, torch.bfloat16)
+    with fake_mode("cpu") as device:
+        twin = meta_copy(network, device, torch.bfloat16)
     assert {name: (id(p), p.data_ptr()) for name, p in network.named_parameters()} == before
     assert twin.config == network.config and not twin.training
     for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
@@ -203,8 +203,8 @@ CASES = {
 )
 def test_peak_memory_is_within_a_tenth_of_what_a_process_takes(case):
     network, run = CASES[case]
-    with fakes("cpu") as device:
-        predicted = count(run(blank(network("meta"), device))).peak_bytes
+    with fake_mode("cpu") as device:
+        predicted = count(run(meta_copy(network("meta"), device))).peak_bytes
     command = [sys.executable, "-c", WITH_TESTS + MEASURE, case]
     # every tensor mapped by itself: what glibc cannot fill between them varies from run to run
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}

@@ -15,11 +15,12 @@ from anyv2v.convert.formats import adapters
 from anyv2v.convert.published import convert
 from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.errors import InputError
-from anyv2v.frame_editors import t2i_adapter
+from anyv2v.frame_editors import conditions
 from anyv2v.frame_editors.base import FrameRequest
+from anyv2v.frame_editors.conditions import condition_picture, patches
 from anyv2v.frame_editors.ip_adapter import IPAdapter
 from anyv2v.frame_editors.registry import describe
-from anyv2v.frame_editors.t2i_adapter import T2IAdapter, condition_picture, patches
+from anyv2v.frame_editors.t2i_adapter import T2IAdapter
 from anyv2v.stable_diffusion.adapters import load_ip_adapter, load_t2i_adapter
 from anyv2v.stable_diffusion.ip_adapter import SITES, scales
 from anyv2v.stable_diffusion.painting import Painting
@@ -411,6 +412,7 @@ def test_a_condition_is_as_large_as_the_frame_and_from_0_to_1(tmp_path):
         assert shown.shape == (1, channels, 24, 40) and shown.dtype == torch.float32
         assert 0.8 < shown.max() <= 1 and 0 <= shown.min()
     white = np.full((24, 40, 3), 255, np.uint8)
+    assert torch.equal(condition_picture("color", "", white, 3), torch.ones(1, 3, 24, 40))
     assert torch.equal(condition_picture("colour", "", white, 3), torch.ones(1, 3, 24, 40))
 
 
@@ -434,7 +436,7 @@ def test_canny_is_asked_with_its_thresholds(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(Canny=find))
     frame = picture(24, 40)
-    edges = t2i_adapter.canny(frame[:, ::-1])
+    edges = conditions.canny(frame[:, ::-1])
     ((given, thresholds),) = asked
     assert thresholds == (100, 200) and given.flags.c_contiguous
     assert np.array_equal(given, frame[:, ::-1])
@@ -479,7 +481,7 @@ def test_canny_of_the_frame(t2i):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"kind": "pose"}, "kind: 'pose' is not one of canny, sketch, depth, colour"),
+        ({"kind": "pose"}, "kind: 'pose' is not one of canny, sketch, depth, color, colour"),
         ({"kind": "depth"}, "kind depth: needs the option condition"),
         ({"steps": 0}, "steps"),
         ({"strength": 0.1}, "strength"),
@@ -566,4 +568,4 @@ def test_a_config_that_does_not_fit_itself(folders, tmp_path):
         config[component][field] = value
         with pytest.raises(InputError):
             expected_shapes(config)
-    assert t2i_adapter.PATCH == 64
+    assert conditions.PATCH == 64

@@ -11,7 +11,7 @@ from PIL import Image
 
 import anyv2v
 from anyv2v import EditRequest, Injection, InputError, Record, Replay, ShareSource, Taps, Video
-from anyv2v.frame_editors.recolour import Recolour, colours
+from anyv2v.frame_editors.recolor import Recolor, parse_colors
 from anyv2v.loading import DEMO_FOLDER, folder_of
 from anyv2v.pipeline.arguments import as_video
 
@@ -161,7 +161,7 @@ def test_arguments_of_the_stages(editor, source):
         r"fps: '8'": lambda: Video(FRAME[None], "8"),
         r"frames: \[\[1\], \[1, 2\]\]": lambda: Video([[1], [1, 2]], 8),
         "editor: 5 is no editor": lambda: anyv2v.edit_frame(FRAME, 5),
-        "editor: <class": lambda: anyv2v.edit_frame(FRAME, Recolour),
+        "editor: <class": lambda: anyv2v.edit_frame(FRAME, Recolor),
         "editor: <function": lambda: anyv2v.edit_frame(FRAME, lambda *a: []),
         "instruction: None": lambda: anyv2v.edit_frame(FRAME, "recolour", None),
         "seed: 18446744073709551616": lambda: anyv2v.edit_frame(
@@ -175,11 +175,11 @@ def test_arguments_of_the_stages(editor, source):
     assert Injection(conv=np.float32(0.5)).conv == 0.5
 
 
-@pytest.mark.parametrize("colour", ["rgb(300,0,0)", "rgb(0,300%,0)", "hsl(0,200%,70%)"])
-def test_a_colour_beyond_white_is_refused(colour):
-    for instruction in (colour, f"red > {colour}", f"{colour} > red"):
-        with pytest.raises(InputError, match=re.escape(colour)):
-            colours(instruction)
+@pytest.mark.parametrize("color", ["rgb(300,0,0)", "rgb(0,300%,0)", "hsl(0,200%,70%)"])
+def test_a_color_beyond_white_is_refused(color):
+    for instruction in (color, f"red > {color}", f"{color} > red"):
+        with pytest.raises(InputError, match=re.escape(color)):
+            parse_colors(instruction)
 
 
 def test_sites_that_there_are_not(editor, source):

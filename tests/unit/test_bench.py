@@ -301,7 +301,7 @@ def test_intervals_hold_their_means():
 
 @pytest.fixture(scope="module")
 def counted(editor):
-    # without fakes: the model is so small that to run it is faster
+    # without fake tensors: the model is so small that to run it is faster
     return costs.Counted(editor, torch.device("cpu"), frames=3, size=64)
 
 

@@ -1,5 +1,7 @@
 """Stage one: choosing an editor, masks, and the editors that need no weights."""
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,8 +10,9 @@ import anyv2v
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS, oklab, regions, registry
 from anyv2v.frame_editors.base import FrameRequest
-from anyv2v.frame_editors.mask import as_mask, blend, changed
+from anyv2v.frame_editors.mask import as_mask, blend, detect_changes
 from anyv2v.frame_editors.palette import monge, sliced_transport
+from anyv2v.frame_editors.style import k_means
 from anyv2v.media.psnr import psnr
 from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import COLORS, draw_edit
@@ -48,23 +51,39 @@ def test_a_colour_that_no_screen_shows_loses_chroma_alone():
     assert 0.1 < np.hypot(*shown[1:]) < 0.5
 
 
-def test_pieces_and_specks():
+def test_regions_and_specks():
     mask = np.zeros((12, 20), bool)
     mask[1:5, 1:5] = mask[4:9, 5] = mask[10, 12:15] = True
     mask[2, 2] = False
-    labels = regions.pieces(mask)
+    labels = regions.label_regions(mask)
     assert set(np.unique(labels)) == {0, 1, 2}
     assert labels[1, 1] == labels[8, 5] != labels[10, 13]
     assert np.all((labels > 0) == mask)
-    cleaned = regions.without_specks(mask, 4)
+    cleaned = regions.remove_specks(mask, 4)
     assert cleaned[2, 2] and not cleaned[10].any() and cleaned.sum() == 21
-    assert np.array_equal(np.unique(regions.pieces(np.ones((3, 3), bool))), [1])
+    assert np.array_equal(np.unique(regions.label_regions(np.ones((3, 3), bool))), [1])
 
 
 def test_blur_is_a_mean():
     values = np.random.default_rng(0).random((9, 11))
     assert np.isclose(regions.blur(values, 2)[4, 5], values[2:7, 3:8].mean())
     assert np.allclose(regions.blur(np.ones((4, 5)), 3), 1)
+    # beyond the rim lies what is at it
+    assert np.isclose(regions.blur(values, 1)[0, 0], values[[0, 0, 1]][:, [0, 0, 1]].mean())
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+@pytest.mark.parametrize("radius", [0, 1, 7])
+def test_erosion_and_dilation_are_the_least_and_the_greatest_of_a_window(dtype, radius):
+    values = (np.random.default_rng(0).random((9, 11)) ** 9).round(2).astype(dtype)
+
+    def near(index):
+        return slice(max(0, index - radius), index + radius + 1)
+
+    for found, extreme in ((regions.erode, np.min), (regions.dilate, np.max)):
+        expected = [[extreme(values[near(y), near(x)]) for x in range(11)] for y in range(9)]
+        assert found(values, radius).dtype == dtype
+        assert np.array_equal(found(values, radius), expected)
 
 
 # masks
@@ -122,10 +141,10 @@ def test_what_an_editor_hardly_changed_is_told_from_what_it_meant(picture, noise
     rng = np.random.default_rng(1)
     edited = np.where(disc[..., None], frame[..., ::-1], frame)
     edited = np.rint(edited + rng.normal(0, noise, frame.shape)).clip(0, 255).astype(np.uint8)
-    mask = changed(frame, edited)
+    mask = detect_changes(frame, edited)
     assert mask[disc].all()
     assert mask[~regions.dilate(disc, 6)].mean() < 0.01
-    assert not changed(frame, frame).any()
+    assert not detect_changes(frame, frame).any()
 
 
 def test_keep_unchanged_restores_the_rest_of_the_frame(picture):
@@ -203,11 +222,11 @@ def test_recolour_is_near_the_truth_of_rendered_scenes():
 @pytest.mark.parametrize(
     "instruction, words",
     [
-        ("red > ultraviolet", "'ultraviolet' is no colour"),
+        ("red > ultraviolet", "'ultraviolet' is no color"),
         ("red > blue > green", "is not like"),
         ("lime > blue", "nothing in the frame"),
         ("", "needs instruction"),
-        ("change the shirt", "no colour"),
+        ("change the shirt", "no color"),
     ],
 )
 def test_recolour_refuses(picture, instruction, words):
@@ -270,6 +289,22 @@ def test_posterise_leaves_few_colours(picture):
     found = anyv2v.edit_frame(picture[0], "posterise", colours=4)
     assert 2 <= len(np.unique(found.reshape(-1, 3), axis=0)) <= 4
     assert psnr(found, picture[0]) > 20
+
+
+def test_posterise_of_a_picture_of_fewer_colors_is_the_picture(picture):
+    flat = np.where(picture[1][..., None], [200, 30, 40], [10, 90, 160]).astype(np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = anyv2v.edit_frame(flat, "posterise", colours=8, smooth=0)
+    assert np.array_equal(found, flat)
+
+
+def test_k_means_finds_the_means_of_clusters_that_lie_apart():
+    rng = np.random.default_rng(0)
+    clusters = [rng.normal(mean, 0.1, (50, 3)) for mean in (0, 5, 10)]
+    centers = k_means(np.concatenate(clusters), 3, np.random.default_rng(1))
+    expected = np.stack([cluster.mean(0) for cluster in clusters])
+    assert np.allclose(centers[centers[:, 0].argsort()], expected, atol=1e-12)
 
 
 def test_edges_draws_where_there_are_some(picture):

@@ -181,7 +181,7 @@ def test_a_saved_source_has_its_first_frame(run, clip, weights, tool, tmp_path):
     [
         (["--editor", "photoshop"], ["photoshop", "recolour"]),
         (["--editor", "recolour"], ["needs instruction"]),
-        (["--editor", "recolour", "--instruction", "mauvish"], ["'mauvish' is no colour"]),
+        (["--editor", "recolour", "--instruction", "mauvish"], ["'mauvish' is no color"]),
         (["--editor", "palette"], ["needs reference"]),
         (["--editor", "edges", "--mask", "gone.png"], ["gone.png: no such file"]),
         (["--editor", "edges", "--editor-option", "detail"], ["'detail' is not NAME=VALUE"]),

@@ -1,14 +1,25 @@
+import errno
 import os
 import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
 import anyv2v.runtime.atomic_files
 from anyv2v.errors import InputError
-from anyv2v.runtime.atomic_files import MARKER, atomic_path, check_output, scratch
+from anyv2v.runtime.atomic_files import (
+    MARKER,
+    _lock,
+    _remove,
+    _remove_dead,
+    atomic_path,
+    check_output,
+    scratch,
+)
 
 
 def test_the_file_appears_at_the_end_with_the_mode_that_umask_gives(tmp_path):
@@ -58,7 +69,7 @@ def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path
 
 def test_what_a_run_leaves_that_is_killed_while_it_tries_an_output_goes_too(tmp_path):
     code = (
-        "import os, sys, anyv2v.runtime.atomic_files as f; f._remove = lambda folder: os._exit(9)\n"
+        "import os, sys, anyv2v.runtime.atomic_files as f; f._remove = lambda *_: os._exit(9)\n"
         "f.check_output(sys.argv[1], force=False)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out.mp4")])
@@ -78,66 +89,92 @@ def test_a_folder_that_only_looks_like_ours_stays(tmp_path):
 
 
 WRITER = """
-import sys
+import os, sys
 from pathlib import Path
 from anyv2v.runtime.atomic_files import atomic_path
-folder, number = Path(sys.argv[1]), sys.argv[2]
+folder, number, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+descriptors = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
 sys.stdin.readline()
-for i in range(150):
-    for name in (f"{number}.txt", "shared.txt"):
+for i in range(count):
+    for name in (f"{number}-{i}.txt", "shared.txt"):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(f"{number} {i}")
+assert not descriptors or len(os.listdir("/proc/self/fd")) == len(descriptors)
 """
 
 
-def test_many_processes_write_into_one_folder_and_nothing_is_lost(tmp_path):
+@pytest.mark.parametrize("count", [10, pytest.param(400, marks=pytest.mark.slow)])
+def test_many_processes_write_into_one_folder_and_nothing_is_lost(tmp_path, count):
     code = [sys.executable, "-c", WRITER, str(tmp_path)]
-    writers = [
-        subprocess.Popen([*code, str(n)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for n in range(8)
-    ]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*code, str(n), str(count)], **pipes) for n in range(8)]
     for writer in writers:
         writer.stdin.write("go\n")
         writer.stdin.flush()
     failures = [writer.communicate()[1] for writer in writers]
     assert failures == [""] * 8
-    for n in range(8):
-        assert (tmp_path / f"{n}.txt").read_text() == f"{n} 149"
-    assert sorted(os.listdir(tmp_path)) == [*(f"{n}.txt" for n in range(8)), "shared.txt"]
+    own = {f"{n}-{i}.txt": f"{n} {i}" for n in range(8) for i in range(count)}
+    assert {name: (tmp_path / name).read_text() for name in own} == own
+    assert sorted(os.listdir(tmp_path)) == sorted([*own, "shared.txt"])
+    number, last = (tmp_path / "shared.txt").read_text().split()
+    assert int(number) < 8 and int(last) == count - 1
 
 
-@pytest.mark.parametrize("moment", ["before the lock", "with the lock"])
-def test_a_folder_taken_for_a_dead_one_before_it_was_locked_is_not_used(
-    tmp_path, monkeypatch, moment
-):
-    real, made = anyv2v.runtime.atomic_files._lock, []
+@pytest.mark.parametrize("moment", ["before", "while it was marked", "before it was locked"])
+def test_a_folder_that_another_run_takes_for_a_dead_one_is_not_used(tmp_path, monkeypatch, moment):
+    folders, locks = [], []
+
+    def is_dir(path):
+        # what filelock asks after its mkdir has found the folder
+        if len(folders) == 1:
+            _remove_dead(path)
+        return os.path.isdir(path)
 
     def lock(folder):
-        if not made:
-            # what another process may do between our mkdir and our lock
-            made.append(folder)
-            other = real(folder)
-            if moment == "with the lock":
-                made.append(other)
+        folders.append(folder)
+        if len(folders) == 1:
+            # what another run may do between our mkdir and our lock
+            if moment == "before":
+                _remove_dead(folder)
+            elif moment == "while it was marked":
+                monkeypatch.setattr(Path, "is_dir", is_dir)
             else:
-                folder.rmdir()
-                os.close(other)
-        return real(folder)
+                locks.append(_lock(folder).acquire().lock)
+        return _lock(folder)
 
     monkeypatch.setattr(anyv2v.runtime.atomic_files, "_lock", lock)
     with scratch(tmp_path) as folder:
-        assert folder != made[0] and folder.exists()
-        assert real_lock_is_held(folder, real)
-    if moment == "with the lock":
-        os.close(made[1])
+        if locks:
+            assert folder != folders[0]
+            _remove(folders[0], *locks)
+        monkeypatch.undo()
+        for left in tmp_path.iterdir():
+            _remove_dead(left)
+        assert list(tmp_path.iterdir()) == [folder] and (folder / MARKER).exists()
+        with pytest.raises(Timeout):
+            _lock(folder).acquire()
+    assert os.listdir(tmp_path) == []
 
 
-def real_lock_is_held(folder, lock):
-    try:
-        os.close(lock(folder))
-    except BlockingIOError:
-        return True
-    return False
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_files_are_written_where_the_file_system_has_no_locks(tmp_path, monkeypatch, code):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(descriptor, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    left = tmp_path / ".anyv2v-0000.part"
+    left.mkdir()
+    (left / MARKER).touch()
+    with atomic_path(tmp_path / "a.mp4") as temporary:
+        temporary.write_bytes(b"whole")
+        with atomic_path(tmp_path / "b.mp4") as other:
+            other.write_bytes(b"b")
+    # whether its process lives cannot be known
+    assert sorted(os.listdir(tmp_path)) == [left.name, "a.mp4", "b.mp4"]
+    assert (tmp_path / "a.mp4").read_bytes() == b"whole"
 
 
 def descriptors() -> set[str]:

@@ -17,7 +17,7 @@ from anyv2v.diffusion.inversion import InversionState, ddim, fixed_point
 from anyv2v.diffusion.samplers import sample
 from anyv2v.pipeline import planning
 from anyv2v.pipeline.source import Unfinished
-from anyv2v.runtime.finite import ROOM, FiniteCheck, finite_rows, remedy
+from anyv2v.runtime.finite import FLAGS_PER_BUFFER, FiniteCheck, finite_flags, remedy
 from anyv2v.vae.autoencoder import Autoencoder
 from tests.draw import normal
 
@@ -64,10 +64,10 @@ class Place:
 @pytest.mark.parametrize("value", BAD)
 def test_rows_that_are_not_finite_are_found(value):
     x = normal(3, 4, 2, 5, 5)
-    assert finite_rows(x).tolist() == [True] * 3
+    assert finite_flags(x).tolist() == [True] * 3
     x[1, 3, 1, 4, 4] = value
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        assert finite_rows(x.to(dtype)).tolist() == [True, False, True]
+        assert finite_flags(x.to(dtype)).tolist() == [True, False, True]
 
 
 def inverted(method, predict, check=None, steps=20):
@@ -117,7 +117,7 @@ def test_flags_that_come_late_still_name_the_step(lag, done):
 
 def test_more_flags_than_a_piece_of_memory_has_room_for():
     check = FiniteCheck(lambda place, rows: f"{place} {rows}", Device(10**9))
-    rows = ROOM // 2 - 1
+    rows = FLAGS_PER_BUFFER // 2 - 1
     for place in range(7):
         x = torch.zeros(rows, 1)
         x[place] = math.nan if place >= 5 else 0.0

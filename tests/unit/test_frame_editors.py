@@ -10,19 +10,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.cluster.vq import vq
 
 import anyv2v
 from anyv2v.cli.first_frame import uses
 from anyv2v.errors import InputError
-from anyv2v.frame_editors import EDITORS, instruct_pix2pix, ip_adapter, oklab, regions, t2i_adapter
+from anyv2v.frame_editors import (
+    EDITORS,
+    instruct_pix2pix,
+    ip_adapter,
+    oklab,
+    painting,
+    regions,
+    t2i_adapter,
+)
 from anyv2v.frame_editors import registry as choose
 from anyv2v.frame_editors import run as running
 from anyv2v.frame_editors.base import FrameRequest
 from anyv2v.frame_editors.command import Command
-from anyv2v.frame_editors.mask import as_mask, blend, changed
-from anyv2v.frame_editors.recolour import colours, dyed, find_region, most_colourful
+from anyv2v.frame_editors.mask import as_mask, blend, detect_changes
+from anyv2v.frame_editors.recolor import dye, find_region, most_colorful, parse_colors
 from anyv2v.frame_editors.run import candidates
-from anyv2v.frame_editors.style import k_means, nearest
+from anyv2v.frame_editors.style import k_means
 from anyv2v.stable_diffusion.ip_adapter import SITES
 from anyv2v.stable_diffusion.painting import Painting
 
@@ -241,7 +250,7 @@ def meant(everywhere, within, at=PATCH):
     frame = np.full((240, 240, 3), 128, np.uint8)
     edited_ = frame + np.uint8(everywhere)
     edited_[at] = 128 + within
-    return changed(frame, edited_)
+    return detect_changes(frame, edited_)
 
 
 def test_what_can_be_seen_may_be_meant_and_what_is_clear_is():
@@ -262,7 +271,7 @@ def test_specks_are_not_meant_nor_are_small_holes():
     edited_ = frame.copy()
     edited_[PATCH] = 200
     edited_[110:114, 110:114] = 128
-    assert changed(frame, edited_)[PATCH].all()
+    assert detect_changes(frame, edited_)[PATCH].all()
 
 
 def test_the_rim_of_the_blend_lies_around_what_is_meant():
@@ -464,8 +473,8 @@ def told(monkeypatch):
 
     for module in (t2i_adapter, ip_adapter):
         monkeypatch.setattr(module, "load", load)
-        monkeypatch.setattr(module, "features", features)
-    monkeypatch.setattr(t2i_adapter, "paint", paint)
+        monkeypatch.setattr(module, "adapter_residuals", features)
+    monkeypatch.setattr(painting, "paint", paint)
     monkeypatch.setattr(ip_adapter, "load_ip_adapter", load_adapter)
     monkeypatch.setattr(ip_adapter, "cross_sites", lambda unet: SITES)
     monkeypatch.setattr(ip_adapter, "image_context", lambda tokens, scales: (tokens, scales))
@@ -555,10 +564,10 @@ def grey(levels):
 BLUE = oklab.from_rgb(np.array([40, 60, 200], np.uint8))
 
 
-def test_a_grey_part_is_dyed():
+def test_a_grey_part_is_dye():
     """It has no hue to turn: every shade of it takes the tint of the new colour."""
     lab = grey(np.linspace(60, 200, 15)[None].repeat(4, axis=0))
-    found = dyed(lab, np.ones(lab.shape[:2]), BLUE, lightness=0)
+    found = dye(lab, np.ones(lab.shape[:2]), BLUE, lightness=0)
     assert np.allclose(found[..., 0], lab[..., 0])
     wanted = complex(*BLUE[1:]) / max(BLUE[0], lab[..., 0].mean())
     assert np.allclose(tint(found), wanted, atol=1e-3)
@@ -571,7 +580,7 @@ def test_grey_within_a_coloured_part_stays_grey_and_what_is_between_is_between()
     red = oklab.from_rgb(np.array([190, 40, 35], np.uint8))
     lab = np.stack([red, red, red, red * (1, 0.5, 0.5), red * (1, 0, 0)])[None]
     region = np.array([[1.0, 1, 1, 0, 0]])
-    found = dyed(lab, region, BLUE, lightness=0)
+    found = dye(lab, region, BLUE, lightness=0)
     wanted = complex(*BLUE[1:]) / max(BLUE[0], red[0])
     share = abs(tint(red)) ** 2 / (abs(tint(red)) ** 2 + 0.04**2)
     assert np.allclose(tint(found)[0, :3], wanted, atol=1e-6)
@@ -585,13 +594,13 @@ def test_grey_within_a_coloured_part_stays_grey_and_what_is_between_is_between()
 def test_a_part_becomes_as_light_as_it_is_told(new, lightness):
     lab = grey(np.full((3, 5), 128))
     target = grey([new])[0]
-    found = dyed(lab, np.ones((3, 5)), target, lightness)
+    found = dye(lab, np.ones((3, 5)), target, lightness)
     assert np.allclose(found[..., 0], lab[0, 0, 0] + lightness * (target[0] - lab[0, 0, 0]))
 
 
 def test_black_stays_black_and_white_white_where_a_part_becomes_lighter():
     lab = grey([[0, 100, 110, 120, 255]])
-    found = dyed(lab, np.array([[0, 1.0, 1, 1, 0]]), grey([200])[0], 1.0)[..., 0]
+    found = dye(lab, np.array([[0, 1.0, 1, 1, 0]]), grey([200])[0], 1.0)[..., 0]
     assert abs(found[0, 0]) < 1e-9 and found[0, -1] == pytest.approx(1, abs=1e-4)
     assert (np.diff(found[0]) > 0).all() and found[0, 2] > lab[0, 2, 0]
 
@@ -610,7 +619,7 @@ def test_what_is_lighter_than_white_counts_as_white_and_darker_than_black_as_bla
 
 @pytest.mark.parametrize("named", ["red", "#808080"], ids=["coloured", "grey"])
 def test_tolerance_takes_in_more_and_a_mask_less(named):
-    old, _ = colours(f"{named} > blue")
+    old, _ = parse_colors(f"{named} > blue")
     rng = np.random.default_rng(0)
     if named == "red":
         old = oklab.from_rgb(np.array([200, 40, 40], np.uint8))
@@ -658,14 +667,14 @@ def test_what_lies_outside_the_mask_has_no_say():
     assert 20 < region_of(alone, mask).sum() < 200
     assert np.array_equal(region_of(frame, mask), region_of(alone, mask))
     lab = oklab.from_rgb(frame)
-    assert np.array_equal(most_colourful(lab, mask), most_colourful(lab[:11], mask[:11]))
+    assert np.array_equal(most_colorful(lab, mask), most_colorful(lab[:11], mask[:11]))
 
 
 def test_the_most_colourful_is_not_the_commonest():
     frame = np.full((40, 40, 3), GREY, np.uint8)
     frame[:24], frame[30:34] = (80, 150, 80), (220, 20, 20)
     red = oklab.from_rgb(frame[30, 0])
-    assert np.allclose(most_colourful(oklab.from_rgb(frame), np.ones((40, 40))), red)
+    assert np.allclose(most_colorful(oklab.from_rgb(frame), np.ones((40, 40))), red)
 
 
 @pytest.mark.parametrize("method", ["gaussian", "transport"])
@@ -700,7 +709,7 @@ def test_least_says_which_pieces_go_with_the_foremost():
 @pytest.mark.parametrize("text", ["red > ", "> red", ">", "a > b > c", "12", "#12"])
 def test_what_names_no_colours(text):
     with pytest.raises(InputError, match="recolour: "):
-        colours(text)
+        parse_colors(text)
 
 
 # few colours
@@ -714,7 +723,6 @@ def test_k_means_finds_clouds_that_lie_apart():
         found = k_means(points, 3, np.random.default_rng(seed))
         found = found[np.argsort(found[:, 0])]
         assert np.allclose(found, centres[[0, 2, 1]], atol=0.01)
-    assert np.array_equal(nearest(points, centres), np.repeat([0, 1, 2], 50))
     assert len(k_means(np.ones((9, 3)), 4, np.random.default_rng(0))) == 1
 
 
@@ -730,7 +738,7 @@ def test_k_means_begins_far_apart_and_ends_where_nothing_moves():
         apart = np.linalg.norm(corners[:, None] - found, axis=-1)
         assert apart.min(1).max() < 0.01
         centres = k_means(points, 3, np.random.default_rng(seed))
-        index = nearest(points, centres)
+        index = vq(points, centres)[0]
         means = np.stack([points[index == i].mean(0) for i in range(3)])
         assert np.allclose(centres, means, atol=1e-3)
 

@@ -16,7 +16,7 @@ from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.injection.taps import Recorded
 from anyv2v.kernels import gpu
-from anyv2v.runtime.meta import blank
+from anyv2v.runtime.meta import meta_copy
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
 from tests.oracles import golden
@@ -96,7 +96,7 @@ def full_size(editor, device):
         }
     for name, network in networks.items():
         network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        networks[name] = network = blank(network, device, torch.float16)
+        networks[name] = network = meta_copy(network, device, torch.float16)
         for key, x in network.state_dict().items():
             if not x.is_floating_point():
                 continue

@@ -19,7 +19,7 @@ from anyv2v import NO_TAPS, Injection, InputError, Record, Replay, ShareSource, 
 from anyv2v.injection.feature_cache import NO_FEATURES
 from anyv2v.injection.taps import Capturable, Recorded
 from anyv2v.pipeline.cuda_graphs import Cuda, Graphs, capture, resolve_graphs
-from anyv2v.runtime.accounting import fakes
+from anyv2v.runtime.accounting import fake_mode
 from anyv2v.runtime.streams import side_stream
 from bench.core import Bench, Contender
 
@@ -482,7 +482,7 @@ def test_streams_are_used_again(monkeypatch):
 
 def test_nothing_waits_for_a_gpu_or_copies_to_it(editor):
     """What is captured, on tensors that are on a device that is not the host's."""
-    with fakes("cuda") as device, torch.no_grad():
+    with fake_mode("cuda") as device, torch.no_grad():
         there = anyv2v.Editor(editor.backbone.blank(device))
         one = there.backbone.blank_conditions(2, 8, 8)
         pair = type(one).stack([one, one], [0, 0])

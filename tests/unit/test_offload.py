@@ -12,7 +12,7 @@ import anyv2v
 from anyv2v import InputError
 from anyv2v.pipeline import cost
 from anyv2v.runtime import offload
-from anyv2v.runtime.accounting import fakes
+from anyv2v.runtime.accounting import fake_mode
 from anyv2v.runtime.offload import Offload
 from bench.counted import FRAMES, SIZE, published_size
 
@@ -55,10 +55,10 @@ def test_they_come_when_needed_and_leave_with_the_last_user(places):
     strides, objects = one.weight.stride(), [id(p) for p in one.parameters()]
     waiting = Offload((one, two), GPU, True)
     assert places(one, two) == [{"host"}, {"host"}] and waiting.freeable == 0
-    with waiting.here(one):
+    with waiting.on_device(one):
         assert places(one, two) == [{"gpu"}, {"host"}]
         assert one.weight.stride() == strides
-        with waiting.here(one, two):
+        with waiting.on_device(one, two):
             assert places(one, two) == [{"gpu"}, {"gpu"}]
         assert places(one, two) == [{"gpu"}, {"host"}]
         assert waiting.freeable == sum(x.nbytes for x in one.state_dict().values())
@@ -70,7 +70,7 @@ def test_they_come_when_needed_and_leave_with_the_last_user(places):
 
 def test_they_leave_after_an_error_too(places):
     (one, _), waiting = (pair := networks()), Offload(pair, GPU, True)
-    with pytest.raises(ZeroDivisionError), waiting.here(one):
+    with pytest.raises(ZeroDivisionError), waiting.on_device(one):
         raise ZeroDivisionError
     assert places(one) == [{"host"}]
 
@@ -85,11 +85,11 @@ def test_where_one_does_not_fit_all_stay_at_home(places, monkeypatch):
         return moved(x, device)
 
     monkeypatch.setattr(offload, "_moved", full)
-    with pytest.raises(torch.OutOfMemoryError), waiting.here(one, two):
+    with pytest.raises(torch.OutOfMemoryError), waiting.on_device(one, two):
         raise AssertionError("one is missing")
     assert places(one, two) == [{"host"}, {"host"}]
     monkeypatch.setattr(offload, "_moved", moved)
-    with waiting.here(one, two):
+    with waiting.on_device(one, two):
         assert places(one, two) == [{"gpu"}, {"gpu"}]
 
 
@@ -98,13 +98,13 @@ def test_auto_waits_for_a_job_that_is_short(places, monkeypatch):
     monkeypatch.setattr(offload, "free_bytes", lambda device: 1000)
     waiting = Offload((one, two), GPU, "auto")
     waiting.begin(1000)
-    with waiting.here(one):
-        assert not waiting.is_for(1000) and waiting.is_for(1001)
+    with waiting.on_device(one):
+        assert not waiting.applies_to(1000) and waiting.applies_to(1001)
     assert places(one, two) == [{"gpu"}, {"gpu"}] and waiting.freeable > 0
-    with waiting.here(one):
+    with waiting.on_device(one):
         waiting.begin(1001)  # another thread's
         assert places(one, two) == [{"gpu"}, {"host"}]
-    assert places(one, two) == [{"host"}, {"host"}] and waiting.is_for(0)
+    assert places(one, two) == [{"host"}, {"host"}] and waiting.applies_to(0)
 
 
 @pytest.mark.parametrize("wanted", [True, "auto", False])
@@ -117,9 +117,9 @@ def test_on_a_cpu_and_where_it_is_not_wanted_they_stay(wanted, places, monkeypat
     for waiting in stays:
         before = places(one, two)
         waiting.begin(10**12)
-        with waiting.here(one):
+        with waiting.on_device(one):
             pass
-        assert places(one, two) == before and not waiting.is_for(10**12)
+        assert places(one, two) == before and not waiting.applies_to(10**12)
         assert waiting.freeable == 0
 
 
@@ -133,7 +133,7 @@ def test_several_threads_may_use_them(places):
         start.wait()
         for i in range(200):
             used = (one, two)[: 1 + (seed + i) % 2]
-            with waiting.here(*used):
+            with waiting.on_device(*used):
                 wrong.extend(p for p in places(*used) if p != {"gpu"})
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
@@ -166,14 +166,14 @@ def watched(weights, monkeypatch):
         moves.append("-" + names[id(self.tensors[0])])
         self.away = True
 
-    monkeypatch.setattr(offload._Waiting, "come", come)
-    monkeypatch.setattr(offload._Waiting, "leave", leave)
+    monkeypatch.setattr(offload._Offloaded, "to_device", come)
+    monkeypatch.setattr(offload._Offloaded, "to_host", leave)
     editor.offload = Offload(named.values(), CPU, True, host=GPU)
     for network in named.values():
 
         def check(module, args):
             # a network without data has hooks too, but waits nowhere
-            waiting = editor.offload._waiting.get(module)
+            waiting = editor.offload._networks.get(module)
             assert waiting is None or not waiting.away
 
         network.register_forward_pre_hook(check)
@@ -211,7 +211,7 @@ def test_every_stage_brings_what_it_needs_and_sends_it_home(watched, editor, vid
     ours.generate(edited_frame, "a robot", 4, (128, 64), steps=5)
     ours.condition("a robot", edited_frame, 4, (128, 64))
     ours.record(source, ours.recording(video, steps=5))
-    assert all(waiting.away for waiting in ours.offload._waiting.values())
+    assert all(waiting.away for waiting in ours.offload._networks.values())
     plain = editor.edit(editor.invert(video, steps=5), edited_frame, "a robot", steps=5)
     assert torch.equal(plain.latents, edit.latents)
 
@@ -222,11 +222,11 @@ def test_the_published_model_edits_in_less_than_6_5_gb(monkeypatch):
     editor = published_size()
     video = anyv2v.Video(np.zeros((FRAMES, SIZE, SIZE, 3), np.uint8), 8)
     # networks without data lie on no GPU; it is to be planned for one
-    monkeypatch.setattr(cost, "fakes", lambda _: fakes("cuda"))
+    monkeypatch.setattr(cost, "fake_mode", lambda _: fake_mode("cuda"))
     networks = *editor.backbone.conditioners, editor.backbone.codec.vae.encoder
     apart = {}
     for wanted in (False, True):
-        here = mock.Mock(is_for=lambda _, wanted=wanted: wanted, reloads=lambda network: False)
+        here = mock.Mock(applies_to=lambda _, wanted=wanted: wanted, reloads=lambda network: False)
         monkeypatch.setattr(editor, "offload", here)
         apart[wanted] = cost.predict_cost(editor, video, feature_memory=0)
     leaves = sum(x.nbytes for network in networks for x in network.parameters())

@@ -12,7 +12,7 @@ from anyv2v.media.proportions import (
     alike,
     check_fit,
     fit_like,
-    inside,
+    inscribed_size,
     part_cut,
     size_of_short_side,
 )
@@ -103,7 +103,7 @@ def test_a_letterbox_is_pillows(source, target):
     # Pillow rounds where the bars are, we down
     shifts = [np.roll(found, (y, x), (0, 1)) for y in (0, 1) for x in (0, 1)]
     assert any(np.array_equal(shifted, np.array(truth)) for shifted in shifts)
-    width, height = inside(source, target)
+    width, height = inscribed_size(source, target)
     assert (found.max(-1) > 0).sum() == width * height
 
 

@@ -13,7 +13,8 @@ from anyv2v.convert.published import convert
 from anyv2v.errors import InputError, NotFiniteError
 from anyv2v.frame_editors import instruct_pix2pix
 from anyv2v.frame_editors.base import FrameRequest
-from anyv2v.frame_editors.instruct_pix2pix import InstructPix2Pix, guide, working_size
+from anyv2v.frame_editors.instruct_pix2pix import InstructPix2Pix, guide
+from anyv2v.frame_editors.painting import working_size
 from anyv2v.stable_diffusion.loading import load
 from anyv2v.stable_diffusion.schedule import (
     NoiseSchedule,

@@ -12,7 +12,7 @@ from anyv2v.convert.rename import rename
 from anyv2v.injection.taps import NO_TAPS, Record, ShareSource, Taps
 from anyv2v.nn.forward_context import Steering
 from anyv2v.nn.resnet import Conv2d
-from anyv2v.runtime.accounting import fakes
+from anyv2v.runtime.accounting import fake_mode
 from tests.oracles import golden
 
 G = golden.tensors("unet")
@@ -201,7 +201,7 @@ def test_taps_see_residual_features_with_their_bias(editor, request):
 
 
 def test_on_a_gpu_hardly_a_convolution_has_a_bias(editor):
-    with fakes("cuda") as device, torch.no_grad(), Convolutions() as convolutions:
+    with fake_mode("cuda") as device, torch.no_grad(), Convolutions() as convolutions:
         twin = editor.backbone.blank(device)
         told = twin.blank_conditions(F, H, W)
         conditioning = convolutions.biased

@@ -8,8 +8,8 @@ from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.media.image import to_frames, to_pixels
 from anyv2v.nn.resnet import Conv2d
-from anyv2v.runtime.accounting import count, fakes
-from anyv2v.runtime.meta import blank
+from anyv2v.runtime.accounting import count, fake_mode
+from anyv2v.runtime.meta import meta_copy
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
 from tests.oracles import golden
@@ -143,8 +143,8 @@ def test_a_picture_needs_about_as_much_as_is_said(widths, dtype, device):
         vae = Autoencoder(AutoencoderConfig(3, 4, widths, 2, 8, 0.2)).to(dtype).eval()
     factor, height, width = 2 ** (len(widths) - 1), 32, 64
     assert vae.config.factor == factor
-    with fakes(device) as place:
-        vae = blank(vae, place)
+    with fake_mode(device) as place:
+        vae = meta_copy(vae, place)
         pixels = torch.empty(1, 3, height, width, dtype=dtype, device=place)
         latents = torch.empty(1, 4, height // factor, width // factor, dtype=dtype, device=place)
         peaks = [count(lambda: vae.encode(pixels)), count(lambda: vae.decode(latents))]

@@ -175,7 +175,9 @@ def test_damage_before_the_first_frame_is_passed_over(tmp_path, codec, suffix, p
 
 def test_all_frames_that_are_asked_for_need_memory(tmp_path, monkeypatch):
     path, asked = encode(tmp_path / "a.mp4", clip(6)), []
-    monkeypatch.setattr(module, "require", lambda need, *rest: asked.append((need(7, 5), rest[0])))
+    monkeypatch.setattr(
+        module, "require_memory", lambda need, *rest: asked.append((need(7, 5), rest[0]))
+    )
     read_video(path, size=(32, 16), frames=4)
     assert asked == [(3 * 7 * 5 * 4, (32, 16))]
 

@@ -26,8 +26,8 @@ from anyv2v.config import section
 from anyv2v.diffusion.schedule import TableSchedule
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
-from anyv2v.runtime.finite import checked
-from anyv2v.runtime.meta import blank
+from anyv2v.runtime.finite import check_finite
+from anyv2v.runtime.meta import meta_copy
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
 
@@ -115,7 +115,7 @@ class I2VGen:
     def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
         """(1, 77, d) in `dtype`: hidden states before the last `clip_skip` layers, final norm."""
         hidden = self.text(self.tokenize(text).to(self.device), clip_skip)
-        return checked(hidden, f"the text tower, of {shown(text)}", self.dtype)
+        return check_finite(hidden, f"the text tower, of {shown(text)}", self.dtype)
 
     def encode_image(self, image: np.ndarray, width: int, black_edge: bool = False) -> Tensor:
         """(1, d) in `dtype`: CLIP embedding of an image (h, w, 3) uint8 cropped to width^2 pixels.
@@ -124,7 +124,7 @@ class I2VGen:
         """
         pixels = preprocess(image, width, self.preprocess, black_edge)
         embedding = self.vision(pixels.to(self.device, self.dtype))
-        return checked(embedding, "the image tower", self.dtype)
+        return check_finite(embedding, "the image tower", self.dtype)
 
     def options(self, given: Options) -> Options:
         checks.known("options", given, ("fps",), "option")
@@ -174,7 +174,9 @@ class I2VGen:
         return values * self.dtype.itemsize
 
     def blank(self, device: torch.device) -> I2VGen:
-        networks = {name: blank(getattr(self, name), device) for name in ("unet", "text", "vision")}
+        networks = {
+            name: meta_copy(getattr(self, name), device) for name in ("unet", "text", "vision")
+        }
         return replace(self, codec=self.codec.blank(device), **networks)
 
     def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:

@@ -91,7 +91,7 @@ class LatentsTemporal(nn.Module):
         self.ff = LatentsFeedForward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (b, f, h w, c) -> the same shape."""
+        """X (b, f, h w, c) -> the same shape."""
         x = x + self.self(self.norm(x), taps=NO_TAPS)
         return x + self.ff(x)
 
@@ -125,7 +125,7 @@ class Conditioning(nn.Module):
     def forward(
         self, text: Tensor, image_embedding: Tensor, image_latents: Tensor, fps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """text (b, n, c'), image_embedding (b, c'), image_latents (b, c, f, h, w), fps (b,).
+        """Text (b, n, c'), image_embedding (b, c'), image_latents (b, c, f, h, w), fps (b,).
 
         Gives the context (b, n + 64 + 4, c'), tokens of the text, of the first frame's latents
         and of its CLIP image; `Conditions.latents`; and `Conditions.fps`.

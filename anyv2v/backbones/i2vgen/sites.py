@@ -1,5 +1,6 @@
 """The sites of I2VGen-XL's UNet: the layers whose features can be recorded, replayed and injected,
-and the choice of them that the paper makes."""
+and the choice of them that the paper makes.
+"""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class UNet(nn.Module):
     def forward(
         self, latents: Tensor, t: Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        """latents (n, c, f, h, w), t (n,) -> v (g, c, f, h, w) of g branches of those n samples.
+        """Latents (n, c, f, h, w), t (n,) -> v (g, c, f, h, w) of g branches of those n samples.
 
         Everything is in the network's dtype but t.
         """
@@ -210,7 +210,7 @@ class UNet(nn.Module):
     def _until_branches_differ(
         self, x: Tensor, emb: Tensor, conditions: Conditions, taps: Taps
     ) -> tuple[list[Tensor], Steering]:
-        """x (n f, h, w, c) of all branches, and after the first layer; what steers the others.
+        """X (n f, h, w, c) of all branches, and after the first layer; what steers the others.
 
         Branches of one sample differ only in their context. Until the first cross-attention, which
         is in this layer, they are computed as one: that saves 2.5 % of sampling at 512x512 with 16
