@@ -10,7 +10,7 @@ import torch
 
 from anyv2v import checks
 from anyv2v.config import blaming, section
-from anyv2v.convert.hf_config import Fields
+from anyv2v.convert.hf_config import HFConfig
 from anyv2v.errors import InputError
 
 MOST = 16_777_216
@@ -226,28 +226,32 @@ def test_whatever_a_config_makes_go_wrong_is_blamed_on_it(tmp_path, error):
         raise KeyboardInterrupt
 
 
-def test_fields_of_their_configs():
+def test_fields_of_hugging_face_configs():
     def fields(**values):
-        return Fields("there.json", values, {"absent": 3})
+        return HFConfig("there.json", values, {"absent": 3})
 
     for n, right in ((0, False), (1, True), (MOST, True), (MOST + 1, False), (True, False)):
         assert (taken(fields(n=n).count, "n") is not None) == right
         assert (taken(fields(n=[2, n]).counts, "n") is not None) == right
-        assert (taken(fields(n=n).side, "n") == n) == right
-    assert fields(n=[7, 7]).side("n") == fields(n={"height": 7, "width": 7}).side("n") == 7
+        assert (taken(fields(n=n).square_side, "n") == n) == right
+    assert (
+        fields(n=[7, 7]).square_side("n")
+        == fields(n={"height": 7, "width": 7}).square_side("n")
+        == 7
+    )
     for wrong in ([7, 8], [7], {"height": 7, "width": 8}, {"height": 7}):
-        assert taken(fields(n=wrong).side, "n") is None
+        assert taken(fields(n=wrong).square_side, "n") is None
     assert taken(fields(n=[]).counts, "n") is None
     for x, right in ((1e-300, True), (1e308, True), (0, False), (-1, False), (math.inf, False)):
-        assert (taken(fields(x=x).number, "x") is not None) == right
-    assert fields(g=4).divides("g", [8, 12], "widths") == 4
+        assert (taken(fields(x=x).positive_number, "x") is not None) == right
+    assert fields(g=4).divisor("g", [8, 12], "widths") == 4
     with pytest.raises(InputError, match="g is 4; it must divide widths, among which is 10"):
-        fields(g=4).divides("g", [8, 10], "widths")
+        fields(g=4).divisor("g", [8, 10], "widths")
     assert fields().count("absent") == 3 and fields(absent=5).count("absent") == 5
-    assert fields(x=1).only("x", 1, 2) == 1
+    assert fields(x=1).one_of("x", 1, 2) == 1
     for wrong in (3, 1.0, True):
-        assert taken(fields(x=wrong).only, "x", 1, 2) is None
+        assert taken(fields(x=wrong).one_of, "x", 1, 2) is None
     with pytest.raises(InputError, match=r"absent is 3 \(the default, it is not given\); only 4"):
-        fields().only("absent", 4)
+        fields().one_of("absent", 4)
     with pytest.raises(InputError, match="^there.json: has no more$"):
         fields()["more"]
