@@ -1,28 +1,31 @@
-"""Reading the sections of a weights folder's config.json."""
+"""Reading the sections of a weights folder's config.json into dataclasses."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from anyv2v import checks
 from anyv2v.errors import InputError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 LONGEST = 8
-"""No list is longer: levels of a network, channels of a picture."""
+"""The longest list that a config may hold: levels of a network, channels of an image."""
 DEEPEST = 64
-"""Layers of a tower, or of one level of a network."""
+"""The most layers that a CLIP encoder, or one level of a UNet, may have."""
 
 
 @contextmanager
-def blaming(folder: Path) -> Iterator[None]:
-    """Whatever a config makes go wrong is an InputError that names its file."""
+def config_errors(folder: Path) -> Iterator[None]:
+    """Turns every error inside the block into an InputError that names `folder`/config.json."""
     try:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -32,25 +35,32 @@ def blaming(folder: Path) -> Iterator[None]:
 
 
 def section(config: dict, name: str, cls: type[T]) -> T:
-    """The dataclass `cls` from config[name].
+    """Reads config[name] into the dataclass `cls`.
 
-    InputError unless it holds just its fields, each of its type: whole numbers from 1 to
-    `checks.MOST`, finite numbers, texts, and lists and mappings of those; `object` is a number or a
-    text.
+    The section must hold exactly one key per field: the field's name or, where the field says
+    `field(metadata={"key": ...})`, that key. Values must have the field's type: whole numbers from
+    1 to `checks.MOST`, finite numbers, strings, booleans, and lists and mappings of those; a field
+    of type `object` takes a number or a string. Raises InputError otherwise.
     """
     values = config.get(name)
     if not isinstance(values, dict):
         raise InputError(f"there is no section {name!r}")
-    wanted, given = {f.name for f in fields(cls)}, set(values)
-    if wanted != given:
-        wrong = [f"{k} is missing" for k in sorted(wanted - given)]
-        wrong += [f"{k} is not known" for k in sorted(given - wanted)]
+    keys = {field.name: _key(field) for field in fields(cls)}
+    if set(keys.values()) != set(values):
+        wrong = [f"{key} is missing" for key in sorted(set(keys.values()) - set(values))]
+        wrong += [f"{key} is not known" for key in sorted(set(values) - set(keys.values()))]
         raise InputError(f"section {name!r}: {', '.join(wrong)}")
-    for key, kind in get_type_hints(cls).items():
+    for attribute, kind in get_type_hints(cls).items():
+        key = keys[attribute]
         _check(f"section {name!r}: {key}", values[key], kind)
         if key == "layers":
             checks.whole(f"section {name!r}: {key}", values[key], 1, DEEPEST)
-    return cls(**values)
+    return cls(**{attribute: values[key] for attribute, key in keys.items()})
+
+
+def _key(field: Field) -> str:
+    """Returns the JSON key of a field."""
+    return field.metadata.get("key", field.name)
 
 
 def _check(name: str, value: Any, kind: Any) -> None:

@@ -202,7 +202,7 @@ class Editor(Planner):
         run, done = self._edits(source, edits, *common), []
         while (left := len(run.jobs) - len(done)) > 0:
             size, frames = size_of(source.video.frames), len(source.video.frames)
-            left = 1 if self.backbone.edited_source(run.options) else left
+            left = 1 if self.backbone.uses_edited_source_frame(run.options) else left
             count = self._batch(size, frames, left, self._branches(run.jobs))
             done += run.run(slice(len(done), len(done) + count))
         return done
@@ -305,7 +305,7 @@ class Editor(Planner):
         width, height = size = self.check_size(defaults.size if size is None else size)
         frames = checks.count("frames", defaults.frames if frames is None else frames)
         shape = (1, *codec.shape(codec.check_frames(frames), height, width))
-        if shape[2] <= self.backbone.pinned:
+        if shape[2] <= self.backbone.pinned_frames:
             raise InputError(f"frames: {frames} is the given frame alone; more are needed")
         run = PlainRun(self, steps, 0, options, on_step, after_step)
         self._reserve(size, frames, self.backbone.branch_count(prompts.guidance))

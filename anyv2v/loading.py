@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from anyv2v import checks
 from anyv2v.backbones.base import Backbone, Defaults
-from anyv2v.backbones.defaults import original, read_defaults
+from anyv2v.backbones.defaults import published_defaults, read_defaults
 from anyv2v.backbones.registry import BACKBONES
-from anyv2v.config import blaming
+from anyv2v.config import config_errors
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import Injection
@@ -64,24 +64,24 @@ def _assemble(
     offload: OffloadMode,
 ) -> Editor:
     config = checkpoint.config
-    with blaming(checkpoint.folder):
+    with config_errors(checkpoint.folder):
         backbone, constructors = _backbone(config), builders(config)
-        defaults = read_defaults(config, backbone.own)
+        defaults = read_defaults(config, backbone.published_settings)
 
     def build(name: str) -> nn.Module:
-        with blaming(checkpoint.folder):
+        with config_errors(checkpoint.folder):
             return constructors[name]()
 
     networks: dict[str, nn.Module] = {}
     reload: dict[nn.Module, Callable[[], Iterable[Tensor]]] = {}
     for name in constructors:
         arguments = name, partial(build, name), device, dtype
-        if name in backbone.apart:
+        if name in backbone.loaded_on_demand:
             networks[name], read = checkpoint.load_later(*arguments)
             reload[networks[name]] = read
         else:
             networks[name] = checkpoint.load(*arguments)
-    with blaming(checkpoint.folder):
+    with config_errors(checkpoint.folder):
         assembled = backbone.assemble(config, networks, checkpoint.folder, defaults)
         for group, sites in assembled.groups.items():
             if unknown := sites.difference(assembled.sites):
@@ -113,10 +113,10 @@ def peek(weights: str | os.PathLike) -> Peek:
     """Reads a folder's config without loading its networks."""
     folder = folder_of(weights)
     config = Checkpoint.open(folder).config
-    with blaming(folder):
+    with config_errors(folder):
         backbone = _backbone(config)
-        defaults = read_defaults(config, backbone.own)
-        return Peek(defaults, original(defaults, backbone.own), backbone.multiple(config))
+        defaults = read_defaults(config, backbone.published_settings)
+        return Peek(defaults, published_defaults(defaults, backbone.published_settings), backbone.size_multiple(config))
 
 
 def inspect(
@@ -129,8 +129,8 @@ def inspect(
     folder = folder_of(weights)
 
     def shapes(config: dict) -> dict[str, Shapes]:
-        with blaming(folder):
-            read_defaults(config, _backbone(config).own)
+        with config_errors(folder):
+            read_defaults(config, _backbone(config).published_settings)
             return expected_shapes(config)
 
     return verify(folder, shapes, progress)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from anyv2v import loading
-from anyv2v.config import blaming
+from anyv2v.config import config_errors
 from anyv2v.stable_diffusion import adapters
 from anyv2v.stable_diffusion import loading as stable_diffusion
 from anyv2v.weights.checkpoint import Checkpoint
@@ -45,7 +45,7 @@ def inspect(
         return loading.inspect(weights, progress)
 
     def shapes(config: dict) -> dict[str, Shapes]:
-        with blaming(folder):
+        with config_errors(folder):
             return expected_shapes(config)
 
     return verify(folder, shapes, progress)

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from anyv2v.backbones.defaults import original
+from anyv2v.backbones.defaults import published_defaults
 from anyv2v.backbones.i2vgen.backbone import I2VGen
 from anyv2v.backbones.i2vgen.config import UNetConfig
 from anyv2v.backbones.i2vgen.sites import paper_sites
@@ -107,7 +107,7 @@ def published_size() -> Editor:
         preprocess=PreprocessConfig(VISION.image_size, (0.5,) * 3, (0.5,) * 3),
         groups={name: frozenset(chosen) for name, chosen in sites.items()},
         codec=ImageCodec(vae),
-        defaults=original(Defaults((SIZE, SIZE), FRAMES, 8), I2VGen.own),
+        defaults=published_defaults(Defaults((SIZE, SIZE), FRAMES, 8), I2VGen.published_settings),
     )
     return Editor(backbone)
 
@@ -119,12 +119,12 @@ class Counted:
         self, editor: Editor, device: torch.device, frames: int = FRAMES, size: int = SIZE
     ):
         self.editor = editor
-        twin = self.backbone = editor.backbone.blank(device)
+        twin = self.backbone = editor.backbone.meta_copy(device)
         self.shape = twin.codec.shape(frames, size, size)
         self.empty = partial(torch.empty, dtype=twin.dtype, device=device)
-        self.conditions = [twin.blank_conditions(*self.shape[1:])]
+        self.conditions = [twin.meta_conditions(*self.shape[1:])]
 
-        context_dim, tokens = twin.unet.config.context_width, twin.tokenize("").shape[1]
+        context_dim, tokens = twin.unet.config.context_dim, twin.tokenize("").shape[1]
         inputs = (
             self.empty(1, tokens, context_dim),
             self.empty(1, context_dim),

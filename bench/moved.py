@@ -158,10 +158,10 @@ def main() -> None:
     print(anyv2v.__file__)
     moved = Moved()
     with fake_gpu() as device, torch.no_grad():
-        twin = editor.backbone.blank(device)
+        twin = editor.backbone.meta_copy(device)
         vae, like = twin.codec.vae, dict(dtype=twin.dtype, device=device)
         channels, frames, height, width = twin.codec.shape(FRAMES, SIZE, SIZE)
-        conditions = twin.blank_conditions(frames, height, width)
+        conditions = twin.meta_conditions(frames, height, width)
         latents = torch.empty(1, channels, frames, height, width, **like)
         two = conditions.stack([conditions, conditions], [0, 0])
         small = torch.empty(1, channels, height, width, **like)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import anyv2v
-from anyv2v.backbones.defaults import original
+from anyv2v.backbones.defaults import published_defaults
 from anyv2v.editor import Editor
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.runtime.accounting import count
@@ -56,7 +56,9 @@ def demo(device: str) -> Editor:
     """
     editor = anyv2v.load("demo", device=device, dtype=torch.float32)
     backbone = editor.backbone
-    as_original = replace(backbone, defaults=original(backbone.defaults, backbone.own))
+    as_original = replace(
+        backbone, defaults=published_defaults(backbone.defaults, backbone.published_settings)
+    )
     return Editor(as_original, editor.fingerprint)
 
 

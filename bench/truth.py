@@ -30,13 +30,13 @@ from anyv2v.kernels import attention
 from bench.core import Wrong
 
 CHOICES = {
-    "attention": ("_WANTED",),
-    "short_attention": ("_WANTED", "_WANTED_PROBABILITIES", "_WANTED_APPLY"),
-    "group_norm_silu": ("_WANTED",),
-    "layer_norm": ("_WANTED", "_WANTED_ADD"),
-    "geglu": ("_WANTED",),
-    "linear": ("_WANTED",),
-    "residual_sum": ("_WANTED",),
+    "attention": ("_REQUESTED",),
+    "short_attention": ("_REQUESTED", "_WANTED_PROBABILITIES", "_WANTED_APPLY"),
+    "group_norm_silu": ("_REQUESTED",),
+    "layer_norm": ("_REQUESTED", "_WANTED_ADD"),
+    "geglu": ("_REQUESTED",),
+    "linear": ("_REQUESTED",),
+    "residual_sum": ("_REQUESTED",),
 }
 """Kernel -> the variables of its module that hold the choice made by the environment."""
 
@@ -65,10 +65,10 @@ def diffusers_twin(unet: UNet, dtype: torch.dtype | None = None, channels_last=F
         out_channels=c.channels,
         down_block_types=["CrossAttnDownBlock3D" if a else "DownBlock3D" for a in c.attention],
         up_block_types=["CrossAttnUpBlock3D" if a else "UpBlock3D" for a in c.attention[::-1]],
-        block_out_channels=c.widths,
+        block_out_channels=c.level_channels,
         layers_per_block=c.layers,
         norm_num_groups=c.groups,
-        cross_attention_dim=c.context_width,
+        cross_attention_dim=c.context_dim,
         attention_head_dim=c.head_dim,
     ).eval()
     state, shapes = unet.state_dict(), theirs.state_dict()

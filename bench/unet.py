@@ -74,7 +74,7 @@ class Inputs:
 
         self.unet = unet
         self.latents, self.image = (normal(3, c.channels, frames, side, side) for _ in range(2))
-        self.text, self.embedding = normal(3, 77, c.context_width), normal(3, c.context_width)
+        self.text, self.embedding = normal(3, 77, c.context_dim), normal(3, c.context_dim)
         self.fps = torch.tensor([8] * 3, device=some.device)
         self.t = torch.tensor([501] * 3, device=some.device)
 
@@ -238,5 +238,5 @@ def branches(rows: int) -> str:
 
 def shape(config: UNetConfig, frames: int, side: int) -> str:
     """Words for the sizes of network and input, in names of cases."""
-    widths = "/".join(map(str, config.widths))
-    return f"widths {widths}, {frames} frames, {8 * side}x{8 * side}"
+    channels = "/".join(map(str, config.level_channels))
+    return f"widths {channels}, {frames} frames, {8 * side}x{8 * side}"

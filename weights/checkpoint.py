@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from anyv2v.config import blaming
+from anyv2v.config import config_errors
 from anyv2v.errors import InputError
 from anyv2v.weights import hub, manifest
 from anyv2v.weights.tensors import (
@@ -73,7 +73,7 @@ class Checkpoint:
                 f"{folder / manifest.CONFIG}: format {config.get('format')!r}, "
                 f"this version reads {manifest.FORMAT}"
             )
-        with blaming(folder):
+        with config_errors(folder):
             components = manifest.components(config)
         files = manifest.read_manifest(folder, components)
         return Checkpoint(folder, config, manifest.fingerprint(config, files), files)

@@ -1,0 +1,1 @@
+"""Image-to-video networks behind one interface, `base.Backbone`."""

@@ -1,8 +1,9 @@
-"""What the editor asks of an image-to-video network, and nothing more.
+"""The interface between the editor and an image-to-video network.
 
-Whatever differs between backbones is behind `Backbone`: how its noise levels lie and what it
-predicts, how frames become latents, which latent frames are never noised, what it is conditioned on
-and how its branches combine, which sites are injected, and what its weights work best with.
+Everything that differs between backbones is behind the protocol `Backbone`: the noise levels and
+what the network predicts, how frames become latents, which latent frames are never noised, what the
+network is conditioned on and how its branches combine, which sites are injected, and which settings
+its weights work best with.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,124 +24,184 @@ from anyv2v.injection.taps import Taps
 from anyv2v.vae.codec import LatentCodec
 
 Options = Mapping[str, object]
-"""What one backbone alone has, by name: I2VGen-XL's "fps". Values are numbers or texts."""
+"""Options that one backbone alone has, by name: I2VGen-XL's "fps". They are numbers or strings."""
 
 Guidance = Mapping[str, float]
-"""Name of a guidance scale -> its value; 1 is no guidance of that kind. The first is the text's."""
+"""Name of a guidance scale -> its value; 1 turns that guidance off. The text's scale is first."""
+
+PublishedSettings = Mapping[str, object]
+"""What a backbone's weights work best with where their config says nothing else: "steps",
+"guidance" (scale -> value, the text's first), "negative_prompt" and "injection" (group ->
+fraction). These are the original's settings, which `--paper` asks for."""
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What weights work best with, when nothing else is asked for."""
+    """The settings that weights work best with; they hold wherever the caller gives none."""
 
     size: tuple[int, int]
     """(width, height) in pixels."""
     frames: int
+    """Frames per clip."""
     fps: int
     """Frames per second of the clips."""
     steps: int = 50
-    """Of sampling, and of an inversion that solves its steps."""
+    """Steps of sampling, and of an inversion that solves its steps."""
     guidance: Guidance = field(default_factory=lambda: {"text": 1.0})
+    """All guidance scales of the backbone."""
     negative_prompt: str = ""
+    """The prompt that guidance leads away from."""
     injection: Injection = Injection()
+    """The fraction of the steps in which each group of sites is injected."""
 
-    def scales(self, given: float | Guidance | None) -> Guidance:
-        """Every scale of guidance: as given, else the weights' own.
+    def scales(self, guidance: float | Guidance | None) -> Guidance:
+        """Completes `guidance` to a value for every scale of the backbone.
 
-        A number is the first scale's; where it is 1 or less, there is no guidance of any kind.
-        InputError: not a finite number, or a name that there is not.
+        None stands for the defaults. A mapping overrides the scales that it names. A number is the
+        value of the first scale, and if it is 1 or less, all other scales are turned off too.
+        Raises InputError for a number that is not finite and for an unknown name.
         """
-        own = self.guidance
-        if given is None:
-            return own
-        if isinstance(given, Mapping):
-            checks.known("guidance", given, own, "scale")
+        defaults = self.guidance
+        if guidance is None:
+            return defaults
+        if isinstance(guidance, Mapping):
+            checks.known("guidance", guidance, defaults, "scale")
             return {
-                **own,
-                **{name: checks.finite(f"guidance: {name}", given[name]) for name in given},
+                **defaults,
+                **{name: checks.finite(f"guidance: {name}", guidance[name]) for name in guidance},
             }
-        number = checks.finite("guidance", given)
-        others = dict.fromkeys(own, 1.0) if number <= 1 else own
-        return {**others, next(iter(own)): number}
+        number = checks.finite("guidance", guidance)
+        others = dict.fromkeys(defaults, 1.0) if number <= 1 else defaults
+        return {**others, next(iter(defaults)): number}
 
 
 @dataclass(frozen=True)
 class FirstFrame:
-    """A clip's first frame, and the clip that it begins."""
+    """The first frame of a clip, and the size of the clip that begins with it."""
 
     image: np.ndarray
-    """(h, w, 3) uint8 RGB, as given."""
+    """(h, w, 3) uint8 RGB, at the size that the caller gave it."""
     latents: Tensor
-    """(1, c, 1, h', w'): the frame at the clip's size, encoded and scaled, float32."""
+    """(1, c, 1, h', w') float32: the frame, resized to the clip's size, encoded and scaled."""
     width: int
-    """The clip's, in pixels."""
+    """Width of the clip in pixels."""
     frames: int
-    """How many frames the clip has."""
+    """Number of frames of the clip."""
+
+
+C = TypeVar("C", bound="Conditions")
 
 
 class Conditions(Protocol):
-    """What one branch is conditioned on, or several; opaque to everyone but its own backbone."""
+    """What one or several branches are conditioned on; only their own backbone looks inside."""
 
-    @staticmethod
-    def stack(branches: Sequence[Conditions], samples: Sequence[int] | None = None) -> Conditions:
-        """Of all branches, in order; `samples`: which of the latents each of them is a branch of.
+    @classmethod
+    def stack(cls: type[C], branches: Sequence[C], samples: Sequence[int] | None = None) -> C:
+        """Stacks the conditions of single branches, in order.
 
-        The numbers count from 0 in order of appearance. Left out, every branch has latents of its
-        own. Branches of one sample have the same first frame, so a network may compute once what
-        is equal for them.
+        samples: for each branch the index of the latents that it is a branch of, counted from 0 in
+        order of appearance; by default every branch has latents of its own. The branches of one
+        sample have the same first frame, so a network may compute once what is equal for them.
         """
+        ...
 
 
 @dataclass(frozen=True)
 class Branches:
-    """The branches that one prediction is made of, without the source."""
+    """The branches that one guided prediction is computed from; the source is not among them."""
 
     conditions: tuple[Conditions, ...]
+    """The conditions of each branch."""
     combine: Callable[[Level, tuple[Tensor, ...]], Tensor]
-    """Guidance: the predictions of the branches at a level, float32 -> one."""
+    """Guidance: the float32 predictions of the branches at a level -> the guided prediction."""
 
 
 class Backbone(Protocol):
-    """An image-to-video diffusion network with what turns its inputs into conditions.
+    """An image-to-video diffusion network, with everything that turns its inputs into conditions.
 
-    One that has `tokenize`, `encode_text` or `encode_image` besides gets them on the editor too.
+    A backbone may also have `tokenize`, `encode_text` and `encode_image`; the editor's methods of
+    these names call them.
     """
 
-    name: str
-    sites: tuple[str, ...]
-    """All places that taps are shown, in the order in which a prediction comes to them."""
-    groups: Mapping[str, frozenset[str]]
-    """The sites that are injected unless others are asked for: group name -> sites."""
-    device: torch.device
-    dtype: torch.dtype
-    codec: LatentCodec
-    schedule: NoiseSchedule
-    """Of the inversion; its steps are deterministic."""
-    defaults: Defaults
-    pinned: int
-    """1 if the first latent frame is the first frame's own and never noised, else 0."""
-    conditioners: tuple[nn.Module, ...]
-    """The networks that make conditions and that predictions do not need."""
+    published_settings: ClassVar[PublishedSettings]
+    """The settings of the original, which hold where the weights' config says nothing else."""
+    loaded_on_demand: ClassVar[frozenset[str]]
+    """The networks that are read from the folder whenever conditions are made, then freed: they are
+    too large to stay in memory with the others."""
 
-    def options(self, given: Options) -> Options:
-        """All options of this backbone: as given, else as its weights work best.
+    @property
+    def name(self) -> str:
+        """The name that config.json of a weights folder calls the backbone by."""
+        ...
 
-        InputError for one that it does not have, or a value that will not do.
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """All places where taps are called, in the order in which a prediction reaches them."""
+        ...
+
+    @property
+    def groups(self) -> Mapping[str, frozenset[str]]:
+        """Injection group -> the sites that are injected unless the caller chooses others."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network's weights."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's weights."""
+        ...
+
+    @property
+    def codec(self) -> LatentCodec:
+        """The autoencoder."""
+        ...
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule of the inversion; its steps are deterministic."""
+        ...
+
+    @property
+    def defaults(self) -> Defaults:
+        """The settings that the loaded weights work best with."""
+        ...
+
+    @property
+    def pinned_frames(self) -> int:
+        """How many latent frames hold the first frame and are never noised: 0 or 1."""
+        ...
+
+    @property
+    def conditioners(self) -> tuple[nn.Module, ...]:
+        """The networks that make conditions; predictions do not need them."""
+        ...
+
+    def options(self, options: Options) -> Options:
+        """Completes `options` to a value for every option of the backbone.
+
+        Raises InputError for an option that the backbone does not have and for an invalid value.
         """
+        ...
 
     def sampler(self, options: Options) -> NoiseSchedule:
-        """Of sampling. It may be another than `schedule`, and add noise."""
+        """Returns the schedule of sampling. It may differ from `schedule`, and may add noise."""
+        ...
 
-    def edited_source(self, options: Options) -> bool:
-        """Whether the source's branch of an edit begins with the edited frame, not with its own.
+    def uses_edited_source_frame(self, options: Options) -> bool:
+        """Whether the source's branch of an edit is conditioned on the edited first frame.
 
-        ConsistI2V's original has it so, by mistake. Every edit then has a source branch of its own.
+        ConsistI2V's original does that by mistake. Every edit then needs its own source branch.
         """
+        ...
 
     def condition(
         self, prompt: str, first: FirstFrame, options: Options, negative: bool = False
     ) -> Conditions:
-        """The conditions of one branch; `negative` for the branch that guidance leads away from."""
+        """Makes the conditions of one branch; `negative`: the one that guidance leads away from."""
+        ...
 
     def branches(
         self,
@@ -150,52 +211,63 @@ class Backbone(Protocol):
         guidance: Guidance,
         options: Options,
     ) -> Branches:
-        """All branches of a prediction under guidance."""
+        """Makes the conditions of all branches of a prediction under `guidance`."""
+        ...
 
     def branch_count(self, guidance: Guidance) -> int:
-        """How many `branches` gives."""
+        """Returns how many branches `branches` would make."""
+        ...
 
     def activation_bytes(self, branches: int, frames: int, height: int, width: int) -> int:
-        """What a prediction of so many branches of latents of that shape needs at least, besides
-        the weights.
+        """Returns a lower bound, in bytes, of a prediction's memory without the weights.
+
+        branches: branches in the batch. frames, height, width: of the latents.
         """
+        ...
 
     def predict(
         self, latents: Tensor, t: float | Tensor, conditions: Conditions, taps: Taps
     ) -> Tensor:
-        """What the network predicts, (g, c, f, h, w), of latents (n, c, f, h, w) in `dtype`.
+        """Predicts (g, c, f, h, w) from latents (n, c, f, h, w), both in `dtype`.
 
-        g branches of n samples, as the conditions were stacked; pinned frames are among the f, and
-        what is predicted of them is ignored. Where the pass is captured in a CUDA graph, t is a
-        tensor without dims on the device, int64 or float64 as the schedule's levels are; a network
-        that reads a number from the device, or copies one to it, is not captured, and runs all the
-        same.
+        There are g branches of n samples, as the conditions were stacked. The f frames include the
+        pinned ones, for which the prediction is ignored. In a pass that is captured as a CUDA graph
+        t is a tensor without dims on the device, int64 or float64 like the schedule's timesteps. A
+        network that reads a number from the device, or copies one to it, cannot be captured; its
+        predictions run uncaptured.
         """
+        ...
 
-    def blank(self, device: torch.device) -> Backbone:
-        """The same without data, see `anyv2v.runtime.meta`; its codec too."""
+    def meta_copy(self, device: torch.device) -> Backbone:
+        """Returns a copy of the backbone and its codec with weights that hold no data.
 
-    def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:
-        """Of one branch, for latents of that shape, computed from nothing."""
+        The copy counts operations and finds shapes; see `anyv2v.runtime.meta`.
+        """
+        ...
 
-    own: Mapping[str, object]
-    """What its weights work best with where their config says nothing else; the original's
-    settings. See `anyv2v.backbones.defaults`."""
+    def meta_conditions(self, frames: int, height: int, width: int) -> Conditions:
+        """Makes one branch's conditions from inputs without data, for latents of that shape."""
+        ...
 
     @staticmethod
-    def multiple(config: dict) -> int:
-        """What both sides of a frame are multiples of, in pixels, as `codec.multiple` will say."""
+    def size_multiple(config: dict) -> int:
+        """Returns the number of pixels that must divide both sides of a frame.
+
+        It reads the folder's config; once loaded, `codec.size_multiple` is the same number.
+        """
+        ...
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
-        """Name in the weights folder -> what builds that network, for a folder's config."""
-
-    apart: frozenset[str]
-    """The names of the networks that are read from the folder each time that conditions are made,
-    and freed after it: those that are too large to lie beside the others."""
+        """Returns for each network of a weights folder, by name, the function that builds it."""
+        ...
 
     @classmethod
     def assemble(
         cls, config: dict, networks: dict[str, nn.Module], folder: Path, defaults: Defaults
     ) -> Backbone:
-        """The backbone of loaded networks; `folder` is the weights' (tokenizer files and such)."""
+        """Assembles the backbone from loaded networks and from other files of the `folder`.
+
+        Raises InputError for a config, or a file such as the tokenizer's, that does not fit them.
+        """
+        ...

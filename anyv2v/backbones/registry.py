@@ -1,4 +1,4 @@
-"""The networks that there are, by the name a weights folder calls them."""
+"""All backbones, by the name that the config.json of a weights folder calls them by."""
 
 from anyv2v.backbones.base import Backbone
 from anyv2v.backbones.i2vgen.backbone import I2VGen

@@ -134,7 +134,7 @@ def of_the_run(
         lines += notices.unread(args, tokenizer.lost, tokenizer.tokens)
     clip = typed(Clip, args)
     if not clip.is_source:
-        lines += notices.of_the_size(args, *clip.sizes(), editor.backbone.codec.multiple)
+        lines += notices.of_the_size(args, *clip.sizes(), editor.backbone.codec.size_multiple)
         if getattr(args, "output", None):
             lines.append(notices.silent(clip.video, container.facts(clip.video).audio))
     if hasattr(args, "resume"):

@@ -1,4 +1,4 @@
-"""The layer that both towers of CLIP are stacks of (Radford et al. 2021, pre-norm transformer)."""
+"""The pre-norm transformer layer of both CLIP encoders (Radford et al. 2021)."""
 
 from collections.abc import Callable
 
@@ -12,63 +12,74 @@ from anyv2v.nn.linear import Linear
 
 
 def quick_gelu(x: Tensor) -> Tensor:
+    """Computes x * sigmoid(1.702 x), OpenAI's approximation of the GELU."""
     return x * torch.sigmoid(1.702 * x)
 
 
-# OpenCLIP's towers use the exact gelu, OpenAI's the quick one
+# OpenCLIP's encoders use the exact GELU, OpenAI's the quick one
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, width: int, heads: int, *, causal: bool):
+    """Self-attention with biases; `causal`: tokens attend to themselves and those before them."""
+
+    def __init__(self, hidden_size: int, heads: int, *, causal: bool):
+        """Raises InputError if the heads do not divide `hidden_size`."""
         super().__init__()
-        if width % heads:
-            raise InputError(f"width {width} cannot be shared evenly by {heads} heads")
+        if hidden_size % heads:
+            raise InputError(f"width {hidden_size} cannot be shared evenly by {heads} heads")
         self.heads, self.causal = heads, causal
-        self.q = Linear(width, width)
-        self.k = Linear(width, width)
-        self.v = Linear(width, width)
-        self.out = Linear(width, width)
+        self.q = Linear(hidden_size, hidden_size)
+        self.k = Linear(hidden_size, hidden_size)
+        self.v = Linear(hidden_size, hidden_size)
+        self.out = Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (b, n, hidden_size) to the same shape."""
         q, k, v = (linear(x).unflatten(-1, (self.heads, -1)) for linear in (self.q, self.k, self.v))
         return self.out(attention(q, k, v, causal=self.causal).flatten(-2))
 
 
 class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int, activation: str):
+    """Linear, activation, linear."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str):
+        """Raises InputError unless `activation` is a key of `ACTIVATIONS`."""
         super().__init__()
         if activation not in ACTIVATIONS:
             raise InputError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
         self.activation = ACTIVATIONS[activation]
-        self.up = Linear(width, hidden)
-        self.down = Linear(hidden, width)
+        self.up = Linear(hidden_size, intermediate_size)
+        self.down = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (..., hidden_size) to the same shape."""
         return self.down(self.activation(self.up(x)))
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and MLP, each behind a norm and with a residual: (b, n, width) -> the same."""
+    """Self-attention and MLP, each applied to a norm of its input and added to that input."""
 
     def __init__(
         self,
-        width: int,
+        hidden_size: int,
         heads: int,
-        mlp_width: int,
+        intermediate_size: int,
         activation: str,
         norm_eps: float,
         *,
         causal: bool,
     ):
+        """Raises InputError for values that no layer can have."""
         super().__init__()
         if not 0 < norm_eps < 1:
             raise InputError(f"norm_eps {norm_eps} is not between 0 and 1")
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.self = SelfAttention(width, heads, causal=causal)
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = MLP(width, mlp_width, activation)
+        self.norm1 = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.self = SelfAttention(hidden_size, heads, causal=causal)
+        self.norm2 = nn.LayerNorm(hidden_size, eps=norm_eps)
+        self.mlp = MLP(hidden_size, intermediate_size, activation)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (b, n, hidden_size) to the same shape."""
         x = x + self.self(self.norm1(x))
         return x + self.mlp(self.norm2(x))

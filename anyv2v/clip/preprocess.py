@@ -1,4 +1,4 @@
-"""The picture that CLIP's image encoder sees."""
+"""Preprocessing of images for CLIP's image encoder."""
 
 from dataclasses import dataclass
 
@@ -13,16 +13,19 @@ from anyv2v.media.image import center_crop
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """The encoder's square input in pixels; mean and deviation per channel, of values 0..1."""
+    """Section "preprocess" of config.json. Raises InputError for values that no image has."""
 
     size: int
+    """Height and width of the encoder's input in pixels."""
     mean: tuple[float, ...]
+    """Mean of each of the three channels, for pixel values 0..1."""
     std: tuple[float, ...]
+    """Standard deviation of each of the three channels."""
 
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == 3:
             raise InputError(f"preprocess: mean {self.mean} and std {self.std} are not 3 and 3")
-        # of values 0..1: beyond this is no picture's
+        # pixel values are 0..1, so nothing beyond this can be right
         if not all(abs(m) <= 10 for m in self.mean) or not all(1e-3 <= s <= 10 for s in self.std):
             raise InputError(f"preprocess: mean {self.mean}, std {self.std}: are no picture's")
 
@@ -30,10 +33,11 @@ class PreprocessConfig:
 def preprocess(
     image: np.ndarray, width: int, config: PreprocessConfig, black_edge: bool = False
 ) -> Tensor:
-    """uint8 RGB (h, w, 3) to float32 (1, 3, size, size), contiguous.
+    """Prepares an image (h, w, 3), uint8 RGB, as float32 (1, 3, size, size).
 
-    `width` is the width of the video: the image is first cropped to a square of that side, then
-    resized, as the original does (TIGER-AI-Lab/AnyV2V, i2vgen-xl). `black_edge`: see `center_crop`.
+    As in the original (TIGER-AI-Lab/AnyV2V, i2vgen-xl), the image is first cropped to a square of
+    `width` pixels, the width of the video, then resized and normalized. `black_edge`: see
+    `center_crop`.
     """
     square = Image.fromarray(center_crop(image, (width, width), black_edge))
     small = square.resize((config.size, config.size), Image.Resampling.BILINEAR)

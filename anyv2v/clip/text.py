@@ -1,6 +1,6 @@
-"""CLIP's text tower: token ids to one vector per token."""
+"""CLIP's text encoder: token ids to one vector per token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -10,41 +10,48 @@ from anyv2v.errors import InputError
 
 @dataclass(frozen=True)
 class TextConfig:
+    """Section "text" of config.json."""
+
     vocab_size: int
-    tokens: int  # the longest sequence that has positions
-    width: int
+    tokens: int
+    """Number of position embeddings: the length of the longest sequence."""
+    hidden_size: int = field(metadata={"key": "width"})
     heads: int
     layers: int
-    mlp_width: int
-    activation: str  # "gelu" or "quick_gelu"
+    intermediate_size: int = field(metadata={"key": "mlp_width"})
+    """Length of the vectors inside an MLP."""
+    activation: str
+    """"gelu" or "quick_gelu"."""
     norm_eps: float
 
 
 class TextEncoder(nn.Module):
+    """A causal transformer over token ids, without the original's projection of the last token."""
+
     def __init__(self, config: TextConfig):
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
-        self.position_embedding = nn.Embedding(config.tokens, config.width)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.tokens, config.hidden_size)
         self.layers = nn.ModuleList(
             EncoderLayer(
-                config.width,
+                config.hidden_size,
                 config.heads,
-                config.mlp_width,
+                config.intermediate_size,
                 config.activation,
                 config.norm_eps,
                 causal=True,
             )
             for _ in range(config.layers)
         )
-        self.final_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
     def forward(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
-        """Hidden states, under the final norm, as they were before the last `clip_skip` layers.
+        """Maps ids (b, n) int64 to (b, n, hidden_size), in the weights' dtype.
 
-        ids (b, n) int64, n up to the config's `tokens` -> (b, n, width) in the weights' dtype.
-        Padding is not masked: tokens only look back, as in the original (TIGER-AI-Lab/AnyV2V,
-        i2vgen-xl, which runs clip_skip 1). Raises InputError for another shape of ids, and for
-        more layers to skip than there are.
+        These are the hidden states before the last `clip_skip` layers, with the final norm applied;
+        the original (TIGER-AI-Lab/AnyV2V, i2vgen-xl) runs with clip_skip 1. n is at most the
+        config's `tokens`. Padding is not masked, as in the original: tokens only look back. Raises
+        InputError for ids of another shape and for more layers to skip than there are.
         """
         tokens = self.position_embedding.num_embeddings
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= tokens:

@@ -1,7 +1,7 @@
 """Text to token ids, as the original's tokenizer does it (transformers 4.39, slow, without ftfy).
 
-How text is normalised and cut into words is here; merging a word's bytes into tokens (byte-pair
-encoding) is left to the `tokenizers` library. The library's own CLIP tokenizer normalises
+How text is normalized and cut into words is here; merging a word's bytes into tokens (byte-pair
+encoding) is left to the `tokenizers` library. The library's own CLIP tokenizer normalizes
 differently: it gives other ids for CJK, emoji and control characters.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anyv2v.errors import InputError
 
-# read whole, in any case of letters, where the text has them only once it is normalised
+# whole tokens in upper or lower case, even where they appear only after normalization
 MARKERS = ("<|startoftext|>", "<|endoftext|>")
 WORD = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
@@ -31,7 +31,7 @@ CJK = regex.compile(
     "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df"
     "\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
 )
-# what is read or lost as a whole, in a text that is not normalised yet
+# the units of a text, before normalization, that `lost` reports whole
 PIECE = regex.compile(
     rf"<\|startoftext\|>|<\|endoftext\|>|{CJK.pattern}"
     rf"|(?:(?!{CJK.pattern})[\p{{L}}\p{{M}}])+|\p{{N}}|[^\s\p{{L}}\p{{M}}\p{{N}}]+",
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The special tokens, as they stand in the vocabulary."""
+    """Section "tokenizer" of config.json: the special tokens as the vocabulary spells them."""
 
     start: str
     end: str
@@ -56,6 +56,8 @@ class TokenizerConfig:
 
 
 class Tokenizer:
+    """CLIP's byte-pair encoding with padding to a fixed length."""
+
     def __init__(
         self,
         vocab: dict[str, int],
@@ -63,16 +65,21 @@ class Tokenizer:
         config: TokenizerConfig,
         tokens: int = 77,
     ):
-        """vocab: token -> id, with all that `config` and `merges` name. tokens: length of a row."""
+        """Makes the tokenizer of a vocabulary.
+
+        vocab: token -> id, for every token that `config` and `merges` name. merges: pairs of tokens
+        in the order of merging. tokens: length of the ids, padding included.
+        """
         self.tokens = tokens
         self.start, self.end, self.pad, self.unknown = (vocab[token] for token in astuple(config))
         self._special = {token: vocab[token] for token in astuple(config)}
         self._markers = {marker: vocab.get(marker, self.unknown) for marker in MARKERS}
-        # the longest first, so that none hides another that it begins
+        # the longest first, so that a token does not hide a longer one that begins with it
         longest_first = sorted(self._special, key=len, reverse=True)
         self._cut = regex.compile(f"({'|'.join(map(regex.escape, longest_first))})")
         self._symbols = byte_symbols()
-        self._told: set[str] = set()
+        # texts whose lost words were asked for, so that no warning is due
+        self._reported: set[str] = set()
         self._bpe = BPE(vocab, merges, unk_token=config.unknown, end_of_word_suffix="</w>")
 
     @classmethod
@@ -83,7 +90,7 @@ class Tokenizer:
         tokens: int = 77,
         vocab_size: int | None = None,
     ) -> "Tokenizer":
-        """From vocab.json and merges.txt in `folder`; `vocab_size` is the text encoder's.
+        """Reads vocab.json and merges.txt in `folder`; `vocab_size` is the text encoder's.
 
         Raises InputError, with the file's name, for a file that is missing, broken or does not fit.
         """
@@ -91,29 +98,30 @@ class Tokenizer:
         return cls(vocab, read_merges(Path(folder) / "merges.txt", vocab), config, tokens)
 
     def __call__(self, text: str) -> Tensor:
-        """int64 (1, tokens): the ids, cut to fit before the end token, padded behind it.
+        """Returns the ids of a text, int64 (1, tokens), cut or padded to that length.
 
-        What is cut off is logged as a warning, once for each text that `lost` was not asked about.
+        The end token is kept when ids before it are cut. The words that are lost are logged as a
+        warning, once per text, unless `lost` was called with the text before.
         """
         ids = self.ids(text)
         if len(ids) > self.tokens:
             ids = [*ids[: self.tokens - 1], self.end]
-            if text not in self._told:
+            if text not in self._reported:
                 log.warning("anyv2v: %s", cut_text("a text", self.tokens, self.lost(text)))
         return torch.tensor([ids + [self.pad] * (self.tokens - len(ids))])
 
     def ids(self, text: str) -> list[int]:
-        """All ids of the text, between those of the start and the end token."""
+        """Returns all ids of the text, with the start and the end token."""
         return [self.start, *self._ids(text), self.end]
 
     def lost(self, text: str) -> str:
-        """The words at the end of a text that are not read, or not whole; "" if all are.
+        """Returns the end of a text from the first word that is cut; "" if the text fits.
 
-        Who asks knows: a later call with that text does not warn.
+        The caller is taken to report it: encoding this text later logs no warning.
         """
         if len(self.ids(text)) <= self.tokens:
             return ""
-        self._told.add(text)
+        self._reported.add(text)
         ends = [0, *(piece.end() for piece in PIECE.finditer(text))]
         room = self.tokens - 2
         fitting = bisect_right(ends, room, key=lambda end: sum(1 for _ in self._ids(text[:end])))
@@ -124,7 +132,7 @@ class Tokenizer:
             if piece in self._special:
                 yield self._special[piece]
                 continue
-            for word in WORD.findall(normalise(piece)):
+            for word in WORD.findall(normalize(piece)):
                 if word in self._markers:
                     yield self._markers[word]
                     continue
@@ -133,20 +141,20 @@ class Tokenizer:
 
 
 def cut_text(what: str, tokens: int, lost: str) -> str:
-    """One line on a text that was too long."""
+    """Returns the one-line message that a text, called `what`, was cut, and what was `lost`."""
     shown = " ".join(lost.split())
     shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ..."
     return f'{what} is cut after {tokens} tokens; not read: "{shown}"'
 
 
-def normalise(text: str) -> str:
-    """Lower case, composed (NFC), one space between words and around every CJK ideograph."""
+def normalize(text: str) -> str:
+    """Converts to lower case and NFC, with one space between words and around CJK ideographs."""
     text = CJK.sub(r" \g<0> ", "".join(map(_clean, text)))
     return " ".join(word.lower() for word in unicodedata.normalize("NFC", text).split())
 
 
 def _clean(character: str) -> str:
-    # these control characters part words
+    # these control characters separate words
     if character in "\t\n\r":
         return character
     # control, format, private, unassigned, and lone surrogates, which have no bytes
@@ -155,14 +163,18 @@ def _clean(character: str) -> str:
 
 
 def byte_symbols() -> list[str]:
-    """The printable character that stands for each of the 256 bytes (GPT-2's table)."""
+    """Returns the printable character that stands for each of the 256 bytes (GPT-2's table)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(0x100)]
 
 
 def read_vocab(path: Path, special: tuple[str, ...], size: int | None) -> dict[str, int]:
-    """Token -> id: ids 0..n-1, n no more than `size`; every byte and special token is there."""
+    """Reads a vocabulary, token -> id.
+
+    Raises InputError, with the file's name, unless the ids are 0..n-1 with n at most `size`, and
+    all `special` tokens and the symbols of all bytes are among the tokens.
+    """
     text = _read(path)
     try:
         vocab = json.loads(text)
@@ -186,19 +198,22 @@ def read_vocab(path: Path, special: tuple[str, ...], size: int | None) -> dict[s
 
 
 def read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Pairs of tokens in the order of merging, without the header line, all of them in `vocab`."""
+    """Reads the pairs of tokens in the order of merging, without the header line.
+
+    Raises InputError, with the file's name, for a token that is not in `vocab`.
+    """
     header, *lines = _read(path).strip().split("\n")
     if not header:
         raise InputError(f"{path}: is empty; want a header line and one merge a line")
     merges = []
     for number, line in enumerate(lines[:MAX_MERGES], start=2):
-        pair = tuple(line.split())
-        if len(pair) != 2:
+        tokens = line.split()
+        if len(tokens) != 2:
             raise InputError(f"{path}: line {number} is {line[:80]!r}; want two tokens and a space")
-        for token in (*pair, "".join(pair)):
+        for token in (*tokens, "".join(tokens)):
             if token not in vocab:
                 raise InputError(f"{path}: line {number}: {token[:80]!r} is not in vocab.json")
-        merges.append(pair)
+        merges.append((tokens[0], tokens[1]))
     return merges
 
 

@@ -1,6 +1,6 @@
-"""CLIP's vision tower: an image to one vector."""
+"""CLIP's image encoder: an image to one vector."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,44 +11,58 @@ from anyv2v.errors import InputError
 
 @dataclass(frozen=True)
 class VisionConfig:
-    image_size: int  # pixels, both sides
-    patch_size: int  # pixels, both sides
-    width: int
+    """Section "vision" of config.json."""
+
+    image_size: int
+    """Height and width of the input in pixels."""
+    patch_size: int
+    """Height and width of a patch in pixels."""
+    hidden_size: int = field(metadata={"key": "width"})
     heads: int
     layers: int
-    mlp_width: int
-    activation: str  # "gelu" or "quick_gelu"
+    intermediate_size: int = field(metadata={"key": "mlp_width"})
+    """Length of the vectors inside an MLP."""
+    activation: str
+    """"gelu" or "quick_gelu"."""
     norm_eps: float
-    projection_width: int
+    projection_dim: int = field(metadata={"key": "projection_width"})
+    """Length of the embedding, which image and text encoder share."""
 
 
 class VisionEncoder(nn.Module):
+    """A vision transformer whose class token becomes the image's embedding."""
+
     def __init__(self, config: VisionConfig):
         super().__init__()
-        width, eps = config.width, config.norm_eps
+        hidden_size, eps = config.hidden_size, config.norm_eps
         self.image_size = config.image_size
-        # a remainder at the right and bottom edge is not seen, as in the original
+        # rounded down: what is left over at the right and bottom edge is cut, as in the original
         patches = (config.image_size // config.patch_size) ** 2
-        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.class_embedding = nn.Parameter(torch.zeros(hidden_size))
         self.patch_embedding = nn.Conv2d(
-            3, width, config.patch_size, stride=config.patch_size, bias=False
+            3, hidden_size, config.patch_size, stride=config.patch_size, bias=False
         )
-        self.position_embedding = nn.Embedding(1 + patches, width)
-        self.pre_norm = nn.LayerNorm(width, eps=eps)
+        self.position_embedding = nn.Embedding(1 + patches, hidden_size)
+        self.pre_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.layers = nn.ModuleList(
             EncoderLayer(
-                width, config.heads, config.mlp_width, config.activation, eps, causal=False
+                hidden_size,
+                config.heads,
+                config.intermediate_size,
+                config.activation,
+                eps,
+                causal=False,
             )
             for _ in range(config.layers)
         )
-        self.post_norm = nn.LayerNorm(width, eps=eps)
-        self.projection = nn.Linear(width, config.projection_width, bias=False)
+        self.post_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.projection = nn.Linear(hidden_size, config.projection_dim, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The image's embedding: the class token, normed and projected into the shared space.
+        """Maps pixels (b, 3, s, s) to embeddings (b, projection_dim), in the weights' dtype.
 
-        pixels (b, 3, s, s), normalised, in the weights' dtype, s the config's `image_size`
-        -> (b, projection_width). Raises InputError for another shape.
+        s is the config's `image_size`; pixels are normalized as the section "preprocess" says. The
+        embedding is the class token, normalized and projected. Raises InputError for another shape.
         """
         size = self.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):

@@ -42,7 +42,7 @@ def adapter_residuals(
     has a batch of one. InputError: an adapter for another model.
     """
     adapter = load_t2i_adapter(folder, model.device, model.dtype)
-    config, levels, factor = adapter.config, model.unet.config.widths, model.vae.config.factor
+    config, levels, factor = adapter.config, model.unet.config.level_channels, model.vae.config.spatial_compression
     if (config.widths, config.factor) != (levels, factor):
         raise InputError(
             f"{folder}: is for widths {config.widths} and {config.factor} pixels per latent; "

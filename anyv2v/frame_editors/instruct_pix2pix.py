@@ -55,7 +55,7 @@ class InstructPix2Pix:
         if not request.instruction.strip():
             raise InputError("InstructPix2Pix needs an instruction")
         device = choose_device(self.device)
-        model = load(self.weights, device, choose_dtype(self.dtype, device), channels_in=8)
+        model = load(self.weights, device, choose_dtype(self.dtype, device), in_channels=8)
         frame, size = working_frame(request.frame, self.size, model), request.frame.shape[1::-1]
         pixels = to_pixels(frame[None])
         edited_frames = []

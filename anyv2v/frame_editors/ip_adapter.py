@@ -74,9 +74,9 @@ class IPAdapter:
         device = choose_device(self.device)
         dtype = choose_dtype(self.dtype, device)
         adapter, tokens = load_ip_adapter(self.adapter, request.reference, device, dtype)
-        model = load(self.weights, device, dtype, channels_in=4)
+        model = load(self.weights, device, dtype, in_channels=4)
         unet = model.unet.config
-        expected = adapter.config.widths, adapter.config.context_width
+        expected = adapter.config.widths, adapter.config.context_dim
         same_sites = set(cross_sites(model.unet)) == set(SITES)
         if expected != (unet.widths, unet.context_width) or not same_sites:
             raise InputError(

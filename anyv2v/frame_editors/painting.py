@@ -29,7 +29,7 @@ def working_size(size: tuple[int, int], longer: int, factor: int) -> tuple[int, 
 def working_frame(frame: np.ndarray, longer: int, model: StableDiffusion) -> np.ndarray:
     """A frame, uint8 (h, w, 3), at its `working_size`."""
     h, w = frame.shape[:2]
-    return fit_frame(frame, working_size((w, h), longer, model.vae.config.factor), "stretch")
+    return fit_frame(frame, working_size((w, h), longer, model.vae.config.spatial_compression), "stretch")
 
 
 def noise_source(frame: np.ndarray, model: StableDiffusion, seed: int) -> Callable[[], Tensor]:

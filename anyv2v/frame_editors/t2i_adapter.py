@@ -59,7 +59,7 @@ class T2IAdapter:
         if not request.instruction.strip():
             raise InputError("T2IAdapter needs an instruction: what is to be seen")
         device = choose_device(self.device)
-        model = load(self.weights, device, choose_dtype(self.dtype, device), channels_in=4)
+        model = load(self.weights, device, choose_dtype(self.dtype, device), in_channels=4)
         frame = working_frame(request.frame, self.size, model)
         residuals = adapter_residuals(
             self.adapter, self.kind, self.condition, self.scale, frame, model

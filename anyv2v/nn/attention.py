@@ -1,4 +1,4 @@
-"""Attention layers: projections, the site that is tapped, and a kernel."""
+"""Attention layers: the projections, the call of the taps, and a kernel."""
 
 from __future__ import annotations
 
@@ -17,115 +17,131 @@ from anyv2v.nn.linear import Linear
 
 
 class Attention(nn.Module):
-    """Attention among the tokens of each row, or from them to a context.
+    """Attention among the tokens of each batch entry, or from them to a context.
 
-    `site` is this module's own path in the network: the name under which taps are called with its
-    query, key and value, and its output. None: they never are.
+    `site` is the module's own path in the network: taps are called under that name with its query,
+    key and value, and with its output. Taps are never called for an attention without a site.
     """
 
     def __init__(
         self,
         site: str | None,
-        width: int,
+        dim: int,
         heads: int,
         head_dim: int,
-        context_width: int | None = None,
+        context_dim: int | None = None,
     ):
+        """Builds the projections; a cross-attention has the `context_dim` of its context."""
         super().__init__()
-        self.site, self.heads, self.is_cross = site, heads, context_width is not None
-        inner = heads * head_dim
-        self.q = Linear(width, inner, bias=False)
-        self.k = Linear(context_width or width, inner, bias=False)
-        self.v = Linear(context_width or width, inner, bias=False)
-        self.out = Linear(inner, width)
+        self.site, self.heads, self.is_cross = site, heads, context_dim is not None
+        inner_dim = heads * head_dim
+        self.q = Linear(dim, inner_dim, bias=False)
+        self.k = Linear(context_dim or dim, inner_dim, bias=False)
+        self.v = Linear(context_dim or dim, inner_dim, bias=False)
+        self.out = Linear(inner_dim, dim)
 
     def forward(
         self, x: Tensor, context: tuple[Tensor, Tensor] | None = None, *, taps: Taps
     ) -> Tensor:
-        """X (r, n, c) -> the same shape; `context`: what `read` made of one, with r rows."""
+        """Maps x (b, n, c) to the same shape.
+
+        `context` is the key and value that `read` made of a context of b batch entries; only a
+        cross-attention takes it.
+        """
         feature = AttentionFeature(self, x, context)
-        if not calls(taps, self.site):
+        if self.site is None or not calls(taps, self.site):
             return self.attend(*feature.compute())
         return taps.output(self.site, self.attend(*taps.feature(self.site, feature)))
 
     def read(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Key and value of a context (r, m, c'): (r, m, heads, d) each."""
+        """Computes key and value of a context (b, m, c'): (b, m, heads, d) each."""
         return self._heads(self.k(context)), self.value(context)
 
     def project(self, x: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Query and key of x, unless the key is known: (r, n, heads, d) each."""
+        """Computes query and key of x (b, n, c), (b, n, heads, d) each; a given `key` is kept."""
         return self._heads(self.q(x)), self._heads(self.k(x)) if key is None else key
 
     def value(self, x: Tensor) -> Tensor:
-        """Values of x or of a context (r, m, c'): (r, m, heads, d)."""
+        """Computes the value of x (b, n, c) or of a context: (b, n, heads, d)."""
         return self._heads(self.v(x))
 
-    def attend(self, *by_and_value: Tensor) -> Tensor:
-        """Output (r, n, c) of what `mix` takes; q and k of fewer rows are shared by those of v."""
-        return self.out(self.mix(*by_and_value).flatten(-2))
+    def attend(self, *tensors: Tensor) -> Tensor:
+        """Computes the layer's output (b, n, c) from the tensors that `mix` takes.
+
+        Query and key may have fewer batch entries than the value, a divisor of their number: groups
+        of values then share them.
+        """
+        return self.out(self.mix(*tensors).flatten(-2))
 
     def compact(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-        """The least from which `restore` makes what this layer attends by."""
+        """Returns the smallest tensors from which `restore` can recompute query and key."""
+        # q and k are linear in x: for a self-attention x is half their size
         return (q, k) if self.is_cross else (x,)
 
-    def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What `mix` takes before the value, of query and key or of what `compact` gave."""
-        return kept if len(kept) == 2 else self.project(*kept)
+    def restore(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Returns what `mix` takes before the value, from `compact`'s tensors or from (q, k)."""
+        return recorded if len(recorded) == 2 else self.project(*recorded)
 
     @staticmethod
-    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v)
+    def mix(*tensors: Tensor) -> Tensor:
+        """Computes softmax(q k / sqrt(d)) v from query, key and value (b, n, heads, d)."""
+        return attention(*tensors)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))
 
 
 class TemporalAttention(Attention):
-    """Attention among the frames of each position, x (r, f, h w, c): nothing is permuted."""
+    """Attention among the frames of each position of x (b, f, h w, c), without permuting x."""
 
     def compact(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-        # f numbers for each query in place of the 2 d of query and key
+        """Returns the attention probabilities: f numbers per query, where q and k have 2 d."""
         return (short_probabilities(q, k),)
 
-    def restore(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return kept
+    def restore(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Returns the recorded tensors, since `mix` takes probabilities as well as (q, k)."""
+        return recorded
 
     @staticmethod
-    def mix(*by_and_value: Tensor) -> Tensor:
-        """Of query, key and value, or of probabilities and value."""
-        mix = short_attention if len(by_and_value) == 3 else apply_probabilities
-        return mix(*by_and_value)
+    def mix(*tensors: Tensor) -> Tensor:
+        """Computes the attention from (q, k, v) or from (probabilities, v)."""
+        return (short_attention if len(tensors) == 3 else apply_probabilities)(*tensors)
 
 
 @dataclass(frozen=True)
 class AttentionFeature:
-    """Query, key and value of an attention, as taps are given them: a `taps.Feature`."""
+    """Query, key and value of an attention before they are computed: a `taps.Feature`."""
 
     layer: Attention
     x: Tensor
-    """(r, n, c), or (r, f, h w, c) along the frames."""
+    """(b, n, c), or (b, f, h w, c) for a temporal attention."""
     context: tuple[Tensor, Tensor] | None
-    """Key and value of a cross-attention's context, r rows each."""
+    """Key and value of a cross-attention's context, with b batch entries each."""
 
     @property
     def batch(self) -> int:
+        """Number of batch entries, b."""
         return len(self.x)
 
     @property
-    def unmodified(self):
+    def unmodified(self) -> AttentionFeature:
+        """The feature as the network computes it: this one."""
         return self
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
+        """Computes (q, k, v); with several `branches`, q and k of the first branch alone."""
         one = branch_size(self.x, branches)
         key = None if self.context is None else self.context[0][:one]
         return *self.layer.project(self.x[:one], key), self._value()
 
     def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
+        """Returns what `replay` needs of (q, k, v); `compact`: in the smallest form."""
         q, k, _ = tensors
         return self.layer.compact(self.x, q, k) if compact else (q, k)
 
-    def replay(self, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return *self.layer.restore(kept), self._value()
+    def replay(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Returns what `Attention.attend` takes: the recorded tensors and this pass's own value."""
+        return *self.layer.restore(recorded), self._value()
 
     def _value(self) -> Tensor:
         return self.layer.value(self.x) if self.context is None else self.context[1]

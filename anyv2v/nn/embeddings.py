@@ -1,4 +1,4 @@
-"""Numbers to vectors."""
+"""Embeddings of numbers such as the timestep and the frame rate."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 
 
-def sinusoids(numbers: Tensor, width: int) -> Tensor:
-    """Numbers (b,) -> (b, width) float32: cosines, then sines, of frequencies 1 to 1/10000.
+def sinusoids(numbers: Tensor, dim: int) -> Tensor:
+    """Embeds numbers (b,) as (b, dim) float32: cosines, then sines, of frequencies 1 to 1/10000.
 
-    As in DDPM (arXiv 2006.11239), with the frequencies exp(-ln(10000) j / (width/2)).
+    The embedding is DDPM's (arXiv 2006.11239), with the frequencies exp(-ln(10000) j / (dim/2)).
     """
-    half = width // 2
+    half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=numbers.device) / half
     angles = numbers.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def mlp(width_in: int, width: int, width_out: int | None = None) -> nn.Sequential:
-    """Linear, SiLU, linear."""
+def mlp(in_dim: int, hidden_dim: int, out_dim: int | None = None) -> nn.Sequential:
+    """Builds linear, SiLU, linear; `out_dim` defaults to `hidden_dim`."""
     return nn.Sequential(
-        nn.Linear(width_in, width), nn.SiLU(), nn.Linear(width, width_out or width)
+        nn.Linear(in_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, out_dim or hidden_dim)
     )

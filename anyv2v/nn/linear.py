@@ -1,4 +1,4 @@
-"""Linear layers through the kernels' door."""
+"""Linear layers that dispatch to the kernels of this project."""
 
 from __future__ import annotations
 
@@ -8,5 +8,8 @@ from anyv2v.kernels.linear import linear
 
 
 class Linear(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    """A linear layer whose product `anyv2v.kernels.linear` computes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps input (..., c) to (..., c')."""
+        return linear(input, self.weight, self.bias)

@@ -1,4 +1,4 @@
-"""Half and double the size of channels-last features (r, h, w, c)."""
+"""Half and double the size of channels-last features (b, h, w, c)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from anyv2v.nn.resnet import Conv2d
 
 
 class Downsample(nn.Module):
-    """A convolution with stride 2, padded by 1 all round; if `lopsided`, only right and below."""
+    """A 3x3 convolution with stride 2.
 
-    def __init__(self, width: int, lopsided: bool = False):
+    `lopsided` pads by one pixel at the right and the bottom only, as the autoencoder of latent
+    diffusion does; otherwise all four sides are padded by one.
+    """
+
+    def __init__(self, channels: int, lopsided: bool = False):
         super().__init__()
         self.lopsided = lopsided
-        self.conv = Conv2d(width, width, 3, stride=2, padding=0 if lopsided else 1)
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=0 if lopsided else 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (b, h, w, c) to (b, ceil(h / 2), ceil(w / 2), c), rounded down if lopsided."""
         return self.conv(F.pad(x, (0, 0, 0, 1, 0, 1)) if self.lopsided else x)
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours to `size` (h, w), twice the input's unless given; a convolution."""
+    """Nearest-neighbor interpolation and a 3x3 convolution."""
 
-    def __init__(self, width: int):
+    def __init__(self, channels: int):
         super().__init__()
-        self.conv = Conv2d(width, width, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Maps x (b, h, w, c) to (b, *size, c); `size` (h', w') defaults to twice the input's."""
         size = size or (2 * x.shape[1], 2 * x.shape[2])
         large = F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="nearest")
         return self.conv(large.permute(0, 2, 3, 1))

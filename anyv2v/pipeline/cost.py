@@ -150,13 +150,13 @@ class _Parts:
     ):
         self._editor, self._compact, self._branches = editor, compact, branches
         self._samples = [edit for edit in range(edits) for _ in range(branches)]
-        fake = self._fake = editor.backbone.blank(device)
+        fake = self._fake = editor.backbone.meta_copy(device)
         codec, dtype = fake.codec, fake.dtype
         frames, height, width, _ = self._frames = video.frames.shape
         self._shape = codec.shape(frames, height, width)
         self.latents = math.prod(self._shape)
         made: list[Conditions] = []
-        self.conditions = count(lambda: made.append(fake.blank_conditions(*self._shape[1:])))
+        self.conditions = count(lambda: made.append(fake.meta_conditions(*self._shape[1:])))
         self._conditions = made[0]
         self._t = editor.schedule.levels(1)[0].t
         at_once = editor._frames_at_once((width, height))

@@ -90,13 +90,13 @@ class EditRun:
         levels = [step.level for step in self.plan.steps]
         index = match_levels(levels, self.source.trajectory.levels)
         object.__setattr__(self, "index", index)
-        shared = not self.stages.backbone.edited_source(self.options)
+        shared = not self.stages.backbone.uses_edited_source_frame(self.options)
         branch = self._source(source_frame(self.stages, self.source)) if shared else None
         object.__setattr__(self, "source_branch", branch)
 
     def _source(self, first: FirstFrame) -> SourceBranch:
         """The source's branch, conditioned on this first frame."""
-        stages, source, p = self.stages, self.source, self.stages.backbone.pinned
+        stages, source, p = self.stages, self.source, self.stages.backbone.pinned_frames
         with stages._conditioning():
             conditions = stages.backbone.condition(source.settings.prompt, first, self.options)
         # the closure below must not refer to self: the cycle would hold the memory of the run until
@@ -113,7 +113,7 @@ class EditRun:
     def run(self, batch: slice) -> list[Edit]:
         """Makes the edits of a slice of `jobs` in one batch."""
         stages, jobs = self.stages, self.jobs[batch]
-        p, device = stages.backbone.pinned, stages.backbone.device
+        p, device = stages.backbone.pinned_frames, stages.backbone.device
         branches, firsts = zip(*(self._branches(job) for job in jobs), strict=True)
         pinned = torch.cat([first.latents.to(device)[:, :, :p] for first in firsts])
         begin = torch.cat([job.begin for job in jobs])[:, :, p:]
@@ -206,7 +206,7 @@ class PlainRun:
         fps: float,
     ) -> Edit:
         """Samples from the latents `begin`, all frames (1, c, f', h', w') float32."""
-        stages, p = self.stages, self.stages.backbone.pinned
+        stages, p = self.stages, self.stages.backbone.pinned_frames
         prompt, negative_prompt, guidance = prompts
         pinned = first.latents.to(begin.device)[:, :, :p]
         on_step, after_step = step_callbacks(self.on_step, self.after_step, pinned)

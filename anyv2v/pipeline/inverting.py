@@ -89,7 +89,7 @@ class InversionRun:
         graphs and their memory end with the run. See `Source` for what remains.
         """
         stages, settings, frames = self.stages, self.settings, self.video.frames
-        p = stages.backbone.pinned
+        p = stages.backbone.pinned_frames
         clean = stages.encode_frames(frames)
         pinned, begin = clean[:, :, :p], InversionState.start(clean[:, :, p:])
         first = stages._first_frame(frames[0], len(frames), clean[:, :, :1])

@@ -71,7 +71,7 @@ class Planner(Stages):
         index = {} if source is None else match_levels(levels, source.trajectory.levels)
         # with other options (another frame rate) the source's branch computes other features
         unusable = source is not None and options != source.settings.options
-        unusable = unusable or self.backbone.edited_source(options)
+        unusable = unusable or self.backbone.uses_edited_source_frame(options)
 
         def cached(level: Level, injected: frozenset[str]) -> bool:
             if unusable:
@@ -112,7 +112,7 @@ class Planner(Stages):
         on_host = free_bytes(torch.device("cpu")) // 2 if device.type == "cuda" else 0
         memory = on_device + on_host if memory is None else checks.whole("memory", memory, 0)
         # if every edit has a source branch of its own, nothing can be recorded for all of them
-        memory = 0 if self.backbone.edited_source(options) else memory
+        memory = 0 if self.backbone.uses_edited_source_frame(options) else memory
         on_device = min(memory, on_device)
         on_host = min(memory - on_device, on_host)
         return CachePlan.fit(plan, site_bytes, on_device, on_host, compact)

@@ -34,8 +34,8 @@ class FeatureShapes:
             return known
         meta = torch.device("meta")
         shape = self._backbone.codec.shape(frames, size[1], size[0])
-        blank = self._backbone.blank(meta)
-        conditions = blank.blank_conditions(*shape[1:])
+        blank = self._backbone.meta_copy(meta)
+        conditions = blank.meta_conditions(*shape[1:])
         latents = torch.empty((1, *shape), dtype=self._backbone.dtype, device=meta)
         level = self._backbone.schedule.levels(1)[0]
         features = record_features(blank.predict, latents, level.t, conditions, sites, compact)

@@ -209,7 +209,7 @@ class Stages:
 
     def check_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """`size` (width, height) if the model takes it, else InputError with the nearest size."""
-        return checks.size(size, self.backbone.codec.multiple)
+        return checks.size(size, self.backbone.codec.size_multiple)
 
     def check_memory(self, size: tuple[int, int], frames: int, branches: int | None = None) -> None:
         """InputError, with a size that fits, if a prediction of such a clip exceeds free memory.
@@ -225,7 +225,7 @@ class Stages:
             return max(least, codec.activation_bytes(height, width))
 
         require_memory(
-            needed, size, frames, codec.multiple, self.backbone.device, self.offload.freeable
+            needed, size, frames, codec.size_multiple, self.backbone.device, self.offload.freeable
         )
 
     def _least_bytes(self, size: tuple[int, int], frames: int, branches: int) -> int:
@@ -267,7 +267,7 @@ class Stages:
         """`decode` for latents that are known to be finite; `which` names the edit in errors."""
         codec = self.backbone.codec
         count, height, width = codec.frames_of(latents.shape[2]), *latents.shape[3:]
-        at_once = self._frames_at_once((width * codec.factor, height * codec.factor))
+        at_once = self._frames_at_once((width * codec.spatial_compression, height * codec.spatial_compression))
         check = self._frame_check("the autoencoder's decoder", count, which)
         frames, done = [], 0
         for pixels in codec.decode(latents, at_once):

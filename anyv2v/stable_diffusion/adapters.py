@@ -1,10 +1,11 @@
-"""From folders of adapters, that `anyv2v convert` wrote, to what they tell Stable Diffusion."""
+"""Loading adapters of Stable Diffusion from folders that `anyv2v convert` wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
-from anyv2v.config import blaming, section
+from anyv2v.config import config_errors, section
 from anyv2v.errors import InputError
 from anyv2v.stable_diffusion.ip_adapter import IPAdapterConfig, IPAdapterNetwork, pixels_of
 from anyv2v.stable_diffusion.t2i_adapter import T2IAdapterConfig, T2IAdapterNetwork
@@ -23,15 +24,18 @@ Builders = dict[str, Callable[[], nn.Module]]
 
 
 def ip_adapter_builders(config: dict) -> Builders:
-    """Component -> what makes its network, still without weights."""
+    """Returns the function that builds each network of an IP-Adapter, by its component's name.
+
+    The networks have no weights yet. Raises InputError for sections of the config that do not fit.
+    """
     adapter, vision = (
         section(config, "adapter", IPAdapterConfig),
         section(config, "vision", VisionConfig),
     )
-    if adapter.image_width != vision.projection_width:
+    if adapter.image_dim != vision.projection_dim:
         raise InputError(
-            f"adapter: image_width {adapter.image_width} is not vision: projection_width "
-            f"{vision.projection_width}"
+            f"adapter: image_width {adapter.image_dim} is not vision: projection_width "
+            f"{vision.projection_dim}"
         )
     size = section(config, "preprocess", PreprocessConfig).size
     if size != vision.image_size:
@@ -43,6 +47,7 @@ def ip_adapter_builders(config: dict) -> Builders:
 
 
 def t2i_adapter_builders(config: dict) -> Builders:
+    """Returns the function that builds the network of a T2I-Adapter, without weights."""
     adapter = section(config, "adapter", T2IAdapterConfig)
     return {"adapter": lambda: T2IAdapterNetwork(adapter)}
 
@@ -50,40 +55,43 @@ def t2i_adapter_builders(config: dict) -> Builders:
 def load_ip_adapter(
     folder: str | Path, reference: np.ndarray, device: torch.device, dtype: torch.dtype
 ) -> tuple[IPAdapterNetwork, Tensor]:
-    """The adapter, and the tokens of no picture and of the reference, uint8 (h, w, 3): (2, m, c').
+    """Loads an IP-Adapter, and computes the tokens (2, m, c') of no image and of `reference`.
 
-    The vision tower is gone when this returns. InputError names what is wrong with the folder.
+    reference: uint8 RGB (h, w, 3). The image encoder is freed before this returns. Raises
+    InputError for a folder that is damaged or holds something else.
     """
     checkpoint, build = _open(folder, IP_ADAPTER, ip_adapter_builders)
-    with blaming(checkpoint.folder):
+    with config_errors(checkpoint.folder):
         preprocess = section(checkpoint.config, "preprocess", PreprocessConfig)
     vision = checkpoint.load("vision", partial(build, "vision"), device, dtype)
     embedding = vision(pixels_of(reference, preprocess).to(device, dtype))
     del vision
-    adapter = checkpoint.load("adapter", partial(build, "adapter"), device, dtype)
+    network = checkpoint.load("adapter", partial(build, "adapter"), device, dtype)
+    adapter = cast(IPAdapterNetwork, network)
     return adapter, adapter(torch.cat([torch.zeros_like(embedding), embedding]))
 
 
 def load_t2i_adapter(
     folder: str | Path, device: torch.device, dtype: torch.dtype
 ) -> T2IAdapterNetwork:
-    """InputError names what is wrong with the folder."""
+    """Loads a T2I-Adapter. Raises InputError for a folder that is damaged or holds another."""
     checkpoint, build = _open(folder, T2I_ADAPTER, t2i_adapter_builders)
-    return checkpoint.load("adapter", partial(build, "adapter"), device, dtype)
+    network = checkpoint.load("adapter", partial(build, "adapter"), device, dtype)
+    return cast(T2IAdapterNetwork, network)
 
 
 def _open(
-    folder: str | Path, wanted: str, builders: Callable[[dict], Builders]
+    folder: str | Path, expected: str, builders: Callable[[dict], Builders]
 ) -> tuple[Checkpoint, Callable[[str], nn.Module]]:
     checkpoint = Checkpoint.open(folder)
-    found = checkpoint.config.get("model", checkpoint.config.get("backbone"))
-    if found != wanted:
-        raise InputError(f"{checkpoint.folder}: holds {found}; weights of {wanted} are needed")
-    with blaming(checkpoint.folder):
+    model = checkpoint.config.get("model", checkpoint.config.get("backbone"))
+    if model != expected:
+        raise InputError(f"{checkpoint.folder}: holds {model}; weights of {expected} are needed")
+    with config_errors(checkpoint.folder):
         unbuilt = builders(checkpoint.config)
 
     def build(name: str) -> nn.Module:
-        with blaming(checkpoint.folder):
+        with config_errors(checkpoint.folder):
             return unbuilt[name]()
 
     return checkpoint, build

@@ -1,8 +1,8 @@
-"""The sizes of a Stable Diffusion network, and where it is sampled."""
+"""The sizes of a Stable Diffusion network, and the timesteps at which it is sampled."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from anyv2v import checks
 from anyv2v.errors import InputError
@@ -12,42 +12,51 @@ SPACINGS = ("leading", "linspace")
 
 @dataclass(frozen=True)
 class UNet2DConfig:
-    channels_in: int
-    """Channels of the noisy latents and of what is laid beside them: 4, or 8 with a picture."""
-    channels_out: int
-    widths: tuple[int, ...]
+    """Section "unet" of config.json. Raises InputError for sizes that do not fit together."""
+
+    in_channels: int = field(metadata={"key": "channels_in"})
+    """Channels of the input: 4 for noisy latents, 8 with the latents of an image concatenated."""
+    out_channels: int = field(metadata={"key": "channels_out"})
+    """Channels of the latents."""
+    level_channels: tuple[int, ...] = field(metadata={"key": "widths"})
     """Channels of the features at each level, from full resolution down."""
     attention: tuple[bool, ...]
-    """Whether a level has transformers beside its convolutions."""
+    """Whether each level has transformers as well as convolutions."""
     layers: int
-    """Layers per level on the way down; one more on the way up."""
+    """Layers per level on the way down; a level on the way up has one more."""
     heads: int
-    """Of every attention, whatever the width: heads of wider levels are wider."""
-    context_width: int
+    """Heads of every attention; the head dim is channels / heads."""
+    context_dim: int = field(metadata={"key": "context_width"})
+    """Length of the context vectors that the cross-attentions read."""
     groups: int
-    """Groups of every group normalisation."""
+    """Groups of every group normalization."""
 
     def __post_init__(self):
-        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "level_channels", tuple(self.level_channels))
         object.__setattr__(self, "attention", tuple(self.attention))
-        if len(self.widths) != len(self.attention):
-            raise InputError(f"unet: widths {self.widths} and attention {self.attention} disagree")
-        for width in self.widths:
-            if width % self.groups or width % self.heads:
+        if len(self.level_channels) != len(self.attention):
+            raise InputError(
+                f"unet: widths {self.level_channels} and attention {self.attention} disagree"
+            )
+        for channels in self.level_channels:
+            if channels % self.groups or channels % self.heads:
                 raise InputError(
-                    f"unet: width {width} is not divisible by groups {self.groups} and "
+                    f"unet: width {channels} is not divisible by groups {self.groups} and "
                     f"heads {self.heads}"
                 )
 
     @property
-    def time_width(self) -> int:
-        return 4 * self.widths[0]
+    def time_dim(self) -> int:
+        """Length of the time embedding."""
+        return 4 * self.level_channels[0]
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
+    """Section "schedule" of config.json. Raises InputError for an unknown spacing."""
+
     spacing: str
-    """Of Euler's timesteps: "leading", where equal parts begin, or "linspace", from end to end."""
+    """Spacing of the Euler sampler's timesteps, one of `SPACINGS`; see `DiscreteSchedule`."""
 
     def __post_init__(self):
         checks.one_of("schedule: spacing", self.spacing, SPACINGS)

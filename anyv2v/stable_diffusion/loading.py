@@ -1,4 +1,4 @@
-"""From a weights folder to Stable Diffusion."""
+"""Loading Stable Diffusion from a weights folder."""
 
 from __future__ import annotations
 
@@ -6,66 +6,71 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
-from anyv2v.config import blaming, section
+from anyv2v.config import config_errors, section
 from anyv2v.errors import InputError
 from anyv2v.stable_diffusion.config import ScheduleConfig, UNet2DConfig
-from anyv2v.stable_diffusion.schedule import NoiseSchedule
+from anyv2v.stable_diffusion.schedule import DiscreteSchedule
 from anyv2v.stable_diffusion.unet import UNet2D
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.manifest import STABLE_DIFFUSION
 
 KINDS = {4: "Stable Diffusion", 8: "InstructPix2Pix"}
-"""Channels of the input -> what the model is called."""
+"""Channels of the UNet's input -> name of the model."""
 
 
 @dataclass(frozen=True)
 class StableDiffusion:
+    """The networks of Stable Diffusion 1.x, or of InstructPix2Pix, ready to run."""
+
     unet: UNet2D
     vae: Autoencoder
     text: TextEncoder
     tokenizer: Tokenizer
-    schedule: NoiseSchedule
+    schedule: DiscreteSchedule
 
     @property
     def device(self) -> torch.device:
+        """The device of the UNet's weights."""
         return self.unet.conv_out.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the UNet's weights."""
         return self.unet.conv_out.weight.dtype
 
     def encode_text(self, *texts: str) -> Tensor:
-        """(b, 77, c) in `dtype`: what the text tower makes of each."""
+        """Encodes b texts as (b, 77, c) in `dtype`: the last hidden states of the text encoder."""
         ids = torch.cat([self.tokenizer(text) for text in texts])
         return self.text(ids.to(self.device), clip_skip=0)
 
 
 def load(
-    weights: str | Path, device: torch.device, dtype: torch.dtype, channels_in: int
+    weights: str | Path, device: torch.device, dtype: torch.dtype, in_channels: int
 ) -> StableDiffusion:
-    """The model in a folder that `anyv2v convert` wrote.
+    """Loads the model in a folder that `anyv2v convert` wrote.
 
-    channels_in: 4 for what paints from text, 8 for InstructPix2Pix. InputError names what is wrong
-    with a folder, and what it holds instead.
+    in_channels: 4 for Stable Diffusion, 8 for InstructPix2Pix. Raises InputError for a folder that
+    is damaged or holds another model.
     """
     checkpoint = Checkpoint.open(weights)
-    check_kind(checkpoint, channels_in)
+    check_kind(checkpoint, in_channels)
     config = checkpoint.config
-    with blaming(checkpoint.folder):
+    with config_errors(checkpoint.folder):
         unbuilt = builders(config)
-        schedule = NoiseSchedule(section(config, "schedule", ScheduleConfig).spacing)
+        schedule = DiscreteSchedule(section(config, "schedule", ScheduleConfig).spacing)
         text = section(config, "text", TextConfig)
         special = section(config, "tokenizer", TokenizerConfig)
 
     def build(name: str) -> nn.Module:
-        with blaming(checkpoint.folder):
+        with config_errors(checkpoint.folder):
             return unbuilt[name]()
 
     networks = {
@@ -73,32 +78,41 @@ def load(
     }
     folder = checkpoint.folder / "tokenizer"
     tokenizer = Tokenizer.load(folder, special, text.tokens, text.vocab_size)
-    return StableDiffusion(**networks, tokenizer=tokenizer, schedule=schedule)
+    return StableDiffusion(
+        unet=cast(UNet2D, networks["unet"]),
+        vae=cast(Autoencoder, networks["vae"]),
+        text=cast(TextEncoder, networks["text"]),
+        tokenizer=tokenizer,
+        schedule=schedule,
+    )
 
 
-def check_kind(checkpoint: Checkpoint, channels_in: int) -> None:
-    """InputError unless the folder holds Stable Diffusion with so many input channels."""
-    config, wanted = checkpoint.config, KINDS[channels_in]
-    found = config.get("model", config.get("backbone"))
-    if found == STABLE_DIFFUSION:
-        with blaming(checkpoint.folder):
-            found = KINDS.get(section(config, "unet", UNet2DConfig).channels_in, found)
-    if found != wanted:
-        raise InputError(f"{checkpoint.folder}: holds {found}; weights of {wanted} are needed")
+def check_kind(checkpoint: Checkpoint, in_channels: int) -> None:
+    """Raises InputError unless the folder holds Stable Diffusion with that many input channels."""
+    config, expected = checkpoint.config, KINDS[in_channels]
+    model = config.get("model", config.get("backbone"))
+    if model == STABLE_DIFFUSION:
+        with config_errors(checkpoint.folder):
+            model = KINDS.get(section(config, "unet", UNet2DConfig).in_channels, model)
+    if model != expected:
+        raise InputError(f"{checkpoint.folder}: holds {model}; weights of {expected} are needed")
 
 
 def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:
-    """Component -> what makes its network, still without weights."""
+    """Returns the function that builds each network, without weights, by its component's name.
+
+    Raises InputError for sections of the config that do not fit together.
+    """
     unet, vae = section(config, "unet", UNet2DConfig), section(config, "vae", AutoencoderConfig)
     text = section(config, "text", TextConfig)
-    if unet.context_width != text.width:
+    if unet.context_dim != text.hidden_size:
         raise InputError(
-            f"unet: context_width {unet.context_width} is not text: width {text.width}"
+            f"unet: context_width {unet.context_dim} is not text: width {text.hidden_size}"
         )
     latents = vae.latent_channels
-    if unet.channels_out != latents or unet.channels_in not in (latents, 2 * latents):
+    if unet.out_channels != latents or unet.in_channels not in (latents, 2 * latents):
         raise InputError(
-            f"unet: channels {unet.channels_in} to {unet.channels_out} do not fit "
+            f"unet: channels {unet.in_channels} to {unet.out_channels} do not fit "
             f"the {latents} of the vae"
         )
     return {

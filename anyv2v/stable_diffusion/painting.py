@@ -1,4 +1,4 @@
-"""A picture by Stable Diffusion under a prompt, begun from another picture or from noise."""
+"""Painting an image with Stable Diffusion under a prompt, from another image or from noise."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from anyv2v.stable_diffusion.unet import ImageContext
 
 @dataclass(frozen=True)
 class Painting:
-    """How it is painted. InputError: a value with which it cannot be."""
+    """Settings of `paint`. Raises InputError for a value that cannot be used."""
 
     steps: int = 50
+    """Steps of the whole schedule, of which `strength` runs a part."""
     strength: float = 1.0
-    """How far back to noise the picture goes: 0.6 runs the last six tenths of the steps; 1 begins
-    with noise alone.
+    """Fraction of the steps that are run, the last ones: 0.6 starts from the image with six tenths
+    of the noise levels added, 1 from noise alone.
     """
     guidance: float = 7.5
-    """How much the prompt counts against the negative one."""
+    """Scale of classifier-free guidance (arXiv 2207.12598)."""
     negative: str = ""
+    """The prompt that guidance leads away from."""
 
     def __post_init__(self):
         checks.whole("steps", self.steps, 1, 999)
@@ -37,7 +39,7 @@ class Painting:
 
     @property
     def first(self) -> int:
-        """The step that is run first."""
+        """Index of the first step that is run."""
         return self.steps - int(self.steps * self.strength)
 
 
@@ -47,33 +49,36 @@ def paint(
     pixels: Tensor,
     prompt: str,
     noise: Tensor,
-    how: Painting,
+    settings: Painting,
     image: ImageContext | None = None,
     residuals: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Pixels (1, 3, h, w) in -1..1 -> the painted ones, about -1..1.
+    """Paints over pixels (1, 3, h, w) in -1..1; the result has the same shape, about -1..1.
 
-    noise: float32, in the shape of the picture's latents, of variance 1. image, residuals: what
-    `UNet2D` takes, image of two rows, the first for the branch without the prompt; residuals of
-    one, for both. DDIM steps (arXiv 2010.02502) with classifier-free guidance (arXiv 2207.12598);
-    what is painted over is noised first, as in SDEdit (arXiv 2108.01073).
+    noise: float32, of variance 1, in the shape of the image's latents. image: as `UNet2D.forward`
+    takes it, for a batch of two, the branch with the negative prompt first. residuals: as
+    `UNet2D.forward` takes them, for a batch of one, which both branches get. The image is noised
+    (SDEdit, arXiv 2108.01073) and denoised by DDIM steps (arXiv 2010.02502) with classifier-free
+    guidance.
     """
     device, dtype = model.device, model.dtype
-    context = model.unet.read(model.encode_text(how.negative, prompt))
+    context = model.unet.read(model.encode_text(settings.negative, prompt))
     residuals = [feature.expand(2, -1, -1, -1) for feature in residuals]
 
     def predict(t: float, latents: Tensor) -> Tensor:
-        rows = latents.to(dtype).expand(2, -1, -1, -1)
+        batch = latents.to(dtype).expand(2, -1, -1, -1)
         times = torch.full((2,), t, device=device)
-        plain, wanted = model.unet(rows, times, context, image, residuals).float().chunk(2)
-        return plain + how.guidance * (wanted - plain)
+        negative, prompted = model.unet(batch, times, context, image, residuals).float().chunk(2)
+        return negative + settings.guidance * (prompted - negative)
 
     latents = noise.to(device)
-    if how.strength < 1:
+    if settings.strength < 1:
         clean = model.vae.encode(pixels.to(device, dtype))
-        latents = ddim_start(clean, latents, model.schedule, how.steps, how.first)
+        latents = ddim_start(clean, latents, model.schedule, settings.steps, settings.first)
     check = FiniteCheck(
-        describe_steps("the image editor's network", how.steps, dtype, [how.guidance])
+        describe_steps("the image editor's network", settings.steps, dtype, [settings.guidance])
     )
-    latents = sample_ddim(predict, latents, model.schedule, how.steps, None, how.first, check)
+    latents = sample_ddim(
+        predict, latents, model.schedule, settings.steps, None, settings.first, check
+    )
     return check_finite(model.vae.decode(latents.to(dtype)), "the image editor's decoder", dtype)

@@ -1,9 +1,10 @@
-"""Stable Diffusion's noise schedule, and sampling by what predicts the noise.
+"""Stable Diffusion's noise schedule, and its samplers: DDIM and ancestral Euler.
 
-alpha-bar[t] is how much of the clean latents' variance is left at timestep t. Two ways to write
-noisy latents are in use: DDIM's keep the variance at 1, x = sqrt(a) x0 + sqrt(1 - a) e; Euler's
-keep the picture, x = x0 + sigma e with sigma = sqrt((1 - a) / a), and are scaled to the former for
-the network. The latents between the steps are float32, whatever the network computes in.
+alpha-bar[t] is the share of the clean latents in the variance at timestep t. Noisy latents are
+written in two ways, with a for alpha-bar, x0 for the clean latents and e for the noise. DDIM keeps
+the variance at 1: x = sqrt(a) x0 + sqrt(1 - a) e. Euler keeps x0: x = x0 + sigma e with sigma =
+sqrt((1 - a) / a), and scales that to variance 1 for the network. The latents between the steps are
+float32, whatever dtype the network computes in.
 """
 
 from __future__ import annotations
@@ -20,53 +21,58 @@ from anyv2v.runtime.finite import FiniteCheck
 
 TRAIN_STEPS = 1000
 BETAS = 0.00085, 0.012
-"""From the first timestep to the last, linear in their square roots."""
+"""Betas of the first and the last timestep; their square roots are linear between them."""
 OFFSET = 1
 """The least noisy timestep of a run with leading spacing."""
 
 OnStep = Callable[[int, Tensor], None]
-"""Called after each step with its index and the latents."""
+"""Function that is called after each step with its index and the latents."""
 
 Predict = Callable[[float, Tensor], Tensor]
-"""(timestep, latents of variance 1) -> the noise in them, float32."""
+"""Function (timestep, latents of variance 1) -> the noise in them, float32."""
 
 
-class NoiseSchedule:
-    """The alpha-bar table, and which noise levels a run of n steps visits."""
+class DiscreteSchedule:
+    """The alpha-bar table, and the timesteps and noise levels of a run of n steps."""
 
     def __init__(self, spacing: str):
-        """`spacing` of Euler's timesteps: "leading" or "linspace"; DDIM's are always leading."""
+        """Makes a schedule whose Euler timesteps have that `spacing`; DDIM's are always leading.
+
+        "leading": each timestep is the least noisy one of an equal part of the table. "linspace":
+        the timesteps are evenly spaced from the noisiest to 0.
+        """
         self.spacing = spacing
-        # float32, as it was trained with
-        betas = torch.linspace(*map(math.sqrt, BETAS), TRAIN_STEPS, dtype=torch.float32) ** 2
+        # float32, as in training
+        first, last = map(math.sqrt, BETAS)
+        betas = torch.linspace(first, last, TRAIN_STEPS, dtype=torch.float32) ** 2
         self.alphas_cumprod = (1 - betas).cumprod(0)
 
     def leading(self, steps: int) -> list[int]:
-        """Where equal parts begin, noisiest first: 981, 961, ..., 1 for 50 steps."""
+        """Returns DDIM's timesteps, noisiest first: 981, 961, ..., 1 for 50 steps."""
         stride = TRAIN_STEPS // checks.whole("steps", steps, 1, TRAIN_STEPS - OFFSET)
         return [i * stride + OFFSET for i in reversed(range(steps))]
 
     def timesteps(self, steps: int) -> list[float]:
-        """Euler's, noisiest first; from end to end they have fractions: 999, 978.6, ..., 0."""
+        """Returns Euler's timesteps, noisiest first; with linspace 999, 978.6, ..., 0."""
         if self.spacing == "leading":
             return [float(t) for t in self.leading(steps)]
         steps = checks.whole("steps", steps, 1, TRAIN_STEPS - OFFSET)
         return np.linspace(0, TRAIN_STEPS - 1, steps, dtype=np.float32)[::-1].tolist()
 
     def alpha_bar(self, t: int) -> float:
-        """alpha-bar[t]; below t = 0 that of t = 0, since Stable Diffusion knows none cleaner."""
+        """Returns alpha-bar[t], and alpha-bar[0] below t = 0: the table has no cleaner level."""
         return self.alphas_cumprod[max(t, 0)].item()
 
     def sigmas(self, steps: int) -> list[float]:
-        """The noise levels at `timesteps`, linear between entries of the table, and 0."""
+        """Returns sigma at each of `timesteps`, then 0; entries of the table are interpolated."""
         alphas = self.alphas_cumprod.double().numpy()
         table = np.sqrt((1 - alphas) / alphas)
         return [*np.interp(self.timesteps(steps), np.arange(len(table)), table).tolist(), 0.0]
 
     def first_sigma(self, steps: int) -> float:
-        """What noise of variance 1 is multiplied by to begin Euler's steps."""
+        """Returns the factor that scales noise of variance 1 to the start of Euler's steps."""
         sigma = self.sigmas(steps)[0]
-        # those that begin below the noisiest level count the picture's own variance in
+        # leading timesteps start below the noisiest level, where the image's variance counts too
         return sigma if self.spacing == "linspace" else math.hypot(sigma, 1)
 
 
@@ -74,7 +80,7 @@ def ddim_step(latents: Tensor, noise: Tensor, level: float, target: float) -> Te
     """Moves latents from alpha-bar = `level` to `target`, without adding noise.
 
     DDIM (arXiv 2010.02502, eq. 12 with sigma 0): x0 = (x - sqrt(1 - a) e) / sqrt(a), then
-    x' = sqrt(b) x0 + sqrt(1 - b) e. Float32 in any case.
+    x' = sqrt(b) x0 + sqrt(1 - b) e. The result is float32.
     """
     latents, noise = latents.float(), noise.float()
     clean = (latents - math.sqrt(1 - level) * noise) / math.sqrt(level)
@@ -84,10 +90,11 @@ def ddim_step(latents: Tensor, noise: Tensor, level: float, target: float) -> Te
 def euler_ancestral_step(
     latents: Tensor, noise: Tensor, sigma: float, target: float, fresh: Tensor
 ) -> Tensor:
-    """Moves latents x0 + sigma e from `sigma` to `target`: an Euler step below it, then new noise.
+    """Moves latents x0 + sigma e from `sigma` to `target` by an ancestral Euler step; float32.
 
-    The variance of DDPM's posterior is drawn anew (`fresh`, of variance 1), as k-diffusion does:
-    up^2 = target^2 (sigma^2 - target^2) / sigma^2, down^2 = target^2 - up^2. Float32 in any case.
+    An Euler step leads to the noise level `down`, below `target`, and new noise (`fresh`, of
+    variance 1) leads back up. As in k-diffusion, the new noise has the variance of DDPM's
+    posterior: up^2 = target^2 (sigma^2 - target^2) / sigma^2, down^2 = target^2 - up^2.
     """
     down = target**2 / sigma
     up = target * math.sqrt(max(sigma**2 - target**2, 0.0)) / sigma
@@ -95,9 +102,9 @@ def euler_ancestral_step(
 
 
 def ddim_start(
-    clean: Tensor, noise: Tensor, schedule: NoiseSchedule, steps: int, first: int
+    clean: Tensor, noise: Tensor, schedule: DiscreteSchedule, steps: int, first: int
 ) -> Tensor:
-    """Clean latents, noised as before step `first` of `steps` (arXiv 2010.02502, eq. 4)."""
+    """Noises clean latents as they are before step `first` of `steps` (arXiv 2010.02502, eq. 4)."""
     level = schedule.alpha_bar(schedule.leading(steps)[first])
     return math.sqrt(level) * clean.float() + math.sqrt(1 - level) * noise.float()
 
@@ -105,16 +112,17 @@ def ddim_start(
 def sample_ddim(
     predict: Predict,
     latents: Tensor,
-    schedule: NoiseSchedule,
+    schedule: DiscreteSchedule,
     steps: int,
     on_step: OnStep | None = None,
     first: int = 0,
     check: FiniteCheck | None = None,
 ) -> Tensor:
-    """Clean latents from noise of variance 1, by DDIM; or from what `ddim_start` gives.
+    """Samples clean latents from noise of variance 1 by DDIM, with noise predictions.
 
-    first: the step that is run first, if not all are. NotFiniteError, if latents are not finite
-    after a step: what `check` makes of (index, timestep).
+    first: index of the first step that is run; above 0 the latents must be those of `ddim_start`.
+    Raises NotFiniteError if latents are not finite after a step; `check` makes its message from the
+    step's (index, timestep).
     """
     check = check or FiniteCheck()
     stride = TRAIN_STEPS // steps
@@ -131,16 +139,16 @@ def sample_ddim(
 def sample_euler_ancestral(
     predict: Predict,
     latents: Tensor,
-    schedule: NoiseSchedule,
+    schedule: DiscreteSchedule,
     steps: int,
     fresh: Callable[[], Tensor],
     on_step: OnStep | None = None,
     check: FiniteCheck | None = None,
 ) -> Tensor:
-    """Clean latents from noise of variance 1, by ancestral Euler steps.
+    """Samples clean latents from noise of variance 1 by ancestral Euler steps.
 
-    fresh: draws noise of variance 1 in the latents' shape; called once in each step. `check` as in
-    `sample_ddim`.
+    fresh: draws noise of variance 1 in the latents' shape, and is called once per step. `check` and
+    NotFiniteError: see `sample_ddim`.
     """
     check = check or FiniteCheck()
     latents = latents.float() * schedule.first_sigma(steps)

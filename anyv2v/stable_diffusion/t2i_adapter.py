@@ -1,8 +1,8 @@
-"""T2I-Adapter (arXiv 2302.08453): a picture of structure or colour, as features for a UNet."""
+"""T2I-Adapter (arXiv 2302.08453): an image of structure or color as features for a UNet."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -18,54 +18,64 @@ KINDS = ("full", "light")
 
 @dataclass(frozen=True)
 class T2IAdapterConfig:
+    """Section "adapter" of config.json. Raises InputError for values that do not fit together."""
+
     kind: str
-    """"full", or "light", which works in a quarter of the width."""
+    """"full", or "light", whose residual blocks have a quarter of the channels."""
     channels: int
-    """Of the picture: 1 for canny and sketch, 3 for depth and colour."""
-    widths: tuple[int, ...]
-    """Channels of the features, those of the UNet's levels."""
+    """Channels of the image: 1 for canny and sketch, 3 for depth and color."""
+    level_channels: tuple[int, ...] = field(metadata={"key": "widths"})
+    """Channels of the features at each level, those of the UNet."""
     layers: int
     """Residual blocks per level."""
     factor: int
-    """Pixels per latent, both ways."""
+    """Pixels per latent, in height and in width."""
 
     def __post_init__(self):
-        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "level_channels", tuple(self.level_channels))
         if self.kind not in KINDS:
             raise InputError(f"adapter: kind {self.kind!r} is not one of {', '.join(KINDS)}")
         checks.whole("adapter: channels", self.channels, 1, 3)
         checks.whole("adapter: factor", self.factor, 1, 64)
-        if self.kind == "light" and any(width % 4 for width in self.widths):
-            raise InputError(f"adapter: widths {self.widths} of a light adapter have no quarters")
+        if self.kind == "light" and any(channels % 4 for channels in self.level_channels):
+            raise InputError(
+                f"adapter: widths {self.level_channels} of a light adapter have no quarters"
+            )
 
 
 class ResidualBlock(nn.Module):
     """Convolution, ReLU, convolution; + input."""
 
-    def __init__(self, width: int, last_kernel: int):
+    def __init__(self, channels: int, last_kernel: int):
+        """Builds the block; `last_kernel` is the second convolution's kernel size."""
         super().__init__()
-        self.conv1 = Conv2d(width, width, 3, padding=1)
-        self.conv2 = Conv2d(width, width, last_kernel, padding=last_kernel // 2)
+        self.conv1 = Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = Conv2d(channels, channels, last_kernel, padding=last_kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (b, h, w, c) to the same shape."""
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution; unless it is the first, at half of the one before."""
+    """Residual blocks at one resolution, half that of the level before unless it is the first."""
 
-    def __init__(self, width_in: int, width: int, config: T2IAdapterConfig, *, first: bool):
+    def __init__(
+        self, in_channels: int, out_channels: int, config: T2IAdapterConfig, *, first: bool
+    ):
         super().__init__()
         light = config.kind == "light"
-        inner = width // 4 if light else width
+        inner = out_channels // 4 if light else out_channels
+        project = light or in_channels != out_channels
         self.first = first
-        self.proj_in = Conv2d(width_in, inner, 1) if light or width_in != width else None
+        self.proj_in = Conv2d(in_channels, inner, 1) if project else None
         self.res = nn.ModuleList(
             ResidualBlock(inner, last_kernel=3 if light else 1) for _ in range(config.layers)
         )
-        self.proj_out = Conv2d(inner, width, 1) if light else None
+        self.proj_out = Conv2d(inner, out_channels, 1) if light else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (b, h, w, c) to (b, h', w', c')."""
         x = x if self.first else halve(x)
         x = x if self.proj_in is None else self.proj_in(x)
         for block in self.res:
@@ -74,23 +84,27 @@ class Level(nn.Module):
 
 
 class T2IAdapterNetwork(nn.Module):
+    """Turns an image into features for the levels of a UNet, from full resolution down."""
+
     def __init__(self, config: T2IAdapterConfig):
         super().__init__()
         self.config = config
-        widths, cells = config.widths, config.channels * config.factor**2
+        # the pixels of a latent become its channels
+        channels, pixel_channels = config.level_channels, config.channels * config.factor**2
         full = config.kind == "full"
-        self.conv_in = Conv2d(cells, widths[0], 3, padding=1) if full else None
-        inputs = (widths[0] if full else cells, *widths)
+        self.conv_in = Conv2d(pixel_channels, channels[0], 3, padding=1) if full else None
+        inputs = (channels[0] if full else pixel_channels, *channels)
         self.levels = nn.ModuleList(
-            Level(width_in, width, config, first=i == 0)
-            for i, (width_in, width) in enumerate(pairwise(inputs))
+            Level(in_channels, out_channels, config, first=i == 0)
+            for i, (in_channels, out_channels) in enumerate(pairwise(inputs))
         )
 
     def forward(self, picture: Tensor) -> list[Tensor]:
-        """Picture (b, c, h, w), values 0..1 -> for each level of the UNet (b, h', w', c').
+        """Maps a picture (b, c, h, w) with values 0..1 to one feature (b, h', w', c') per level.
 
-        The first is of h / factor by w / factor, each other of half the one before, rounded up:
-        `residuals` of `UNet2D`. InputError: other channels, sides that the factor does not divide.
+        They are the `residuals` of `UNet2D.forward`: the first has h / factor by w / factor
+        positions, each other one half as many per side, rounded up. Raises InputError for another
+        number of channels and for sides that the factor does not divide.
         """
         channels, factor = self.config.channels, self.config.factor
         b, c, h, w = picture.shape
@@ -109,6 +123,6 @@ class T2IAdapterNetwork(nn.Module):
 
 
 def halve(x: Tensor) -> Tensor:
-    """The mean of every 2x2 of x (b, h, w, c); at an odd edge of what is there."""
+    """Averages every 2x2 of x (b, h, w, c); at an odd edge, the pixels that exist."""
     small = F.avg_pool2d(x.permute(0, 3, 1, 2), 2, stride=2, ceil_mode=True)
     return small.permute(0, 2, 3, 1)

@@ -1,8 +1,8 @@
-"""Stable Diffusion's UNet (arXiv 2112.10752): the spatial half of the 3D one, for pictures.
+"""Stable Diffusion's UNet (arXiv 2112.10752): the spatial half of I2VGen-XL's, for images.
 
-Channels-last tokens inside, (b, h, w, c). Two things may steer it besides text: keys and values of
-a picture beside those of the text (IP-Adapter, arXiv 2308.06721), and features added on the way
-down (T2I-Adapter, arXiv 2302.08453).
+Features are channels-last inside, (b, h, w, c). Besides a text, two things may condition it: an
+image as a second context of the cross-attentions (IP-Adapter, arXiv 2308.06721), and features that
+are added on the way down (T2I-Adapter, arXiv 2302.08453).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.nn.attention import Attention
 from anyv2v.nn.embeddings import mlp, sinusoids
+from anyv2v.nn.forward_context import ForwardContext
+from anyv2v.nn.levels import layer_inputs
 from anyv2v.nn.linear import Linear
 from anyv2v.nn.resample import Downsample, Upsample
 from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock
@@ -28,107 +30,113 @@ Context = Mapping[str, tuple[Tensor, Tensor]]
 """Site of a cross-attention -> key and value of the text, (b, n, heads, d) each."""
 
 ImageContext = Mapping[str, tuple[Tensor, Tensor, float]]
-"""Site of a cross-attention -> key and value of a picture, and how much it counts."""
+"""Site of a cross-attention -> key and value of an image, (b, m, heads, d) each, and the scale of
+the attention to it."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """What all blocks are told at one timestep."""
+class ForwardContext2D(ForwardContext):
+    """What the blocks of one forward pass have in common, with an image as a second context."""
 
-    time: Tensor
-    """(b, t)."""
-    context: Context
     image: ImageContext = field(default_factory=dict)
+    """The image's keys and values, at the sites that see it; empty if there is no image."""
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to text and maybe a picture, feed-forward."""
+    """Self-attention, cross-attention to the text and the image, feed-forward."""
 
-    def __init__(self, site: str, width: int, config: UNet2DConfig):
+    def __init__(self, site: str, dim: int, config: UNet2DConfig):
         super().__init__()
-        heads, head_dim = config.heads, width // config.heads
-        self.norm1 = nn.LayerNorm(width)
-        self.self = Attention(f"{site}.self", width, heads, head_dim)
-        self.norm2 = AddNorm(width)
-        self.cross = Attention(f"{site}.cross", width, heads, head_dim, config.context_width)
-        self.norm3 = AddNorm(width)
-        self.ff = GegluFeedForward(width)
+        heads, head_dim = config.heads, dim // config.heads
+        self.cross_site = f"{site}.cross"
+        self.norm1 = nn.LayerNorm(dim)
+        self.self = Attention(f"{site}.self", dim, heads, head_dim)
+        self.norm2 = AddNorm(dim)
+        self.cross = Attention(self.cross_site, dim, heads, head_dim, config.context_dim)
+        self.norm3 = AddNorm(dim)
+        self.ff = GegluFeedForward(dim)
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
-        """X (b, h w, c) -> the same shape."""
-        x, y = self.norm2(x, self.self(self.norm1(x), taps=NO_TAPS))
-        x, y = self.norm3(x, self._attend(y, told))
-        return x + self.ff(y)
+    def forward(self, x: Tensor, ctx: ForwardContext2D) -> Tensor:
+        """Maps x (b, h w, c) to the same shape."""
+        x, normed = self.norm2(x, self.self(self.norm1(x), taps=NO_TAPS))
+        x, normed = self.norm3(x, self._cross_attend(normed, ctx))
+        return x + self.ff(normed)
 
-    def _attend(self, x: Tensor, told: Told) -> Tensor:
-        """To the text, and with the same queries to the picture (arXiv 2308.06721, eq. 5)."""
-        cross = self.cross
-        key, value = told.context[cross.site]
-        query, _ = cross.project(x, key)
-        mixed = cross.mix(query, key, value)
-        if cross.site in told.image:
-            key, value, scale = told.image[cross.site]
-            mixed = mixed + scale * cross.mix(query, key, value)
-        return cross.out(mixed.flatten(-2))
+    def _cross_attend(self, x: Tensor, ctx: ForwardContext2D) -> Tensor:
+        # the same queries attend to the text and to the image (arXiv 2308.06721, eq. 5)
+        key, value = ctx.context[self.cross_site]
+        query, _ = self.cross.project(x, key)
+        mixed = self.cross.mix(query, key, value)
+        if self.cross_site in ctx.image:
+            key, value, scale = ctx.image[self.cross_site]
+            mixed = mixed + scale * self.cross.mix(query, key, value)
+        return self.cross.out(mixed.flatten(-2))
 
 
 class Transformer(nn.Module):
-    """Norm, projection, block over the h w tokens of a picture, projection; + input."""
+    """Norm, projection, block over the h w tokens of an image, projection; + input."""
 
-    def __init__(self, site: str, width: int, config: UNet2DConfig):
+    def __init__(self, site: str, channels: int, config: UNet2DConfig):
         super().__init__()
-        self.norm = GroupNorm(config.groups, width, eps=1e-6)
-        self.proj_in = Linear(width, width)
-        self.block = Block(f"{site}.block", width, config)
-        self.proj_out = Linear(width, width)
+        self.norm = GroupNorm(config.groups, channels, eps=1e-6)
+        self.proj_in = Linear(channels, channels)
+        self.block = Block(f"{site}.block", channels, config)
+        self.proj_out = Linear(channels, channels)
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
-        """X (b, h, w, c) -> the same shape."""
+    def forward(self, x: Tensor, ctx: ForwardContext2D) -> Tensor:
+        """Maps x (b, h, w, c) to the same shape."""
         tokens = self.proj_in(self.norm(x).flatten(1, 2))
-        return x + self.proj_out(self.block(tokens, told)).reshape(x.shape)
+        return x + self.proj_out(self.block(tokens, ctx)).reshape(x.shape)
 
 
 class Level(nn.Module):
-    """Layers of one resolution: layer i is res[i] and, if the level attends, spatial[i]."""
+    """The layers of one resolution: layer i is res[i] and, if the level attends, spatial[i]."""
 
     def __init__(
-        self, name: str, widths_in: list[int], width: int, attends: bool, config: UNet2DConfig
+        self, name: str, in_channels: list[int], channels: int, attends: bool, config: UNet2DConfig
     ):
+        """Builds the level called `name`; `in_channels` are the input channels of its layers."""
         super().__init__()
         self.res = nn.ModuleList(
             ResnetBlock(
                 f"{name}.res.{i}",
-                width_in,
-                width,
+                layer_channels,
+                channels,
                 groups=config.groups,
                 eps=1e-5,
-                time_width=config.time_width,
+                time_dim=config.time_dim,
             )
-            for i, width_in in enumerate(widths_in)
+            for i, layer_channels in enumerate(in_channels)
         )
         self.spatial = nn.ModuleList(
-            Transformer(f"{name}.spatial.{i}", width, config)
-            for i in range(len(widths_in) if attends else 0)
+            Transformer(f"{name}.spatial.{i}", channels, config)
+            for i in range(len(in_channels) if attends else 0)
         )
 
-    def layer(self, i: int, x: Tensor, told: Told) -> Tensor:
-        x = self.res[i](x, told.time, taps=NO_TAPS)
-        return self.spatial[i](x, told) if self.spatial else x
+    def layer(self, i: int, x: Tensor, ctx: ForwardContext2D) -> Tensor:
+        """Runs layer i on x (b, h, w, c): (b, h, w, c')."""
+        x = self.res[i](x, ctx.time_embedding, taps=NO_TAPS)
+        return self.spatial[i](x, ctx) if self.spatial else x
 
 
 class DownLevel(Level):
-    def __init__(self, name, widths_in, width, attends, config, *, last: bool):
-        super().__init__(name, widths_in, width, attends, config)
-        self.downsample = None if last else Downsample(width)
+    """A level on the way down, with a downsampler at its end unless it is the `last`."""
 
-    def forward(self, x: Tensor, told: Told, residual: Tensor | None = None) -> list[Tensor]:
-        """The outputs of all layers and of the downsampler, which the way up takes as skips.
+    def __init__(self, name, in_channels, channels, attends, config, *, last: bool):
+        super().__init__(name, in_channels, channels, attends, config)
+        self.downsample = None if last else Downsample(channels)
 
+    def forward(
+        self, x: Tensor, ctx: ForwardContext2D, residual: Tensor | None = None
+    ) -> list[Tensor]:
+        """Returns the outputs of all layers and of the downsampler.
+
+        They are skips for the way up, and the last of them is the input of the next level.
         `residual` (b, h, w, c) is added to the output of the last layer.
         """
         outs = []
         for i in range(len(self.res)):
-            x = self.layer(i, x, told)
+            x = self.layer(i, x, ctx)
             outs.append(x)
         if residual is not None:
             outs[-1] = outs[-1] + residual
@@ -138,26 +146,29 @@ class DownLevel(Level):
 
 
 class MidLevel(Level):
-    """Two layers with the transformer of one between them."""
+    """Two layers, the second of which has no transformer."""
 
-    def __init__(self, name: str, width: int, config: UNet2DConfig):
-        super().__init__(name, [width, width], width, True, config)
+    def __init__(self, name: str, channels: int, config: UNet2DConfig):
+        super().__init__(name, [channels, channels], channels, True, config)
         del self.spatial[1:]
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
-        x = self.layer(0, x, told)
-        return self.res[1](x, told.time, taps=NO_TAPS)
+    def forward(self, x: Tensor, ctx: ForwardContext2D) -> Tensor:
+        """Maps x (b, h, w, c) to the same shape."""
+        x = self.layer(0, x, ctx)
+        return self.res[1](x, ctx.time_embedding, taps=NO_TAPS)
 
 
 class UpLevel(Level):
-    def __init__(self, name, widths_in, width, attends, config, *, last: bool):
-        super().__init__(name, widths_in, width, attends, config)
-        self.upsample = None if last else Upsample(width)
+    """A level on the way up, with an upsampler at its end unless it is the `last`."""
 
-    def forward(self, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
-        """Takes its skips from the end of the list."""
+    def __init__(self, name, in_channels, channels, attends, config, *, last: bool):
+        super().__init__(name, in_channels, channels, attends, config)
+        self.upsample = None if last else Upsample(channels)
+
+    def forward(self, x: Tensor, skips: list[Tensor], ctx: ForwardContext2D) -> Tensor:
+        """Maps x (b, h, w, c) to the next level's size; pops a skip per layer off the list."""
         for i in range(len(self.res)):
-            x = self.layer(i, torch.cat([x, skips.pop()], dim=-1), told)
+            x = self.layer(i, torch.cat([x, skips.pop()], dim=-1), ctx)
         if self.upsample is None:
             return x
         # the size of the next skip: not always double, since odd sizes were rounded up going down
@@ -165,47 +176,37 @@ class UpLevel(Level):
 
 
 class UNet2D(nn.Module):
-    """Predicts the noise in latents from the timestep and what a text says."""
+    """Predicts the noise in latents from the timestep and a text."""
 
     def __init__(self, config: UNet2DConfig):
         super().__init__()
         self.config = config
-        widths, layers = config.widths, config.layers
-        self.time_embedding = mlp(widths[0], config.time_width)
-        self.conv_in = Conv2d(config.channels_in, widths[0], 3, padding=1)
+        channels, deepest = config.level_channels, len(config.level_channels) - 1
+        self.time_embedding = mlp(channels[0], config.time_dim)
+        self.conv_in = Conv2d(config.in_channels, channels[0], 3, padding=1)
 
-        self.down = nn.ModuleList()
-        width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
-        for i, (level_width, attends) in enumerate(zip(widths, config.attention, strict=True)):
-            widths_in = [width] + [level_width] * (layers - 1)
-            self.down.append(
-                DownLevel(f"down.{i}", widths_in, level_width, attends, config, last=i == deepest)
-            )
-            width = level_width
-            skips += [width] * (layers + (i < deepest))
+        levels = list(zip(channels, config.attention, strict=True))
+        down_inputs, up_inputs = layer_inputs(channels, config.layers)
+        self.down = nn.ModuleList(
+            DownLevel(f"down.{i}", down_inputs[i], *level, config, last=i == deepest)
+            for i, level in enumerate(levels)
+        )
+        self.mid = MidLevel("mid", channels[-1], config)
+        self.up = nn.ModuleList(
+            UpLevel(f"up.{i}", up_inputs[i], *level, config, last=i == deepest)
+            for i, level in enumerate(reversed(levels))
+        )
 
-        self.mid = MidLevel("mid", width, config)
-
-        self.up = nn.ModuleList()
-        for i, (level_width, attends) in enumerate(
-            zip(reversed(widths), reversed(config.attention), strict=True)
-        ):
-            inputs = [width] + [level_width] * layers
-            widths_in = [w + skips.pop() for w in inputs]
-            self.up.append(
-                UpLevel(f"up.{i}", widths_in, level_width, attends, config, last=i == deepest)
-            )
-            width = level_width
-
-        self.norm_out = GroupNorm(config.groups, width, eps=1e-5)
-        self.conv_out = Conv2d(width, config.channels_out, 3, padding=1)
+        self.norm_out = GroupNorm(config.groups, channels[0], eps=1e-5)
+        self.conv_out = Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def read(self, text: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Key and value of a text (b, n, c') for every cross-attention; they hold for a whole run.
+        """Computes the key and value of a text (b, n, c') at every cross-attention.
 
-        (b, n, heads, d) each, by site.
+        Returns site -> (b, n, heads, d) each. They do not depend on the timestep, so a run needs
+        them once.
         """
-        return {site: self.get_submodule(site).read(text) for site in cross_sites(self)}
+        return {site: m.read(text) for site, m in _cross_attentions(self)}
 
     def forward(
         self,
@@ -215,32 +216,36 @@ class UNet2D(nn.Module):
         image: ImageContext | None = None,
         residuals: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Latents (b, c, h, w), t (b,) of any number type -> noise (b, c', h, w).
+        """Predicts the noise (b, c', h, w) in latents (b, c, h, w), in the network's dtype.
 
-        context: what `read` made of b texts. image: for some of the same sites, the key and value
-        of a picture, (b, m, heads, d) each, and the factor of what is found there. residuals: for
-        the first levels on the way down, (b, h, w, c) at the level's own size, added to what its
-        last layer gives. Everything is in the network's dtype but t.
+        t (b,): timesteps, in any number type. context: the result of `read` for b texts. image: the
+        key and value of b images at some of the same sites, and the scale of each. residuals: one
+        tensor (b, h, w, c) for each of the first levels on the way down, at the level's own size,
+        added to the output of its last layer. Raises InputError for more residuals than levels.
         """
         if len(residuals) > len(self.down):
             raise InputError(f"{len(residuals)} residuals are given for {len(self.down)} levels")
-        time = self.time_embedding(sinusoids(t, self.config.widths[0]).to(latents.dtype))
-        told = Told(time, context, image or {})
-        # whatever strides the caller's latents have, the result is the same to the bit
+        time_embedding = sinusoids(t, self.config.level_channels[0]).to(latents.dtype)
+        ctx = ForwardContext2D(self.time_embedding(time_embedding), context, image=image or {})
+        # contiguous, so that the strides of the caller's latents do not change the result's bits
         x = self.conv_in(rearrange(latents, "b c h w -> b h w c").contiguous())
 
         skips = [x]
         for i, level in enumerate(self.down):
-            skips += level(skips[-1], told, residuals[i] if i < len(residuals) else None)
-        x = self.mid(skips[-1], told)
+            skips += level(skips[-1], ctx, residuals[i] if i < len(residuals) else None)
+        x = self.mid(skips[-1], ctx)
         for level in self.up:
-            x = level(x, skips, told)
+            x = level(x, skips, ctx)
 
         x = self.conv_out(self.norm_out(x, silu=True))
         return rearrange(x, "b h w c -> b c h w").contiguous()
 
 
 def cross_sites(unet: UNet2D) -> tuple[str, ...]:
-    """The paths of all cross-attentions, in the order in which `forward` comes to them."""
+    """Returns the sites of all cross-attentions, in the order in which `forward` runs them."""
+    return tuple(site for site, _ in _cross_attentions(unet))
+
+
+def _cross_attentions(unet: UNet2D) -> list[tuple[str, Attention]]:
     named = unet.named_modules()
-    return tuple(path for path, m in named if isinstance(m, Attention) and m.is_cross)
+    return [(path, m) for path, m in named if isinstance(m, Attention) and m.is_cross]

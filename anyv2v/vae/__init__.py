@@ -1,0 +1,1 @@
+"""Autoencoders between frames and latents."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -21,70 +21,79 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
+    """Section "vae" of config.json. Raises InputError for a scaling factor that cannot be right."""
+
     channels: int
     """Channels of the pixels."""
     latent_channels: int
-    widths: tuple[int, ...]
+    level_channels: tuple[int, ...] = field(metadata={"key": "widths"})
     """Channels of the features at each level, from full resolution down."""
     layers: int
     """Resnets per level of the encoder; the decoder has one more."""
     groups: int
+    """Groups of every group normalization."""
     scaling_factor: float
-    """What latents are multiplied by on their way into the diffusion model."""
+    """Factor that the latents are multiplied by for the diffusion model."""
 
     def __post_init__(self):
-        object.__setattr__(self, "widths", tuple(self.widths))
-        # far beyond any autoencoder's; latents have to stay finite
+        object.__setattr__(self, "level_channels", tuple(self.level_channels))
+        # the bounds are far beyond any autoencoder's, and keep the latents finite
         if not 1e-4 <= self.scaling_factor <= 1e4:
             raise InputError(f"vae: scaling_factor {self.scaling_factor} is not in 1e-4..1e4")
 
     @property
-    def factor(self) -> int:
-        """Pixels per latent, in height and in width."""
-        return 2 ** (len(self.widths) - 1)
+    def spatial_compression(self) -> int:
+        """Pixels per latent, s, in height and in width."""
+        return 2 ** (len(self.level_channels) - 1)
 
 
 class MidAttention(nn.Module):
-    """Self-attention among the pixels of a feature map, one head; + input."""
+    """Self-attention among the pixels of a feature map, with one head; + input."""
 
-    def __init__(self, width: int, groups: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.norm = GroupNorm(groups, width, EPS)
-        self.q, self.k, self.v, self.out = (Linear(width, width) for _ in range(4))
+        self.norm = GroupNorm(groups, channels, EPS)
+        self.q, self.k, self.v, self.out = (Linear(channels, channels) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (b, h, w, c) to the same shape."""
         tokens = self.norm(x).flatten(1, 2)
         q, k, v = (proj(tokens).unsqueeze(2) for proj in (self.q, self.k, self.v))
         return x + self.out(attention(q, k, v).flatten(2)).reshape(x.shape)
 
 
 class Mid(nn.Module):
-    def __init__(self, width: int, groups: int):
+    """Resnet, attention, resnet, at the lowest resolution."""
+
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.res = nn.ModuleList(_resnets([width, width], width, groups))
-        self.attention = MidAttention(width, groups)
+        self.res = nn.ModuleList(_resnets([channels, channels], channels, groups))
+        self.attention = MidAttention(channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (b, h, w, c) to the same shape."""
         x = self.attention(self.res[0](x, taps=NO_TAPS))
         return self.res[1](x, taps=NO_TAPS)
 
 
 class Level(nn.Module):
-    """Resnets of one resolution, then half or double the size."""
+    """Resnets at one resolution, then a change of resolution if one is given."""
 
     def __init__(
         self,
-        widths_in: list[int],
-        width: int,
+        in_channels: list[int],
+        channels: int,
         groups: int,
         downsample: Downsample | None = None,
         upsample: Upsample | None = None,
     ):
+        """Builds one resnet per entry of `in_channels`, the input channels of each."""
         super().__init__()
-        self.res = nn.ModuleList(_resnets(widths_in, width, groups))
+        self.res = nn.ModuleList(_resnets(in_channels, channels, groups))
         self.downsample, self.upsample = downsample, upsample
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (b, h, w, c) to (b, h', w', c')."""
         for res in self.res:
             x = res(x, taps=NO_TAPS)
         resample = self.downsample or self.upsample
@@ -92,24 +101,25 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels (r, h, w, 3) -> mean and log-variance (r, h/s, w/s, 2 c)."""
+    """Encodes pixels (b, h, w, 3) as mean and log-variance, together (b, h/s, w/s, 2 c)."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        width = config.widths[0]
-        self.conv_in = Conv2d(config.channels, width, 3, padding=1)
+        channels = config.level_channels[0]
+        self.conv_in = Conv2d(config.channels, channels, 3, padding=1)
         self.down = nn.ModuleList()
-        for i, level_width in enumerate(config.widths):
-            widths_in = [width] + [level_width] * (config.layers - 1)
-            last = i == len(config.widths) - 1
-            halve = None if last else Downsample(level_width, lopsided=True)
-            self.down.append(Level(widths_in, level_width, config.groups, downsample=halve))
-            width = level_width
-        self.mid = Mid(width, config.groups)
-        self.norm_out = GroupNorm(config.groups, width, EPS)
-        self.conv_out = Conv2d(width, 2 * config.latent_channels, 3, padding=1)
+        for i, out_channels in enumerate(config.level_channels):
+            in_channels = [channels] + [out_channels] * (config.layers - 1)
+            last = i == len(config.level_channels) - 1
+            halve = None if last else Downsample(out_channels, lopsided=True)
+            self.down.append(Level(in_channels, out_channels, config.groups, downsample=halve))
+            channels = out_channels
+        self.mid = Mid(channels, config.groups)
+        self.norm_out = GroupNorm(config.groups, channels, EPS)
+        self.conv_out = Conv2d(channels, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps pixels x (b, h, w, 3) to moments (b, h/s, w/s, 2 c)."""
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
@@ -117,24 +127,25 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (r, h/s, w/s, c) -> pixels (r, h, w, 3)."""
+    """Decodes latents (b, h/s, w/s, c) to pixels (b, h, w, 3)."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        width = config.widths[-1]
-        self.conv_in = Conv2d(config.latent_channels, width, 3, padding=1)
-        self.mid = Mid(width, config.groups)
+        channels = config.level_channels[-1]
+        self.conv_in = Conv2d(config.latent_channels, channels, 3, padding=1)
+        self.mid = Mid(channels, config.groups)
         self.up = nn.ModuleList()
-        for i, level_width in enumerate(reversed(config.widths)):
-            widths_in = [width] + [level_width] * config.layers
-            last = i == len(config.widths) - 1
-            double = None if last else Upsample(level_width)
-            self.up.append(Level(widths_in, level_width, config.groups, upsample=double))
-            width = level_width
-        self.norm_out = GroupNorm(config.groups, width, EPS)
-        self.conv_out = Conv2d(width, config.channels, 3, padding=1)
+        for i, out_channels in enumerate(reversed(config.level_channels)):
+            in_channels = [channels] + [out_channels] * config.layers
+            last = i == len(config.level_channels) - 1
+            double = None if last else Upsample(out_channels)
+            self.up.append(Level(in_channels, out_channels, config.groups, upsample=double))
+            channels = out_channels
+        self.norm_out = GroupNorm(config.groups, channels, EPS)
+        self.conv_out = Conv2d(channels, config.channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps latents x (b, h/s, w/s, c) to pixels (b, h, w, 3)."""
         x = self.mid(self.conv_in(x))
         for level in self.up:
             x = level(x)
@@ -142,7 +153,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Images to scaled latents and back, both channels-first outside."""
+    """Encodes images as scaled latents and decodes them; its own methods are channels-first."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -152,21 +163,22 @@ class Autoencoder(nn.Module):
         self.quant_conv, self.post_quant_conv = Conv2d(2 * c, 2 * c, 1), Conv2d(c, c, 1)
 
     def activation_bytes(self, height: int, width: int) -> int:
-        """What an image of that size needs at least, besides the weights."""
-        return 4 * self.config.widths[0] * height * width * self.quant_conv.weight.itemsize
+        """Returns a lower bound, in bytes, of the memory for one image, without the weights."""
+        values = 4 * self.config.level_channels[0] * height * width
+        return values * self.quant_conv.weight.itemsize
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (r, 3, h, w) in [-1, 1] -> mean and log-variance, each (r, c, h/s, w/s)."""
+        """Encodes pixels (b, 3, h, w) in [-1, 1]: mean and log-variance, (b, c, h/s, w/s) each."""
         moments = self.quant_conv(
-            self.encoder(rearrange(pixels, "r c h w -> r h w c").contiguous())
+            self.encoder(rearrange(pixels, "b c h w -> b h w c").contiguous())
         )
-        mean, log_variance = rearrange(moments, "r h w (k c) -> k r c h w", k=2)
+        mean, log_variance = rearrange(moments, "b h w (k c) -> k b c h w", k=2)
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Pixels (r, 3, h, w) in [-1, 1] -> scaled latents (r, c, h/s, w/s).
+        """Encodes pixels (b, 3, h, w) in [-1, 1] as scaled latents (b, c, h/s, w/s).
 
-        The posterior's mean or, with a generator, a sample of it.
+        The latents are the mean of the posterior or, with a generator, a sample from it.
         """
         latents, log_variance = self.posterior(pixels)
         if generator is not None:
@@ -177,10 +189,10 @@ class Autoencoder(nn.Module):
         return latents * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (r, c, h/s, w/s) -> pixels (r, 3, h, w), about [-1, 1]."""
-        x = rearrange(latents / self.config.scaling_factor, "r c h w -> r h w c").contiguous()
-        return rearrange(self.decoder(self.post_quant_conv(x)), "r h w c -> r c h w")
+        """Decodes scaled latents (b, c, h/s, w/s) to pixels (b, 3, h, w), about [-1, 1]."""
+        x = rearrange(latents / self.config.scaling_factor, "b c h w -> b h w c").contiguous()
+        return rearrange(self.decoder(self.post_quant_conv(x)), "b h w c -> b c h w")
 
 
-def _resnets(widths_in: list[int], width: int, groups: int) -> list[ResnetBlock]:
-    return [ResnetBlock(None, width_in, width, groups=groups, eps=EPS) for width_in in widths_in]
+def _resnets(in_channels: list[int], out_channels: int, groups: int) -> list[ResnetBlock]:
+    return [ResnetBlock(None, c, out_channels, groups=groups, eps=EPS) for c in in_channels]

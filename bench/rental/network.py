@@ -41,7 +41,7 @@ def one_branch(inputs: Inputs) -> Callable[[], Tensor]:
 @contextmanager
 def use_attention(name: str | None) -> Iterator[None]:
     """Use the implementation of that name for attention, as $ANYV2V_ATTENTION does."""
-    with mock.patch.object(attention_dispatch, "_WANTED", name):
+    with mock.patch.object(attention_dispatch, "_REQUESTED", name):
         yield
 
 

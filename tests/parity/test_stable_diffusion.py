@@ -14,7 +14,7 @@ from anyv2v.media.image import to_pixels
 from anyv2v.stable_diffusion.config import UNet2DConfig
 from anyv2v.stable_diffusion.loading import load
 from anyv2v.stable_diffusion.schedule import (
-    NoiseSchedule,
+    DiscreteSchedule,
     sample_ddim,
     sample_euler_ancestral,
 )
@@ -170,7 +170,7 @@ def test_ddim(steps):
     x = noise = normal(2, 4, 8, 8)
     for t in theirs.timesteps:
         x = theirs.step(predicted(t, x), t, x).prev_sample
-    schedule = NoiseSchedule("leading")
+    schedule = DiscreteSchedule("leading")
     assert torch.equal(schedule.alphas_cumprod, theirs.alphas_cumprod)
     assert schedule.leading(steps) == theirs.timesteps.tolist()
     error = relative_error(sample_ddim(predicted, noise, schedule, steps), x)
@@ -204,7 +204,7 @@ def test_euler_ancestral(given_noise, steps, spacing):
     x = noise * theirs.init_noise_sigma
     for t in theirs.timesteps:
         x = theirs.step(predicted(t, theirs.scale_model_input(x, t)), t, x).prev_sample
-    schedule = NoiseSchedule(spacing)
+    schedule = DiscreteSchedule(spacing)
     assert schedule.timesteps(steps) == pytest.approx(theirs.timesteps.tolist(), abs=1e-4)
     assert schedule.sigmas(steps) == pytest.approx(theirs.sigmas.tolist(), rel=1e-6)
     fresh = iter(given).__next__
@@ -219,7 +219,7 @@ def test_euler_ancestral(given_noise, steps, spacing):
 
 def test_instruct_pix2pix(given_noise, tmp_path):
     given, drawn = given_noise
-    sd_snapshot.write(tmp_path / "theirs", channels_in=8)
+    sd_snapshot.write(tmp_path / "theirs", in_channels=8)
     pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "theirs")
     pipe.set_progress_bar_config(disable=True)
     frame = np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -236,7 +236,7 @@ def test_instruct_pix2pix(given_noise, tmp_path):
     del pipe
 
     convert(tmp_path / "theirs", tmp_path / "ours", expected_shapes)
-    model = load(tmp_path / "ours", torch.device("cpu"), torch.float32, channels_in=8)
+    model = load(tmp_path / "ours", torch.device("cpu"), torch.float32, in_channels=8)
     seen = []
     with torch.no_grad():
         pixels = edit(

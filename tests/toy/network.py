@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anyv2v.injection.taps import Taps
 from tests.toy.codec import CHANNELS
 
-WIDTH, HEADS, PATCH, WORDS, LETTERS = 16, 2, 3, 6, 29
+DIM, HEADS, PATCH, WORDS, LETTERS = 16, 2, 3, 6, 29
 """Of a token; of an attention; latents per side of a token; tokens of a prompt; different words."""
 SITES = tuple(f"blocks.{i}.{kind}" for i in range(2) for kind in ("map", "hidden", "cross"))
 TIMES = (1.0, 0.5, 0.25, 0.125)
@@ -22,17 +22,17 @@ class Words(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table = nn.Embedding(LETTERS, WIDTH)
+        self.table = nn.Embedding(LETTERS, DIM)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """int64 (1, WORDS) -> (1, WORDS, WIDTH)."""
+        """int64 (1, WORDS) -> (1, WORDS, DIM)."""
         return self.table(ids).tanh()
 
 
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
-        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.q, self.k, self.v, self.out = (nn.Linear(DIM, DIM) for _ in range(4))
 
 
 class Block(nn.Module):
@@ -42,7 +42,7 @@ class Block(nn.Module):
         super().__init__()
         self.name = name
         self.map, self.cross = Attention(), Attention()
-        self.hidden = nn.Linear(WIDTH, WIDTH)
+        self.hidden = nn.Linear(DIM, DIM)
 
     def forward(self, x: Tensor, context: Tensor, taps: Taps) -> Tensor:
         x = x + _attend(f"{self.name}.map", self.map, x, x, taps)
@@ -54,19 +54,19 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     def __init__(self):
         super().__init__()
-        self.inward = nn.Linear(CHANNELS * PATCH**2, WIDTH)
-        self.time = nn.Linear(len(TIMES), WIDTH)
-        self.place = nn.Parameter(torch.empty(WIDTH))
+        self.inward = nn.Linear(CHANNELS * PATCH**2, DIM)
+        self.time = nn.Linear(len(TIMES), DIM)
+        self.place = nn.Parameter(torch.empty(DIM))
         """Of a frame, as often as it has frames before it."""
-        self.speed = nn.Parameter(torch.empty(WIDTH))
-        self.image = nn.Linear(CHANNELS, WIDTH)
+        self.speed = nn.Parameter(torch.empty(DIM))
+        self.image = nn.Linear(CHANNELS, DIM)
         self.blocks = nn.ModuleList(Block(f"blocks.{i}") for i in range(2))
-        self.outward = nn.Linear(WIDTH, CHANNELS * PATCH**2)
+        self.outward = nn.Linear(DIM, CHANNELS * PATCH**2)
 
     def forward(
         self, latents: Tensor, t: float | Tensor, context: Tensor, speed: Tensor, taps: Taps
     ) -> Tensor:
-        """latents (g, c, f, h, w), context (g, m, WIDTH), speed (g,) -> (g, c, f, h, w)."""
+        """latents (g, c, f, h, w), context (g, m, DIM), speed (g,) -> (g, c, f, h, w)."""
         g, c, f, h, w = latents.shape
         cells = latents.view(g, c, f, h // PATCH, PATCH, w // PATCH, PATCH)
         x = self.inward(cells.permute(0, 2, 3, 5, 1, 4, 6).flatten(4))

@@ -138,7 +138,7 @@ class Truth:
         return np.kron(bytes_, np.ones((1, 4, 4, 1), np.uint8))
 
     def context(self, prompt: str, first: Array | None) -> Array:
-        """(7, width): a token for each of six letters, and one of the first frame."""
+        """(7, dim): a token for each of six letters, and one of the first frame."""
         ids = [1 + ord(letter) % 28 for letter in prompt[:6]]
         words = np.tanh(self.words["table.weight"][ids + [0] * (6 - len(ids))])
         if first is None:

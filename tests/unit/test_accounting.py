@@ -28,26 +28,26 @@ DEVICES = ("cpu", "cuda")
 FLOAT = 4
 
 
-def unet(widths, head_dim, context_width, groups, device="meta") -> UNet:
-    attention = tuple(i < len(widths) - 1 for i in range(len(widths)))
+def unet(level_channels, head_dim, context_dim, groups, device="meta") -> UNet:
+    attention = tuple(i < len(level_channels) - 1 for i in range(len(level_channels)))
     with torch.device(device):
-        network = UNet(UNetConfig(4, widths, attention, 2, head_dim, context_width, groups))
+        network = UNet(UNetConfig(4, level_channels, attention, 2, head_dim, context_dim, groups))
     return network.eval().requires_grad_(False)
 
 
-def autoencoder(widths, device="meta") -> Autoencoder:
+def autoencoder(level_channels, device="meta") -> Autoencoder:
     with torch.device(device):
-        network = Autoencoder(AutoencoderConfig(3, 4, widths, 2, 32, 0.18215))
+        network = Autoencoder(AutoencoderConfig(3, 4, level_channels, 2, 32, 0.18215))
     return network.eval().requires_grad_(False)
 
 
 def prediction(network: UNet, rows: int, frames: int, size: int):
     """A forward pass of latents of size x size, to be called; what steers it is there before."""
-    like, width = network.conv_out.weight, network.config.context_width
+    like, dim = network.conv_out.weight, network.config.context_dim
     latents = like.new_zeros(rows, 4, frames, size, size)
     conditions = network.condition(
-        like.new_zeros(rows, 77, width),
-        like.new_zeros(rows, width),
+        like.new_zeros(rows, 77, dim),
+        like.new_zeros(rows, dim),
         latents,
         torch.full((rows,), 8, device=like.device),
     )
@@ -122,7 +122,7 @@ def test_operations_are_those_that_pytorch_counts(editor, monkeypatch):
         (kernels.linear, "eager"),
         (kernels.geglu, "eager"),
     ):
-        monkeypatch.setattr(door, "_WANTED", plain)
+        monkeypatch.setattr(door, "_REQUESTED", plain)
     run = prediction(editor.backbone.unet, rows=1, frames=4, size=12)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()

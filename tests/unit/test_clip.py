@@ -45,10 +45,10 @@ def text_config(theirs):
     return TextConfig(
         vocab_size=theirs["vocab_size"],
         tokens=theirs["max_position_embeddings"],
-        width=theirs["hidden_size"],
+        hidden_size=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
         layers=theirs["num_hidden_layers"],
-        mlp_width=theirs["intermediate_size"],
+        intermediate_size=theirs["intermediate_size"],
         activation=theirs["hidden_act"],
         norm_eps=theirs["layer_norm_eps"],
     )
@@ -59,13 +59,13 @@ def vision_config(theirs):
     return VisionConfig(
         image_size=theirs["image_size"],
         patch_size=theirs["patch_size"],
-        width=theirs["hidden_size"],
+        hidden_size=theirs["hidden_size"],
         heads=theirs["num_attention_heads"],
         layers=theirs["num_hidden_layers"],
-        mlp_width=theirs["intermediate_size"],
+        intermediate_size=theirs["intermediate_size"],
         activation=theirs["hidden_act"],
         norm_eps=theirs["layer_norm_eps"],
-        projection_width=theirs["projection_dim"],
+        projection_dim=theirs["projection_dim"],
     )
 
 
@@ -173,10 +173,10 @@ def test_pixels_of_another_shape_are_refused(vision, shape):
 TEXT = TextConfig(
     vocab_size=9,
     tokens=5,
-    width=8,
+    hidden_size=8,
     heads=2,
     layers=1,
-    mlp_width=8,
+    intermediate_size=8,
     activation="gelu",
     norm_eps=1e-5,
 )

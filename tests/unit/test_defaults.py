@@ -8,7 +8,7 @@ import torch
 
 import anyv2v
 from anyv2v import Injection, InputError, loading
-from anyv2v.backbones.defaults import original, read_defaults
+from anyv2v.backbones.defaults import published_defaults, read_defaults
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER
 from anyv2v.weights.demo.recipe import PRESETS, config
@@ -34,7 +34,7 @@ def test_what_a_config_leaves_out_is_the_backbones_own():
     assert found.guidance == {"text": 35.0, "image": 2.0} and found.steps == 7
     assert found.injection == Injection(conv=0.8, spatial=0.0, cross=0.1)
     # --paper
-    assert original(found, OWN) == read_defaults({"defaults": CLIP}, OWN)
+    assert published_defaults(found, OWN) == read_defaults({"defaults": CLIP}, OWN)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_demo_weights_say_how_they_edit_and_stay_who_they_were(tmp_path):
     assert known.original.guidance == {"text": 9.0}
     assert known.original.negative_prompt == anyv2v.NEGATIVE_PROMPT
     assert known.original.injection == Injection(0.2, 0.2, 0.5)
-    assert known.multiple == editor.backbone.codec.multiple
+    assert known.multiple == editor.backbone.codec.size_multiple
     # a folder of an older version says nothing of it, and is the same weights
     shutil.copytree(FOLDER, tmp_path / "old")
     old = config(PRESETS["cpu"])

@@ -251,9 +251,11 @@ def test_predicted_bytes_are_those_that_are_kept(solved, editor):
 
 def test_shapes_that_are_known_are_not_asked_of_the_network_again(editor, video, monkeypatch):
     editor = anyv2v.Editor(editor.backbone)
-    blank, asked = type(editor.backbone).blank, []
+    meta_copy, asked = type(editor.backbone).meta_copy, []
     monkeypatch.setattr(
-        type(editor.backbone), "blank", lambda self, device: asked.append(1) or blank(self, device)
+        type(editor.backbone),
+        "meta_copy",
+        lambda self, device: asked.append(1) or meta_copy(self, device),
     )
     shorter = anyv2v.Video(video.frames[:2], video.fps)
     kinds = [(video, 0.2, True), (shorter, 0.2, True), (video, 0.2, False), (video, 0.0, True)]
@@ -688,6 +690,6 @@ def test_a_kernel_that_is_asked_for_by_name_does_not_stop_what_only_looks_at_sha
     editor, video, monkeypatch
 ):
     """ANYV2V_ATTENTION=triton: a recording's size is found on tensors without data."""
-    monkeypatch.setattr("anyv2v.kernels.attention._WANTED", "triton")
+    monkeypatch.setattr("anyv2v.kernels.attention._REQUESTED", "triton")
     fresh = anyv2v.Editor(editor.backbone, editor.fingerprint)
     assert fresh.recording(video, steps=10).sizes == editor.recording(video, steps=10).sizes

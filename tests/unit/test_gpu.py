@@ -33,7 +33,7 @@ def pictures(frames, size):
 def predictions(editor):
     """Of all kinds of step of the demo model."""
     size, frames = editor.defaults.size, editor.defaults.frames
-    s = editor.backbone.codec.multiple
+    s = editor.backbone.codec.size_multiple
     (picture,) = pictures(1, size)
     one = editor.condition("a red circle", picture, frames, size)
     other = editor.condition("", picture, frames, size, negative=True)

@@ -483,8 +483,8 @@ def test_streams_are_used_again(monkeypatch):
 def test_nothing_waits_for_a_gpu_or_copies_to_it(editor):
     """What is captured, on tensors that are on a device that is not the host's."""
     with fake_mode("cuda") as device, torch.no_grad():
-        there = anyv2v.Editor(editor.backbone.blank(device))
-        one = there.backbone.blank_conditions(2, 8, 8)
+        there = anyv2v.Editor(editor.backbone.meta_copy(device))
+        one = there.backbone.meta_conditions(2, 8, 8)
         pair = type(one).stack([one, one], [0, 0])
         three = type(one).stack([one, one, one], [0, 1, 1])
         every, backend = sites(editor), Watched(device)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anyv2v import checks
-from anyv2v.config import blaming, section
+from anyv2v.config import config_errors, section
 from anyv2v.convert.hf_config import HFConfig
 from anyv2v.errors import InputError
 
@@ -215,14 +215,14 @@ def test_a_section_holds_just_its_fields():
 def test_whatever_a_config_makes_go_wrong_is_blamed_on_it(tmp_path, error):
     told = f"{tmp_path / 'config.json'}: "
     for raised in (error("so it is"), InputError("so it is")):
-        with pytest.raises(InputError, match="so it is") as refusal, blaming(tmp_path):
+        with pytest.raises(InputError, match="so it is") as refusal, config_errors(tmp_path):
             raise raised
         assert str(refusal.value).startswith(told) and str(refusal.value).count(told) == 1
     named = InputError(f"{told}so it is")
-    with pytest.raises(InputError) as refusal, blaming(tmp_path):
+    with pytest.raises(InputError) as refusal, config_errors(tmp_path):
         raise named
     assert refusal.value is named
-    with pytest.raises(KeyboardInterrupt), blaming(tmp_path):
+    with pytest.raises(KeyboardInterrupt), config_errors(tmp_path):
         raise KeyboardInterrupt
 
 

@@ -29,7 +29,9 @@ FRAME = "edit-frame v.mp4 --editor edges -o f.png"
 INVERT = "invert v.mp4 -o s.safetensors"
 
 
-ORIGINAL = read_defaults({"defaults": {"size": [512, 512], "frames": 16, "fps": 8}}, I2VGen.own)
+ORIGINAL = read_defaults(
+    {"defaults": {"size": [512, 512], "frames": 16, "fps": 8}}, I2VGen.published_settings
+)
 
 
 def parsed(line: str):

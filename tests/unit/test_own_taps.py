@@ -15,7 +15,7 @@ from tests.oracles import golden
 from tests.unit.test_graphs import CPU, Taped
 
 SITES = golden.tensors("pnp_sites")
-BRANCHES, FRAMES, TOKENS, WIDTH = 3, 2, 5, 8
+BRANCHES, FRAMES, TOKENS, DIM = 3, 2, 5, 8
 
 
 def draw(*shape):
@@ -30,18 +30,18 @@ def drawn(layer):
 
 
 def spatial():
-    layer = drawn(Attention("a", WIDTH, 2, 4))
-    return layer, draw(BRANCHES * FRAMES, TOKENS, WIDTH), None
+    layer = drawn(Attention("a", DIM, 2, 4))
+    return layer, draw(BRANCHES * FRAMES, TOKENS, DIM), None
 
 
 def cross():
-    layer = drawn(Attention("a", WIDTH, 2, 4, context_width=6))
-    return layer, draw(BRANCHES, FRAMES * TOKENS, WIDTH), layer.read(draw(BRANCHES, 7, 6))
+    layer = drawn(Attention("a", DIM, 2, 4, context_dim=6))
+    return layer, draw(BRANCHES, FRAMES * TOKENS, DIM), layer.read(draw(BRANCHES, 7, 6))
 
 
 def temporal():
-    layer = drawn(TemporalAttention("a", WIDTH, 2, 4))
-    return layer, draw(BRANCHES, FRAMES, TOKENS, WIDTH), None
+    layer = drawn(TemporalAttention("a", DIM, 2, 4))
+    return layer, draw(BRANCHES, FRAMES, TOKENS, DIM), None
 
 
 KINDS = pytest.mark.parametrize("make", [spatial, cross, temporal])
@@ -171,8 +171,8 @@ def test_an_output_without_anything_is_a_layer_without_weights(editor):
 
 
 def resnet():
-    block = drawn(ResnetBlock("a", WIDTH, WIDTH, groups=2, eps=1e-5, time_width=6))
-    return block, draw(BRANCHES * FRAMES, 2, 4, WIDTH), draw(BRANCHES, 6)
+    block = drawn(ResnetBlock("a", DIM, DIM, groups=2, eps=1e-5, time_dim=6))
+    return block, draw(BRANCHES * FRAMES, 2, 4, DIM), draw(BRANCHES, 6)
 
 
 def test_residual_features_may_be_replaced_or_shared():

@@ -17,7 +17,7 @@ from anyv2v.frame_editors.instruct_pix2pix import InstructPix2Pix, guide
 from anyv2v.frame_editors.painting import working_size
 from anyv2v.stable_diffusion.loading import load
 from anyv2v.stable_diffusion.schedule import (
-    NoiseSchedule,
+    DiscreteSchedule,
     ddim_step,
     euler_ancestral_step,
     sample_ddim,
@@ -116,7 +116,7 @@ def test_values_that_are_not_finite_are_no_picture(editor, monkeypatch):
             return torch.full_like(x, math.nan) if len(calls) == 8 else x
 
         with pytest.raises(NotFiniteError, match=r"in step 7 \("):
-            run(predict, torch.ones(2), NoiseSchedule("leading"), 10)
+            run(predict, torch.ones(2), DiscreteSchedule("leading"), 10)
 
 
 @pytest.mark.parametrize("options", [{"guidance": 1e38}, {"image_guidance": -1e38}])
@@ -162,7 +162,7 @@ def test_what_is_wrong_is_said_in_one_line(folders, weights, tmp_path):
             InstructPix2Pix(str(folder))(asked(), [0])
         assert str(folder) in str(refusal.value)
     with pytest.raises(InputError, match="holds InstructPix2Pix; weights of Stable Diffusion"):
-        load(folders[8], torch.device("cpu"), torch.float32, channels_in=4)
+        load(folders[8], torch.device("cpu"), torch.float32, in_channels=4)
 
 
 def test_guidance():
@@ -196,7 +196,7 @@ def knowing(schedule, picture):
 
 @pytest.mark.parametrize("steps", [3, 40])
 def test_ddim_ends_at_the_only_picture(picture, steps):
-    schedule = NoiseSchedule("leading")
+    schedule = DiscreteSchedule("leading")
     seen = []
     found = sample_ddim(
         knowing(schedule, picture),
@@ -216,7 +216,7 @@ def test_ddim_ends_at_the_only_picture(picture, steps):
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 @pytest.mark.parametrize("steps", [1, 3, 40])
 def test_ancestral_steps_end_at_the_only_picture(picture, steps, spacing):
-    schedule = NoiseSchedule(spacing)
+    schedule = DiscreteSchedule(spacing)
     generator = torch.Generator().manual_seed(0)
     found = sample_euler_ancestral(
         knowing(schedule, picture),
@@ -247,7 +247,7 @@ def test_a_ddim_step_moves_between_levels():
 
 
 def test_latents_between_the_steps_are_float32():
-    schedule = NoiseSchedule("leading")
+    schedule = DiscreteSchedule("leading")
     half = normal(1, 4, 2, 2).half()
     assert sample_ddim(lambda t, x: x, half, schedule, 2).dtype == torch.float32
     fresh = lambda: half  # noqa: E731
@@ -257,7 +257,7 @@ def test_latents_between_the_steps_are_float32():
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 @pytest.mark.parametrize("steps", [0, 1000, 2.5])
 def test_steps_that_are_none(spacing, steps):
-    schedule = NoiseSchedule(spacing)
+    schedule = DiscreteSchedule(spacing)
     for ask in (schedule.leading, schedule.timesteps, schedule.sigmas):
         with pytest.raises(InputError, match="steps: .* is not a whole number from 1 to 999"):
             ask(steps)

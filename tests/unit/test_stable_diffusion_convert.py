@@ -32,7 +32,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    return sd_snapshot.write(tmp_path_factory.mktemp("theirs") / "tiny", channels_in=8)
+    return sd_snapshot.write(tmp_path_factory.mktemp("theirs") / "tiny", in_channels=8)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_the_config(ours, tmp_path):
         "groups": 12,
     }
     assert config["schedule"] == {"spacing": "leading"}
-    load(tmp_path / "out", torch.device("cpu"), torch.float32, channels_in=4)
+    load(tmp_path / "out", torch.device("cpu"), torch.float32, in_channels=4)
 
 
 def test_halves_are_read_under_their_published_names(tmp_path):

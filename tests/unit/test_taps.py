@@ -10,7 +10,7 @@ import torch
 
 from anyv2v import NO_TAPS, Injection, InputError, Record, Replay, ShareSource, Taps
 from anyv2v.backbones.i2vgen.conditioning import Conditions
-from anyv2v.backbones.i2vgen.defaults import OWN
+from anyv2v.backbones.i2vgen.defaults import PUBLISHED_SETTINGS
 from anyv2v.injection.fractions import Group, sites_per_step
 from anyv2v.injection.taps import Recorded
 from anyv2v.runtime.accounting import count
@@ -340,7 +340,7 @@ def test_a_block_that_forgets_its_taps_fails_at_once(editor):
 
 
 def test_the_default_edit_runs_as_many_rows_as_readme_says():
-    groups = Injection(**OWN["injection"]).groups(
+    groups = Injection(**PUBLISHED_SETTINGS["injection"]).groups(
         {name: frozenset({name}) for name in ("conv", "spatial", "temporal")}
     )
     known = frozenset({"conv", "spatial", "temporal"})

@@ -293,7 +293,7 @@ def test_the_source_may_begin_with_the_edited_frame(
     editor, exact, source, trajectory, video, frame, monkeypatch
 ):
     """As ConsistI2V's original has it: each edit has a source of its own, which is not recorded."""
-    monkeypatch.setattr(Toy, "edited_source", lambda self, options: True)
+    monkeypatch.setattr(Toy, "uses_edited_source_frame", lambda self, options: True)
     requests = [EditRequest(frame, PROMPT), EditRequest(frame[::-1].copy(), PROMPT)]
     recorded = replace(source, features=FeatureCache({0: "device"}, {0: {"blocks.0.map": ()}}))
     for request, found in zip(requests, editor.edit_many(recorded, requests), strict=True):
@@ -675,7 +675,7 @@ def test_its_words_are_read_for_conditions_only(editor, weights, frame, monkeypa
 
 def test_words_that_stay_give_the_same_and_take_their_room(editor, weights, video, frame):
     class Whole(Toy):
-        apart = frozenset()
+        loaded_on_demand = frozenset()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "toy", Whole)

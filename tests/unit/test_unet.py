@@ -10,7 +10,7 @@ from anyv2v.backbones.i2vgen.conditioning import Conditions
 from anyv2v.convert.formats.i2vgen import UNET
 from anyv2v.convert.rename import rename
 from anyv2v.injection.taps import NO_TAPS, Record, ShareSource, Taps
-from anyv2v.nn.forward_context import Steering
+from anyv2v.nn.forward_context import ForwardContext
 from anyv2v.nn.resnet import Conv2d
 from anyv2v.runtime.accounting import fake_mode
 from tests.oracles import golden
@@ -202,8 +202,8 @@ def test_taps_see_residual_features_with_their_bias(editor, request):
 
 def test_on_a_gpu_hardly_a_convolution_has_a_bias(editor):
     with fake_mode("cuda") as device, torch.no_grad(), Convolutions() as convolutions:
-        twin = editor.backbone.blank(device)
-        told = twin.blank_conditions(F, H, W)
+        twin = editor.backbone.meta_copy(device)
+        told = twin.meta_conditions(F, H, W)
         conditioning = convolutions.biased
         twin.predict(torch.empty(1, 4, F, H, W, device=device), 1, told)
     # in, out, and three times half and double the size
@@ -252,7 +252,7 @@ def quiet(editor, name):
         else:
             cross = module.block.cross
             context = {cross.site: cross.read(QUIET["context"])}
-            out = module(tokens, Steering(QUIET["emb"], context, frames=1), taps=NO_TAPS)
+            out = module(tokens, ForwardContext(QUIET["emb"], context, frames=1), taps=NO_TAPS)
     return out.permute(0, 3, 1, 2), truth
 
 

@@ -46,7 +46,7 @@ def test_decoding_equals_the_original(vae, editor):
 @torch.no_grad()
 def test_biases_added_later_equal_the_original(vae, monkeypatch):
     """As on a GPU: biases are not the convolutions' business."""
-    bare = lambda self, x: (self._convolved(x, None), self.bias)  # noqa: E731
+    bare = lambda self, x: (self._convolve(x, None), self.bias)  # noqa: E731
     monkeypatch.setattr(Conv2d, "before_bias", bare)
     assert golden.relative_error(vae.posterior(G["pixels"])[0], G["encode.mean"]) < 1e-5
     pixels = vae.decode(G["video_latents"][0].transpose(0, 1))
@@ -189,7 +189,7 @@ def test_frames_become_latents_alike_one_by_one_and_together():
         assert torch.allclose(latents[0].transpose(0, 1), one, atol=1e-5)
         back = torch.cat(list(codec.decode(latents, at_once)))
         assert torch.allclose(back, vae.decode(one), atol=1e-5)
-    assert (codec.channels, codec.factor, codec.multiple) == (4, 4, 4)
+    assert (codec.channels, codec.spatial_compression, codec.size_multiple) == (4, 4, 4)
     assert codec.check_frames(7) == codec.frames_of(7) == 7 and codec.encoder is vae.encoder
     half = ImageCodec(tiny().bfloat16())
     (latents,) = half.encode(frames, 5)

@@ -1,20 +1,29 @@
-"""I2VGen-XL (arXiv 2311.04145) as the editor sees it."""
+"""I2VGen-XL (arXiv 2311.04145) behind the interface that the editor uses, `Backbone`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from anyv2v import checks
-from anyv2v.backbones.base import Branches, Defaults, FirstFrame, Guidance, Options
+from anyv2v.backbones import base
+from anyv2v.backbones.base import (
+    Branches,
+    Defaults,
+    FirstFrame,
+    Guidance,
+    Options,
+    PublishedSettings,
+)
 from anyv2v.backbones.i2vgen.conditioning import Conditions
 from anyv2v.backbones.i2vgen.config import UNetConfig
-from anyv2v.backbones.i2vgen.defaults import NEGATIVE_PROMPT, OWN
+from anyv2v.backbones.i2vgen.defaults import NEGATIVE_PROMPT, PUBLISHED_SETTINGS
 from anyv2v.backbones.i2vgen.schedule import OFFSET, TRAIN_STEPS, schedule
 from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.checks import shown
@@ -32,32 +41,37 @@ from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
 
 SCHEDULE = {"train_steps": TRAIN_STEPS, "steps_offset": OFFSET}
-"""The one schedule there is; a folder that was trained on another is refused."""
+"""The only schedule that is supported; assembling weights that were trained on another fails."""
 
 
 @dataclass(frozen=True)
 class I2VGen:
+    """I2VGen-XL's networks and settings; see `Backbone`, whose methods these are."""
+
     unet: UNet
     text: TextEncoder
     vision: VisionEncoder
     tokenizer: Tokenizer
     preprocess: PreprocessConfig
     groups: Mapping[str, frozenset[str]]
+    """Injection group -> the sites that the weights' config.json lists for it."""
     codec: ImageCodec
     defaults: Defaults
     schedule: TableSchedule = field(default_factory=schedule)
 
     name = "i2vgen"
-    pinned = 0
-    apart = frozenset()
-    own = OWN
+    pinned_frames = 0
+    loaded_on_demand: ClassVar[frozenset[str]] = frozenset()
+    published_settings: ClassVar[PublishedSettings] = PUBLISHED_SETTINGS
 
     @staticmethod
-    def multiple(config: dict) -> int:
-        return section(config, "vae", AutoencoderConfig).factor
+    def size_multiple(config: dict) -> int:
+        """Returns the number of pixels that must divide both sides of a frame: one latent."""
+        return section(config, "vae", AutoencoderConfig).spatial_compression
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
+        """Returns the function that builds each network, by its name in the weights folder."""
         return {
             "unet": lambda: UNet(section(config, "unet", UNetConfig)),
             "text": lambda: TextEncoder(section(config, "text", TextConfig)),
@@ -69,6 +83,11 @@ class I2VGen:
     def assemble(
         cls, config: dict, networks: dict[str, nn.Module], folder: Path, defaults: Defaults
     ) -> I2VGen:
+        """Assembles the backbone from the networks that `networks` builds, with loaded weights.
+
+        The folder's tokenizer is read. Raises InputError for another schedule, for an image encoder
+        of another input size than the preprocessing's, and for a tokenizer that does not fit.
+        """
         if config.get("schedule") != SCHEDULE:
             raise InputError(f"schedule {config.get('schedule')} is not {SCHEDULE}")
         text, vision = section(config, "text", TextConfig), section(config, "vision", VisionConfig)
@@ -79,66 +98,79 @@ class I2VGen:
             )
         special = section(config, "tokenizer", TokenizerConfig)
         tokenizer = Tokenizer.load(folder / "tokenizer", special, text.tokens, text.vocab_size)
-        # the default is nobody's own words: that a small tower does not read it all is not told
+        # asking now keeps the tokenizer from warning later: nobody typed the default prompt, so
+        # nobody needs to hear that a small text encoder cuts it
         tokenizer.lost(NEGATIVE_PROMPT)
         return cls(
-            unet=networks["unet"],
-            text=networks["text"],
-            vision=networks["vision"],
+            unet=cast(UNet, networks["unet"]),
+            text=cast(TextEncoder, networks["text"]),
+            vision=cast(VisionEncoder, networks["vision"]),
             tokenizer=tokenizer,
             preprocess=preprocess,
             groups=_groups(config.get("injection")),
-            codec=ImageCodec(networks["vae"]),
+            codec=ImageCodec(cast(Autoencoder, networks["vae"])),
             defaults=defaults,
         )
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """All sites of the UNet, in the order of its forward pass."""
         return self.unet.sites
 
     @property
     def device(self) -> torch.device:
+        """The device of the UNet's weights."""
         return self.unet.conv_out.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the UNet's weights."""
         return self.unet.conv_out.weight.dtype
 
     @property
     def conditioners(self) -> tuple[nn.Module, ...]:
+        """CLIP's text and image encoder."""
         return self.text, self.vision
 
     def tokenize(self, text: str) -> Tensor:
-        """int64 (1, 77)."""
+        """Returns the token ids of a text, int64 (1, 77)."""
         return self.tokenizer(text)
 
     def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
-        """(1, 77, d) in `dtype`: hidden states before the last `clip_skip` layers, final norm."""
+        """Encodes a text as (1, 77, d) in `dtype`: one hidden state per token.
+
+        They are the hidden states before the last `clip_skip` layers, with the final norm applied.
+        """
         hidden = self.text(self.tokenize(text).to(self.device), clip_skip)
         return check_finite(hidden, f"the text tower, of {shown(text)}", self.dtype)
 
     def encode_image(self, image: np.ndarray, width: int, black_edge: bool = False) -> Tensor:
-        """(1, d) in `dtype`: CLIP embedding of an image (h, w, 3) uint8 cropped to width^2 pixels.
+        """Computes the CLIP embedding (1, d), in `dtype`, of an image (h, w, 3) uint8 RGB.
 
+        The image is first cropped to a square of `width` pixels, the width of the video.
         `black_edge` keeps the original's crop, which at some sizes leaves a black row.
         """
         pixels = preprocess(image, width, self.preprocess, black_edge)
         embedding = self.vision(pixels.to(self.device, self.dtype))
         return check_finite(embedding, "the image tower", self.dtype)
 
-    def options(self, given: Options) -> Options:
-        checks.known("options", given, ("fps",), "option")
-        return {"fps": checks.count("fps", given.get("fps", self.defaults.fps))}
+    def options(self, options: Options) -> Options:
+        """Completes `options`; the only one is "fps", frames per second as the network reads it."""
+        checks.known("options", options, ("fps",), "option")
+        return {"fps": checks.count("fps", options.get("fps", self.defaults.fps))}
 
     def sampler(self, options: Options) -> TableSchedule:
+        """Returns `schedule`: sampling and inversion use the same one."""
         return self.schedule
 
-    def edited_source(self, options: Options) -> bool:
+    def uses_edited_source_frame(self, options: Options) -> bool:
+        """Returns False: the source's branch is conditioned on the source's own first frame."""
         return False
 
     def condition(
         self, prompt: str, first: FirstFrame, options: Options, negative: bool = False
     ) -> Conditions:
+        """Makes the conditions of one branch; `negative` zeroes the CLIP image embedding."""
         embedding = self.encode_image(first.image, first.width)
         if negative:
             embedding = torch.zeros_like(embedding)
@@ -157,29 +189,37 @@ class I2VGen:
         guidance: Guidance,
         options: Options,
     ) -> Branches:
-        """Classifier-free guidance (arXiv 2207.12598); one branch if it is 1 or less."""
+        """Makes the negative and the edited branch of classifier-free guidance (arXiv 2207.12598).
+
+        A guidance scale of 1 or less needs the edited branch alone.
+        """
         scale, edited = guidance["text"], self.condition(prompt, first, options)
         if scale <= 1:
             return Branches((edited,), lambda level, v: v[0])
-        plain = self.condition(negative_prompt, first, options, negative=True)
-        return Branches((plain, edited), lambda level, v: v[0] + scale * (v[1] - v[0]))
+        unwanted = self.condition(negative_prompt, first, options, negative=True)
+        return Branches((unwanted, edited), lambda level, v: v[0] + scale * (v[1] - v[0]))
 
     def branch_count(self, guidance: Guidance) -> int:
+        """Returns the number of branches that `branches` makes."""
         return 2 if guidance["text"] > 1 else 1
 
     def activation_bytes(self, branches: int, frames: int, height: int, width: int) -> int:
-        # measured: the feed-forward of the first temporal transformer, eight heads wide, holds ten
-        # times its width at full resolution. what else there is at that moment is left out
+        """Returns a lower bound of a prediction's memory, without the weights; sizes of latents.
+
+        Measured: memory peaks in the feed-forward of the first temporal transformer, which at full
+        resolution holds ten times its channels, eight heads of them. Whatever else is in memory at
+        that moment is not counted.
+        """
         values = branches * frames * height * width * 10 * 8 * self.unet.config.head_dim
         return values * self.dtype.itemsize
 
-    def blank(self, device: torch.device) -> I2VGen:
-        networks = {
-            name: meta_copy(getattr(self, name), device) for name in ("unet", "text", "vision")
-        }
-        return replace(self, codec=self.codec.blank(device), **networks)
+    def meta_copy(self, device: torch.device) -> I2VGen:
+        """Returns a copy of the backbone on `device` whose weights hold no data."""
+        networks = {name: meta_copy(getattr(self, name), device) for name in ("unet", "text", "vision")}
+        return replace(self, codec=self.codec.meta_copy(device), **networks)
 
-    def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:
+    def meta_conditions(self, frames: int, height: int, width: int) -> Conditions:
+        """Makes the conditions of one branch from inputs without data, for latents of that size."""
         device, dtype, size = self.device, self.dtype, self.preprocess.size
         ids = torch.zeros(self.tokenize("").shape, dtype=torch.int64, device=device)
         pixels = torch.empty(1, 3, size, size, dtype=dtype, device=device)
@@ -190,27 +230,35 @@ class I2VGen:
         return self.unet.condition(self.text(ids, 1), self.vision(pixels), latents, fps)
 
     def predict(
-        self, latents: Tensor, t: int | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
+        self, latents: Tensor, t: float | Tensor, conditions: base.Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        of = tuple(conditions.latents.shape[2:])
-        if tuple(latents.shape[2:]) != of:
+        """Predicts v (g, c, f, h, w) for g branches of n samples.
+
+        latents (n, c, f, h, w): in `dtype`. t: timestep, a whole number from 0 to 999, or an int64
+        tensor without dims. Raises InputError for another t and for conditions of another size.
+        """
+        assert isinstance(conditions, Conditions), "conditions are those of the same backbone"
+        expected_size = tuple(conditions.latents.shape[2:])
+        if tuple(latents.shape[2:]) != expected_size:
             raise InputError(
-                f"latents: {tuple(latents.shape)} are not of conditions of (f, h, w) {of}"
+                f"latents: {tuple(latents.shape)} are not of conditions of (f, h, w) "
+                f"{expected_size}"
             )
         if not isinstance(t, Tensor):
-            checks.whole("t", t, 0, TRAIN_STEPS - 1)
-            t = torch.full((), t, device=latents.device)
+            timestep = checks.whole("t", t, 0, TRAIN_STEPS - 1)
+            t = torch.full((), timestep, device=latents.device)
         timesteps = t.expand(latents.shape[0])
         return self.unet(latents, timesteps, conditions, taps)
 
 
 def image_latents(first: Tensor, frames: int) -> Tensor:
-    """First frame's latents (b, c, 1, h, w) -> (b, c, frames, h, w), as I2VGen-XL is given them.
+    """Lays out the first frame's latents (b, c, 1, h, w) as (b, c, frames, h, w).
 
-    Frame k > 0 holds the constant k / (frames - 1), which tells the network its place in time.
+    I2VGen-XL expects the latents in frame 0; frame k > 0 holds the constant k / (frames - 1),
+    which tells the network the position of the frame in the clip.
     """
-    place = torch.arange(1, frames, dtype=first.dtype, device=first.device) / max(frames - 1, 1)
-    rest = place.view(1, 1, -1, 1, 1).expand(*first.shape[:2], -1, *first.shape[3:])
+    position = torch.arange(1, frames, dtype=first.dtype, device=first.device) / max(frames - 1, 1)
+    rest = position.view(1, 1, -1, 1, 1).expand(*first.shape[:2], -1, *first.shape[3:])
     return torch.cat([first, rest], dim=2)
 
 

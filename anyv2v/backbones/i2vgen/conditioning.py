@@ -1,7 +1,7 @@
-"""Everything that steers the I2VGen-XL UNet but the timestep (arXiv 2311.04145, section 3).
+"""All inputs of the I2VGen-XL UNet but the latents and the timestep (arXiv 2311.04145, section 3).
 
-None of it depends on the timestep, so it is computed once and kept as `Conditions`, with the keys
-and values that every cross-attention makes of the context.
+None of them depends on the timestep, so they are encoded once per run and stored as `Conditions`,
+together with the keys and values that every cross-attention makes of the context.
 """
 
 from __future__ import annotations
@@ -22,46 +22,49 @@ from anyv2v.nn.embeddings import mlp, sinusoids
 
 @dataclass(frozen=True)
 class Conditions:
-    """What g branches of n samples are steered by.
+    """What the UNet is conditioned on, for g branches of n samples.
 
-    A sample is latents with a first frame. Its branches differ only in their context, so what is
-    equal for them is kept, and computed, once.
+    A sample is noisy latents with a first frame. The branches of a sample differ only in their
+    context, so whatever else they read is stored, and computed, once per sample.
     """
 
     context: Mapping[str, tuple[Tensor, Tensor]]
     """Site of each cross-attention -> key and value, (g, m, heads, d) each."""
     latents: Tensor
-    """(n, c, f, h, w): channels that stand beside the sample's."""
+    """(n, c, f, h, w): encoded first frame, concatenated with the noisy latents as channels."""
     fps: Tensor
     """(n, t): embedding of the frame rate, added to that of the timestep."""
     samples: Tensor
-    """(g,) int64: which of the n samples each is a branch of."""
+    """(g,) int64: index of the sample that each branch belongs to."""
 
-    @staticmethod
-    def stack(branches: Sequence[Conditions], samples: Sequence[int] | None = None) -> Conditions:
-        """Of single branches, in order; `samples`: which of the latents each is a branch of.
+    @classmethod
+    def stack(
+        cls, branches: Sequence[Conditions], samples: Sequence[int] | None = None
+    ) -> Conditions:
+        """Stacks the conditions of single branches, in order.
 
-        They count from 0 in order of appearance, and branches of one sample must have been made of
-        the same first frame. Left out, every branch has latents of its own.
+        samples: index of the sample that each branch belongs to; by default every branch has a
+        sample of its own. Indices count from 0 in order of appearance. Branches of one sample must
+        have been made of the same first frame.
         """
         samples = tuple(range(len(branches)) if samples is None else samples)
         firsts = [branches[samples.index(sample)] for sample in range(len(set(samples)))]
         return Conditions(
             {
-                site: tuple(
-                    torch.cat(pieces)
-                    for pieces in zip(*(b.context[site] for b in branches), strict=True)
+                site: (
+                    torch.cat([branch.context[site][0] for branch in branches]),
+                    torch.cat([branch.context[site][1] for branch in branches]),
                 )
                 for site in branches[0].context
             },
-            torch.cat([b.latents for b in firsts]),
-            torch.cat([b.fps for b in firsts]),
+            torch.cat([branch.latents for branch in firsts]),
+            torch.cat([branch.fps for branch in firsts]),
             # here, because copying it to a GPU would make every forward pass wait
             torch.tensor(samples, device=firsts[0].latents.device),
         )
 
-    def apart(self) -> Conditions:
-        """The same with a sample for every branch."""
+    def one_per_branch(self) -> Conditions:
+        """Returns the same conditions with a sample of its own for every branch."""
         own = torch.arange(len(self.samples), device=self.samples.device)
         return Conditions(self.context, self.latents[self.samples], self.fps[self.samples], own)
 
@@ -69,29 +72,31 @@ class Conditions:
 class LatentsFeedForward(nn.Module):
     """Linear, exact GELU, linear."""
 
-    def __init__(self, width: int):
+    def __init__(self, dim: int):
         super().__init__()
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = nn.Linear(dim, 4 * dim)
+        self.down = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x (..., dim) to the same shape."""
         return self.down(F.gelu(self.up(x)))
 
 
 class LatentsTemporal(nn.Module):
-    """Mixes the image latents along the frames: two heads as wide as the latents have channels.
+    """A transformer layer that mixes the image latents along the frames.
 
-    The feed-forward has no norm before it.
+    Its attention has two heads, whose dim is the number of latent channels. As in the original, the
+    feed-forward has no norm before it.
     """
 
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.self = TemporalAttention(None, channels, 2, channels)
+        self.self = TemporalAttention(None, channels, heads=2, head_dim=channels)
         self.ff = LatentsFeedForward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """X (b, f, h w, c) -> the same shape."""
+        """Maps x (b, f, h w, c) to the same shape."""
         x = x + self.self(self.norm(x), taps=NO_TAPS)
         return x + self.ff(x)
 
@@ -101,7 +106,7 @@ class Conditioning(nn.Module):
 
     def __init__(self, config: UNetConfig):
         super().__init__()
-        c, width, time_width = config.channels, config.context_width, config.time_width
+        c, context_dim, time_dim = config.channels, config.context_dim, config.time_dim
         self.config = config
         self.latents = nn.Sequential(
             nn.Conv2d(c, 4 * c, 3, padding=1),
@@ -117,29 +122,32 @@ class Conditioning(nn.Module):
             nn.AdaptiveAvgPool2d(32),  # enlarges what is smaller
             nn.Conv2d(8 * c, 16 * c, 3, stride=2, padding=1),
             nn.SiLU(),
-            nn.Conv2d(16 * c, width, 3, stride=2, padding=1),
+            nn.Conv2d(16 * c, context_dim, 3, stride=2, padding=1),
         )
-        self.image_tokens = mlp(width, time_width, c * width)
-        self.fps = mlp(config.widths[0], time_width)
+        self.image_tokens = mlp(context_dim, time_dim, c * context_dim)
+        self.fps = mlp(config.level_channels[0], time_dim)
 
     def forward(
         self, text: Tensor, image_embedding: Tensor, image_latents: Tensor, fps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Text (b, n, c'), image_embedding (b, c'), image_latents (b, c, f, h, w), fps (b,).
+        """Encodes the conditions of b branches.
 
-        Gives the context (b, n + 64 + 4, c'), tokens of the text, of the first frame's latents
-        and of its CLIP image; `Conditions.latents`; and `Conditions.fps`.
+        text (b, n, c'): hidden states of the text encoder. image_embedding (b, c'): CLIP embedding
+        of the first frame. image_latents (b, c, f, h, w). fps (b,): frames per second.
+
+        Returns the context (b, n + 64 + 4, c'), which is tokens of the text, of the first frame's
+        latents and of its CLIP embedding; then `Conditions.latents`; then `Conditions.fps`.
         """
         image_latents = image_latents.contiguous()
         first = self.latent_tokens(image_latents[:, :, 0].contiguous())
         latent_tokens = rearrange(first, "b c h w -> b (h w) c")
         image_tokens = self.image_tokens(image_embedding)
         image_tokens = rearrange(image_tokens, "b (m c) -> b m c", m=self.config.channels)
-        rate = sinusoids(fps, self.config.widths[0]).to(text.dtype)
+        fps_embedding = sinusoids(fps, self.config.level_channels[0]).to(text.dtype)
         context = torch.cat([text, latent_tokens, image_tokens], dim=1)
-        return context, self._beside(image_latents), self.fps(rate)
+        return context, self._encode_latents(image_latents), self.fps(fps_embedding)
 
-    def _beside(self, image_latents: Tensor) -> Tensor:
+    def _encode_latents(self, image_latents: Tensor) -> Tensor:
         f, h = image_latents.shape[2:4]
         frames = self.latents(rearrange(image_latents, "b c f h w -> (b f) c h w").contiguous())
         tokens = self.temporal(rearrange(frames, "(b f) c h w -> b f (h w) c", f=f))

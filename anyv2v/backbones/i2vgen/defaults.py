@@ -1,4 +1,4 @@
-"""What the published weights of I2VGen-XL work best with: the settings of the original AnyV2V."""
+"""The settings with which the original AnyV2V runs the published weights of I2VGen-XL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ NEGATIVE_PROMPT = (
     "disconnected limbs, Ugly faces, incomplete arms"
 )
 
-OWN = {
+PUBLISHED_SETTINGS = {
     "steps": 50,
     "guidance": {"text": 9.0},
     "negative_prompt": NEGATIVE_PROMPT,

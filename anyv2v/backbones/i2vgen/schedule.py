@@ -18,15 +18,16 @@ OFFSET = 1
 
 
 def schedule() -> TableSchedule:
+    """Returns the schedule of inversion and sampling."""
     return TableSchedule(alphas_cumprod(), "v", OFFSET)
 
 
 def alphas_cumprod() -> Tensor:
-    """alpha-bar (1000,) float32: the cosine schedule (arXiv 2102.09672, eq. 17), rescaled to zero
-    terminal SNR (arXiv 2305.08891, algorithm 1), bit for bit as the original has it.
+    """Computes the table of alpha-bar, (1000,) float32, bit for bit as the original does.
 
-    The chain through betas and back in float32 is the original's: squaring directly gives values
-    that differ by 5e-7.
+    It is the cosine schedule (arXiv 2102.09672, eq. 17), rescaled to zero terminal SNR (arXiv
+    2305.08891, algorithm 1). The original converts alpha-bar to betas and back in float32, and so
+    does this: squaring directly would give values that differ by 5e-7.
     """
 
     def remaining(u: float) -> float:
@@ -45,8 +46,9 @@ def alphas_cumprod() -> Tensor:
 
 
 def _original_sqrt(x: Tensor) -> Tensor:
-    # torch's float32 square root is not correctly rounded and differs between processors. this one
-    # is, but for the four timesteps at which the original's was one unit in the last place low
+    # torch's float32 square root is not correctly rounded and differs between processors. rounding
+    # a float64 root is exact, so the four timesteps at which the original's root was one unit in
+    # the last place too low are corrected by hand
     root = x.double().sqrt().float()
     low = [114, 408, 754, 823]
     root[low] = torch.nextafter(root[low], torch.zeros(()))

@@ -1,5 +1,6 @@
-"""The sites of I2VGen-XL's UNet: the layers whose features can be recorded, replayed and injected,
-and the choice of them that the paper makes.
+"""The sites of I2VGen-XL's UNet, and the paper's choice of those to inject.
+
+Sites are the layers whose features can be recorded, replayed and injected.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ ATTENTIONS = ("self", "cross", "self2")
 
 
 def paper_sites(attention: Sequence[bool], layers: int) -> dict[str, list[str]]:
-    """Injection group -> its sites, as AnyV2V chooses them (arXiv 2403.14468, section 4).
+    """Returns the paper's choice of sites for each injection group (arXiv 2403.14468, section 4).
 
     The group conv has the residual feature of one resnet of the second up block. The groups spatial
     and temporal have query and key of the self-attentions from the second layer of the second up
-    block to the end, as the original code has them.
+    block to the end, as in the original code.
 
-    attention: for each level of the UNet on the way down whether it has transformers; layers: the
-    number of layers per level on the way down (a level has one more on the way up).
+    attention: whether each level of the UNet has transformers, in the order of the way down.
+    layers: layers per level on the way down; a level on the way up has one more.
     """
     upwards = attention[::-1]
-    places = [
+    layers_injected = [
         (level, layer)
         for level in range(1, len(upwards))
         if upwards[level]
@@ -32,17 +33,15 @@ def paper_sites(attention: Sequence[bool], layers: int) -> dict[str, list[str]]:
     ]
     return {
         "conv": ["up.1.res.1"] if len(upwards) > 1 else [],
-        "spatial": [f"up.{level}.spatial.{layer}.block.self" for level, layer in places],
-        "temporal": [f"up.{level}.temporal.{layer}.block.self" for level, layer in places],
+        "spatial": [f"up.{level}.spatial.{layer}.block.self" for level, layer in layers_injected],
+        "temporal": [f"up.{level}.temporal.{layer}.block.self" for level, layer in layers_injected],
     }
 
 
 def find_sites(network: nn.Module) -> tuple[str, ...]:
-    """The sites of all blocks of a network, in the order of the forward pass.
+    """Finds the sites of all blocks of a network, in the order of the forward pass.
 
-    Each is the block's own path in the network.
-
-    I2VGen-XL has three kinds:
+    A site is called like the path of its module in the network. I2VGen-XL has three kinds:
 
     - `up.1.res.1`: the residual branch of a resnet, after its second convolution;
     - `up.1.spatial.1.block.self`, `.cross`: query, key and value within a frame, to the context;
@@ -50,17 +49,17 @@ def find_sites(network: nn.Module) -> tuple[str, ...]:
     """
     blocks = network.named_modules()
     sites = {path: site for path, block in blocks if (site := getattr(block, "site", None))}
-    if wrong := {path: site for path, site in sites.items() if path != site}:
-        raise AssertionError(f"sites that are not called like their modules: {wrong}")
-    return tuple(sorted(sites, key=_place))
+    if misnamed := {path: site for path, site in sites.items() if path != site}:
+        raise AssertionError(f"sites that are not called like their modules: {misnamed}")
+    return tuple(sorted(sites, key=_position))
 
 
-def _place(site: str) -> tuple[int, ...]:
-    """Sorts as the forward pass runs: stage, level, layer, kind of block, kind of attention."""
+def _position(site: str) -> tuple[int, ...]:
+    """Returns the sort key of a site: stage, level, layer, kind of block, kind of attention."""
     stage, *path = site.split(".")
     level = int(path.pop(0)) if path[0].isdecimal() else 0
     if stage == STAGES[0]:
         return (0, ATTENTIONS.index(path[-1]))
     kind, layer = path[0], int(path[1])
-    which = ATTENTIONS.index(path[-1]) if kind != "res" else 0
-    return (STAGES.index(stage), level, layer, LAYER.index(kind), which)
+    attention = ATTENTIONS.index(path[-1]) if kind != "res" else 0
+    return (STAGES.index(stage), level, layer, LAYER.index(kind), attention)

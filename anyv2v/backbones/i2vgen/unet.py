@@ -1,10 +1,13 @@
-"""The I2VGen-XL 3D UNet (arXiv 2311.04145), on channels-last tokens.
+"""The I2VGen-XL 3D UNet (arXiv 2311.04145), on channels-last features.
 
-Inside, features are (g b f, h, w, c): frames of one video beside one another, branch outermost.
-Every layer works on a view of that, so nothing is permuted between space and time.
+Inside, features are (g f, h, w, c): the frames of g branches as one batch of images, with the
+frames of a branch next to each other. Every layer works on a view of that, so nothing is permuted
+between space and time.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -16,76 +19,91 @@ from anyv2v.backbones.i2vgen.sites import find_sites
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.nn.attention import Attention
 from anyv2v.nn.embeddings import mlp, sinusoids
-from anyv2v.nn.forward_context import Steering
+from anyv2v.nn.forward_context import ForwardContext
+from anyv2v.nn.levels import layer_inputs
 from anyv2v.nn.resample import Downsample, Upsample
 from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock, TemporalConv
 from anyv2v.nn.transformer import SpatialTransformer, TemporalTransformer
 
 FIRST_CROSS = "down.0.spatial.0.block.cross"
-"""Where the branches of one sample, which differ only in their context, begin to differ."""
+"""The first cross-attention. The branches of one sample differ only in their context, so this is
+where their features begin to differ."""
 
 
 class Level(nn.Module):
-    """Layers of one resolution: resnet, temporal convolution and, if it attends, transformers.
+    """The layers of one resolution: resnet, temporal convolution and, if it attends, transformers.
 
-    The lists lie side by side, as the published checkpoint has them: layer i is res[i],
-    temporal_conv[i], spatial[i], temporal[i].
+    Layer i is res[i], temporal_conv[i], spatial[i], temporal[i]: one list per kind of block, as the
+    published checkpoint has them.
     """
 
     def __init__(
-        self, name: str, widths_in: list[int], width: int, attends: bool, config: UNetConfig
+        self, name: str, in_channels: list[int], channels: int, attends: bool, config: UNetConfig
     ):
+        """Builds the level called `name`; `in_channels` are the input channels of its layers."""
         super().__init__()
-        sizes = dict(heads=config.heads(width), head_dim=config.head_dim, groups=config.groups)
+        sizes = dict(heads=config.heads(channels), head_dim=config.head_dim, groups=config.groups)
         self.res = nn.ModuleList(
             ResnetBlock(
                 f"{name}.res.{i}",
-                width_in,
-                width,
+                layer_channels,
+                channels,
                 groups=config.groups,
                 eps=1e-5,
-                time_width=config.time_width,
+                time_dim=config.time_dim,
             )
-            for i, width_in in enumerate(widths_in)
+            for i, layer_channels in enumerate(in_channels)
         )
         self.temporal_conv = nn.ModuleList(
-            TemporalConv(width, groups=config.groups) for _ in widths_in
+            TemporalConv(channels, groups=config.groups) for _ in in_channels
         )
         self.spatial = nn.ModuleList(
             SpatialTransformer(
-                f"{name}.spatial.{i}", width, context_width=config.context_width, **sizes
+                f"{name}.spatial.{i}", channels, context_dim=config.context_dim, **sizes
             )
-            for i in range(len(widths_in) if attends else 0)
+            for i in range(len(in_channels) if attends else 0)
         )
         self.temporal = nn.ModuleList(
-            TemporalTransformer(f"{name}.temporal.{i}", width, **sizes)
-            for i in range(len(widths_in) if attends else 0)
+            TemporalTransformer(f"{name}.temporal.{i}", channels, **sizes)
+            for i in range(len(in_channels) if attends else 0)
         )
 
-    def layer(self, i: int, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
-        x = self.convolve(i, x, steering.emb, steering.frames, taps=taps)
-        return self.attend(i, x, steering, taps=taps)
+    def layer(self, i: int, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
+        """Runs layer i on x (g f, h, w, c): (g f, h, w, c')."""
+        x = self.convolve(i, x, ctx.time_embedding, ctx.frames, taps=taps)
+        return self.attend(i, x, ctx, taps=taps)
 
-    def convolve(self, i: int, x: Tensor, emb: Tensor, frames: int, *, taps: Taps) -> Tensor:
-        return self.temporal_conv[i](self.res[i](x, emb, taps=taps), frames)
+    def convolve(
+        self, i: int, x: Tensor, time_embedding: Tensor, frames: int, *, taps: Taps
+    ) -> Tensor:
+        """Runs the convolutional half of layer i on x (g f, h, w, c): (g f, h, w, c')."""
+        return self.temporal_conv[i](self.res[i](x, time_embedding, taps=taps), frames)
 
-    def attend(self, i: int, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
+    def attend(self, i: int, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
+        """Runs the transformers of layer i, if the level has any, on x (g f, h, w, c)."""
         if not self.spatial:
             return x
-        x = self.spatial[i](x, steering, taps=taps)
-        return self.temporal[i](x, steering.frames, taps=taps)
+        x = self.spatial[i](x, ctx, taps=taps)
+        return self.temporal[i](x, ctx.frames, taps=taps)
 
 
 class DownLevel(Level):
-    def __init__(self, name, widths_in, width, attends, config, *, last: bool):
-        super().__init__(name, widths_in, width, attends, config)
-        self.downsample = None if last else Downsample(width)
+    """A level on the way down, with a downsampler at its end unless it is the `last`."""
 
-    def forward(self, x: Tensor, steering: Steering, *, taps: Taps, start: int = 0) -> list[Tensor]:
-        """Outputs of all layers from `start` on, and of the downsampler: skips for the way up."""
+    def __init__(self, name, in_channels, channels, attends, config, *, last: bool):
+        super().__init__(name, in_channels, channels, attends, config)
+        self.downsample = None if last else Downsample(channels)
+
+    def forward(
+        self, x: Tensor, ctx: ForwardContext, *, taps: Taps, start: int = 0
+    ) -> list[Tensor]:
+        """Returns the outputs of all layers from `start` on, and of the downsampler.
+
+        They are skips for the way up, and the last of them is the input of the next level.
+        """
         outs = []
         for i in range(start, len(self.res)):
-            x = self.layer(i, x, steering, taps=taps)
+            x = self.layer(i, x, ctx, taps=taps)
             outs.append(x)
         if self.downsample is not None:
             outs.append(self.downsample(x))
@@ -93,29 +111,32 @@ class DownLevel(Level):
 
 
 class MidLevel(Level):
-    """Two layers with the transformers of one between them."""
+    """Two layers, the second of which has no transformers."""
 
-    def __init__(self, name: str, width: int, config: UNetConfig):
-        super().__init__(name, [width, width], width, True, config)
+    def __init__(self, name: str, channels: int, config: UNetConfig):
+        super().__init__(name, [channels, channels], channels, True, config)
         del self.spatial[1:], self.temporal[1:]
 
-    def forward(self, x: Tensor, steering: Steering, *, taps: Taps) -> Tensor:
-        x = self.layer(0, x, steering, taps=taps)
-        return self.convolve(1, x, steering.emb, steering.frames, taps=taps)
+    def forward(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
+        """Maps x (g f, h, w, c) to the same shape."""
+        x = self.layer(0, x, ctx, taps=taps)
+        return self.convolve(1, x, ctx.time_embedding, ctx.frames, taps=taps)
 
 
 class UpLevel(Level):
-    def __init__(self, name, widths_in, width, attends, config, *, last: bool):
-        super().__init__(name, widths_in, width, attends, config)
-        self.upsample = None if last else Upsample(width)
+    """A level on the way up, with an upsampler at its end unless it is the `last`."""
 
-    def forward(self, x: Tensor, skips: list[Tensor], steering: Steering, *, taps: Taps) -> Tensor:
-        """Takes its skips from the end of the list."""
+    def __init__(self, name, in_channels, channels, attends, config, *, last: bool):
+        super().__init__(name, in_channels, channels, attends, config)
+        self.upsample = None if last else Upsample(channels)
+
+    def forward(self, x: Tensor, skips: list[Tensor], ctx: ForwardContext, *, taps: Taps) -> Tensor:
+        """Maps x (g f, h, w, c) to the next level's size; pops a skip per layer off the list."""
         for i in range(len(self.res)):
             x = torch.cat([x, skips.pop()], dim=-1)
-            # not `layer`, in whose attention the joined features would still take memory
-            x = self.convolve(i, x, steering.emb, steering.frames, taps=taps)
-            x = self.attend(i, x, steering, taps=taps)
+            # not `layer`: its caller would hold the concatenated features during the attention
+            x = self.convolve(i, x, ctx.time_embedding, ctx.frames, taps=taps)
+            x = self.attend(i, x, ctx, taps=taps)
         if self.upsample is None:
             return x
         # the size of the next skip: not always double, since odd sizes were rounded up going down
@@ -128,105 +149,122 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
-        widths, layers = config.widths, config.layers
+        channels, deepest = config.level_channels, len(config.level_channels) - 1
         self.conditioning = Conditioning(config)
-        self.time_embedding = mlp(widths[0], config.time_width)
-        self.conv_in = Conv2d(2 * config.channels, widths[0], 3, padding=1)
-        # always eight heads, whatever the width
+        self.time_embedding = mlp(channels[0], config.time_dim)
+        self.conv_in = Conv2d(2 * config.channels, channels[0], 3, padding=1)
+        # this one has eight heads, however many channels there are
         self.transformer_in = TemporalTransformer(
-            "transformer_in", widths[0], heads=8, head_dim=config.head_dim, groups=config.groups
+            "transformer_in", channels[0], heads=8, head_dim=config.head_dim, groups=config.groups
         )
 
+        levels = list(zip(channels, config.attention, strict=True))
+        down_inputs, up_inputs = layer_inputs(channels, config.layers)
+        # `up` is registered before `mid`, which is the order of the names in weights folders
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
-        for i, (level_width, attends) in enumerate(zip(widths, config.attention, strict=True)):
-            widths_in = [width] + [level_width] * (layers - 1)
+        for i, level in enumerate(levels):
             self.down.append(
-                DownLevel(f"down.{i}", widths_in, level_width, attends, config, last=i == deepest)
+                DownLevel(f"down.{i}", down_inputs[i], *level, config, last=i == deepest)
             )
-            width = level_width
-            skips += [width] * (layers + (i < deepest))
-        self.mid = MidLevel("mid", width, config)
-        for i, (level_width, attends) in enumerate(
-            zip(reversed(widths), reversed(config.attention), strict=True)
-        ):
-            inputs = [width] + [level_width] * layers
-            widths_in = [w + skips.pop() for w in inputs]
-            self.up.append(
-                UpLevel(f"up.{i}", widths_in, level_width, attends, config, last=i == deepest)
-            )
-            width = level_width
+        self.mid = MidLevel("mid", channels[-1], config)
+        for i, level in enumerate(reversed(levels)):
+            self.up.append(UpLevel(f"up.{i}", up_inputs[i], *level, config, last=i == deepest))
 
-        self.norm_out = GroupNorm(config.groups, width, eps=1e-5)
-        self.conv_out = Conv2d(width, config.channels, 3, padding=1)
+        self.norm_out = GroupNorm(config.groups, channels[0], eps=1e-5)
+        self.conv_out = Conv2d(channels[0], config.channels, 3, padding=1)
         self.sites = find_sites(self)
 
     def condition(
         self, text: Tensor, image_embedding: Tensor, image_latents: Tensor, fps: Tensor
     ) -> Conditions:
-        """What b branches are told: text (b, n, c'), the first frame's CLIP embedding (b, c'), its
-        latents (b, c, f, h, w) as `image_latents` lays them out, the frame rate (b,).
+        """Computes what the network needs of its conditions, once for a whole run.
+
+        text (b, n, c'): the text encoder's hidden states. image_embedding (b, c'): CLIP embedding
+        of the first frame. image_latents (b, c, f, h, w): the first frame's latents as the
+        function `image_latents` lays them out. fps (b,): frames per second.
         """
-        context, latents, rate = self.conditioning(text, image_embedding, image_latents, fps)
-        crosses = [m for m in self.modules() if isinstance(m, Attention) and m.is_cross]
-        read = {cross.site: cross.read(context) for cross in crosses}
-        return Conditions(read, latents, rate, torch.arange(len(fps), device=fps.device))
+        context, latents, fps_embedding = self.conditioning(
+            text, image_embedding, image_latents, fps
+        )
+        # a site is the path of its module
+        attentions = [(site, m) for site, m in self.named_modules() if isinstance(m, Attention)]
+        keys_values = {site: m.read(context) for site, m in attentions if m.is_cross}
+        samples = torch.arange(len(fps), device=fps.device)
+        return Conditions(keys_values, latents, fps_embedding, samples)
 
     def forward(
         self, latents: Tensor, t: Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        """Latents (n, c, f, h, w), t (n,) -> v (g, c, f, h, w) of g branches of those n samples.
+        """Predicts v (g, c, f, h, w) for g branches of n samples, as `conditions` stack them.
 
-        Everything is in the network's dtype but t.
+        latents (n, c, f, h, w): the noisy latents of the samples, in the network's dtype. t (n,):
+        their timesteps, in any number type.
         """
-        if len(latents) < len(conditions.samples) and not self._may_share(taps):
-            latents, t = latents[conditions.samples], t[conditions.samples]
-            conditions = conditions.apart()
+        latents, t, conditions = self._prefix_batch(latents, t, conditions, taps)
         frames = latents.shape[2]
-        emb = self.time_embedding(sinusoids(t, self.config.widths[0]).to(latents.dtype))
-        emb = emb + conditions.fps
+        time_embedding = sinusoids(t, self.config.level_channels[0]).to(latents.dtype)
+        time_embedding = self.time_embedding(time_embedding) + conditions.fps
 
         x = torch.cat([latents, conditions.latents], dim=1)
-        # whatever strides the caller's latents have, the result is the same to the bit
+        # contiguous, so that the strides of the caller's latents do not change the result's bits
         x = self.conv_in(rearrange(x, "b c f h w -> (b f) h w c").contiguous())
         x = self.transformer_in(x, frames, taps=taps)
 
-        skips, steering = self._until_branches_differ(x, emb, conditions, taps)
+        skips, ctx = self._first_layer(x, time_embedding, conditions, taps)
         for i, level in enumerate(self.down):
-            skips += level(skips[-1], steering, taps=taps, start=int(i == 0))
-        x = self.mid(skips[-1], steering, taps=taps)
+            skips += level(skips[-1], ctx, taps=taps, start=1 if i == 0 else 0)
+        x = self.mid(skips[-1], ctx, taps=taps)
         for level in self.up:
-            x = level(x, skips, steering, taps=taps)
+            x = level(x, skips, ctx, taps=taps)
 
         x = self.conv_out(self.norm_out(x, silu=True))
         return rearrange(x, "(b f) h w c -> b c f h w", f=frames).contiguous()
 
-    def _may_share(self, taps: Taps) -> bool:
-        """Whether no taps have to see each branch by itself before `FIRST_CROSS`."""
-        if not self.down[0].spatial or taps.sites is None:
-            return False
-        return not taps.sites.intersection(self.sites[: self.sites.index(FIRST_CROSS)])
+    # The branches of one sample (negative and edited, under guidance) have the same latents and
+    # timestep and differ only in their context, which the first cross-attention is the first to
+    # read. Up to there the network has one batch entry per sample, after it one per branch. That
+    # saves 2.5 % of sampling at 512x512 with 16 frames, and more where there are fewer channels.
+    # The two methods below are all that it takes: without them the batch would be one entry per
+    # branch throughout, and the first layer a layer like the others.
 
-    def _until_branches_differ(
-        self, x: Tensor, emb: Tensor, conditions: Conditions, taps: Taps
-    ) -> tuple[list[Tensor], Steering]:
-        """X (n f, h, w, c) of all branches, and after the first layer; what steers the others.
+    def _prefix_batch(
+        self, latents: Tensor, t: Tensor, conditions: Conditions, taps: Taps
+    ) -> tuple[Tensor, Tensor, Conditions]:
+        """Returns the inputs with one batch entry per branch if taps must see each branch's own.
 
-        Branches of one sample differ only in their context. Until the first cross-attention, which
-        is in this layer, they are computed as one: that saves 2.5 % of sampling at 512x512 with 16
-        frames, and more in narrow networks.
+        That is so where taps are called before `FIRST_CROSS`; otherwise the inputs stay as they
+        are, one entry per sample.
         """
-        level, samples, frames = self.down[0], conditions.samples, conditions.latents.shape[2]
-        if len(emb) == len(samples):
-            steering = Steering(emb, conditions.context, frames)
-            return [x, level.layer(0, x, steering, taps=taps)], steering
+        if len(latents) >= len(conditions.samples):
+            return latents, t, conditions
+        if FIRST_CROSS in self.sites and taps.sites is not None:
+            prefix = self.sites[: self.sites.index(FIRST_CROSS)]
+            if not taps.sites.intersection(prefix):
+                return latents, t, conditions
+        return latents[conditions.samples], t[conditions.samples], conditions.one_per_branch()
 
-        def of_branches(x: Tensor) -> Tensor:
+    def _first_layer(
+        self, x: Tensor, time_embedding: Tensor, conditions: Conditions, taps: Taps
+    ) -> tuple[list[Tensor], ForwardContext]:
+        """Runs layer 0 of level 0 on x (n f, h, w, c), which has an entry per sample or per branch.
+
+        Returns x and the layer's output, (g f, h, w, c) each, and the context of all other layers,
+        with an entry per branch.
+        """
+        level, samples = cast(DownLevel, self.down[0]), conditions.samples
+        frames = conditions.latents.shape[2]
+        if len(time_embedding) == len(samples):
+            ctx = ForwardContext(time_embedding, conditions.context, frames)
+            return [x, level.layer(0, x, ctx, taps=taps)], ctx
+
+        def per_branch(x: Tensor) -> Tensor:
             return x.unflatten(0, (-1, frames))[samples].flatten(0, 1)
 
-        spatial, y = level.spatial[0], level.convolve(0, x, emb, frames, taps=taps)
+        # the same layer, cut in two before its cross-attention
+        spatial = cast(SpatialTransformer, level.spatial[0])
+        y = level.convolve(0, x, time_embedding, frames, taps=taps)
         tokens, normed = spatial.block.until_self(spatial.tokens(y), taps=taps)
-        x, y, tokens, normed = map(of_branches, (x, y, tokens, normed))
-        steering = Steering(emb[samples], conditions.context, frames)
-        y = spatial.add_to(y, spatial.block.after_self(tokens, normed, steering, taps=taps))
-        return [x, level.temporal[0](y, frames, taps=taps)], steering
+        x, y, tokens, normed = map(per_branch, (x, y, tokens, normed))
+        ctx = ForwardContext(time_embedding[samples], conditions.context, frames)
+        y = spatial.add_to(y, spatial.block.after_self(tokens, normed, ctx, taps=taps))
+        return [x, level.temporal[0](y, frames, taps=taps)], ctx

@@ -142,7 +142,7 @@ def editor(networks: Networks, vae: Autoencoder) -> Editor:
         preprocess=networks.preprocess,
         groups={k: frozenset(v) for k, v in networks.config["injection"].items()},
         codec=ImageCodec(vae),
-        defaults=read_defaults(networks.config, I2VGen.own),
+        defaults=read_defaults(networks.config, I2VGen.published_settings),
     )
     return Editor(backbone)
 
