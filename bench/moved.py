@@ -104,7 +104,7 @@ def count_kernels(moved: Moved) -> None:
                 return out
 
             triton = replace(by["triton"], run=run)
-            for rule in ("refuses", "yields"):
+            for rule in ("refuses", "avoids"):
                 if getattr(triton, rule) in never:
                     triton = replace(triton, **{rule: _never})
             setattr(module, name, tuple(triton if i.name == "triton" else i for i in table))

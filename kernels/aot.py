@@ -1,10 +1,10 @@
-"""Compile every kernel for GPUs that are not here, and refuse what would be slow or not run there.
+"""Compile every kernel for GPUs that this machine need not have, and check the machine code.
 
     python -m anyv2v.kernels.aot [PART_OF_A_NAME ...] [--target sm_90 ...] [--write]
 
-Triton's compiler needs neither a GPU nor a driver. Four gates: no register is spilled, shared
-memory fits the target, no tensor-core instruction was serialised, and on sm_90 the instruction that
-one expects is there. `--write` writes the table of what was found to kernels/registers.md.
+Triton's compiler needs neither a GPU nor a driver. A kernel must pass four gates: no register is
+spilled, shared memory fits the target, no tensor-core instruction is serialized, and on sm_90 the
+expected instruction is used. `--write` writes the table of results to kernels/registers.md.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ TABLE = HERE / "registers.md"
 
 @dataclass(frozen=True)
 class Target:
+    """A GPU architecture to compile for."""
+
     backend: str
     arch: int | str
     threads_per_warp: int
     shared_kib: int
-    """What one block may have."""
+    """Shared memory that one block may use, in KiB."""
 
 
 TARGETS = {
@@ -48,13 +50,13 @@ TARGETS = {
 class Configuration:
     """One compilation of a kernel that can be chosen at run time.
 
-    Arguments that are in neither `types` nor `constants` do not exist: together they name all.
+    `types` and `constants` together must name every argument of the kernel.
     """
 
     name: str
-    """Begins with the operation's, "geglu gate bf16"; on one target no two have the same."""
+    """Starts with the operation's name, "geglu gate bf16"; unique on each target."""
     kernel: Any
-    """What triton.jit made."""
+    """The function that triton.jit made."""
     types: Mapping[str, str]
     """Argument -> "*bf16", "i32", "fp32", ..."""
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -66,31 +68,31 @@ class Configuration:
     instruction: str | None = None
     """The matrix instruction of sm_90 that must appear, such as "HGMMA" or "HMMA"."""
     targets: tuple[str, ...] = tuple(TARGETS)
-    """Where it can be chosen."""
+    """Names of the targets on which it can be chosen."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiler made of a configuration; registers and spilled bytes are per thread."""
+    """Facts on a compiled configuration; registers and spilled bytes are per thread."""
 
     registers: int
     spilled: int
     shared: int
-    serialised: bool
+    serialized: bool
     instructions: frozenset[str]
 
 
 def configurations() -> Iterator[Configuration]:
-    """Those of every kernel folder that has any."""
+    """Yields the configurations of all kernel folders."""
     for path in sorted(HERE.glob("*/fused.py")):
         module = importlib.import_module(f"anyv2v.kernels.{path.parent.name}.fused")
         yield from module.configurations()
 
 
 def build(configuration: Configuration, target: Target) -> Report:
-    """Compile, past Triton's cache, and read the compiler's log.
+    """Compiles a configuration, bypassing Triton's cache, and reads the compiler's log.
 
-    The process must not have TRITON_INTERPRET set when the kernel is defined.
+    TRITON_INTERPRET must not have been set when the kernel was defined.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -136,13 +138,13 @@ def _read_ptxas(compiled: Any, log: str) -> Report:
         registers=total(r"Used (\d+) registers"),
         spilled=total(r"(\d+) bytes spill stores") + total(r"(\d+) bytes spill loads"),
         shared=compiled.metadata.shared,
-        serialised="C7510" in log or "C7511" in log,
+        serialized="C7510" in log or "C7511" in log,
         instructions=_instructions(compiled.asm["cubin"]),
     )
 
 
 def _instructions(cubin: bytes) -> frozenset[str]:
-    """The opcodes of the machine code, such as {"HGMMA", "FFMA", ...}."""
+    """Returns the opcodes of the machine code, such as {"HGMMA", "FFMA", ...}."""
     import triton
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -164,24 +166,24 @@ def _read_amdgcn(compiled: Any) -> Report:
         registers=value("vgpr_count"),
         spilled=4 * value("vgpr_spill_count"),
         shared=compiled.metadata.shared,
-        serialised=False,
+        serialized=False,
         instructions=frozenset(re.findall(r"\bv_mfma_\w+", text)),
     )
 
 
 def faults(report: Report, configuration: Configuration, target_name: str) -> list[str]:
-    """What the gates have against it; none if it may be chosen."""
-    target, found = TARGETS[target_name], []
+    """Lists the gates that a compiled configuration fails; empty if it may be chosen."""
+    target, failed = TARGETS[target_name], []
     if report.spilled:
-        found.append(f"spills {report.spilled} bytes")
+        failed.append(f"spills {report.spilled} bytes")
     if report.shared > target.shared_kib * 1024:
-        found.append(f"shared memory over {target.shared_kib} KiB")
-    if report.serialised:
-        found.append("serialised wgmma")
-    wanted = configuration.instruction
-    if target_name == "sm_90" and wanted is not None and wanted not in report.instructions:
-        found.append(f"no {wanted}")
-    return found
+        failed.append(f"shared memory over {target.shared_kib} KiB")
+    if report.serialized:
+        failed.append("serialized wgmma")
+    expected = configuration.instruction
+    if target_name == "sm_90" and expected is not None and expected not in report.instructions:
+        failed.append(f"no {expected}")
+    return failed
 
 
 def _cell(report: Report, found: list[str]) -> str:
@@ -190,6 +192,7 @@ def _cell(report: Report, found: list[str]) -> str:
 
 
 def table(rows: Mapping[str, Mapping[str, str]]) -> str:
+    """Formats registers.md from configuration -> target -> cell."""
     import triton
 
     header = " | ".join(TARGETS)
@@ -209,22 +212,23 @@ def table(rows: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns 0, or 1 if a gate failed or nothing was compiled."""
     parser = argparse.ArgumentParser(prog="python -m anyv2v.kernels.aot")
     parser.add_argument("part", nargs="*", help="only configurations with one of these in the name")
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="all unless given")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name} anew")
-    asked = parser.parse_args(argv)
-    if asked.write and (asked.part or asked.target):
+    args = parser.parse_args(argv)
+    if args.write and (args.part or args.target):
         parser.error("--write is for all configurations and targets")
 
     rows: dict[str, dict[str, str]] = {}
     compiled, bad = 0, 0
     for configuration in configurations():
-        if asked.part and not any(part in configuration.name for part in asked.part):
+        if args.part and not any(part in configuration.name for part in args.part):
             continue
         cells = rows.setdefault(configuration.name, {})
         for name in configuration.targets:
-            if asked.target and name not in asked.target:
+            if args.target and name not in args.target:
                 continue
             report = build(configuration, TARGETS[name])
             found = faults(report, configuration, name)
@@ -232,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{name:7} {configuration.name:45} {cells[name]}", flush=True)
             compiled, bad = compiled + 1, bad + bool(found)
     print(f"{compiled} compiled, {bad} bad")
-    if asked.write:
+    if args.write:
         TABLE.write_text(table(rows), encoding="utf-8")
     return 1 if bad or not compiled else 0
 

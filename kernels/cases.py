@@ -1,4 +1,4 @@
-"""The calls of one UNet forward on 16 frames of 512x512: what is explained and measured."""
+"""The calls of one UNet forward pass on 16 frames of 512x512, to explain, check and measure."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ from anyv2v.kernels.choose import Implementation
 
 HEAD_DIM, GROUPS, CONTEXT = 64, 32, 145
 LEVELS = ((64, 320), (32, 640), (16, 1280), (8, 1280))
-"""(height and width of the latents, channels); the last does not attend."""
+"""(height and width of the latents, channels) of each level; the last has no attention."""
 
 
 @dataclass(frozen=True)
 class Case:
+    """One call of an operation, without its numbers."""
+
     operation: str
     name: str
     table: tuple[Implementation, ...]
     shapes: tuple[tuple[int, ...], ...]
-    """Of the tensors that come first."""
+    """Shapes of the first arguments, which are tensors."""
     rest: tuple[Any, ...] = ()
-    """The arguments after them."""
+    """The other positional arguments."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments; a tuple is the shape of a tensor."""
 
     def draw(self, device: str, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments and options with normal numbers, matrices scaled to keep the variance."""
+        """Draws arguments and options from a normal distribution; matrices keep the variance."""
 
         def drawn(shape: tuple[int, ...]) -> Tensor:
             scale = shape[-1] ** -0.5 if len(shape) == 2 else 1.0
@@ -49,7 +51,7 @@ class Case:
 
 
 def cases(frames: int = 16, levels: tuple[tuple[int, int], ...] = LEVELS) -> Iterator[Case]:
-    """One branch at a time; g values share a softmax where so many branches are injected."""
+    """Yields the calls for one branch; `g` is how many branches' values share a softmax."""
     for side, c in levels[:3]:
         n, heads = side * side, c // HEAD_DIM
         for g in (1, 2, 3):
@@ -83,12 +85,12 @@ def cases(frames: int = 16, levels: tuple[tuple[int, int], ...] = LEVELS) -> Ite
             (f"skips {side}x{side}x{2 * c}", (frames, n, 2 * c), {}),
             (f"video {side}x{side}x{c}", (1, frames, n, c), {}),
         ):
-            width = (shape[-1],)
+            channels = (shape[-1],)
             yield Case(
                 "group_norm_silu",
                 name,
                 group_norm_silu.TABLE,
-                (shape, width, width),
+                (shape, channels, channels),
                 (GROUPS, 1e-5),
                 options,
             )

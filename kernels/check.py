@@ -1,4 +1,4 @@
-"""The checks of all kernels at once, by hand: `python -m anyv2v.kernels.explain --check`."""
+"""Checks of all kernels at once, for `python -m anyv2v.kernels.explain --check`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from anyv2v.kernels.choose import Implementation
 from anyv2v.kernels.trust import Measured, Small
 
 TINY = 2, ((8, 128), (4, 128), (2, 256), (2, 256))
-"""Frames and levels whose checks Triton's interpreter is through with in seconds."""
+"""Frames and levels, so small that Triton's interpreter checks them in seconds."""
 
 
 @dataclass(frozen=True)
 class Checked:
+    """The result of one check."""
+
     operation: str
     cases: tuple[str, ...]
-    """Names of all those that come to the same small call."""
+    """Names of all cases that this small call stands for."""
     implementation: str
     measured: Measured
 
 
 def cannot(device: torch.device | str) -> str | None:
-    """Why no kernel can run here on that kind of device, or None."""
+    """Returns the reason why no kernel can run here on that kind of device, or None."""
     kind = torch.device(device).type
     if not gpu.INSTALLED:
         return "triton is not installed; pip install triton"
@@ -44,11 +46,11 @@ def check_all(
     share: tuple[int, int] = (0, 1),
     of: Iterable[Case] | None = None,
 ) -> Iterator[Checked]:
-    """Checks every implementation of the operations that have a kernel; each result as it is there.
+    """Checks every implementation of the operations that have a kernel, yielding each result.
 
-    `of`: the calls whose code is checked, all of cases.py unless given, on a CPU tiny ones. `share`
-    (i, n): the i-th of n parts of the work, from 0, without a check in common: most of the time
-    goes into compiling, so n processes are nearly n times as fast.
+    of: the calls whose code is checked; by default those of cases.py, and tiny ones on a CPU.
+    share (i, n): do the i-th of n equal parts of the work, counted from 0. Most of the time goes
+    into compiling, so n processes are nearly n times as fast.
     """
     device = torch.device(device)
     if of is None:
@@ -58,7 +60,7 @@ def check_all(
         for implementation in implementations:
             error, part_error = trust.bounds(device, dtype)
             if implementation.small is None:
-                # PyTorch's round between operations
+                # PyTorch's implementations round between operations
                 part_error *= 2
             measured = trust.measure(
                 implementation.run, reference.run, small, device, dtype, (error, part_error)
@@ -69,7 +71,7 @@ def check_all(
 def _distinct(
     of: Iterable[Case], device: torch.device, dtype: torch.dtype
 ) -> list[tuple[str, Small, list[Implementation], Implementation, dict[str, None]]]:
-    """Operations, small calls, those that can take them, their definition, the cases' names."""
+    """Lists (operation, small call, implementations that can run it, definition, case names)."""
     found: dict = {}
     for case in of:
         kernel = next((i for i in case.table if i.small is not None), None)

@@ -1,4 +1,4 @@
-"""The one rule by which an operation picks its implementation."""
+"""The rule by which every operation picks its implementation."""
 
 from __future__ import annotations
 
@@ -11,49 +11,61 @@ from torch import Tensor
 from anyv2v.kernels import trust
 
 USED: dict[str, set[str]] = {}
-"""Operation -> the implementations that this process chose for tensors with data."""
+"""Operation -> names of the implementations that this process chose for tensors with data."""
 
 
 class Unsupported(RuntimeError):
-    """An implementation that was asked for by name cannot take this call."""
+    """Raised if an implementation that was asked for by name cannot take the call."""
 
 
 @dataclass(frozen=True)
 class Implementation:
+    """One implementation of an operation, with the rules of when to choose it.
+
+    All its functions take the same arguments.
+    """
+
     name: str
     run: Callable[..., Tensor]
+    """Runs the operation."""
     refuses: Callable[..., str | None]
-    """Takes what `run` takes; gives the reason why it cannot, or None."""
-    yields: Callable[..., str | None] = lambda *_, **__: None
-    """Likewise: why it could but had better not, so that only a caller who names it gets it."""
+    """Returns the reason why it cannot run the call, or None."""
+    avoids: Callable[..., str | None] = lambda *_, **__: None
+    """Returns the reason not to pick it automatically although it would work, or None."""
     small: Callable[..., trust.Small] | None = None
-    """Likewise: a small call of the same code. What has it is checked before its first launch."""
+    """Returns a small call of the same compiled code, by which it is checked before it first runs;
+    None if it needs no check."""
 
     def declines(self, *args: Any, **options: Any) -> str | None:
-        """Why automatic choice passes this implementation over, or None."""
-        return self.refuses(*args, **options) or self.yields(*args, **options)
+        """Returns the reason why automatic choice passes it over, or None."""
+        return self.refuses(*args, **options) or self.avoids(*args, **options)
 
 
 def choose(
-    op: str, table: tuple[Implementation, ...], wanted: str | None, *args: Any, **options: Any
+    op: str, table: tuple[Implementation, ...], requested: str | None, *args: Any, **options: Any
 ) -> Implementation:
-    """The implementation of `table` that runs a call, noted in USED: see `_chosen`."""
-    found = _chosen(op, table, wanted, *args, **options)
-    if not any(isinstance(x, Tensor) and x.is_meta for x in args):
-        USED.setdefault(op, set()).add(found.name)
-    return found
+    """Chooses the implementation of `table` that runs a call, and notes it in `USED`.
 
-
-def _chosen(
-    op: str, table: tuple[Implementation, ...], wanted: str | None, *args: Any, **options: Any
-) -> Implementation:
-    """The first of `table` not to decline the call; what is asked for by name must not refuse.
-
-    `wanted`: a name, or several with commas: the first of them that does not refuse. What fails its
-    check against the last of `table`, the definition, counts as refusing (trust.py). On tensors
-    without data the choice is automatic: what is only counted or shaped needs no kernel.
+    requested: the name of an implementation, or several separated by commas, of which the first
+    that can take the call is chosen; None chooses automatically. Raises `Unsupported` if none of
+    those requested can.
     """
-    if wanted is None or any(isinstance(x, Tensor) and x.is_meta for x in args):
+    chosen = _choose(op, table, requested, *args, **options)
+    if not any(isinstance(x, Tensor) and x.is_meta for x in args):
+        USED.setdefault(op, set()).add(chosen.name)
+    return chosen
+
+
+def _choose(
+    op: str, table: tuple[Implementation, ...], requested: str | None, *args: Any, **options: Any
+) -> Implementation:
+    """Chooses the first of `table` that does not decline, or the first requested one that can run.
+
+    An implementation that fails its check against the last of `table`, the definition, counts as
+    refusing (trust.py). For tensors without data the choice is always automatic, since counting
+    operations and finding shapes needs no kernel.
+    """
+    if requested is None or any(isinstance(x, Tensor) and x.is_meta for x in args):
         return next(
             i
             for i in table
@@ -61,10 +73,10 @@ def _chosen(
             and trust.objection(op, i, table[-1].run, args, options) is None
         )
     named, reasons = {i.name: i for i in table}, []
-    for name in wanted.split(","):
+    for name in requested.split(","):
         if name not in named:
-            there = ", ".join(named)
-            raise Unsupported(f"{op}: there is no implementation {name!r}; there are: {there}")
+            names = ", ".join(named)
+            raise Unsupported(f"{op}: there is no implementation {name!r}; there are: {names}")
         reason = named[name].refuses(*args, **options) or trust.objection(
             op, named[name], table[-1].run, args, options
         )

@@ -1,8 +1,8 @@
-"""Who would run what, and why nobody better: `python -m anyv2v.kernels.explain [--device cuda]`.
+"""Which implementation runs which call, and why: `python -m anyv2v.kernels.explain`.
 
-Nothing is computed and no memory is taken: the calls of one UNet forward on 16 frames of 512x512
-are asked about with tensors that have a shape, a dtype and a device but no data. With `--check` the
-kernels of these calls run, each on a small call, and are compared with their definitions.
+The calls are those of one UNet forward pass on 16 frames of 512x512. Nothing is computed and no
+memory is taken: the tensors have a shape, a dtype and a device but no data. With `--check` the
+kernels of these calls do run, each on a small call, and are compared with their definitions.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def explain(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
-    """(implementation, what becomes of it) for each, in the order in which they are asked."""
+    """Yields (implementation, verdict) for a call, in the order in which they are considered."""
     with FakeTensorMode(), torch.no_grad():
         args, options = case.draw(device, dtype)
         chosen = False
         for implementation in case.table:
             if (reason := implementation.refuses(*args, **options)) is not None:
                 verdict = f"cannot: {reason}"
-            elif (reason := implementation.yields(*args, **options)) is not None:
+            elif (reason := implementation.avoids(*args, **options)) is not None:
                 verdict = f"only by name: {reason}"
             else:
                 verdict = "could as well" if chosen else "RUNS"
@@ -37,52 +37,53 @@ def explain(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[str, 
 
 
 def check(device: str, dtype: torch.dtype, operations: list[str]) -> bool:
-    """Prints what every check finds as soon as it does; whether all is right."""
-    of = cases() if device == "cuda" else cases(*TINY)
-    asked = [case for case in of if not operations or case.operation in operations]
+    """Prints the result of every check as soon as it is known; returns whether all passed."""
+    calls = cases() if device == "cuda" else cases(*TINY)
+    selected = [case for case in calls if not operations or case.operation in operations]
     print("errors and what is allowed, of the whole result and of its worst part", flush=True)
     right = True
-    for checked in check_all(device, dtype, of=asked):
-        found = checked.measured
-        right &= found.wrong is None
-        errors = zip((found.error, found.part), found.bounds, strict=True)
+    for checked in check_all(device, dtype, of=selected):
+        measured = checked.measured
+        right &= measured.wrong is None
+        errors = zip((measured.error, measured.part), measured.bounds, strict=True)
         print(
-            f"{'right' if found.wrong is None else 'WRONG'}  "
+            f"{'right' if measured.wrong is None else 'WRONG'}  "
             f"{checked.operation:19} {checked.implementation:7} "
             f"{'  '.join(f'{error:.1e} of {bound:.1e}' for error, bound in errors)}  "
-            f"{found.seconds:6.2f} s  {', '.join(checked.cases)}",
-            *([f"\n       {found.failure}"] if found.failure else []),
+            f"{measured.seconds:6.2f} s  {', '.join(checked.cases)}",
+            *([f"\n       {measured.failure}"] if measured.failure else []),
             flush=True,
         )
     return right
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns 0, or 1 if a check failed."""
     parser = argparse.ArgumentParser(prog="python -m anyv2v.kernels.explain")
     here = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=here)
     parser.add_argument("--dtype", choices=list(DTYPES), help="bf16, on a CPU fp32")
     parser.add_argument("operation", nargs="*", help="all unless given")
     parser.add_argument("--check", action="store_true", help="run them, on small inputs")
-    asked = parser.parse_args(argv)
-    if asked.check and (reason := cannot(asked.device)) is not None:
+    args = parser.parse_args(argv)
+    if args.check and (reason := cannot(args.device)) is not None:
         parser.error(f"--check: {reason}")
-    dtype = DTYPES[asked.dtype or ("fp32" if asked.device == "cpu" else "bf16")]
+    dtype = DTYPES[args.dtype or ("fp32" if args.device == "cpu" else "bf16")]
 
-    if asked.check:
-        print(f"{dtype} on {asked.device}, torch {torch.__version__}:")
-        return 0 if check(asked.device, dtype, asked.operation) else 1
+    if args.check:
+        print(f"{dtype} on {args.device}, torch {torch.__version__}:")
+        return 0 if check(args.device, dtype, args.operation) else 1
 
-    print(f"{dtype} on {asked.device}, torch {torch.__version__}; the automatic choice:")
-    if asked.device == "cuda" and not torch.cuda.is_available():
+    print(f"{dtype} on {args.device}, torch {torch.__version__}; the automatic choice:")
+    if args.device == "cuda" and not torch.cuda.is_available():
         print("(there is no CUDA here; answered for a GPU of compute capability 9.0)")
     for case in cases():
-        if asked.operation and case.operation not in asked.operation:
+        if args.operation and case.operation not in args.operation:
             continue
         print(f"\n{case.operation}  {case.name}")
-        if wanted := os.environ.get(f"ANYV2V_{case.operation.upper()}"):
-            print(f"  ANYV2V_{case.operation.upper()} asks for {wanted}; without it:")
-        for name, verdict in explain(case, asked.device, dtype):
+        if requested := os.environ.get(f"ANYV2V_{case.operation.upper()}"):
+            print(f"  ANYV2V_{case.operation.upper()} asks for {requested}; without it:")
+        for name, verdict in explain(case, args.device, dtype):
             print(f"  {name:10} {verdict}")
     return 0
 

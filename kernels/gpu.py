@@ -1,4 +1,4 @@
-"""What every Triton kernel asks of its tensors, answered without importing Triton."""
+"""The conditions that every Triton kernel has, checked without importing Triton."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def interpreted() -> bool:
-    """Kernels run in Triton's interpreter, on a CPU: slowly, for tests."""
+    """Whether kernels run in Triton's interpreter, on a CPU: slowly, for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def refuses(*tensors: Tensor) -> str | None:
-    """Why no kernel of ours takes these tensors, or None."""
+    """Returns the reason why no kernel of this project takes these tensors, or None."""
     first = tensors[0]
     if not INSTALLED:
         return "triton is not installed; pip install triton"
@@ -45,14 +45,14 @@ def refuses(*tensors: Tensor) -> str | None:
     return None
 
 
-def for_tests(x: Tensor, *_: Any, **__: Any) -> str | None:
-    """Why a kernel that can take x had better not without being asked, or None."""
+def avoids_interpreter(x: Tensor, *_: Any, **__: Any) -> str | None:
+    """Returns the reason not to pick a kernel automatically for x: the interpreter is slow."""
     return None if x.device.type == "cuda" else "Triton's interpreter is for tests"
 
 
-def yields(*tensors: Tensor) -> str | None:
-    """The same of kernels that live on tensor cores."""
-    if (reason := for_tests(*tensors)) is not None:
+def avoids(*tensors: Tensor) -> str | None:
+    """Returns the reason not to pick a kernel automatically that gains by tensor cores, or None."""
+    if (reason := avoids_interpreter(*tensors)) is not None:
         return reason
     if tensors[0].dtype == torch.float32:
         return "float32 has no tensor cores to gain by"
@@ -60,7 +60,7 @@ def yields(*tensors: Tensor) -> str | None:
 
 
 def family(device: torch.device) -> str | None:
-    """The target whose tiles suit a device, one of those in aot.py; None: too old."""
+    """Returns the target in aot.py whose tiles suit a device, or None for a GPU that is too old."""
     if device.type == "cpu" or not torch.cuda.is_available():
         # interpreted, or a tensor that only pretends to be on a GPU
         return "sm_90"
@@ -75,12 +75,12 @@ def family(device: torch.device) -> str | None:
 
 
 def _span_of_a_row(x: Tensor) -> int:
-    """Elements from the first to the last of x[0]: kernels count rows in 64 bits, these in 32."""
+    """Counts the elements from the first to the last of x[0], which kernels address in 32 bits."""
     return sum(
         (size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
     )
 
 
 def on(x: Tensor) -> AbstractContextManager:
-    """Kernels launched within go to the device of x."""
+    """Launches the kernels inside a `with` block on the device of x."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

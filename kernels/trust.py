@@ -1,10 +1,11 @@
-"""No kernel is trusted unseen: before its first launch it is compared with its definition.
+"""Checks every kernel against its definition before the first launch.
 
-What decides the code that Triton makes of a call, its constants and what it knows of its integers,
-is kept in a small call of the same kind (`Small`); all else is shrunk. That one is run and compared
-with the definition in float64. The verdict holds for the process and for all calls that shrink to
-the same one. $ANYV2V_CHECK: 0 is never, 1 always, raise always and an error in place of a warning.
-Without it kernels on a GPU are checked; in Triton's interpreter, which is for tests, none is.
+A call is shrunk to a small one (`Small`) that Triton compiles to the same code: its constants, and
+which of its integers 16 divides, stay the same. The small call is run and compared with the
+definition in float64. The verdict holds in this process for all calls that shrink to the same one.
+The environment variable ANYV2V_CHECK is 0 (never check), 1 (check) or raise (check, and raise an
+error in place of a warning). Without it, kernels are checked on a GPU, and not in Triton's
+interpreter, which is for tests.
 """
 
 from __future__ import annotations
@@ -28,36 +29,37 @@ if TYPE_CHECKING:
     from anyv2v.kernels.choose import Implementation
 
 EPS = 0.1
-"""Of norms in small calls: no constant to the compiler, and its place in the formula shows."""
+"""The eps of norms in small calls: so large that a kernel that misplaces it is found wrong."""
 
 
 class Untrusted(RuntimeError):
-    """ANYV2V_CHECK=raise, and an implementation failed its check."""
+    """Raised if an implementation fails its check and ANYV2V_CHECK is "raise"."""
 
 
 @dataclass(frozen=True)
 class Small:
-    """A call that is small, and compiled to the same code as the one that it was made of."""
+    """A small call that is compiled to the same code as the call that it was made from."""
 
     shapes: tuple[tuple[int, ...], ...]
-    """Of the tensors that come first."""
+    """Shapes of the first arguments, which are tensors."""
     rest: tuple[Hashable, ...] = ()
-    """The arguments after them."""
+    """The other positional arguments."""
     options: tuple[tuple[str, Any], ...] = ()
     """Keyword arguments; a tuple is the shape of a tensor."""
     part: tuple[int, ...] = (64,)
-    """Of the answer's last dims, what no two tiles share: large enough for chance to even out."""
+    """Size of the parts, in the result's last dims, whose errors are measured one by one: no two
+    tiles share a part, and a part is large enough to average out rounding."""
     offset: float = 0.0
-    """The mean of tensors of more than two dims."""
+    """Mean of the tensors with more than two dims."""
 
     def draw(self, device: torch.device, dtype: torch.dtype) -> tuple[list[Any], dict[str, Any]]:
-        """Arguments and options, the same each time; the state of no other generator changes."""
+        """Draws arguments and options, always the same, from a random generator of its own."""
         generator = torch.Generator(device).manual_seed(0)
 
         def drawn(shape: tuple[int, ...]) -> Tensor:
             x = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
             if len(shape) == 1:
-                # no channel is so quiet that what is wrong with it would not show
+                # no channel is so small that an error in it would go unnoticed
                 x = 1 + x / 4
             elif len(shape) == 2:
                 x = x * shape[-1] ** -0.5
@@ -70,9 +72,10 @@ class Small:
 
 
 def alike(n: int, least: int, *units: int) -> int:
-    """`least` or a little more, and to Triton's compiler the same as n, alone and times each unit.
+    """Returns the smallest number from `least` up that Triton's compiler treats like n.
 
-    It takes 1 for a constant, and knows of other integers whether 16 divides them.
+    Triton compiles 1 as a constant, and specializes other integers on whether 16 divides them. The
+    number agrees with n in that, by itself and times each of `units`.
     """
 
     def divisible(x: int) -> list[bool]:
@@ -84,50 +87,51 @@ def alike(n: int, least: int, *units: int) -> int:
 
 
 def bound(dtype: torch.dtype) -> float:
-    """How far an answer may be off, ||off|| / ||truth||.
+    """Returns the largest relative error allowed, ||error|| / ||truth||.
 
-    Half types lose what rounding the answer and the weights once does; float32 adds a sum.
+    For half types that is one rounding of the result and one of the weights; for float32 the error
+    of a sum.
     """
     return 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
 
 
 def bounds(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """What a check allows: for the whole answer, and for each part of it.
+    """Returns the errors that a check allows: for the whole result, and for each part of it.
 
-    In a part chance evens out less, which float32 has room for. Half types have none: one tile that
-    is 1 % too large has to show, and eps of bfloat16 is 0.8 %.
+    Rounding averages out less within a part, which float32's bound allows for. The bound of half
+    types cannot: a tile that is 1 % too large must fail, and eps of bfloat16 is 0.8 %.
     """
     if dtype == torch.float32:
         if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
-            # PyTorch's product in front of GEGLU then keeps ten bits
+            # PyTorch's matrix product before GEGLU then keeps ten bits
             return 2**-10, 2**-10
         return bound(dtype), 10 * bound(dtype)
-    # the interpreter cuts bfloat16 off where others round
+    # the interpreter truncates to bfloat16 where GPUs round
     cuts = device.type == "cpu" and dtype == torch.bfloat16
     return ((2 if cuts else 1) * bound(dtype),) * 2
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a small call came to; errors are relative, and NaN where there is no answer."""
+    """Errors of a small call, relative, and NaN if it gave no result."""
 
     error: float
-    """||off|| / ||truth||."""
+    """||error|| / ||truth|| of the whole result."""
     part: float
-    """The same of the worst part, as large as `Small.part` says."""
+    """The largest such error of a part; `Small.part` is the size of the parts."""
     bounds: tuple[float, float]
-    """What is allowed of both."""
+    """The bounds of `error` and `part`."""
     seconds: float
-    """What the check took, compiling included."""
+    """Duration of the check, compilation included."""
     failure: str | None = None
-    """What was raised in place of an answer, or is wrong with its kind."""
+    """The exception that was raised, or the shape or dtype that is wrong; else None."""
 
     @property
     def wrong(self) -> str | None:
-        """What is wrong, or None."""
+        """Why the check failed, or None if it passed."""
         if self.failure is not None:
             return self.failure
-        # whatever NaN is compared with, the answer is no
+        # comparisons with NaN are False, so NaN fails
         if self.error <= self.bounds[0] and self.part <= self.bounds[1]:
             return None
         return (
@@ -145,11 +149,11 @@ def measure(
     dtype: torch.dtype,
     allowed: tuple[float, float],
 ) -> Measured:
-    """`run` on the small call against `reference` on the same numbers in float64."""
+    """Compares `run` on the small call with `reference` on the same numbers in float64."""
     start, nothing = time.perf_counter(), float("nan")
     args, options = small.draw(device, dtype)
     truth = _tensors(reference(*map(_wide, args), **{k: _wide(v) for k, v in options.items()}))
-    # what an allocator hands out next is most likely this, so that nothing unwritten looks right
+    # NaN in the memory that the allocator hands out next, so that unwritten results show
     poison = [torch.full_like(x, nothing, dtype=dtype) for x in truth]
     del poison
     try:
@@ -158,12 +162,12 @@ def measure(
         failure = _other_kind(ours, truth, dtype)
         errors = [] if failure else [_errors(*x, small.part) for x in zip(ours, truth, strict=True)]
     except torch.OutOfMemoryError:
-        # that says nothing about the kernel
+        # this says nothing about the kernel
         raise
     except Exception as error:
         words = " ".join(str(error).split())
         failure, errors = f"{type(error).__name__}: {words[:300]}", []
-    # max() would pass NaN over
+    # amax, since max() may skip NaN
     error, part = torch.tensor(errors or [(nothing, nothing)]).amax(0).tolist()
     return Measured(error, part, allowed, time.perf_counter() - start, failure)
 
@@ -175,11 +179,11 @@ def objection(
     args: tuple[Any, ...],
     options: dict[str, Any],
 ) -> str | None:
-    """Why a call must not go to an implementation that could take it, or None.
+    """Returns the reason why an implementation's check forbids a call, or None.
 
-    Warns, once, of one that fails its check, or raises `Untrusted` if $ANYV2V_CHECK says so. No
-    check runs while a compiler traces or where tensors have no data, for nothing is launched there,
-    and none in a capture: a kernel whose code was not met before it is not trusted in it.
+    The first failure of a check is a warning, or raises `Untrusted` if ANYV2V_CHECK is "raise". No
+    check runs while a compiler traces or if tensors have no data, since nothing is launched then.
+    None can run while a CUDA graph is captured, so code that was not checked before is refused.
     """
     if implementation.small is None or torch.compiler.is_compiling():
         return None
@@ -213,14 +217,14 @@ def objection(
 
 
 _verdicts: dict[Hashable, str | None] = {}
-"""Calls, and small calls: what is wrong, or None. Only what is right or wrong is here."""
+"""Call, or small call -> why its check failed, or None; calls that were not checked are absent."""
 _lock = threading.Lock()
 
 
 def _shrunk(
     implementation: Implementation, args: tuple[Any, ...], options: dict[str, Any]
 ) -> Small | str:
-    """The small call, or what is in the way of it: it imports what the launch would."""
+    """Returns the small call, or the error that making it raised, such as a failed import."""
     try:
         return implementation.small(*args, **options)
     except Exception as error:
@@ -275,7 +279,10 @@ def _other_kind(
 
 
 def _errors(ours: Tensor, truth: Tensor, part: tuple[int, ...]) -> tuple[float, float]:
-    """The relative error of all, and of the worst part; a quiet part counts as a quarter loud."""
+    """Returns the relative error of the whole and of the worst part.
+
+    A part whose norm is below a quarter of the average is measured against that quarter.
+    """
     off = ours.double() - truth
     quiet = truth.square().mean().sqrt() / 4 * math.prod(part) ** 0.5
     worst = _parts(off, part).norm(dim=-1) / _parts(truth, part).norm(dim=-1).clamp_min(quiet)
@@ -284,7 +291,7 @@ def _errors(ours: Tensor, truth: Tensor, part: tuple[int, ...]) -> tuple[float, 
 
 
 def _parts(x: Tensor, part: tuple[int, ...]) -> Tensor:
-    """The last dims cut into parts, the ragged ones filled up with zeros -> (..., elements)."""
+    """Cuts the last dims into parts (..., elements), and fills up the ragged ones with zeros."""
     ragged = [-n % size for n, size in zip(reversed(x.shape), reversed(part), strict=False)]
     x = F.pad(x, [amount for n in ragged for amount in (0, n)])
     for dim, size in enumerate(part, x.ndim - len(part)):

@@ -1,4 +1,4 @@
-"""The door to attention: every attention over many tokens in the project goes through here."""
+"""Dispatch of attention over many tokens: every such attention of the project calls it."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from anyv2v.kernels.trust import Small
 
 
 def _triton(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    # imported late: a machine may have no triton
+    # imported on use, since triton may not be installed
     from anyv2v.kernels.attention import fused
 
     return fused.attention(q, k, v, causal=causal)
@@ -26,37 +26,37 @@ def _triton_small(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> S
 
 
 def _triton_refuses(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> str | None:
-    widths = q.shape[-1], k.shape[-1], v.shape[-1]
-    if not widths[0] == widths[1] == widths[2]:
-        return "head dims {}, {} and {} are not one".format(*widths)
-    if widths[0] > 128:
-        return f"head dim {widths[0]} is over 128"
+    head_dims = q.shape[-1], k.shape[-1], v.shape[-1]
+    if not head_dims[0] == head_dims[1] == head_dims[2]:
+        return "head dims {}, {} and {} are not one".format(*head_dims)
+    if head_dims[0] > 128:
+        return f"head dim {head_dims[0]} is over 128"
     if math.prod(q.shape[1:]) >= 2**31:
         return "one row of the answer spans 2^31 elements or more; use fewer tokens"
     return gpu.refuses(q, k, v)
 
 
-def _triton_yields(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> str | None:
+def _triton_avoids(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> str | None:
     if v.shape[0] == q.shape[0]:
         return "nothing is shared, where sdpa is expected to be as fast"
-    return gpu.yields(q, k, v)
+    return gpu.avoids(q, k, v)
 
 
 TABLE = (
-    Implementation("triton", _triton, _triton_refuses, _triton_yields, _triton_small),
+    Implementation("triton", _triton, _triton_refuses, _triton_avoids, _triton_small),
     Implementation("sdpa", torch_sdpa.sdpa, torch_sdpa.refuses),
     Implementation("reference", reference, lambda *_, **__: None),
 )
-_WANTED = os.environ.get("ANYV2V_ATTENTION")
+_REQUESTED = os.environ.get("ANYV2V_ATTENTION")
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, impl: str | None = None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, with one softmax shared by g groups of values.
+    """Computes softmax(q k^T / sqrt(d)) v, with one softmax shared by g groups of values.
 
     q (r, n, heads, d) · k (r, m, heads, d) · v (g*r, m, heads, d) -> (g*r, n, heads, d), group
-    outermost; any strides, one dtype. `causal` hides the keys after each query's own place.
+    outermost; any strides, one dtype. `causal` hides the keys after each query's position.
     `impl` or the environment variable ANYV2V_ATTENTION names an implementation; one that cannot
     take the call then raises `Unsupported`.
     """
@@ -64,5 +64,5 @@ def attention(
         raise ValueError(
             f"{v.shape[0]} rows of v cannot share {q.shape[0]} of q, {k.shape[0]} of k"
         )
-    chosen = choose("attention", TABLE, impl or _WANTED, q, k, v, causal=causal)
+    chosen = choose("attention", TABLE, impl or _REQUESTED, q, k, v, causal=causal)
     return chosen.run(q, k, v, causal=causal)

@@ -33,7 +33,7 @@ def _load(ptrs, mask, MASKED: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def _mixed(mix, keep, weights, v_ptrs, mask, MASKED: tl.constexpr, UPCAST: tl.constexpr):
-    """What one group has so far, and one tile of its values."""
+    """Adds one tile of a group's values, weighted, to the group's accumulator."""
     values = _load(v_ptrs, mask, MASKED, UPCAST)
     return tl.dot(weights, values, mix * keep[:, None], input_precision="ieee")
 
@@ -59,19 +59,19 @@ def attention_kernel(
     v_token,
     v_head,
     GROUPS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PADDED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PADDED_HEAD_DIM: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     WHOLE: tl.constexpr,
     CAUSAL: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One tile of queries of one head of one row; `scale` includes log2(e).
+    """Computes one tile of queries of one head of one row; `scale` includes log2(e).
 
-    WHOLE: m is a multiple of KEYS, so no tile has keys to hide.
+    WHOLE: m is a multiple of KEYS, so that no tile has keys to mask.
     """
-    MASKED: tl.constexpr = not WHOLE or PADDED > WIDTH
+    MASKED: tl.constexpr = not WHOLE or PADDED_HEAD_DIM > HEAD_DIM
     dtype = out_ptr.dtype.element_ty
     tiles = tl.cdiv(n, QUERIES)
     tile = tl.program_id(0) % tiles
@@ -80,8 +80,8 @@ def attention_kernel(
 
     query = tile * QUERIES + tl.arange(0, QUERIES)
     key = tl.arange(0, KEYS)
-    across = tl.arange(0, PADDED)
-    inside = across < WIDTH
+    across = tl.arange(0, PADDED_HEAD_DIM)
+    inside = across < HEAD_DIM
     q_ptrs = q_ptr + row * q_row + head * q_head + query[:, None] * q_token + across[None, :]
     k_base = k_ptr + row * k_row + head * k_head
     v_base = v_ptr + head * v_head
@@ -89,10 +89,10 @@ def attention_kernel(
     q = _wide(tl.load(q_ptrs, mask=(query < n)[:, None] & inside[None, :], other=0.0), UPCAST)
     best = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
-    mix0 = tl.zeros([QUERIES, PADDED], tl.float32)
-    mix1 = tl.zeros([QUERIES, PADDED], tl.float32)
-    mix2 = tl.zeros([QUERIES, PADDED], tl.float32)
-    mix3 = tl.zeros([QUERIES, PADDED], tl.float32)
+    mix0 = tl.zeros([QUERIES, PADDED_HEAD_DIM], tl.float32)
+    mix1 = tl.zeros([QUERIES, PADDED_HEAD_DIM], tl.float32)
+    mix2 = tl.zeros([QUERIES, PADDED_HEAD_DIM], tl.float32)
+    mix3 = tl.zeros([QUERIES, PADDED_HEAD_DIM], tl.float32)
 
     end = m
     if CAUSAL:
@@ -128,10 +128,10 @@ def attention_kernel(
             mix3 = _mixed(mix3, keep, weights, ptrs, mask, MASKED, UPCAST)
 
     share = (1 / total)[:, None]
-    # the answer is contiguous (groups rows, n, heads, width)
-    within = (query[:, None] * heads + head) * WIDTH + across[None, :]
+    # the output is contiguous (groups rows, n, heads, head_dim)
+    within = (query[:, None] * heads + head) * HEAD_DIM + across[None, :]
     mask = (query < n)[:, None] & inside[None, :]
-    size = n * heads * WIDTH
+    size = n * heads * HEAD_DIM
     tl.store(out_ptr + row * size + within, (mix0 * share).to(dtype), mask=mask)
     if GROUPS > 1:
         tl.store(out_ptr + (row + rows) * size + within, (mix1 * share).to(dtype), mask=mask)
@@ -143,6 +143,8 @@ def attention_kernel(
 
 @dataclass(frozen=True)
 class Tiles:
+    """Queries and keys of a tile, and the compiler's options."""
+
     queries: int
     keys: int
     warps: int
@@ -169,24 +171,25 @@ _BROAD = {1: Tiles(128, 32, 8, 2), 2: Tiles(64, 32, 8, 2)}
 _FLOAT32 = {1: Tiles(32, 32, 8, 1)}
 
 
-def tiles_by_groups(family: str, width: int, dtype: torch.dtype) -> dict[int, Tiles]:
-    """Tiles for each number of groups that one launch may take."""
+def tiles_by_groups(family: str, head_dim: int, dtype: torch.dtype) -> dict[int, Tiles]:
+    """Returns the tiles for each number of groups that one launch may take."""
     if family == "interpreter":
         return _NARROW[family]
     if dtype == torch.float32:
         return _FLOAT32
-    return _NARROW[family] if width <= 64 else _BROAD
+    return _NARROW[family] if head_dim <= 64 else _BROAD
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    rows, n, heads, width = q.shape
+    """Computes `attention`, with as few launches as registers allow."""
+    rows, n, heads, head_dim = q.shape
     groups = v.shape[0] // rows
-    out = torch.empty((v.shape[0], n, heads, width), dtype=q.dtype, device=q.device)
+    out = torch.empty((v.shape[0], n, heads, head_dim), dtype=q.dtype, device=q.device)
     table = _table(q)
     launches = -(-groups // max(table))
     with gpu.on(q):
         for i in range(launches):
-            # as even as they go
+            # the groups of each launch, as even as possible
             first, last = i * groups // launches, (i + 1) * groups // launches
             part = slice(first * rows, last * rows)
             _launch(q, k, v[part], out[part], table[last - first], causal)
@@ -199,26 +202,30 @@ def _table(q: Tensor) -> dict[int, Tiles]:
 
 
 def small(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Small:
-    """Three tiles of keys, the last as ragged as that of the call, and two of queries."""
-    rows, n, heads, width = q.shape
+    """Returns a call of two tiles of queries and three of keys, the last as ragged as here."""
+    rows, n, heads, head_dim = q.shape
     m, groups, table = k.shape[1], v.shape[0] // rows, _table(q)
     queries, keys = (max(getattr(t, x) for t in table.values()) for x in ("queries", "keys"))
-    rows, heads, n = alike(rows, 2), alike(heads, 2, width), alike(n, queries + 1)
+    rows, heads, n = alike(rows, 2), alike(heads, 2, head_dim), alike(n, queries + 1)
     # what is left over decides whether tiles are whole, of all sizes: they are powers of two
     m = 1 if m == 1 else 2 * keys + (m % keys or keys)
-    shapes = (rows, n, heads, width), (rows, m, heads, width), (groups * rows, m, heads, width)
-    return Small(shapes, options=(("causal", causal),), part=(16, 1, width))
+    shapes = (
+        (rows, n, heads, head_dim),
+        (rows, m, heads, head_dim),
+        (groups * rows, m, heads, head_dim),
+    )
+    return Small(shapes, options=(("causal", causal),), part=(16, 1, head_dim))
 
 
 def _launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, tiles: Tiles, causal: bool) -> None:
-    rows, n, heads, width = q.shape
+    rows, n, heads, head_dim = q.shape
     attention_kernel[(triton.cdiv(n, tiles.queries) * heads * rows,)](
         q,
         k,
         v,
         out,
         # 2^(x log2 e) is e^x
-        width**-0.5 * math.log2(math.e),
+        head_dim**-0.5 * math.log2(math.e),
         rows,
         heads,
         n,
@@ -226,19 +233,21 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, tiles: Tiles, causal: 
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
-        **_constants(v.shape[0] // rows, width, tiles, k.shape[1] % tiles.keys == 0, causal),
+        **_constants(v.shape[0] // rows, head_dim, tiles, k.shape[1] % tiles.keys == 0, causal),
         UPCAST=gpu.interpreted() and q.dtype == torch.bfloat16,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
 
 
-def _constants(groups: int, width: int, tiles: Tiles, whole: bool, causal: bool) -> dict[str, int]:
+def _constants(
+    groups: int, head_dim: int, tiles: Tiles, whole: bool, causal: bool
+) -> dict[str, int]:
     return dict(
         GROUPS=groups,
-        WIDTH=width,
+        HEAD_DIM=head_dim,
         # a matrix product takes powers of two, 16 at least
-        PADDED=max(16, triton.next_power_of_2(width)),
+        PADDED_HEAD_DIM=max(16, triton.next_power_of_2(head_dim)),
         QUERIES=tiles.queries,
         KEYS=tiles.keys,
         WHOLE=whole,
@@ -247,8 +256,8 @@ def _constants(groups: int, width: int, tiles: Tiles, whole: bool, causal: bool)
 
 
 def configurations() -> Iterator[Configuration]:
-    """What the launcher can choose for heads of 64, and what bounds the rest."""
-    # target, groups, width, dtype, whole
+    """Yields all configurations for a head dim of 64, and the extremes of the others."""
+    # target, groups, head_dim, dtype, whole
     cases = [(name, g, 64, "bf16", True) for name in TARGETS for g in _NARROW[name] if g > 1]
     cases += [(name, 3, 64, "bf16", False) for name in TARGETS]
     cases += [(name, 3, 64, "fp16", True) for name in ("sm_80", "sm_90")]
@@ -256,21 +265,21 @@ def configurations() -> Iterator[Configuration]:
     cases += [("sm_90", 1, 64, "bf16", False), ("sm_80", 1, 128, "fp32", False)]
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     targets: dict[tuple, list[str]] = {}
-    for name, groups, width, dtype, whole in cases:
-        tiles = tiles_by_groups(name, width, dtypes[dtype])[groups]
-        targets.setdefault((groups, width, dtype, whole, tiles), []).append(name)
+    for name, groups, head_dim, dtype, whole in cases:
+        tiles = tiles_by_groups(name, head_dim, dtypes[dtype])[groups]
+        targets.setdefault((groups, head_dim, dtype, whole, tiles), []).append(name)
     pointers = ("q_ptr", "k_ptr", "v_ptr", "out_ptr")
     sizes = ("rows", "heads", "n", "m")
     strides = tuple(f"{x}_{dim}" for x in "qkv" for dim in ("row", "token", "head"))
-    for (groups, width, dtype, whole, tiles), names in targets.items():
+    for (groups, head_dim, dtype, whole, tiles), names in targets.items():
         tile = f"{tiles.queries}x{tiles.keys}{'' if whole else ' masked'}"
         yield Configuration(
-            f"attention g={groups} d={width} {dtype} {tile}",
+            f"attention g={groups} d={head_dim} {dtype} {tile}",
             attention_kernel,
             dict.fromkeys(pointers, f"*{dtype}")
             | {"scale": "fp32"}
             | dict.fromkeys((*sizes, *strides), "i32"),
-            {**_constants(groups, width, tiles, whole, False), "UPCAST": False},
+            {**_constants(groups, head_dim, tiles, whole, False), "UPCAST": False},
             {"num_warps": tiles.warps, "num_stages": tiles.stages},
             divisible=strides,
             instruction=None if dtype == "fp32" else "HGMMA",

@@ -1,10 +1,11 @@
-"""What attention is, in plain PyTorch: the definition that every implementation is held to."""
+"""The definition of attention in plain PyTorch, which every implementation must match."""
 
 import torch
 from torch import Tensor
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """Computes the definition in float32, or in float64 for float64 inputs."""
     wide = torch.promote_types(q.dtype, torch.float32)
     rows, n, heads, d = q.shape
     groups = v.shape[0] // rows

@@ -1,4 +1,4 @@
-"""The door to GEGLU, the feed-forward layers' widening half (arXiv 2002.05202)."""
+"""Dispatch of GEGLU, the widening half of the feed-forward layers (arXiv 2002.05202)."""
 
 import os
 
@@ -13,7 +13,7 @@ from anyv2v.kernels.trust import Small
 
 
 def _triton(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    # imported late: a machine may have no triton
+    # imported on use, since triton may not be installed
     from anyv2v.kernels.geglu.fused import fused
 
     return fused(x, weight, bias)
@@ -26,18 +26,18 @@ def _small(x: Tensor, weight: Tensor, bias: Tensor) -> Small:
 
 
 TABLE = (
-    Implementation("triton", _triton, gpu.refuses, gpu.for_tests, _small),
+    Implementation("triton", _triton, gpu.refuses, gpu.avoids_interpreter, _small),
     Implementation("onednn", onednn.fused, onednn.refuses),
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )
-_WANTED = os.environ.get("ANYV2V_GEGLU")
+_REQUESTED = os.environ.get("ANYV2V_GEGLU")
 
 
 def geglu(x: Tensor, weight: Tensor, bias: Tensor, *, impl: str | None = None) -> Tensor:
-    """Value * GELU(gate), of [value | gate] = x W^T + b; GELU with erf.
+    """Computes value * GELU(gate) with [value | gate] = x W^T + b and the exact GELU.
 
     x (..., c), weight (2 e, c), bias (2 e,) -> (..., e), one dtype. `impl` or the environment
     variable ANYV2V_GEGLU names an implementation.
     """
-    return choose("geglu", TABLE, impl or _WANTED, x, weight, bias).run(x, weight, bias)
+    return choose("geglu", TABLE, impl or _REQUESTED, x, weight, bias).run(x, weight, bias)

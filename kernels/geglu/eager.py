@@ -7,5 +7,6 @@ from anyv2v.kernels.linear import linear
 
 
 def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Computes `geglu`."""
     value, gate = linear(x, weight, bias).chunk(2, dim=-1)
     return value * F.gelu(gate)

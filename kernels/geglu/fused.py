@@ -1,4 +1,4 @@
-"""GEGLU with one Triton kernel after the matrix product. README.md beside this file says why."""
+"""GEGLU with one Triton kernel after the matrix product; README.md has the reasons."""
 
 from __future__ import annotations
 
@@ -18,48 +18,53 @@ ROWS, COLUMNS, WARPS = 16, 256, 4
 
 
 @triton.jit
-def gate_kernel(H, Y, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A tile of value * GELU(gate), H (rows, 2 width) = [value | gate]."""
+def gate_kernel(H, Y, rows, dim, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Computes a tile of Y = value * GELU(gate), with H (rows, 2 dim) = [value | gate]."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
-    start = row.to(tl.int64)[:, None] * width
+    inside = (row < rows)[:, None] & (column < dim)[None, :]
+    start = row.to(tl.int64)[:, None] * dim
     value_at = H + 2 * start + column[None, :]
     value = tl.load(value_at, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(value_at + width, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(value_at + dim, mask=inside, other=0.0).to(tl.float32)
     gelu = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
     tl.store(Y + start + column[None, :], (value * gelu).to(Y.dtype.element_ty), mask=inside)
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Computes `geglu`."""
     return gate(linear(x, weight, bias))
 
 
 def gate(h: Tensor) -> Tensor:
-    """H (..., 2 e) = [value | gate], contiguous -> value * GELU(gate), (..., e)."""
-    width = h.shape[-1] // 2
+    """Computes value * GELU(gate), (..., e), from h (..., 2 e) = [value | gate], contiguous."""
+    dim = h.shape[-1] // 2
     rows = h.numel() // h.shape[-1]
-    y = torch.empty(*h.shape[:-1], width, device=h.device, dtype=h.dtype)
-    grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, COLUMNS))
+    y = torch.empty(*h.shape[:-1], dim, device=h.device, dtype=h.dtype)
+    grid = (triton.cdiv(rows, ROWS), triton.cdiv(dim, COLUMNS))
     with gpu.on(h):
-        gate_kernel[grid](h, y, rows, width, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS)
+        gate_kernel[grid](h, y, rows, dim, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS)
     return y
 
 
 def small(x: Tensor, weight: Tensor, bias: Tensor) -> Small:
-    """Two tiles each way, the last of them ragged; few channels, which are the product's."""
-    rows, width = x.numel() // x.shape[-1], weight.shape[0] // 2
-    rows, width = alike(rows, ROWS + 1), alike(width, COLUMNS + 1)
-    return Small(((1, rows, 16), (2 * width, 16), (2 * width,)), part=(ROWS, 64))
+    """Returns a call of two tiles each way, the second ragged, with few input channels.
+
+    The input channels matter to the matrix product alone, which is not this kernel's.
+    """
+    rows, dim = x.numel() // x.shape[-1], weight.shape[0] // 2
+    rows, dim = alike(rows, ROWS + 1), alike(dim, COLUMNS + 1)
+    return Small(((1, rows, 16), (2 * dim, 16), (2 * dim,)), part=(ROWS, 64))
 
 
 def configurations() -> Iterator[Configuration]:
+    """Yields the configurations that can be chosen at run time."""
     for dtype in ("bf16", "fp32"):
         yield Configuration(
             f"geglu gate {dtype}",
             gate_kernel,
-            {"H": f"*{dtype}", "Y": f"*{dtype}", "rows": "i32", "width": "i32"},
+            {"H": f"*{dtype}", "Y": f"*{dtype}", "rows": "i32", "dim": "i32"},
             {"ROWS": ROWS, "COLUMNS": COLUMNS},
             {"num_warps": WARPS},
-            divisible=("width",),
+            divisible=("dim",),
         )

@@ -1,10 +1,11 @@
-"""What GEGLU is, in plain PyTorch: the definition that implementations are held to."""
+"""The definition of GEGLU in plain PyTorch, which every implementation must match."""
 
 import torch
 from torch import Tensor
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Computes the definition in float32, or in float64 for float64 inputs."""
     wide = torch.promote_types(x.dtype, torch.float32)
     out = torch.einsum("...c,ec->...e", x.to(wide), weight.to(wide)) + bias.to(wide)
     value, gate = out.chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""The door to group normalisation with the SiLU after it."""
+"""Dispatch of group normalization together with the SiLU after it."""
 
 import os
 
@@ -12,7 +12,7 @@ from anyv2v.kernels.trust import Small
 
 
 def _triton(*args, **options) -> Tensor:
-    # imported late: a machine may have no triton
+    # imported on use, since triton may not be installed
     from anyv2v.kernels.group_norm_silu.fused import fused
 
     return fused(*args, **options)
@@ -33,11 +33,11 @@ def _refuses(x, weight, bias, groups, eps, *, silu=True, shift=None) -> str | No
 
 
 TABLE = (
-    Implementation("triton", _triton, _refuses, gpu.for_tests, _small),
+    Implementation("triton", _triton, _refuses, gpu.avoids_interpreter, _small),
     Implementation("eager", eager, lambda *_, **__: None),
     Implementation("reference", reference, lambda *_, **__: None),
 )
-_WANTED = os.environ.get("ANYV2V_GROUP_NORM_SILU")
+_REQUESTED = os.environ.get("ANYV2V_GROUP_NORM_SILU")
 
 
 def group_norm_silu(
@@ -51,11 +51,11 @@ def group_norm_silu(
     shift: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """SiLU(GroupNorm(x + shift)), over all that lies between the first and the last axis.
+    """Computes SiLU(GroupNorm(x + shift)), over all dims between the first and the last.
 
     x (r, ..., c), weight and bias (c,), shift (s, c) with s dividing r: each of its rows is added
-    to r / s rows of x that lie beside one another -> the shape of x, one dtype. Without `silu` the
-    normalised x. Group Normalization: arXiv 1803.08494. `impl` or the environment variable
+    to r / s consecutive rows of x -> the shape of x, one dtype. `silu` False leaves out the SiLU.
+    Group normalization: arXiv 1803.08494. `impl` or the environment variable
     ANYV2V_GROUP_NORM_SILU names an implementation.
     """
     if x.shape[-1] % groups:
@@ -64,6 +64,6 @@ def group_norm_silu(
         raise ValueError(f"shifts {tuple(shift.shape)} are not for rows of {tuple(x.shape)}")
     options = {"silu": silu, "shift": shift}
     chosen = choose(
-        "group_norm_silu", TABLE, impl or _WANTED, x, weight, bias, groups, eps, **options
+        "group_norm_silu", TABLE, impl or _REQUESTED, x, weight, bias, groups, eps, **options
     )
     return chosen.run(x, weight, bias, groups, eps, **options)

@@ -1,4 +1,4 @@
-"""group_norm_silu in Triton. README.md beside this file says why it is cut as it is."""
+"""group_norm_silu in Triton; README.md says why it is divided into these kernels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from anyv2v.kernels.aot import Configuration
 from anyv2v.kernels.trust import EPS, Small, alike
 
 POSITIONS, CHANNELS, WARPS = 128, 64, 4
-"""The tile of which one program takes moments, or which it normalises."""
+"""Size and warps of the tile whose moments one program takes, or which it normalizes."""
 COMBINE_WARPS = 16
 WHOLE = 16384
-"""A group of a row with no more elements than this, padded, is one program's."""
+"""The most elements, padded, that a group of a row may have for one program to do it whole."""
 
 
 @triton.jit
 def _load(X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT: tl.constexpr):
-    """X + shift of a tile in float32, and which of its elements exist."""
+    """Loads x + shift of a tile in float32; also returns its mask and its offsets in the row."""
     inside = (position < n)[:, None] & exists[None, :]
     offsets = position[:, None] * c + channel[None, :]
     x = tl.load(X + row.to(tl.int64) * n * c + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -53,20 +53,20 @@ def whole_kernel(
     groups,
     rows_per_shift,
     eps,
-    WIDTH: tl.constexpr,
+    GROUP_CHANNELS: tl.constexpr,
     N: tl.constexpr,
     C: tl.constexpr,
     SILU: tl.constexpr,
     SHIFT: tl.constexpr,
 ):
-    """One group of one row from end to end: WIDTH channels, padded to C, of n <= N positions."""
+    """Does one group of one row: GROUP_CHANNELS channels, padded to C, of n <= N positions."""
     row, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     position, member = tl.arange(0, N), tl.arange(0, C)
-    channel, exists = group * WIDTH + member, member < WIDTH
+    channel, exists = group * GROUP_CHANNELS + member, member < GROUP_CHANNELS
     x, inside, offsets = _load(
         X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT
     )
-    count = n * WIDTH
+    count = n * GROUP_CHANNELS
     mean = tl.sum(tl.where(inside, x, 0.0)) / count
     off = tl.where(inside, x - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(off * off) / count + eps)
@@ -89,7 +89,7 @@ def moments_kernel(
     C: tl.constexpr,
     SHIFT: tl.constexpr,
 ):
-    """The mean of each channel over N positions, and the squares of what is off it, summed."""
+    """Computes each channel's mean over N positions, and its sum of squared deviations."""
     part, row = tl.program_id(0), tl.program_id(2)
     position = part * N + tl.arange(0, N)
     channel = tl.program_id(1) * C + tl.arange(0, C)
@@ -114,31 +114,31 @@ def combine_kernel(
     parts,
     groups,
     eps,
-    WIDTH: tl.constexpr,
+    GROUP_CHANNELS: tl.constexpr,
     N: tl.constexpr,
     PARTS: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Mean and 1 / standard deviation of one group of a row, of its channels' moments by part."""
+    """Combines a group's moments, by channel and part, to its mean and 1 / standard deviation."""
     row, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     member = tl.arange(0, C)
-    column = group * WIDTH + member
+    column = group * GROUP_CHANNELS + member
     total = tl.zeros([PARTS, C], tl.float32)
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS)
-        inside = (part < parts)[:, None] & (member < WIDTH)[None, :]
+        inside = (part < parts)[:, None] & (member < GROUP_CHANNELS)[None, :]
         at = (row * parts + part)[:, None] * c + column[None, :]
         count = tl.minimum(n - part * N, N).to(tl.float32)[:, None]
         total += tl.load(Means + at, mask=inside, other=0.0) * count
-    elements = n * WIDTH
+    elements = n * GROUP_CHANNELS
     mean = tl.sum(total) / elements
     squares = tl.zeros([PARTS, C], tl.float32)
     for start in range(0, parts, PARTS):
         part = start + tl.arange(0, PARTS)
-        inside = (part < parts)[:, None] & (member < WIDTH)[None, :]
+        inside = (part < parts)[:, None] & (member < GROUP_CHANNELS)[None, :]
         at = (row * parts + part)[:, None] * c + column[None, :]
         count = tl.minimum(n - part * N, N).to(tl.float32)[:, None]
-        # squares about the group's mean = squares about the part's + count * (difference)^2
+        # deviations from the group's mean: those from the part's mean + count * (difference)^2
         off = tl.load(Means + at, mask=inside, other=0.0) - mean
         squares += tl.load(Squares + at, mask=inside, other=0.0)
         squares += tl.where(inside, off * off * count, 0.0)
@@ -147,7 +147,7 @@ def combine_kernel(
 
 
 @triton.jit
-def normalise_kernel(
+def normalize_kernel(
     X,
     Shift,
     Mean,
@@ -159,12 +159,13 @@ def normalise_kernel(
     c,
     groups,
     rows_per_shift,
-    WIDTH: tl.constexpr,
+    GROUP_CHANNELS: tl.constexpr,
     N: tl.constexpr,
     C: tl.constexpr,
     SILU: tl.constexpr,
     SHIFT: tl.constexpr,
 ):
+    """Normalizes a tile of N positions and C channels with the group statistics of its row."""
     row = tl.program_id(2)
     position = tl.program_id(0) * N + tl.arange(0, N)
     channel = tl.program_id(1) * C + tl.arange(0, C)
@@ -172,7 +173,7 @@ def normalise_kernel(
     x, inside, offsets = _load(
         X, Shift, row, position, channel, exists, n, c, rows_per_shift, SHIFT
     )
-    at = row * groups + channel // WIDTH
+    at = row * groups + channel // GROUP_CHANNELS
     mean = tl.load(Mean + at, mask=exists, other=0.0)[None, :]
     rstd = tl.load(Rstd + at, mask=exists, other=0.0)[None, :]
     weight = tl.load(Weight + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
@@ -191,20 +192,21 @@ def fused(
     silu: bool = True,
     shift: Tensor | None = None,
 ) -> Tensor:
+    """Computes `group_norm_silu`: in one kernel for small groups, else in three."""
     rows, c = x.shape[0], x.shape[-1]
-    n, width = x[0, ..., 0].numel(), c // groups
+    n, group_channels = x[0, ..., 0].numel(), c // groups
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     has_shift = shift is not None
     rows_per_shift = rows // shift.shape[0] if has_shift else 1
     # never read where there is no shift
     shift = shift.contiguous() if has_shift else x
-    members, positions = triton.next_power_of_2(width), triton.next_power_of_2(n)
+    members, positions = triton.next_power_of_2(group_channels), triton.next_power_of_2(n)
     if positions * members <= WHOLE:
         with gpu.on(x):
             whole_kernel[(rows * groups,)](
                 *(x, shift, weight, bias, y),
                 *(n, c, groups, rows_per_shift, eps),
-                WIDTH=width,
+                GROUP_CHANNELS=group_channels,
                 N=positions,
                 C=members,
                 SILU=silu,
@@ -223,16 +225,16 @@ def fused(
         combine_kernel[(rows * groups,)](
             *(means, squares, mean, rstd),
             *(n, c, parts, groups, eps),
-            WIDTH=width,
+            GROUP_CHANNELS=group_channels,
             N=POSITIONS,
             PARTS=_parts_at_once(members),
             C=members,
             num_warps=COMBINE_WARPS,
         )
-        normalise_kernel[grid](
+        normalize_kernel[grid](
             *(x, shift, mean, rstd, weight, bias, y),
             *(n, c, groups, rows_per_shift),
-            WIDTH=width,
+            GROUP_CHANNELS=group_channels,
             SILU=silu,
             **tile,
         )
@@ -257,12 +259,12 @@ def small(
     silu: bool = True,
     shift: Tensor | None = None,
 ) -> Small:
-    """Two rows, or two with a shift each; groups as wide, and cut like those of the call."""
-    n, width = x[0, ..., 0].numel(), x.shape[-1] // groups
-    members = triton.next_power_of_2(width)
+    """Returns a call of two rows, whose groups have the same channels and the same parts."""
+    n, group_channels = x[0, ..., 0].numel(), x.shape[-1] // groups
+    members = triton.next_power_of_2(group_channels)
     per_shift = 1 if shift is None else alike(x.shape[0] // shift.shape[0], 2)
-    shifts, groups = (1 if per_shift > 1 else 2), alike(groups, 2, width)
-    c = groups * width
+    shifts, groups = (1 if per_shift > 1 else 2), alike(groups, 2, group_channels)
+    c = groups * group_channels
     parts = triton.cdiv(n, POSITIONS)
     if triton.next_power_of_2(n) * members > WHOLE and parts > 1:
         # as few positions as are still too many for one program
@@ -273,13 +275,13 @@ def small(
         ((shifts * per_shift, n, c), (c,), (c,)),
         (groups, EPS),
         (("silu", silu), ("shift", None if shift is None else (shifts, c))),
-        part=(16, math.gcd(width, CHANNELS)),
+        part=(16, math.gcd(group_channels, CHANNELS)),
         offset=1.0,
     )
 
 
 def configurations() -> Iterator[Configuration]:
-    """Those of the network's widths that differ most: 320 and 2560 channels in 32 groups."""
+    """Yields the extremes of the network: 320 and 2560 channels in 32 groups."""
     sizes = dict.fromkeys(("n", "c", "groups", "rows_per_shift"), "i32")
     x = dict.fromkeys(("X", "Shift", "Y", "Weight", "Bias"), "*bf16")
     moments = dict.fromkeys(("Means", "Squares"), "*fp32")
@@ -289,12 +291,12 @@ def configurations() -> Iterator[Configuration]:
     def named(types, *names):
         return {name: types[name] for name in names}
 
-    for positions, channels, width in ((64, 64, 40), (256, 64, 40)):
+    for positions, channels, group_channels in ((64, 64, 40), (256, 64, 40)):
         yield Configuration(
             f"group_norm_silu whole {positions} x {channels}",
             whole_kernel,
             x | sizes | {"eps": "fp32"},
-            dict(WIDTH=width, N=positions, C=channels, SILU=True, SHIFT=True),
+            dict(GROUP_CHANNELS=group_channels, N=positions, C=channels, SILU=True, SHIFT=True),
             {"num_warps": _whole_warps(positions * channels)},
             divisible=("c",),
         )
@@ -306,24 +308,29 @@ def configurations() -> Iterator[Configuration]:
         {"num_warps": WARPS},
         divisible=("c",),
     )
-    for width in (10, 80):
-        channels = triton.next_power_of_2(width)
+    for group_channels in (10, 80):
+        channels = triton.next_power_of_2(group_channels)
         yield Configuration(
-            f"group_norm_silu combine, {width} channels",
+            f"group_norm_silu combine, {group_channels} channels",
             combine_kernel,
             moments
             | statistics
             | named(sizes, "n", "c", "groups")
             | {"parts": "i32", "eps": "fp32"},
-            dict(WIDTH=width, N=POSITIONS, PARTS=_parts_at_once(channels), C=channels),
+            dict(
+                GROUP_CHANNELS=group_channels,
+                N=POSITIONS,
+                PARTS=_parts_at_once(channels),
+                C=channels,
+            ),
             {"num_warps": COMBINE_WARPS},
             divisible=("c",),
         )
     yield Configuration(
-        "group_norm_silu normalise",
-        normalise_kernel,
+        "group_norm_silu normalize",
+        normalize_kernel,
         x | statistics | sizes,
-        tile | dict(WIDTH=10, SILU=True),
+        tile | dict(GROUP_CHANNELS=10, SILU=True),
         {"num_warps": WARPS},
         divisible=("c",),
     )

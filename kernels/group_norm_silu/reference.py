@@ -1,4 +1,4 @@
-"""What group_norm_silu is, in plain PyTorch: the definition that implementations are held to."""
+"""The definition of group_norm_silu in plain PyTorch, which every implementation must match."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def reference(
     silu: bool = True,
     shift: Tensor | None = None,
 ) -> Tensor:
+    """Computes the definition in float32, or in float64 for float64 inputs."""
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide).flatten(1, -2)
     if shift is not None:

@@ -1,4 +1,4 @@
-"""The door to layer normalisation, alone or after the sum that it normalises."""
+"""Dispatch of layer normalization, alone or together with the sum before it."""
 
 import os
 
@@ -12,7 +12,7 @@ from anyv2v.kernels.trust import Small
 
 
 def _triton(*args) -> Tensor:
-    # imported late: a machine may have no triton
+    # imported on use, since triton may not be installed
     from anyv2v.kernels.layer_norm.fused import fused
 
     return fused(*args)
@@ -45,27 +45,31 @@ def _add_refuses(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: f
 
 
 TABLE = (
-    Implementation("triton", _triton, _refuses, gpu.for_tests, _small),
+    Implementation("triton", _triton, _refuses, gpu.avoids_interpreter, _small),
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )
 ADD_TABLE = (
-    Implementation("triton", _add_triton, _add_refuses, gpu.for_tests, _small),
+    Implementation("triton", _add_triton, _add_refuses, gpu.avoids_interpreter, _small),
     Implementation("eager", add_eager, lambda *_: None),
     Implementation("reference", add_reference, lambda *_: None),
 )
-_WANTED, _WANTED_ADD = (os.environ.get(f"ANYV2V_{n}") for n in ("LAYER_NORM", "ADD_LAYER_NORM"))
+_REQUESTED, _REQUESTED_ADD = (
+    os.environ.get(f"ANYV2V_{n}") for n in ("LAYER_NORM", "ADD_LAYER_NORM")
+)
 
 
 def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, *, impl: str | None = None
 ) -> Tensor:
-    """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis (arXiv 1607.06450).
+    """Normalizes x over its last dim (layer normalization, arXiv 1607.06450).
+
+    The result is (x - mean) / sqrt(variance + eps) * weight + bias.
 
     x (..., c), weight and bias (c,) -> the shape of x, one dtype. `impl` or the environment
     variable ANYV2V_LAYER_NORM names an implementation.
     """
-    chosen = choose("layer_norm", TABLE, impl or _WANTED, x, weight, bias, eps)
+    chosen = choose("layer_norm", TABLE, impl or _REQUESTED, x, weight, bias, eps)
     return chosen.run(x, weight, bias, eps)
 
 
@@ -78,11 +82,13 @@ def add_layer_norm(
     *,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """X + branch, and that normalised as by `layer_norm`; all of one shape.
+    """Returns x + branch, and that sum normalized as by `layer_norm`; all of one shape.
 
     `impl` or the environment variable ANYV2V_ADD_LAYER_NORM names an implementation.
     """
     if x.shape != branch.shape:
         raise ValueError(f"{tuple(x.shape)} and {tuple(branch.shape)} are not of one shape")
-    chosen = choose("add_layer_norm", ADD_TABLE, impl or _WANTED_ADD, x, branch, weight, bias, eps)
+    chosen = choose(
+        "add_layer_norm", ADD_TABLE, impl or _REQUESTED_ADD, x, branch, weight, bias, eps
+    )
     return chosen.run(x, branch, weight, bias, eps)

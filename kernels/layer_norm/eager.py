@@ -1,4 +1,4 @@
-"""Layer normalisation by PyTorch."""
+"""Layer normalization by PyTorch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from torch import Tensor
 
 
 def eager(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Computes `layer_norm`."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def add_eager(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    """Computes `add_layer_norm`."""
     total = x + branch
     return total, eager(total, weight, bias, eps)

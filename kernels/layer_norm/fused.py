@@ -1,4 +1,4 @@
-"""Layer normalisation in Triton, with the sum in front of it (README.md says where it pays)."""
+"""Layer normalization in Triton, with the sum before it (README.md says where it pays)."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def layer_norm_kernel(
     Total,
     Y,
     rows,
-    width,
+    dim,
     share,
     eps,
     ADD: tl.constexpr,
     ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
 ):
-    """Whole rows, padded from `width` to WIDTH; `share` is 1 / width."""
+    """Normalizes ROWS whole rows, padded from `dim` to PADDED_DIM; `share` is 1 / dim."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, WIDTH)
-    exists = column < width
+    column = tl.arange(0, PADDED_DIM)
+    exists = column < dim
     inside = (row < rows)[:, None] & exists[None, :]
-    at = row.to(tl.int64)[:, None] * width + column[None, :]
+    at = row.to(tl.int64)[:, None] * dim + column[None, :]
     x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(Branch + at, mask=inside, other=0.0).to(tl.float32)
         total = x.to(Total.dtype.element_ty)
         tl.store(Total + at, total, mask=inside)
-        # what is normalised is what is kept
+        # normalize the rounded sum, which is what later layers read
         x = total.to(tl.float32)
     mean = tl.sum(x, axis=1) * share
     off = tl.where(inside, x - mean[:, None], 0.0)
@@ -55,21 +55,23 @@ def layer_norm_kernel(
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Computes `layer_norm`."""
     return _launch(x, None, weight, bias, eps)[1]
 
 
 def add_fused(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    """Computes `add_layer_norm`."""
     return _launch(x, branch, weight, bias, eps)
 
 
 def _launch(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    width = x.shape[-1]
-    rows = x.numel() // width
-    padded = triton.next_power_of_2(width)
+    dim = x.shape[-1]
+    rows = x.numel() // dim
+    padded = triton.next_power_of_2(dim)
     adds = branch is not None
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if adds else x
@@ -83,12 +85,12 @@ def _launch(
             total,
             y,
             rows,
-            width,
-            1 / width,
+            dim,
+            1 / dim,
             eps,
             ADD=adds,
             ROWS=tile,
-            WIDTH=padded,
+            PADDED_DIM=padded,
             num_warps=WARPS,
         )
     return total, y
@@ -99,25 +101,29 @@ def _rows(padded: int) -> int:
 
 
 def small(*args: Tensor | float) -> Small:
-    """Three tiles of rows as wide as those of the call: (x, weight, bias, eps), or two of x."""
+    """Returns a call of three tiles of rows, with as many channels as the call that it stands for.
+
+    args: (x, weight, bias, eps), or (x, branch, weight, bias, eps).
+    """
     *inputs, weight, _, _ = args
-    width = weight.shape[0]
-    tile = _rows(triton.next_power_of_2(width))
-    rows = alike(inputs[0].numel() // width, 2 * tile + 1)
-    shapes = [(1, rows, width)] * len(inputs)
-    return Small((*shapes, (width,), (width,)), (EPS,), offset=1.0)
+    dim = weight.shape[0]
+    tile = _rows(triton.next_power_of_2(dim))
+    rows = alike(inputs[0].numel() // dim, 2 * tile + 1)
+    shapes = [(1, rows, dim)] * len(inputs)
+    return Small((*shapes, (dim,), (dim,)), (EPS,), offset=1.0)
 
 
 def configurations() -> Iterator[Configuration]:
+    """Yields the configurations that can be chosen at run time."""
     pointers = dict.fromkeys(("X", "Branch", "Weight", "Bias", "Total", "Y"), "*bf16")
-    numbers = {"rows": "i32", "width": "i32", "share": "fp32", "eps": "fp32"}
-    for width, adds in ((320, True), (640, True), (1280, True), (320, False)):
-        padded = triton.next_power_of_2(width)
+    numbers = {"rows": "i32", "dim": "i32", "share": "fp32", "eps": "fp32"}
+    for dim, adds in ((320, True), (640, True), (1280, True), (320, False)):
+        padded = triton.next_power_of_2(dim)
         yield Configuration(
-            f"layer_norm {'add ' if adds else ''}{width}",
+            f"layer_norm {'add ' if adds else ''}{dim}",
             layer_norm_kernel,
             pointers | numbers,
-            {"ADD": adds, "ROWS": _rows(padded), "WIDTH": padded},
+            {"ADD": adds, "ROWS": _rows(padded), "PADDED_DIM": padded},
             {"num_warps": WARPS},
-            divisible=("width",),
+            divisible=("dim",),
         )

@@ -1,4 +1,4 @@
-"""What layer_norm is, in plain PyTorch: the definition that implementations are held to."""
+"""The definition of layer_norm in plain PyTorch, which every implementation must match."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Computes the definition in float32, or in float64 for float64 inputs."""
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide)
     y = y - y.mean(dim=-1, keepdim=True)
@@ -17,5 +18,6 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def add_reference(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    """Computes the sum in the inputs' dtype, and `reference` of it."""
     total = x + branch
     return total, reference(total, weight, bias, eps)

@@ -1,4 +1,4 @@
-"""The door to matrix products with weights."""
+"""Dispatch of matrix products with weights."""
 
 import os
 
@@ -14,12 +14,13 @@ TABLE = (
     Implementation("eager", F.linear, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )
-_WANTED = os.environ.get("ANYV2V_LINEAR")
+_REQUESTED = os.environ.get("ANYV2V_LINEAR")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, impl: str | None = None) -> Tensor:
-    """X W^T + b.   x (..., c), weight (e, c), bias (e,) or None -> (..., e), one dtype.
+    """Computes x W^T + b.
 
-    `impl` or the environment variable ANYV2V_LINEAR names an implementation.
+    x (..., c), weight (e, c), bias (e,) or None -> (..., e), one dtype. `impl` or the environment
+    variable ANYV2V_LINEAR names an implementation.
     """
-    return choose("linear", TABLE, impl or _WANTED, x, weight, bias).run(x, weight, bias)
+    return choose("linear", TABLE, impl or _REQUESTED, x, weight, bias).run(x, weight, bias)

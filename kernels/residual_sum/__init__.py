@@ -1,4 +1,4 @@
-"""The door to the sum at the end of a convolutional block, the convolutions' biases with it."""
+"""Dispatch of the sum at the end of a convolutional block, which adds a bias as well."""
 
 import os
 
@@ -12,7 +12,7 @@ from anyv2v.kernels.trust import Small
 
 
 def _triton(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
-    # imported late: a machine may have no triton
+    # imported on use, since triton may not be installed
     from anyv2v.kernels.residual_sum.fused import fused
 
     return fused(x, branch, bias)
@@ -31,19 +31,20 @@ def _refuses(x: Tensor, branch: Tensor, bias: Tensor) -> str | None:
 
 
 TABLE = (
-    Implementation("triton", _triton, _refuses, gpu.for_tests, _small),
+    Implementation("triton", _triton, _refuses, gpu.avoids_interpreter, _small),
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )
-_WANTED = os.environ.get("ANYV2V_RESIDUAL_SUM")
+_REQUESTED = os.environ.get("ANYV2V_RESIDUAL_SUM")
 
 
 def residual_sum(x: Tensor, branch: Tensor, bias: Tensor, *, impl: str | None = None) -> Tensor:
-    """X + branch + bias, in one pass; x and branch (..., c) of one shape, bias (c,), one dtype.
+    """Computes x + branch + bias in one pass.
 
-    `impl` or the environment variable ANYV2V_RESIDUAL_SUM names an implementation.
+    x and branch (..., c) have the same shape, bias is (c,); all have one dtype. `impl` or the
+    environment variable ANYV2V_RESIDUAL_SUM names an implementation.
     """
     if x.shape != branch.shape or bias.shape != x.shape[-1:]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (x, branch, bias))
         raise ValueError(f"shapes {shapes} are not two of one shape and its last axis")
-    return choose("residual_sum", TABLE, impl or _WANTED, x, branch, bias).run(x, branch, bias)
+    return choose("residual_sum", TABLE, impl or _REQUESTED, x, branch, bias).run(x, branch, bias)

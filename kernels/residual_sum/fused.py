@@ -18,7 +18,7 @@ ROWS, CHANNELS, WARPS = 32, 64, 4
 
 @triton.jit
 def residual_sum_kernel(X, Branch, Bias, Y, rows, c, ROWS: tl.constexpr, C: tl.constexpr):
-    """A tile of ROWS rows and C channels; programs that follow one another share their rows."""
+    """Sums a tile of ROWS rows and C channels; consecutive programs work on the same rows."""
     across = tl.cdiv(c, C)
     row = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(0) % across * C + tl.arange(0, C)
@@ -32,6 +32,7 @@ def residual_sum_kernel(X, Branch, Bias, Y, rows, c, ROWS: tl.constexpr, C: tl.c
 
 
 def fused(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
+    """Computes `residual_sum`."""
     c = x.shape[-1]
     rows, y = x.numel() // c, torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with gpu.on(x):
@@ -42,13 +43,14 @@ def fused(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
 
 
 def small(x: Tensor, *_: Tensor) -> Small:
-    """Two tiles each way, the last of them ragged."""
+    """Returns a call of two tiles each way, the second ragged."""
     c = x.shape[-1]
-    rows, width = alike(x.numel() // c, ROWS + 1), alike(c, CHANNELS + 1)
-    return Small(((1, rows, width), (1, rows, width), (width,)), part=(ROWS, CHANNELS))
+    rows, channels = alike(x.numel() // c, ROWS + 1), alike(c, CHANNELS + 1)
+    return Small(((1, rows, channels), (1, rows, channels), (channels,)), part=(ROWS, CHANNELS))
 
 
 def configurations() -> Iterator[Configuration]:
+    """Yields the configurations that can be chosen at run time."""
     for dtype in ("bf16", "fp32"):
         pointers = dict.fromkeys(("X", "Branch", "Bias", "Y"), f"*{dtype}")
         yield Configuration(

@@ -1,4 +1,4 @@
-"""What residual_sum is, in plain PyTorch: the definition that implementations are held to."""
+"""The definition of residual_sum in plain PyTorch, which every implementation must match."""
 
 from __future__ import annotations
 
@@ -7,5 +7,6 @@ from torch import Tensor
 
 
 def reference(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
+    """Computes the definition in float32, or in float64 for float64 inputs."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return (x.to(wide) + branch.to(wide) + bias.to(wide)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The doors to attention over few tokens at very many positions: the temporal layers."""
+"""Dispatch of attention over few tokens at very many positions, as in the temporal layers."""
 
 import os
 
@@ -13,10 +13,10 @@ from anyv2v.kernels.trust import Small
 
 
 def _never(*_) -> None:
-    """Takes everything."""
+    """Refuses no call."""
 
 
-def _eager_yields(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+def _eager_avoids(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     # as fast as sdpa on a CPU, and so the numbers there are the same with and without sharing
     if q.device.type == "cpu" or v.shape[0] > q.shape[0]:
         return None
@@ -24,7 +24,7 @@ def _eager_yields(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 
 def _triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # imported late, here and below: a machine may have no triton
+    # imported on use, here and below, since triton may not be installed
     from anyv2v.kernels.short_attention import fused
 
     return fused.attention(q, k, v)
@@ -72,7 +72,7 @@ def _triton_apply_refuses(weights: Tensor, v: Tensor) -> str | None:
 
 
 def _too_large(x: Tensor, n: int, m: int) -> str | None:
-    """What registers and 32-bit numbers do not hold: x (r, tokens, p, heads, d), n by m weights."""
+    """Returns the reason why x (r, tokens, p, heads, d), with n by m weights, is too large."""
     _, _, positions, heads, d = x.shape
     if max(n, m) > 128:
         return f"{max(n, m)} tokens are over 128; attention() is for those"
@@ -86,29 +86,29 @@ def _too_large(x: Tensor, n: int, m: int) -> str | None:
 
 
 TABLE = (
-    Implementation("triton", _triton, _triton_refuses, gpu.yields, _small),
-    Implementation("eager", eager.attention, _never, _eager_yields),
+    Implementation("triton", _triton, _triton_refuses, gpu.avoids, _small),
+    Implementation("eager", eager.attention, _never, _eager_avoids),
     Implementation("sdpa", sdpa, _never),
     Implementation("reference", reference.reference, _never),
 )
 PROBABILITIES_TABLE = (
-    Implementation("triton", _triton_probabilities, _triton_refuses, gpu.yields, _small),
+    Implementation("triton", _triton_probabilities, _triton_refuses, gpu.avoids, _small),
     Implementation("eager", eager.probabilities, _never),
     Implementation("reference", reference.probabilities, _never),
 )
 APPLY_TABLE = (
-    Implementation("triton", _triton_apply, _triton_apply_refuses, gpu.yields, _small_apply),
+    Implementation("triton", _triton_apply, _triton_apply_refuses, gpu.avoids, _small_apply),
     Implementation("eager", eager.apply, _never),
     Implementation("reference", reference.apply, _never),
 )
-_WANTED, _WANTED_PROBABILITIES, _WANTED_APPLY = (
+_REQUESTED, _REQUESTED_PROBABILITIES, _REQUESTED_APPLY = (
     os.environ.get(f"ANYV2V_{name}")
     for name in ("SHORT_ATTENTION", "SHORT_PROBABILITIES", "APPLY_PROBABILITIES")
 )
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over n tokens, at each of p positions by itself.
+    """Computes softmax(q k^T / sqrt(d)) v over n tokens, at each of p positions by itself.
 
     q (r, n, p, heads, d) · k (r, m, p, heads, d) · v (g*r, m, p, heads, d) ->
     (g*r, n, p, heads, d), group outermost, contiguous; any strides in, one dtype. Each of the g
@@ -119,11 +119,11 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str | None = None)
         raise ValueError(
             f"{v.shape[0]} rows of v cannot share {q.shape[0]} of q, {k.shape[0]} of k"
         )
-    return choose("short_attention", TABLE, impl or _WANTED, q, k, v).run(q, k, v)
+    return choose("short_attention", TABLE, impl or _REQUESTED, q, k, v).run(q, k, v)
 
 
 def short_probabilities(q: Tensor, k: Tensor, *, impl: str | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) of `short_attention`: what a record of it keeps.
+    """Computes the softmax(q k^T / sqrt(d)) of `short_attention`, which can be recorded.
 
     q (r, n, p, heads, d) · k (r, m, p, heads, d) -> (r, p, heads, n, m), contiguous, of q's
     dtype: m / 2d of the size of q and k. `impl` or the environment variable
@@ -132,11 +132,11 @@ def short_probabilities(q: Tensor, k: Tensor, *, impl: str | None = None) -> Ten
     if k.shape[0] != q.shape[0]:
         raise ValueError(f"{q.shape[0]} rows of q do not fit {k.shape[0]} of k")
     table = PROBABILITIES_TABLE
-    return choose("short_probabilities", table, impl or _WANTED_PROBABILITIES, q, k).run(q, k)
+    return choose("short_probabilities", table, impl or _REQUESTED_PROBABILITIES, q, k).run(q, k)
 
 
 def apply_probabilities(weights: Tensor, v: Tensor, *, impl: str | None = None) -> Tensor:
-    """The values of `short_attention` mixed by recorded probabilities.
+    """Finishes `short_attention` from recorded probabilities: weights v.
 
     weights (r, p, heads, n, m) · v (g*r, m, p, heads, d) -> (g*r, n, p, heads, d), group
     outermost, contiguous. `impl` or the environment variable ANYV2V_APPLY_PROBABILITIES names an
@@ -145,7 +145,7 @@ def apply_probabilities(weights: Tensor, v: Tensor, *, impl: str | None = None) 
     if v.shape[0] % weights.shape[0] or weights.shape[4] != v.shape[1]:
         raise ValueError(
             f"probabilities {tuple(weights.shape)} (rows, positions, heads, queries, keys) do not "
-            f"fit values {tuple(v.shape)} (rows, keys, positions, heads, width)"
+            f"fit values {tuple(v.shape)} (rows, keys, positions, heads, head_dim)"
         )
-    chosen = choose("apply_probabilities", APPLY_TABLE, impl or _WANTED_APPLY, weights, v)
+    chosen = choose("apply_probabilities", APPLY_TABLE, impl or _REQUESTED_APPLY, weights, v)
     return chosen.run(weights, v)

@@ -5,15 +5,18 @@ from torch import Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Computes `short_attention`."""
     return apply(probabilities(q, k), v)
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """Computes `short_probabilities`."""
     rows = [_softmax(*row) for row in zip(q, k, strict=True)]
     return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
 
 def apply(weights: Tensor, v: Tensor) -> Tensor:
+    """Computes `apply_probabilities`."""
     rows, n = weights.shape[0], weights.shape[3]
     out = torch.empty((v.shape[0], n, *v.shape[2:]), dtype=v.dtype, device=v.device)
     for row, value in enumerate(v):
@@ -24,7 +27,7 @@ def apply(weights: Tensor, v: Tensor) -> Tensor:
 
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:
-    """Q (n, p, heads, d) · k (m, p, heads, d) -> (p, heads, n, m), contiguous."""
+    """Computes q (n, p, heads, d) · k (m, p, heads, d) -> (p, heads, n, m), contiguous."""
     dtype = q.dtype
     if q.device.type == "cpu":
         # half types multiply no faster there, and the scores keep all their digits

@@ -1,7 +1,7 @@
-"""Short attention, many sequences per program; its probabilities kept, and replayed (README.md).
+"""Short attention, many sequences per program; its probabilities written, and read (README.md).
 
-A sequence is one head at one position. Heads are innermost in memory, so sequences that are
-neighbours by number are neighbours there too.
+A sequence is the tokens of one head at one position. Heads are innermost in memory, so sequences
+with consecutive numbers are neighbors there too.
 """
 
 from __future__ import annotations
@@ -28,14 +28,47 @@ def _wide(x, UPCAST: tl.constexpr):
 
 @triton.jit
 def _product(a, b):
-    """One matrix product per sequence."""
+    """Multiplies two matrices per sequence."""
     if a.shape[0] == 1:
-        # in three dims a single one would not be given to the tensor cores
+        # a three-dimensional product of a single matrix would not run on the tensor cores
         a, b = tl.reshape(a, a.shape[1:]), tl.reshape(b, b.shape[1:])
         out = tl.expand_dims(tl.dot(a, b, input_precision="ieee"), 0)
     else:
         out = tl.dot(a, b, input_precision="ieee")
     return out
+
+
+@triton.jit
+def _place(
+    positions,
+    heads,
+    HEAD_DIM: tl.constexpr,
+    PADDED_HEAD_DIM: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Finds the TOGETHER sequences of one row that this program computes.
+
+    Returns the row; each sequence's number in the row, position and head, (TOGETHER, 1, 1); the
+    head's dims (1, 1, PADDED_HEAD_DIM); and the mask of those that exist.
+    """
+    sequences = positions * heads
+    blocks = tl.cdiv(sequences, TOGETHER)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    sequence = tl.program_id(0) % blocks * TOGETHER + tl.arange(0, TOGETHER)[:, None, None]
+    across = tl.arange(0, PADDED_HEAD_DIM)[None, None, :]
+    inside = (sequence < sequences) & (across < HEAD_DIM)
+    return row, sequence, sequence // heads, sequence % heads, across, inside
+
+
+@triton.jit
+def _weights(
+    weights_ptr, row, sequence, sequences, N: tl.constexpr, M: tl.constexpr, PADDED: tl.constexpr
+):
+    """Pointers and mask of the probabilities, contiguous (rows, sequences, N, M)."""
+    query = tl.arange(0, PADDED)[None, :, None]
+    key = tl.arange(0, PADDED)[None, None, :]
+    ptrs = weights_ptr + row * sequences * N * M + sequence * (N * M) + query * M + key
+    return ptrs, (sequence < sequences) & (query < N) & (key < M)
 
 
 @triton.jit
@@ -51,7 +84,7 @@ def _softmax(
     PADDED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """(sequences, PADDED, PADDED); the pointers are those of the first tokens."""
+    """Computes probabilities (TOGETHER, PADDED, PADDED) from pointers to the first tokens."""
     token = tl.arange(0, PADDED)[None, :, None]
     q = tl.load(q_ptrs + token * q_token, mask=inside & (token < N), other=0.0)
     k = tl.load(k_ptrs + token * k_token, mask=inside & (token < M), other=0.0)
@@ -80,20 +113,20 @@ def _mix(
     inside,
     N: tl.constexpr,
     M: tl.constexpr,
-    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Every group's values by the same weights; `within` says where in a row sequences begin."""
+    """Applies the same weights to every group's values; `within`: a sequence's offset in a row."""
     token = tl.arange(0, PADDED)[None, :, None]
-    size = sequences * WIDTH
+    size = sequences * HEAD_DIM
     for group in range(groups):
         row = first + group * rows
         v_ptrs = v_ptr + row * v_row + within + token * v_token + across
         values = tl.load(v_ptrs, mask=inside & (token < M), other=0.0)
         out = _product(weights, _wide(values, UPCAST))
-        # the answer is contiguous (groups rows, n, sequences, width)
-        out_ptrs = out_ptr + row * N * size + token * size + sequence * WIDTH + across
+        # the output is contiguous (groups rows, n, sequences, head_dim)
+        out_ptrs = out_ptr + row * N * size + token * size + sequence * HEAD_DIM + across
         tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=inside & (token < N))
 
 
@@ -122,21 +155,16 @@ def short_attention_kernel(
     v_head,
     N: tl.constexpr,
     M: tl.constexpr,
-    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
-    PADDED_WIDTH: tl.constexpr,
+    PADDED_HEAD_DIM: tl.constexpr,
     TOGETHER: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """TOGETHER sequences of one row; `scale` includes log2(e)."""
-    sequences = positions * heads
-    blocks = tl.cdiv(sequences, TOGETHER)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    sequence = tl.program_id(0) % blocks * TOGETHER + tl.arange(0, TOGETHER)[:, None, None]
-    position = sequence // heads
-    head = sequence % heads
-    across = tl.arange(0, PADDED_WIDTH)[None, None, :]
-    inside = (sequence < sequences) & (across < WIDTH)
+    """Computes TOGETHER sequences of one row; `scale` includes log2(e)."""
+    row, sequence, position, head, across, inside = _place(
+        positions, heads, HEAD_DIM, PADDED_HEAD_DIM, TOGETHER
+    )
 
     q_ptrs = q_ptr + row * q_row + position * q_position + head * q_head + across
     k_ptrs = k_ptr + row * k_row + position * k_position + head * k_head + across
@@ -151,7 +179,7 @@ def short_attention_kernel(
         rows,
         groups,
         sequence,
-        sequences,
+        positions * heads,
         within,
         v_row,
         v_token,
@@ -159,7 +187,7 @@ def short_attention_kernel(
         inside,
         N,
         M,
-        WIDTH,
+        HEAD_DIM,
         PADDED,
         UPCAST,
     )
@@ -183,30 +211,21 @@ def short_probabilities_kernel(
     k_head,
     N: tl.constexpr,
     M: tl.constexpr,
-    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
-    PADDED_WIDTH: tl.constexpr,
+    PADDED_HEAD_DIM: tl.constexpr,
     TOGETHER: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """The softmax of TOGETHER sequences of one row, written; `scale` includes log2(e)."""
-    sequences = positions * heads
-    blocks = tl.cdiv(sequences, TOGETHER)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    sequence = tl.program_id(0) % blocks * TOGETHER + tl.arange(0, TOGETHER)[:, None, None]
-    position = sequence // heads
-    head = sequence % heads
-    across = tl.arange(0, PADDED_WIDTH)[None, None, :]
-    inside = (sequence < sequences) & (across < WIDTH)
+    """Writes the softmax of TOGETHER sequences of one row; `scale` includes log2(e)."""
+    row, sequence, position, head, across, inside = _place(
+        positions, heads, HEAD_DIM, PADDED_HEAD_DIM, TOGETHER
+    )
 
     q_ptrs = q_ptr + row * q_row + position * q_position + head * q_head + across
     k_ptrs = k_ptr + row * k_row + position * k_position + head * k_head + across
     weights = _softmax(q_ptrs, k_ptrs, q_token, k_token, scale, inside, N, M, PADDED, UPCAST)
-    query = tl.arange(0, PADDED)[None, :, None]
-    key = tl.arange(0, PADDED)[None, None, :]
-    # contiguous (rows, sequences, n, m)
-    ptrs = weights_ptr + row * sequences * N * M + sequence * (N * M) + query * M + key
-    mask = (sequence < sequences) & (query < N) & (key < M)
+    ptrs, mask = _weights(weights_ptr, row, sequence, positions * heads, N, M, PADDED)
     tl.store(ptrs, weights.to(weights_ptr.dtype.element_ty), mask=mask)
 
 
@@ -225,26 +244,20 @@ def apply_probabilities_kernel(
     v_head,
     N: tl.constexpr,
     M: tl.constexpr,
-    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     PADDED: tl.constexpr,
-    PADDED_WIDTH: tl.constexpr,
+    PADDED_HEAD_DIM: tl.constexpr,
     TOGETHER: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """TOGETHER sequences of one row, by probabilities that were kept."""
-    sequences = positions * heads
-    blocks = tl.cdiv(sequences, TOGETHER)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    sequence = tl.program_id(0) % blocks * TOGETHER + tl.arange(0, TOGETHER)[:, None, None]
-    across = tl.arange(0, PADDED_WIDTH)[None, None, :]
-    inside = (sequence < sequences) & (across < WIDTH)
+    """Computes TOGETHER sequences of one row from recorded probabilities."""
+    row, sequence, position, head, across, inside = _place(
+        positions, heads, HEAD_DIM, PADDED_HEAD_DIM, TOGETHER
+    )
 
-    query = tl.arange(0, PADDED)[None, :, None]
-    key = tl.arange(0, PADDED)[None, None, :]
-    ptrs = weights_ptr + row * sequences * N * M + sequence * (N * M) + query * M + key
-    mask = (sequence < sequences) & (query < N) & (key < M)
+    ptrs, mask = _weights(weights_ptr, row, sequence, positions * heads, N, M, PADDED)
     weights = _wide(tl.load(ptrs, mask=mask, other=0.0), UPCAST)
-    within = sequence // heads * v_position + sequence % heads * v_head
+    within = position * v_position + head * v_head
     _mix(
         weights,
         v_ptr,
@@ -253,7 +266,7 @@ def apply_probabilities_kernel(
         rows,
         groups,
         sequence,
-        sequences,
+        positions * heads,
         within,
         v_row,
         v_token,
@@ -261,7 +274,7 @@ def apply_probabilities_kernel(
         inside,
         N,
         M,
-        WIDTH,
+        HEAD_DIM,
         PADDED,
         UPCAST,
     )
@@ -269,8 +282,10 @@ def apply_probabilities_kernel(
 
 @dataclass(frozen=True)
 class Tiles:
+    """How much a program computes, and with how many warps."""
+
     together: int
-    """Sequences in a program."""
+    """Sequences per program."""
     warps: int
 
 
@@ -280,7 +295,8 @@ LONGEST = max(_TILES)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    rows, n, positions, heads, width = q.shape
+    """Computes `short_attention`."""
+    rows, n, positions, heads, head_dim = q.shape
     out = torch.empty((v.shape[0], *q.shape[1:]), dtype=q.dtype, device=q.device)
     grid, constants = _grid_and_constants(q.shape, k.shape[1], q.dtype)
     with gpu.on(q):
@@ -289,7 +305,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             k,
             v,
             out,
-            _scale(width),
+            _scale(head_dim),
             rows,
             v.shape[0] // rows,
             positions,
@@ -303,7 +319,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    rows, n, positions, heads, width = q.shape
+    """Computes `short_probabilities`."""
+    rows, n, positions, heads, head_dim = q.shape
     weights = torch.empty((rows, positions, heads, n, k.shape[1]), dtype=q.dtype, device=q.device)
     grid, constants = _grid_and_constants(q.shape, k.shape[1], q.dtype)
     with gpu.on(q):
@@ -311,7 +328,7 @@ def probabilities(q: Tensor, k: Tensor) -> Tensor:
             q,
             k,
             weights,
-            _scale(width),
+            _scale(head_dim),
             positions,
             heads,
             *q.stride()[:4],
@@ -322,6 +339,7 @@ def probabilities(q: Tensor, k: Tensor) -> Tensor:
 
 
 def apply(weights: Tensor, v: Tensor) -> Tensor:
+    """Computes `apply_probabilities`."""
     rows, positions, heads, n, m = weights.shape
     shape = (v.shape[0], n, *v.shape[2:])
     out = torch.empty(shape, dtype=v.dtype, device=v.device)
@@ -341,65 +359,68 @@ def apply(weights: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def _scale(width: int) -> float:
+def _scale(head_dim: int) -> float:
     # 2^(x log2 e) is e^x
-    return width**-0.5 * math.log2(math.e)
+    return head_dim**-0.5 * math.log2(math.e)
 
 
 def _grid_and_constants(
     shape: tuple[int, ...], m: int, dtype: torch.dtype
 ) -> tuple[tuple[int], dict[str, int]]:
-    rows, n, positions, heads, width = shape
-    constants, options = _constants(n, m, width)
+    rows, n, positions, heads, head_dim = shape
+    constants, options = _constants(n, m, head_dim)
     blocks = triton.cdiv(positions * heads, constants["TOGETHER"])
     upcast = gpu.interpreted() and dtype == torch.bfloat16
     return (blocks * rows,), {**constants, "UPCAST": upcast, **options}
 
 
-def _constants(n: int, m: int, width: int) -> tuple[dict[str, int], dict[str, int]]:
+def _constants(n: int, m: int, head_dim: int) -> tuple[dict[str, int], dict[str, int]]:
     # a matrix product takes powers of two, 16 at least
     padded = max(16, triton.next_power_of_2(max(n, m)))
     tiles = _TILES[padded]
     constants = dict(
         N=n,
         M=m,
-        WIDTH=width,
+        HEAD_DIM=head_dim,
         PADDED=padded,
-        PADDED_WIDTH=max(16, triton.next_power_of_2(width)),
+        PADDED_HEAD_DIM=max(16, triton.next_power_of_2(head_dim)),
         TOGETHER=tiles.together,
     )
-    # more stages cost registers and win nothing: other programs fill the waiting
+    # more stages cost registers and gain nothing: other programs run while one waits for memory
     return constants, {"num_warps": tiles.warps, "num_stages": 1}
 
 
 def small(q: Tensor, k: Tensor, v: Tensor | None = None) -> Small:
-    """A few sequences of the same lengths, by several programs; without v, the probabilities'."""
-    rows, n, positions, heads, width = q.shape
+    """Returns a call of a few sequences of the same lengths, computed by several programs.
+
+    Without v it is a call of `probabilities`.
+    """
+    rows, n, positions, heads, head_dim = q.shape
     groups = None if v is None else v.shape[0] // rows
-    rows, among = alike(rows, 2), (alike(positions, 5), alike(heads, 3, width), width)
+    rows, among = alike(rows, 2), (alike(positions, 5), alike(heads, 3, head_dim), head_dim)
     shapes = [(rows, n, *among), (rows, k.shape[1], *among)]
     if groups is None:
         return Small(tuple(shapes), part=(n, k.shape[1]))
     shapes.append((alike(groups, 2) * rows, k.shape[1], *among))
-    return Small(tuple(shapes), part=(n, 1, 1, width))
+    return Small(tuple(shapes), part=(n, 1, 1, head_dim))
 
 
 def small_apply(weights: Tensor, v: Tensor) -> Small:
-    """The same of probabilities and values; weights of any sign are as good."""
+    """Returns such a call of `apply`; its weights may be negative, which makes no difference."""
     rows, positions, heads, n, m = weights.shape
-    groups, width = v.shape[0] // rows, v.shape[-1]
-    rows, positions, heads = alike(rows, 2), alike(positions, 5), alike(heads, 3, width)
-    values = alike(groups, 2) * rows, m, positions, heads, width
-    return Small(((rows, positions, heads, n, m), values), part=(n, 1, 1, width))
+    groups, head_dim = v.shape[0] // rows, v.shape[-1]
+    rows, positions, heads = alike(rows, 2), alike(positions, 5), alike(heads, 3, head_dim)
+    values = alike(groups, 2) * rows, m, positions, heads, head_dim
+    return Small(((rows, positions, heads, n, m), values), part=(n, 1, 1, head_dim))
 
 
 def configurations() -> Iterator[Configuration]:
-    """Every padded number of tokens, for heads of 64, and what bounds the rest."""
+    """Yields every padded number of tokens for a head dim of 64, and the extremes of the rest."""
     everywhere = tuple(TARGETS)
     plain = "short_attention", short_attention_kernel
     kept = "short_attention probabilities", short_probabilities_kernel
     applied = "short_attention applied", apply_probabilities_kernel
-    for (name, kernel), tokens, width, dtype, targets in (
+    for (name, kernel), tokens, head_dim, dtype, targets in (
         (plain, 16, 64, "bf16", everywhere),
         (plain, 16, 64, "fp16", ("sm_90",)),
         (plain, 32, 64, "bf16", ("sm_80", "sm_90")),
@@ -410,7 +431,7 @@ def configurations() -> Iterator[Configuration]:
         (kept, 16, 64, "bf16", ("sm_90", "gfx942")),
         (applied, 16, 64, "bf16", ("sm_90", "gfx942")),
     ):
-        constants, options = _constants(tokens, tokens, width)
+        constants, options = _constants(tokens, tokens, head_dim)
         constants["UPCAST"] = False
         others = [x for x in kernel.arg_names if x not in constants]
         types = {x: f"*{dtype}" if x.endswith("_ptr") else "i32" for x in others}
@@ -418,7 +439,7 @@ def configurations() -> Iterator[Configuration]:
             types["scale"] = "fp32"
         tensor_core = "HMMA" if constants["TOGETHER"] > 1 else "HGMMA"
         yield Configuration(
-            f"{name} n={tokens} d={width} {dtype}",
+            f"{name} n={tokens} d={head_dim} {dtype}",
             kernel,
             types,
             constants,

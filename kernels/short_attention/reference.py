@@ -1,19 +1,22 @@
-"""What short attention is, in plain PyTorch: the definition that implementations are held to."""
+"""The definition of short attention in plain PyTorch, which every implementation must match."""
 
 import torch
 from torch import Tensor
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return _applied(_softmax(q, k), v)
+    """Computes `short_attention` in float32, or in float64 for float64 inputs."""
+    return _apply_weights(_softmax(q, k), v)
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
+    """Computes `short_probabilities` in float32, or in float64 for float64 inputs."""
     return _softmax(q, k).to(q.dtype).contiguous()
 
 
 def apply(weights: Tensor, v: Tensor) -> Tensor:
-    return _applied(weights, v)
+    """Computes `apply_probabilities` in float32, or in float64 for float64 inputs."""
+    return _apply_weights(weights, v)
 
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:
@@ -22,7 +25,7 @@ def _softmax(q: Tensor, k: Tensor) -> Tensor:
     return scores.softmax(dim=-1)
 
 
-def _applied(weights: Tensor, v: Tensor) -> Tensor:
+def _apply_weights(weights: Tensor, v: Tensor) -> Tensor:
     wide = torch.promote_types(v.dtype, torch.float32)
     values = v.to(wide).unflatten(0, (-1, weights.shape[0]))
     out = torch.einsum("rphnm,grmphe->grnphe", weights.to(wide), values)

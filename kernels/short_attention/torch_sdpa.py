@@ -6,6 +6,7 @@ from torch import Tensor
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Computes `short_attention`."""
     rows = q.shape[0]
     # positions become the batch as a view of one row; the answer goes straight to its place
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)

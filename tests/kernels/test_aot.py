@@ -69,7 +69,7 @@ def wanting(instruction=None):
         ({"shared": 164 * 1024}, "sm_80", ["shared memory over 163 KiB"]),
         ({"shared": 164 * 1024}, "sm_90", []),
         ({"shared": 65 * 1024}, "gfx942", ["shared memory over 64 KiB"]),
-        ({"serialised": True}, "sm_90", ["serialised wgmma"]),
+        ({"serialized": True}, "sm_90", ["serialized wgmma"]),
         ({"instructions": frozenset({"HMMA"})}, "sm_90", ["no HGMMA"]),
         ({"instructions": frozenset({"HMMA"})}, "sm_80", []),
     ],

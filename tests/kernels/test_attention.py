@@ -247,9 +247,9 @@ def test_the_first_that_does_not_refuse_is_chosen():
         choose("op", table, "a")
 
 
-def test_one_that_yields_is_taken_by_name_only():
+def test_one_that_avoids_a_call_is_taken_by_name_only():
     table = (
-        Implementation("slow", lambda: None, lambda: None, yields=lambda: "slower than b"),
+        Implementation("slow", lambda: None, lambda: None, avoids=lambda: "slower than b"),
         Implementation("b", lambda: None, lambda: None),
     )
     assert table[0].declines() == "slower than b" and table[1].declines() is None

@@ -59,7 +59,7 @@ KERNELS = (
     (attention_fused, ("attention_kernel",)),
     (short_fused, ("short_attention_kernel", "short_probabilities_kernel")),
     (short_fused, ("apply_probabilities_kernel",)),
-    (group_norm_fused, ("whole_kernel", "moments_kernel", "combine_kernel", "normalise_kernel")),
+    (group_norm_fused, ("whole_kernel", "moments_kernel", "combine_kernel", "normalize_kernel")),
     (geglu_fused, ("gate_kernel",)),
     (layer_norm_fused, ("layer_norm_kernel",)),
     (residual_sum_fused, ("residual_sum_kernel",)),
@@ -70,7 +70,7 @@ KERNELS = (
 def preferred(monkeypatch):
     """Kernels come first in their tables and yield to nobody, are checked, and none was yet."""
     for door, name in TABLES:
-        table = [replace(i, yields=lambda *_, **__: None) for i in getattr(door, name)]
+        table = [replace(i, avoids=lambda *_, **__: None) for i in getattr(door, name)]
         monkeypatch.setattr(door, name, tuple(sorted(table, key=lambda i: i.name != "triton")))
     monkeypatch.setattr(trust, "_verdicts", {})
     monkeypatch.setenv("ANYV2V_CHECK", "1")
