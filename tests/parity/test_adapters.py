@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from anyv2v.clip.preprocess import PreprocessConfig
+from anyv2v.config import section
 from anyv2v.convert.formats import adapters, stable_diffusion
 from anyv2v.convert.published import convert
 from anyv2v.convert.rename import rename, unused_rules
@@ -61,7 +62,7 @@ def both_adapters(name):
     theirs.load_state_dict(state, strict=True)
     sizes = adapters.t2i_adapter_config(name, config)
     with torch.device("meta"):
-        ours = T2IAdapterNetwork(T2IAdapterConfig(**sizes))
+        ours = T2IAdapterNetwork(section({"adapter": sizes}, "adapter", T2IAdapterConfig))
     return carry(state, adapters.T2I_NAMES[sizes["kind"]], ours), theirs
 
 
@@ -106,7 +107,7 @@ def both_unets():
 def our_ip_adapter(state):
     config = adapters.ip_adapter_config("file", {k: tuple(x.shape) for k, x in state.items()})
     with torch.device("meta"):
-        ours = IPAdapterNetwork(IPAdapterConfig(**config))
+        ours = IPAdapterNetwork(section({"adapter": config}, "adapter", IPAdapterConfig))
     return carry(state, adapters.IP_NAMES, ours)
 
 
