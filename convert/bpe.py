@@ -3,6 +3,8 @@
 import gzip
 from pathlib import Path
 
+from anyv2v.clip.tokenizer import byte_symbols
+
 MERGES = Path(__file__).parent / "merges" / "bpe_simple_vocab_16e6.txt.gz"
 # 49,408 tokens less 256 byte symbols, the same 256 at the end of a word, and 2 special tokens
 MERGE_COUNT = 49408 - 2 * 256 - 2
@@ -18,7 +20,8 @@ def tokenizer() -> tuple[dict[str, int], str]:
     with gzip.open(MERGES, "rt", encoding="utf-8") as file:
         # the first line is a header, and the file lists more merges than CLIP was trained with
         lines = file.read().split("\n")[1 : MERGE_COUNT + 1]
-    symbols = byte_symbols()
+    # in CLIP's vocabulary the bytes that are printable themselves come first
+    symbols = sorted(byte_symbols())
     tokens = [
         *symbols,
         *(symbol + "</w>" for symbol in symbols),
@@ -27,13 +30,3 @@ def tokenizer() -> tuple[dict[str, int], str]:
     ]
     vocab = {token: number for number, token in enumerate(tokens)}
     return vocab, "\n".join(["#version: 0.2", *lines]) + "\n"
-
-
-def byte_symbols() -> list[str]:
-    """Return a printable character for each of the 256 bytes.
-
-    The bytes that are printable themselves come first, in the order of CLIP's vocabulary.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]

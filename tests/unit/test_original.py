@@ -262,7 +262,7 @@ def test_the_vocabulary_is_clips():
     assert len(vocab) == 49408 and merges.count("\n") == 48895
     assert [vocab[f"{w}</w>"] for w in ("a", "photo", "of", "cat")] == [320, 1125, 539, 2368]
     assert (vocab["<|startoftext|>"], vocab["<|endoftext|>"], vocab["!"]) == (49406, 49407, 0)
-    assert bpe.byte_symbols() == hf.byte_symbols()
+    assert list(vocab)[:256] == hf.byte_symbols()
     assert merges.split("\n")[1:-1] == [" ".join(pair) for pair in release.clip_merges()]
     licence = (bpe.MERGES.parent / "README.md").read_text()
     assert "MIT" in licence and "OpenAI" in licence
