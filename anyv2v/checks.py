@@ -9,7 +9,7 @@ import operator
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from anyv2v.errors import InputError
 
@@ -23,10 +23,12 @@ SHOWN = 80
 """Most characters of a value in a message."""
 
 
-def whole(name: str, value: int, least: int = 1, most: int | None = None) -> int:
+def whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
     """A whole number from `least` to `most` (None: unbounded), as an int; True is none."""
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+            raise TypeError
+        number = operator.index(value)
     except TypeError:
         number = None
     if number is None or number < least or (most is not None and number > most):
@@ -35,7 +37,7 @@ def whole(name: str, value: int, least: int = 1, most: int | None = None) -> int
     return number
 
 
-def count(name: str, value: int) -> int:
+def count(name: str, value: object) -> int:
     """A whole number from 1 to MOST."""
     return whole(name, value, 1, MOST)
 
@@ -45,35 +47,35 @@ def seed(value: int) -> int:
     return whole("seed", value, 0, MOST_SEED)
 
 
-def finite(name: str, value: float) -> float:
+def finite(name: str, value: object) -> float:
     """A finite number, as a float."""
     if not math.isfinite(number := _number(value)):
         raise InputError(f"{name}: {shown(value)} is not a finite number")
     return number
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: object) -> float:
     """A finite number above 0, as a float."""
     if not (number := finite(name, value)) > 0:
         raise InputError(f"{name}: {shown(value)} is not above 0")
     return number
 
 
-def fraction(name: str, value: float) -> float:
+def fraction(name: str, value: object) -> float:
     """A number from 0 to 1, as a float."""
     if not 0.0 <= (number := _number(value)) <= 1.0:
         raise InputError(f"{name}: {shown(value)} is not between 0 and 1")
     return number
 
 
-def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
+def one_of(name: str, value: object, known: tuple[str, ...]) -> str:
     """One of the `known` names."""
     if not isinstance(value, str) or value not in known:
         raise InputError(f"{name}: {shown(value)} is not one of {', '.join(known)}")
     return value
 
 
-def size(value: tuple[int, int], factor: int = 1) -> tuple[int, int]:
+def size(value: Iterable[int], factor: int = 1) -> tuple[int, int]:
     """(width, height) in pixels, both divisible by `factor`; the error names the nearest size."""
     try:
         width, height = (operator.index(x) for x in value)
@@ -92,7 +94,7 @@ def size(value: tuple[int, int], factor: int = 1) -> tuple[int, int]:
     return width, height
 
 
-def text(name: str, value: str) -> str:
+def text(name: str, value: object) -> str:
     """A str."""
     if not isinstance(value, str):
         raise InputError(f"{name}: {shown(value)} is not a text")

@@ -116,7 +116,8 @@ def peek(weights: str | os.PathLike) -> Peek:
     with config_errors(folder):
         backbone = _backbone(config)
         defaults = read_defaults(config, backbone.published_settings)
-        return Peek(defaults, published_defaults(defaults, backbone.published_settings), backbone.size_multiple(config))
+        published = published_defaults(defaults, backbone.published_settings)
+        return Peek(defaults, published, backbone.size_multiple(config))
 
 
 def inspect(

@@ -42,11 +42,12 @@ def adapter_residuals(
     has a batch of one. InputError: an adapter for another model.
     """
     adapter = load_t2i_adapter(folder, model.device, model.dtype)
-    config, levels, factor = adapter.config, model.unet.config.level_channels, model.vae.config.spatial_compression
-    if (config.widths, config.factor) != (levels, factor):
+    config, channels = adapter.config, model.unet.config.level_channels
+    factor = model.vae.config.spatial_compression
+    if (config.level_channels, config.factor) != (channels, factor):
         raise InputError(
-            f"{folder}: is for widths {config.widths} and {config.factor} pixels per latent; "
-            f"the weights have {levels} and {factor}"
+            f"{folder}: is for widths {config.level_channels} and {config.factor} pixels per "
+            f"latent; the weights have {channels} and {factor}"
         )
     picture = condition_picture(kind, condition, frame, config.channels)
     return [scale * feature for feature in adapter(picture.to(model.device, model.dtype))]

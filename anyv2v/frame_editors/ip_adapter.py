@@ -76,12 +76,13 @@ class IPAdapter:
         adapter, tokens = load_ip_adapter(self.adapter, request.reference, device, dtype)
         model = load(self.weights, device, dtype, in_channels=4)
         unet = model.unet.config
-        expected = adapter.config.widths, adapter.config.context_dim
+        expected = adapter.config.level_channels, adapter.config.context_dim
         same_sites = set(cross_sites(model.unet)) == set(SITES)
-        if expected != (unet.widths, unet.context_width) or not same_sites:
+        if expected != (unet.level_channels, unet.context_dim) or not same_sites:
             raise InputError(
                 f"{self.adapter}: is for widths {expected[0]} and a context of {expected[1]}; "
-                f"{self.weights} has {unet.widths} and {unet.context_width}, or other attentions"
+                f"{self.weights} has {unet.level_channels} and {unet.context_dim}, "
+                "or other attentions"
             )
         with torch.no_grad():
             image = image_context(adapter.read(tokens, unet.heads), scales(self.blocks, self.scale))

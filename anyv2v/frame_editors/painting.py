@@ -29,7 +29,8 @@ def working_size(size: tuple[int, int], longer: int, factor: int) -> tuple[int, 
 def working_frame(frame: np.ndarray, longer: int, model: StableDiffusion) -> np.ndarray:
     """A frame, uint8 (h, w, 3), at its `working_size`."""
     h, w = frame.shape[:2]
-    return fit_frame(frame, working_size((w, h), longer, model.vae.config.spatial_compression), "stretch")
+    size = working_size((w, h), longer, model.vae.config.spatial_compression)
+    return fit_frame(frame, size, "stretch")
 
 
 def noise_source(frame: np.ndarray, model: StableDiffusion, seed: int) -> Callable[[], Tensor]:
@@ -39,7 +40,8 @@ def noise_source(frame: np.ndarray, model: StableDiffusion, seed: int) -> Callab
     every device, and returned on the model's device.
     """
     (h, w), config = frame.shape[:2], model.vae.config
-    shape = 1, config.latent_channels, h // config.factor, w // config.factor
+    factor = config.spatial_compression
+    shape = 1, config.latent_channels, h // factor, w // factor
     generator = torch.Generator().manual_seed(seed)
     return lambda: torch.randn(shape, generator=generator).to(model.device)
 

@@ -126,9 +126,10 @@ class ResidualFeature:
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
         """Computes (h,); with several `branches`, h of the first branch alone."""
-        x, time_embedding = self.x[: branch_size(self.x, branches)], self.time_embedding
+        time_embedding = self.time_embedding
         if time_embedding is not None:
             time_embedding = time_embedding[: branch_size(time_embedding, branches)]
+        x = self.x[: branch_size(self.x, branches)]
         return (self.block.residual(x, time_embedding),)
 
     def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:

@@ -34,11 +34,11 @@ class FeatureShapes:
             return known
         meta = torch.device("meta")
         shape = self._backbone.codec.shape(frames, size[1], size[0])
-        blank = self._backbone.meta_copy(meta)
-        conditions = blank.meta_conditions(*shape[1:])
+        network = self._backbone.meta_copy(meta)
+        conditions = network.meta_conditions(*shape[1:])
         latents = torch.empty((1, *shape), dtype=self._backbone.dtype, device=meta)
         level = self._backbone.schedule.levels(1)[0]
-        features = record_features(blank.predict, latents, level.t, conditions, sites, compact)
+        features = record_features(network.predict, latents, level.t, conditions, sites, compact)
         # this takes the host a second, so the last few results are remembered. Another thread may
         # compute and drop the same ones, which does no harm
         self._known[key] = features

@@ -267,7 +267,8 @@ class Stages:
         """`decode` for latents that are known to be finite; `which` names the edit in errors."""
         codec = self.backbone.codec
         count, height, width = codec.frames_of(latents.shape[2]), *latents.shape[3:]
-        at_once = self._frames_at_once((width * codec.spatial_compression, height * codec.spatial_compression))
+        s = codec.spatial_compression
+        at_once = self._frames_at_once((width * s, height * s))
         check = self._frame_check("the autoencoder's decoder", count, which)
         frames, done = [], 0
         for pixels in codec.decode(latents, at_once):

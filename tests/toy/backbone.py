@@ -16,13 +16,13 @@ from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.runtime.meta import meta_copy
 from tests.toy.codec import MULTIPLE, Autoencoder, ToyCodec
-from tests.toy.network import LETTERS, SITES, WIDTH, WORDS, Transformer, Words
+from tests.toy.network import DIM, LETTERS, SITES, WORDS, Transformer, Words
 from tests.toy.schedule import Flow
 
 SAMPLERS = ("euler", "ancestral")
 FASTEST = 4.0
 
-OWN = {
+PUBLISHED_SETTINGS = {
     "steps": 5,
     "guidance": {"text": 3.0, "image": 1.5},
     "negative_prompt": "bad",
@@ -34,7 +34,7 @@ OWN = {
 @dataclass(frozen=True)
 class Conditions:
     context: Tensor
-    """(g, WORDS + 1, WIDTH): the prompt's tokens, and the first frame's."""
+    """(g, WORDS + 1, DIM): the prompt's tokens, and the first frame's."""
     speed: Tensor
     """(g,)"""
     samples: tuple[int, ...] = (0,)
@@ -62,10 +62,10 @@ class Toy:
         "hidden": frozenset({"blocks.0.hidden"}),
         "cross": frozenset({"blocks.1.cross"}),
     }
-    own = OWN
+    published_settings = PUBLISHED_SETTINGS
     schedule = Flow()
-    pinned = 1
-    apart = frozenset({"words"})
+    pinned_frames = 1
+    loaded_on_demand = frozenset({"words"})
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
@@ -95,7 +95,7 @@ class Toy:
     def sampler(self, options: Options) -> NoiseSchedule:
         return Flow(ancestral=options["sampler"] == "ancestral")
 
-    def edited_source(self, options: Options) -> bool:
+    def uses_edited_source_frame(self, options: Options) -> bool:
         return False
 
     def condition(
@@ -132,11 +132,11 @@ class Toy:
         return 1 if all(scale == 1 for scale in guidance.values()) else 3
 
     @staticmethod
-    def multiple(config: dict) -> int:
+    def size_multiple(config: dict) -> int:
         return MULTIPLE
 
     def activation_bytes(self, branches: int, frames: int, height: int, width: int) -> int:
-        return branches * frames * height * width * WIDTH * self.dtype.itemsize
+        return branches * frames * height * width * DIM * self.dtype.itemsize
 
     def predict(
         self, latents: Tensor, t: float | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
@@ -144,16 +144,16 @@ class Toy:
         rows = torch.cat([latents[i : i + 1] for i in conditions.samples])
         return self.transformer(rows, t, conditions.context, conditions.speed, taps)
 
-    def blank(self, device: torch.device) -> Toy:
+    def meta_copy(self, device: torch.device) -> Toy:
         return replace(
             self,
             transformer=meta_copy(self.transformer, device),
             words=meta_copy(self.words, device),
-            codec=self.codec.blank(device),
+            codec=self.codec.meta_copy(device),
         )
 
-    def blank_conditions(self, frames: int, height: int, width: int) -> Conditions:
-        context = torch.empty(1, WORDS + 1, WIDTH, dtype=self.dtype, device=self.device)
+    def meta_conditions(self, frames: int, height: int, width: int) -> Conditions:
+        context = torch.empty(1, WORDS + 1, DIM, dtype=self.dtype, device=self.device)
         return Conditions(context, torch.empty(1, dtype=self.dtype, device=self.device))
 
     @classmethod

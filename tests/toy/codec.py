@@ -34,8 +34,8 @@ class ToyCodec:
     net: Autoencoder
 
     channels = CHANNELS
-    factor = PATCH
-    multiple = MULTIPLE
+    spatial_compression = PATCH
+    size_multiple = MULTIPLE
 
     @property
     def encoder(self) -> nn.Module:
@@ -85,5 +85,5 @@ class ToyCodec:
             # the first latent frame is of one frame, the last of a group
             yield pixels if i else pixels[-1:]
 
-    def blank(self, device: torch.device) -> ToyCodec:
+    def meta_copy(self, device: torch.device) -> ToyCodec:
         return replace(self, net=meta_copy(self.net, device))

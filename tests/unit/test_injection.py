@@ -66,7 +66,8 @@ def test_equal_by_value_frozen_and_written_as_it_is_made():
 
 
 def test_the_default_edit_has_the_steps_of_the_table_in_step_plan():
-    defaults = read_defaults({"defaults": {"size": [512, 512], "frames": 16, "fps": 8}}, I2VGen.published_settings)
+    clips = {"size": [512, 512], "frames": 16, "fps": 8}
+    defaults = read_defaults({"defaults": clips}, I2VGen.published_settings)
     names = {name: frozenset({name}) for name in ("conv", "spatial", "temporal")}
     groups = defaults.injection.groups(names)
     sites = sites_per_step(groups, defaults.steps, 0, frozenset(names))

@@ -159,7 +159,7 @@ class Convolutions(TorchDispatchMode):
 @pytest.fixture
 def biases_later(monkeypatch):
     """As on a GPU: biases are not the convolutions' business."""
-    bare = lambda self, x: (self._convolved(x, None), self.bias)  # noqa: E731
+    bare = lambda self, x: (self._convolve(x, None), self.bias)  # noqa: E731
     monkeypatch.setattr(Conv2d, "before_bias", bare)
 
 

@@ -215,7 +215,9 @@ class I2VGen:
 
     def meta_copy(self, device: torch.device) -> I2VGen:
         """Returns a copy of the backbone on `device` whose weights hold no data."""
-        networks = {name: meta_copy(getattr(self, name), device) for name in ("unet", "text", "vision")}
+        networks = {
+            name: meta_copy(getattr(self, name), device) for name in ("unet", "text", "vision")
+        }
         return replace(self, codec=self.codec.meta_copy(device), **networks)
 
     def meta_conditions(self, frames: int, height: int, width: int) -> Conditions:
