@@ -3,8 +3,9 @@
 import gc
 import logging
 import threading
+import weakref
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import anyv2v
 from anyv2v import NO_TAPS, Injection, InputError, Record, Replay, ShareSource, Taps
 from anyv2v.injection.feature_cache import NO_FEATURES
 from anyv2v.injection.taps import Capturable, Recorded
+from anyv2v.pipeline import cuda_graphs as graphs_module
 from anyv2v.pipeline.cuda_graphs import Cuda, Graphs, capture, resolve_graphs
 from anyv2v.runtime.accounting import fake_mode
 from anyv2v.runtime.streams import side_stream
@@ -244,6 +246,8 @@ def test_a_capture_for_each_kind_of_call():
         (1, one, Record(["a"], stop=True)),
         (1, one, Replay(kept(2))),
         (1, one, Replay(kept(2, 1))),
+        (1, one, Replay({"a": (torch.zeros(2, dtype=torch.float16),)})),
+        (1, one, Replay({"b": (torch.zeros(2),)})),
     ]
     backend = Taped()
     graphs = Graphs(lambda x, t, conditions, taps: x + t, CPU, backend, strict=True)
@@ -252,6 +256,131 @@ def test_a_capture_for_each_kind_of_call():
             x = torch.rand(rows, 4)
             assert torch.equal(graphs(x, t, conditions, taps), x + t)
     assert len(backend.tapes) == len(kinds)
+
+
+def test_numbers_of_another_kind_are_captured_apart():
+    """Latents of another shape or dtype, and timesteps that are fractions; to the last bit."""
+    one, backend = object(), Taped()
+    graphs = Graphs(lambda x, t, conditions, taps: x * (t / 3), CPU, backend, strict=True)
+    for whole in (3, 2, 1):
+        for t in (whole, 16777217.25 * whole, (1 << 24) + whole):
+            for x in (torch.ones(1, dtype=torch.float64), torch.ones(1), torch.ones(2)):
+                told = torch.tensor(t, dtype=torch.float64 if isinstance(t, float) else torch.int64)
+                assert torch.equal(graphs(x, t, one), x * (told / 3))
+    assert len(backend.tapes) == 6
+
+
+def test_a_run_gives_its_graphs_and_their_memory_back(monkeypatch):
+    """When it ends, whether well or not, though somebody still holds what it was given."""
+
+    class Noted(Taped):
+        def __init__(self, stream):
+            super().__init__()
+            self.cleared = 0
+            backends.append(self)
+
+        def clear(self):
+            self.cleared += 1
+
+    class Told:
+        pass
+
+    @contextmanager
+    def stream(device, use):
+        yield None
+
+    backends = []
+    monkeypatch.setattr(graphs_module, "Cuda", Noted)
+    monkeypatch.setattr(graphs_module, "side_stream", stream)
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *_, **__: x.clone())
+    monkeypatch.setattr(torch, "zeros", lambda shape, dtype, device: torch.ones(1, dtype=dtype)[0])
+
+    def forward(x, t, conditions, taps):
+        return x + t
+
+    given = []
+    for error in (None, KeyboardInterrupt):
+        told, left = Told(), None
+        with suppress(KeyboardInterrupt):
+            with graphs_module.captured_forward(forward, torch.device("cuda"), None) as captured:
+                given.append(captured)
+                for _ in range(3):
+                    captured(torch.ones(2), 3, told)
+                left = weakref.ref(told)
+                if error:
+                    raise error
+        assert len(backends[-1].tapes) == 1 and backends[-1].cleared == 1
+        backends[-1].tapes.clear()
+        del told
+        gc.collect()
+        assert left() is None
+    # where nothing is captured, it is the network's own
+    for device, graphs in (("cpu", None), ("cuda", False)):
+        with graphs_module.captured_forward(forward, torch.device(device), graphs) as plain:
+            assert plain is forward
+    assert len(backends) == 2
+
+
+def test_a_run_whose_capture_failed_holds_nothing(caplog):
+    class Told:
+        pass
+
+    def forward(x, t, conditions, taps):
+        return x + t
+
+    graphs, told = Graphs(forward, CPU, Torn()), Told()
+    left = weakref.ref(told)
+    for _ in range(3):
+        assert torch.equal(graphs(torch.ones(2), 3, told), torch.full((2,), 4.0))
+    assert graphs.reason
+    del told
+    gc.collect()
+    assert left() is None
+
+
+def test_a_captured_pass_reads_features_of_its_own():
+    """What is replayed in the first step is not written over by that of the next."""
+    graphs = Graphs(
+        lambda x, t, conditions, taps: x + taps.graph_inputs()["a"][0], CPU, Taped(), strict=True
+    )
+    one, steps = object(), [{"a": (torch.full((2,), float(i)),)} for i in range(4)]
+    found = [graphs(torch.ones(2), 1, one, Replay(kept)) for kept in steps]
+    # nor is what it gave
+    for i, (kept, given) in enumerate(zip(steps, found, strict=True)):
+        assert torch.equal(given, torch.full((2,), 1.0 + i))
+        assert torch.equal(kept["a"][0], torch.full((2,), float(i)))
+
+
+def test_what_a_captured_pass_recorded_is_not_written_over():
+    def forward(x, t, conditions, taps):
+        taps.features["a"] = (x + t,)
+        return 2 * x
+
+    graphs, one = Graphs(forward, CPU, Taped(), strict=True), object()
+    records = [Record(["a"]) for _ in range(4)]
+    for t, record in enumerate(records):
+        graphs(torch.ones(2), t, one, record)
+    for t, record in enumerate(records):
+        assert torch.equal(record.features["a"][0], torch.full((2,), 1.0 + t))
+
+
+def test_the_graphs_of_a_run_are_ended_with_it(monkeypatch):
+    """And before the first of them what is cached is given back, since a capture cannot take it."""
+    happened = []
+    graph = SimpleNamespace(
+        replay=lambda: happened.append("replay"), reset=lambda: happened.append("reset")
+    )
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: happened.append("give back"))
+    monkeypatch.setattr(graphs_module, "capture", lambda run, stream, pool: (run(), graph))
+    backend = Cuda("a stream")
+    for _ in range(2):
+        outputs, replay = backend.capture(lambda: happened.append("capture") or 3)
+        assert outputs == 3
+    replay()
+    backend.clear()
+    backend.clear()
+    assert happened == ["give back", "capture", "capture", "replay", "reset", "reset"]
 
 
 @torch.no_grad()

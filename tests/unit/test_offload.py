@@ -144,6 +144,83 @@ def test_several_threads_may_use_them(places):
     assert not wrong and places(one, two) == [{"host"}, {"host"}]
 
 
+def test_memory_is_given_back_when_all_that_ran_has_ended(places, monkeypatch):
+    """First the stream is waited for, then the weights leave, then the allocator lets go."""
+    one, two = networks()
+    happened = []
+
+    def note(what):
+        happened.append((what, *places(one, two)))
+
+    stream = mock.Mock(synchronize=lambda: note("waited"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: note("let go"))
+    waiting = Offload((one, two), GPU, True)
+    assert happened == [("let go", {"host"}, {"host"})]
+    happened.clear()
+    with waiting.on_device(one):
+        with waiting.on_device(one):
+            pass
+        # nobody has left
+        assert happened == [("waited", {"gpu"}, {"host"})]
+        happened.clear()
+    assert happened == [("waited", {"gpu"}, {"host"}), ("let go", {"host"}, {"host"})]
+    # an allocator that cannot let go during another's capture keeps nobody here
+    monkeypatch.setattr(torch.cuda, "empty_cache", mock.Mock(side_effect=RuntimeError("capturing")))
+    with waiting.on_device(two):
+        assert places(two) == [{"gpu"}]
+    assert places(one, two) == [{"host"}, {"host"}]
+    # where all stay, nothing is waited for
+    happened.clear()
+    with Offload(networks(), GPU, False).on_device():
+        pass
+    assert not happened
+
+
+@pytest.mark.parametrize("wanted", [True, "auto", False])
+def test_a_network_that_is_read_stays_until_its_last_user_has_left(places, wanted, monkeypatch):
+    monkeypatch.setattr(offload, "free_bytes", lambda device: 0)
+    one, two = networks()
+    read, weights = [], [x.clone() for x in (*one.parameters(), *one.buffers())]
+
+    def reload():
+        read.append(len(read))
+        return [x.clone() for x in weights]
+
+    with torch.no_grad():
+        for x in one.parameters():
+            x.fill_(torch.nan)
+    waiting = Offload((one, two), GPU, wanted, reload={one: reload})
+    assert waiting.reloads(one) and not waiting.reloads(two)
+    each = sum(x.nbytes for x in two.state_dict().values())
+    waiting.begin(1)
+    for times in (1, 2):
+        with waiting.on_device(one):
+            with waiting.on_device(one, two):
+                # those that go anyway are nobody's to count on
+                assert waiting.freeable == (each if wanted else 0)
+            assert len(read) == times
+            assert all(map(torch.equal, weights, (x.data for x in one.parameters())))
+        assert all(x.isnan().all() for x in one.parameters())
+    assert places(two) == [{"host"} if wanted else {"gpu"}]
+
+
+def test_weights_are_copied_to_the_host_once(places, monkeypatch):
+    one, two = networks()
+    waiting, copied, moved = Offload((one, two), GPU, True), [], offload._moved
+    before = [x.data_ptr() for x in one.parameters()]
+
+    def look(x, device):
+        copied.append(device.type)
+        return moved(x, device)
+
+    monkeypatch.setattr(offload, "_moved", look)
+    for _ in range(2):
+        with waiting.on_device(one):
+            pass
+    assert set(copied) == {"cuda"} and [x.data_ptr() for x in one.parameters()] == before
+
+
 def test_what_else_is_asked_for_is_refused(weights):
     with pytest.raises(InputError, match="offload: 'sometimes' is not True, False or 'auto'"):
         anyv2v.load(weights, "cpu", offload="sometimes")

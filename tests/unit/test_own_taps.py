@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anyv2v import NO_TAPS, InputError, Record, Replay, ShareSource, Taps
-from anyv2v.injection.taps import Capturable, Chain, repeat_to_batch
+from anyv2v.injection.taps import Capturable, Chain, Recorded, repeat_to_batch
 from anyv2v.nn.attention import Attention, TemporalAttention
 from anyv2v.nn.resnet import ResnetBlock
 from anyv2v.pipeline.cuda_graphs import Graphs
@@ -418,3 +418,51 @@ def test_a_method_that_would_never_be_called_is_refused():
             type("Heir", (base,), {"qk": lambda self, site, q, k: (q, k)})
         decides = {"feature": lambda self, site, feature: feature.compute()}
         type("Heir", (base,), {"qk": lambda self, site, q, k: (q, k), **decides})
+
+
+class Numbered:
+    """A feature of which nothing is known but that it was computed."""
+
+    batch = 2
+
+    def compute(self, branches=1):
+        return (torch.ones(2),)
+
+    def record(self, tensors, compact):
+        return (*tensors, compact)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_recording_ends_at_the_last_of_its_sites(compact):
+    for stop in (False, True):
+        record = Record(["a", "b", "c"], compact, stop)
+        for site in "ba":
+            assert torch.equal(record.feature(site, Numbered())[0], torch.ones(2))
+        if stop:
+            with pytest.raises(Recorded):
+                record.feature("c", Numbered())
+        else:
+            record.feature("c", Numbered())
+        assert {site: parts[1] for site, parts in record.features.items()} == dict.fromkeys(
+            "abc", compact
+        )
+
+
+def test_taps_that_read_other_tensors_are_of_the_same_kind():
+    """So that a pass that was captured with them serves all of it."""
+    for taps in (
+        NO_TAPS,
+        ShareSource(["a", "b"], 3),
+        Record(["a"]),
+        Record(["a", "b"], compact=True),
+        Record(["a"], stop=True),
+        Record(["a"], compact=True, stop=True),
+        Replay({"a": (torch.ones(2),), "b": (torch.ones(1), torch.ones(3).half())}),
+    ):
+        others = {
+            site: tuple(map(torch.zeros_like, xs)) for site, xs in taps.graph_inputs().items()
+        }
+        again = taps.with_inputs(others)
+        assert type(again) is type(taps) and again.cache_key() == taps.cache_key() is not None
+        assert again.sites == taps.sites and not again.graph_outputs()
+        assert all(again.graph_inputs()[site] is xs for site, xs in others.items())

@@ -124,6 +124,11 @@ def test_runs_are_matched_by_their_noise():
         replace(few[7], index=3, alpha=few[7].alpha * by) for by in (1 + 1e-15, 1 + 1e-6)
     )
     assert match_levels([near], few) == {3: 7} and match_levels([other], few) == {}
+    # as much noise, of which the network is told something else, is another level too
+    for change in ({"t": few[7].t + 1}, {"sigma": few[7].sigma * (1 + 1e-6)}):
+        assert match_levels([replace(few[7], **change)], few) == {}
+    # one that stands for another is that one
+    assert match_levels([replace(few[7], t=3, alpha=0.5, inversion_level=few[9])], few) == {7: 9}
 
 
 def test_the_runs_within_given_levels_are_those_with_no_timestep_beside():

@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.injection.feature_cache import FeatureCache
 from anyv2v.media.frames import Video
+from anyv2v.pipeline import source as source_module
 from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
 from tests.draw import normal
 from tests.oracles import golden
@@ -229,6 +231,61 @@ def test_half_an_inversion_comes_back_from_its_file_to_the_bit(tmp_path):
             unfinished.load(InversionState.start(clean), *about)
 
 
+def test_half_an_inversion_is_written_every_thirty_seconds(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(source_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    source, unfinished = made(), Unfinished(tmp_path / "a.unfinished")
+    state = InversionState(
+        source.trajectory.clean, source.at(0) * 2, {2: source.at(2)}, 5, {2: 1e-3}
+    )
+    for _ in range(2):
+        for seconds, due in ((0, False), (29, False), (1, True), (100, True)):
+            now[0] += seconds
+            assert unfinished.due == due
+        unfinished.save(state, source.video, source.settings, source.fingerprint)
+    assert not unfinished.due
+
+
+def test_half_an_inversion_is_of_its_own_video_settings_and_weights_alone(tmp_path):
+    source = made()
+    begin, unfinished = (
+        InversionState.start(source.trajectory.clean),
+        Unfinished(tmp_path / "a.unfinished"),
+    )
+    state = InversionState(
+        source.trajectory.clean, source.at(0) * 2, {2: source.at(2)}, 5, {2: 1e-3}
+    )
+    about = {"video": source.video, "settings": source.settings, "fingerprint": source.fingerprint}
+    unfinished.save(state, **about)
+    brighter = Video(source.video.frames ^ np.uint8(1), source.video.fps)
+    for change in (
+        {"fingerprint": "abd"},
+        {"fingerprint": ""},
+        {"video": brighter},
+        {"video": Video(source.video.frames[:5], source.video.fps)},
+        *(
+            {"settings": replace(source.settings, **{name: value})}
+            for name, value in {
+                "method": "fixed-point",
+                "prompt": "e",
+                "negative_prompt": "x",
+                "guidance": {"text": 3.0, "image": 2},
+                "options": {"stride": 3, "frame": "edited"},
+                "tolerance": 4e-3,
+            }.items()
+        ),
+    ):
+        with pytest.raises(InputError, match="of another video, other settings or weights"):
+            unfinished.load(begin, **about | change)
+    assert unfinished.load(begin, **about).steps == 1
+    # who begins again, or has nothing yet, has what it would begin with
+    for other in (Unfinished(unfinished.path, resume=False), Unfinished(tmp_path / "none")):
+        assert other.load(begin, **about) is begin
+    unfinished.remove()
+    unfinished.remove()
+    assert unfinished.load(begin, **about) is begin
+
+
 def rewritten(path, target, facts=None, **tensors):
     """The file with other facts and tensors; None takes one away."""
     with safe_open(path, "pt") as file:
@@ -282,11 +339,23 @@ def test_settings_that_are_none_are_refused(tmp_path, settings, says):
         Source.load(rewritten(tmp_path / "a.safetensors", tmp_path / "b.safetensors", facts))
 
 
+def every_latents(*shape):
+    """All latents of a source, in another shape."""
+    return {name: normal(*shape) for name in ("clean", "latents.0", "latents.2")}
+
+
 @pytest.mark.parametrize(
     "tensors, says",
     [
         ({"clean": None}, "clean"),
         ({"clean": normal(1, 6, 2, 4, 5)}, "shapes of the latents differ"),
+        (every_latents(1, 6, 3, 4), r"latents are \(1, 6, 3, 4\), not"),
+        (every_latents(2, 6, 3, 4, 5), r"latents are \(2, 6, 3, 4, 5\), not"),
+        (every_latents(1, 6, 0, 4, 5), r"latents are \(1, 6, 0, 4, 5\), not"),
+        ({"clean": normal(1, 6, 3, 4, 5) * 1e5}, "clean latents are not finite, or beyond"),
+        ({"latents.2": normal(1, 6, 3, 4, 5).half()}, "latents of step 2 are torch.float16"),
+        ({"features.2.a.b.0": normal(2).double()}, "features of step 2, a.b are torch.float64"),
+        ({"features.2.a.b.0": normal(2) * math.inf}, "features of step 2, a.b are not finite"),
         ({"clean": normal(1, 6, 3, 4, 5).double()}, "clean latents are torch.float64"),
         ({"latents.0": normal(1, 6, 3, 4, 5) * math.nan}, "latents of step 0 are not finite"),
         ({"latents.3": normal(1, 6, 3, 4, 5)}, "there is no step 3 of 3"),

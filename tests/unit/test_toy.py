@@ -427,6 +427,33 @@ def test_several_edits_are_each_alone(editor, source, frame):
     assert all(map(same, editor.edit_each(source, requests), alone))
 
 
+def test_several_edits_have_noise_of_their_own(editor, source, frame):
+    """What each begins with, and what each of its steps adds, is its own seed's or as given."""
+    drawn = torch.randn(STEPS, *source.at(0).shape, generator=torch.Generator().manual_seed(3))
+    requests = [
+        EditRequest(frame, "red", seed=1, random_ratio=0.5),
+        EditRequest(frame, "red", seed=2, random_ratio=0.5),
+        EditRequest(frame, "red", step_noise=list(drawn)),
+    ]
+    options = {"options": {"sampler": "ancestral"}}
+    alone = [
+        editor.edit(
+            source,
+            r.frame,
+            r.prompt,
+            random_ratio=r.random_ratio,
+            seed=r.seed,
+            step_noise=r.step_noise,
+            **options,
+        )
+        for r in requests
+    ]
+    assert golden.relative_error(alone[0].latents, alone[1].latents) > 1e-2
+    for found, one in zip(editor.edit_many(source, requests, **options), alone, strict=True):
+        assert golden.relative_error(found.latents, one.latents) < EXACT
+    assert all(map(same, editor.edit_each(source, requests, **options), alone))
+
+
 def test_a_saved_source_is_the_same(editor, solved, video, frame, tmp_path):
     recorded = editor.record(solved, editor.recording(video))
     recorded.save(tmp_path / "a.safetensors", features=True)
