@@ -88,6 +88,7 @@ class ByName(argparse.Action):
     """An option of values by their names, to which giving it again adds."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        """Sets the values, or adds them to those that the option had."""
         before = getattr(namespace, self.dest)
         if isinstance(before, dict) and isinstance(values, dict):
             values = {**before, **values}
