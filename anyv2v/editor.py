@@ -40,7 +40,13 @@ from anyv2v.injection.fractions import NO_INJECTION, Injection
 from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
 from anyv2v.media.image import Frame, fit_frame, read_argument
-from anyv2v.pipeline.arguments import NoiseGenerator, as_video, check_taps, options_of
+from anyv2v.pipeline.arguments import (
+    NoiseGenerator,
+    as_video,
+    check_inversion_parts,
+    check_taps,
+    options_of,
+)
 from anyv2v.pipeline.editing import EditRun, Job, PlainRun, check_requests
 from anyv2v.pipeline.inverting import STEPS, InversionRun
 from anyv2v.pipeline.planning import Planner, source_frame
@@ -108,18 +114,7 @@ class Editor(Planner):
         checks.texts(prompt=prompt, negative_prompt=negative_prompt)
         checks.called("on_step", on_step)
         check_taps(taps, self.sites)
-        for name, value, kind in (
-            ("plan", plan, StepPlan),
-            ("recording", recording, CachePlan),
-            ("unfinished", unfinished, Unfinished),
-        ):
-            if value is not None:
-                checks.kind(name, value, kind, f"a {kind.__name__}")
-        if taps is not None and recording is not None:
-            raise InputError(
-                "recording: taps may change what the network computes, and an edit's source does "
-                "without them; record features afterwards, by `record`"
-            )
+        check_inversion_parts(plan, recording, unfinished, taps)
         settings = InversionSettings(
             method,
             steps,

@@ -108,7 +108,6 @@ class Bench:
         timed ones. captured: in a CUDA graph, on a GPU. facts: contender -> more columns.
         """
         print(name, flush=True)
-        least = least or self.least
         if self._is_late(name, contenders):
             return
         if not captured:
@@ -137,7 +136,7 @@ class Bench:
             times.setdefault(c.name, []).append(seconds)
 
         try:
-            for round_ in range(least if long else 1):
+            for round_ in range((least or self.least) if long else 1):
                 for c in list(live):
                     if c.rounds is None or round_ < c.rounds:
                         attempt(c, first=round_ == 0)
@@ -148,7 +147,7 @@ class Bench:
             self.fault(f"{name}: {_words(e)}")
             return
         if not long and live:
-            self._in_turns(live, times, least, captured)
+            self._in_turns(live, times, least or self.least, captured)
         for c in live:
             self._row(name, c, times, found[c.name], facts)
 

@@ -21,7 +21,7 @@ from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.base import FrameEditor
 from anyv2v.frame_editors.run import candidates
 from anyv2v.media.frames import Video
-from anyv2v.media.image import fit_frame, read_image
+from anyv2v.media.image import fit_frame
 from anyv2v.media.video import SUFFIXES
 from anyv2v.pipeline.request import Edit, EditRequest
 
@@ -56,7 +56,7 @@ def run_edit(args: argparse.Namespace) -> None:
             try:
                 if isinstance(edit, Exception):
                     raise edit
-                made = None if args.frame else read_image(requests[i].frame)
+                made = None if args.frame else np.asarray(requests[i].frame)
                 facts = provenance.of(editor, source, edit.latents, i, made)
                 outputs.write(output, edit, facts)
                 done[output] = edit

@@ -19,7 +19,8 @@ from anyv2v.injection.fractions import Injection
 from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
 from anyv2v.pipeline.denoise import prepend_pinned
-from anyv2v.pipeline.source import SUFFIX, Source
+from anyv2v.pipeline.source import SUFFIX, Source, Unfinished
+from anyv2v.pipeline.step_plan import CachePlan, StepPlan
 from anyv2v.runtime.finite import FiniteCheck, not_finite_message
 
 
@@ -78,6 +79,24 @@ def check_taps(taps: Taps | None, sites: frozenset[str]) -> None:
     checks.kind("taps", taps, Taps, "an anyv2v.Taps")
     if taps.sites is not None:
         checks.known("taps", taps.sites, sites, "site")
+
+
+def check_inversion_parts(
+    plan: object, recording: object, unfinished: object, taps: Taps | None
+) -> None:
+    """InputError unless each part of an inversion is None or of its type, and they fit together."""
+    for name, value, kind in (
+        ("plan", plan, StepPlan),
+        ("recording", recording, CachePlan),
+        ("unfinished", unfinished, Unfinished),
+    ):
+        if value is not None:
+            checks.kind(name, value, kind, f"a {kind.__name__}")
+    if taps is not None and recording is not None:
+        raise InputError(
+            "recording: taps may change what the network computes, and an edit's source does "
+            "without them; record features afterwards, by `record`"
+        )
 
 
 class NoiseGenerator:

@@ -98,9 +98,8 @@ def predict_cost(
     inversion_steps = STEPS.get(method, steps) if inversion_steps is None else inversion_steps
     scales = editor.defaults.scales(guidance)
     levels = editor.schedule.levels(inversion_steps)
-    runs = method, inversion_steps, steps
-    records = recording_is_free(editor.backbone, *runs, options) and source_pass == "shared"
-    memory = feature_memory if records else 0
+    is_free = recording_is_free(editor.backbone, method, inversion_steps, steps, options)
+    memory = feature_memory if is_free and source_pass == "shared" else 0
     recording = editor.recording(video, injection, steps, start, memory, options=options)
     plan = editor.step_plan(steps, start, injection, None, recording, source_pass, options=options)
     editor.check_kept(levels[:-1], plan.source_levels)
