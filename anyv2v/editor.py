@@ -40,13 +40,7 @@ from anyv2v.injection.fractions import NO_INJECTION, Injection
 from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
 from anyv2v.media.image import Frame, fit_frame, read_argument
-from anyv2v.pipeline.arguments import (
-    NoiseGenerator,
-    as_video,
-    check_inversion_parts,
-    check_taps,
-    options_of,
-)
+from anyv2v.pipeline.arguments import NoiseGenerator, as_video, check_inversion, options_of
 from anyv2v.pipeline.editing import EditRun, Job, PlainRun, check_requests
 from anyv2v.pipeline.inverting import STEPS, InversionRun
 from anyv2v.pipeline.planning import Planner, source_frame
@@ -113,8 +107,7 @@ class Editor(Planner):
         self.schedule.levels(steps)  # refuses a wrong number before any work
         checks.texts(prompt=prompt, negative_prompt=negative_prompt)
         checks.called("on_step", on_step)
-        check_taps(taps, self.sites)
-        check_inversion_parts(plan, recording, unfinished, taps)
+        check_inversion(plan, recording, unfinished, taps, self.sites)
         settings = InversionSettings(
             method,
             steps,

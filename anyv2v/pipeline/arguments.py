@@ -81,10 +81,11 @@ def check_taps(taps: Taps | None, sites: frozenset[str]) -> None:
         checks.known("taps", taps.sites, sites, "site")
 
 
-def check_inversion_parts(
-    plan: object, recording: object, unfinished: object, taps: Taps | None
+def check_inversion(
+    plan: object, recording: object, unfinished: object, taps: Taps | None, sites: frozenset[str]
 ) -> None:
-    """InputError unless each part of an inversion is None or of its type, and they fit together."""
+    """InputError unless each is None or of its type, and they fit together and to the sites."""
+    check_taps(taps, sites)
     for name, value, kind in (
         ("plan", plan, StepPlan),
         ("recording", recording, CachePlan),
