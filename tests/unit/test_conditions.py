@@ -131,15 +131,15 @@ def other_strides(x):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rows", [1, 2])
-def test_strides_of_latents_change_nothing(editor, one, strided, rows):
-    """No layer sees them, and a prediction has the plain ones."""
-    stacked = type(one).stack([one] * rows)
-    x = torch.randn(rows, 4, 2, 2, 3, generator=torch.Generator().manual_seed(0))
-    plain = editor.backbone.predict(x, 501, stacked)
-    other = other_strides(x)[rows - 1]
+def test_strides_of_latents_change_nothing(editor, one, strided):
+    """No layer sees them, and a prediction has the plain ones.
+
+    Of one row, whose frames may lie in memory as a batch does; several are copied in any case.
+    """
+    x = torch.randn(1, 4, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+    plain, other = editor.backbone.predict(x, 501, one), other_strides(x)[0]
     assert other.stride() != x.stride()
-    found = editor.backbone.predict(other, 501, stacked)
+    found = editor.backbone.predict(other, 501, one)
     assert torch.equal(found, plain) and found.is_contiguous()
     assert plain.is_contiguous() and not strided
 
