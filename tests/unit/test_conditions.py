@@ -44,7 +44,7 @@ def test_branches_of_a_sample_share_what_stands_beside_it(samples, firsts):
     assert stacked.fps[:, 0].tolist() == [10 * i for i in firsts]
     own = samples or [0, 1, 2, 3]
     assert stacked.samples.tolist() == own and stacked.samples.dtype == torch.int64
-    apart = stacked.apart()
+    apart = stacked.one_per_branch()
     assert apart.context is stacked.context and apart.samples.tolist() == [0, 1, 2, 3]
     assert apart.latents[:, 0, 0, 0, 0].tolist() == [firsts[i] for i in own]
     assert apart.fps[:, 0].tolist() == [10 * firsts[i] for i in own]
@@ -147,7 +147,7 @@ def test_strides_of_latents_change_nothing(editor, one, strided, rows):
 @torch.no_grad()
 def test_strides_of_image_latents_change_nothing(editor, strided):
     unet, draw = editor.backbone.unet, torch.Generator().manual_seed(0)
-    width = unet.config.context_width
+    width = unet.config.context_dim
     text, image = (torch.randn(1, *shape, generator=draw) for shape in ((77, width), (width,)))
     latents, fps = torch.randn(1, 4, 2, 2, 3, generator=draw), torch.tensor([8])
     plain = unet.condition(text, image, latents, fps)
@@ -169,7 +169,7 @@ def test_conditions_without_data_are_shaped_and_cost_as_real_ones(editor, one):
     first = FirstFrame(PICTURE, editor.encode_frames(PICTURE[None]), 24, 2)
     real = count(lambda: backbone.condition("a", first, {"fps": 8})).flops
     blank = []
-    assert count(lambda: blank.append(backbone.blank_conditions(2, 2, 3))).flops == real > 0
+    assert count(lambda: blank.append(backbone.meta_conditions(2, 2, 3))).flops == real > 0
     for name in ("latents", "fps", "samples"):
         x, y = getattr(blank[0], name), getattr(one, name)
         assert (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)

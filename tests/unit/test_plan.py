@@ -16,13 +16,13 @@ from anyv2v.runtime.accounting import Cost, count, fake_mode
 from anyv2v.runtime.meta import meta_copy
 from tests.toy import folder
 from tests.toy.backbone import Toy
-from tests.toy.network import WIDTH
+from tests.toy.network import DIM
 from tests.unit.test_accounting import prediction, unet
 
 STEPS = 5
 CLIP = anyv2v.Video(np.random.default_rng(0).integers(0, 256, (9, 24, 36, 3), np.uint8), 12)
 PICTURE = CLIP.frames[4]
-CONDITION = 2 * 4 * WIDTH
+CONDITION = 2 * 4 * DIM
 """Operations of one branch's conditions: a matrix from four channels."""
 LATENTS = 4 * 4 * 3 * 6 * 9
 """Bytes of the clip's latents."""
@@ -40,14 +40,14 @@ def toy(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def conditions_cost(monkeypatch):
     """What the toy gives for conditions without data costs nothing; here it costs what it does."""
-    given = Toy.blank_conditions
+    given = Toy.meta_conditions
 
-    def blank_conditions(self, *shape):
+    def meta_conditions(self, *shape):
         like = self.transformer.place
         self.transformer.image(torch.empty(1, 4, dtype=like.dtype, device=like.device))
         return given(self, *shape)
 
-    monkeypatch.setattr(Toy, "blank_conditions", blank_conditions)
+    monkeypatch.setattr(Toy, "meta_conditions", meta_conditions)
 
 
 def in_half_precision(toy):
