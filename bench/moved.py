@@ -81,8 +81,8 @@ def nbytes(tree: Any) -> int:
 
 def count_kernels(moved: Moved) -> None:
     """From now on, choose Triton kernels as on a GPU, and count each call of one as a launch."""
-    never = {gpu.refuses, gpu.for_tests}
-    gpu.refuses = gpu.for_tests = _never
+    never = {gpu.refuses, gpu.avoids_interpreter}
+    gpu.refuses = gpu.avoids_interpreter = _never
     for operation in DISPATCHERS:
         try:
             module = importlib.import_module(f"anyv2v.kernels.{operation}")

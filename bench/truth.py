@@ -31,9 +31,9 @@ from bench.core import Wrong
 
 CHOICES = {
     "attention": ("_REQUESTED",),
-    "short_attention": ("_REQUESTED", "_WANTED_PROBABILITIES", "_WANTED_APPLY"),
+    "short_attention": ("_REQUESTED", "_REQUESTED_PROBABILITIES", "_REQUESTED_APPLY"),
     "group_norm_silu": ("_REQUESTED",),
-    "layer_norm": ("_REQUESTED", "_WANTED_ADD"),
+    "layer_norm": ("_REQUESTED", "_REQUESTED_ADD"),
     "geglu": ("_REQUESTED",),
     "linear": ("_REQUESTED",),
     "residual_sum": ("_REQUESTED",),

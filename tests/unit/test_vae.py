@@ -113,9 +113,9 @@ def test_samples_are_drawn_frame_by_frame_however_many_are_computed_together(edi
 # sizes, layouts and limits
 
 
-def tiny(widths=(8, 8, 16), scaling=0.5, layers=1):
+def tiny(level_channels=(8, 8, 16), scaling=0.5, layers=1):
     torch.manual_seed(0)
-    return Autoencoder(AutoencoderConfig(3, 4, widths, layers, 4, scaling)).eval()
+    return Autoencoder(AutoencoderConfig(3, 4, level_channels, layers, 4, scaling)).eval()
 
 
 @pytest.mark.parametrize("scaling", [1e-4, 0.18215, 1.0, 1e4])
@@ -130,19 +130,19 @@ def test_latents_that_could_not_stay_finite(scaling):
 
 
 @pytest.mark.parametrize(
-    "widths, dtype, device",
+    "level_channels, dtype, device",
     [
         ((32, 64, 64), torch.float32, "cpu"),
         ((16, 16), torch.float16, "cuda"),
         ((64, 128), torch.bfloat16, "cpu"),
     ],
 )
-def test_a_picture_needs_about_as_much_as_is_said(widths, dtype, device):
+def test_a_picture_needs_about_as_much_as_is_said(level_channels, dtype, device):
     """At least so much of what encoding and decoding take at one time, and not half of it."""
     with torch.device("meta"):
-        vae = Autoencoder(AutoencoderConfig(3, 4, widths, 2, 8, 0.2)).to(dtype).eval()
-    factor, height, width = 2 ** (len(widths) - 1), 32, 64
-    assert vae.config.factor == factor
+        vae = Autoencoder(AutoencoderConfig(3, 4, level_channels, 2, 8, 0.2)).to(dtype).eval()
+    factor, height, width = 2 ** (len(level_channels) - 1), 32, 64
+    assert vae.config.spatial_compression == factor
     with fake_mode(device) as place:
         vae = meta_copy(vae, place)
         pixels = torch.empty(1, 3, height, width, dtype=dtype, device=place)
