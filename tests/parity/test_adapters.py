@@ -226,7 +226,7 @@ def test_the_picture_that_clip_sees(h, w):
 def folders(tmp_path_factory):
     """Stable Diffusion and both adapters, as they are published, and ours."""
     at = tmp_path_factory.mktemp("pipelines")
-    sd_snapshot.write(at / "sd", in_channels=4)
+    sd_snapshot.write(at / "sd", channels_in=4)
     file = adapter_snapshot.write_ip_adapter(at / "ip")
     adapter_snapshot.write_t2i_adapter(at / "t2i", "tiny light")
     for src, name in ((at / "sd", "sd"), (file, "ip"), (at / "t2i", "t2i")):

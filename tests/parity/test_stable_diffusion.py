@@ -219,7 +219,7 @@ def test_euler_ancestral(given_noise, steps, spacing):
 
 def test_instruct_pix2pix(given_noise, tmp_path):
     given, drawn = given_noise
-    sd_snapshot.write(tmp_path / "theirs", in_channels=8)
+    sd_snapshot.write(tmp_path / "theirs", channels_in=8)
     pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "theirs")
     pipe.set_progress_bar_config(disable=True)
     frame = np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8)

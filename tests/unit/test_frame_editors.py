@@ -443,19 +443,19 @@ def told(monkeypatch):
     """The editors that paint, without weights: what they load and how they paint is noted."""
     seen = SimpleNamespace(painted=[], loaded=[], features=[], scales=[])
     unet = SimpleNamespace(
-        config=SimpleNamespace(widths=(8, 8), context_width=4, heads=2),
+        config=SimpleNamespace(level_channels=(8, 8), context_dim=4, heads=2),
         **{"named_modules": lambda: ()},
     )
-    config = SimpleNamespace(factor=8, latent_channels=4)
+    config = SimpleNamespace(spatial_compression=8, latent_channels=4)
     model = SimpleNamespace(vae=SimpleNamespace(config=config), unet=unet, device="cpu")
 
-    def load(weights, device, dtype, channels_in):
-        seen.loaded.append((weights, str(device), dtype, channels_in))
+    def load(weights, device, dtype, in_channels):
+        seen.loaded.append((weights, str(device), dtype, in_channels))
         return model
 
     def load_adapter(folder, reference, device, dtype):
         seen.loaded.append((folder, str(device), dtype, reference))
-        config = SimpleNamespace(widths=(8, 8), context_width=4)
+        config = SimpleNamespace(level_channels=(8, 8), context_dim=4)
         return SimpleNamespace(config=config, read=lambda tokens, heads: tokens), "tokens"
 
     def paint(model, pixels, prompt, noise, how, image=None, residuals=()):
@@ -526,7 +526,7 @@ def test_an_ip_adapter_tells_its_t2i_adapter(told):
 
 def test_instruct_pix2pix_is_told_every_option_and_the_request(monkeypatch):
     seen, loaded = [], []
-    config = SimpleNamespace(factor=8, latent_channels=4)
+    config = SimpleNamespace(spatial_compression=8, latent_channels=4)
     model = SimpleNamespace(vae=SimpleNamespace(config=config), device="cpu")
 
     def edit(model, pixels, instruction, noise, fresh, *rest, **options):
@@ -541,7 +541,7 @@ def test_instruct_pix2pix_is_told_every_option_and_the_request(monkeypatch):
     found = editor(FrameRequest(FRAME[:32, :48].copy(), "make it red"), [3, 9])
     assert [picture.shape for picture in found] == [(32, 48, 3)] * 2
     (args, named) = loaded[0]
-    assert args[0] == "w" and args[2] == torch.bfloat16 and named == {"channels_in": 8}
+    assert args[0] == "w" and args[2] == torch.bfloat16 and named == {"in_channels": 8}
     for seed, (shape, instruction, drawn, rest) in zip((3, 9), seen, strict=True):
         assert shape == (1, 3, 24, 32) and instruction == "make it red"
         assert rest == (12, 3.5, 1.25)

@@ -32,7 +32,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
-    return sd_snapshot.write(tmp_path_factory.mktemp("theirs") / "tiny", in_channels=8)
+    return sd_snapshot.write(tmp_path_factory.mktemp("theirs") / "tiny", channels_in=8)
 
 
 @pytest.fixture(scope="module")
