@@ -60,9 +60,9 @@ def read_video(
     Möbius curve, with 203 cd/m2 as white, and wide gamuts (BT.2020, P3) are converted to BT.709,
     see `color.to_sdr`. ICC profiles of JPEG frames are applied; all other SDR is left as it is.
 
-    Raises InputError if the file is not a readable video, if its colors cannot be converted (such
-    as any floats), if it has fewer than `frames` frames (the message says what would work), or if
-    an argument is invalid.
+    Raises InputError if the file is not a readable video, if its colors cannot be converted (as in
+    every floating-point format), if it has fewer than `frames` frames (the message says what would
+    work), or if an argument is invalid.
     """
     path = checks.path("path", path)
     size = None if size is None else checks.size(size)
