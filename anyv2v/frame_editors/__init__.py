@@ -1,4 +1,4 @@
-"""Stage one: editors of a picture, the first frame of a video, before the video follows it."""
+"""Stage one of an edit: editors of a video's first frame, which the rest of the video follows."""
 
 EDITORS = {
     "recolour": "anyv2v.frame_editors.recolor:Recolor",
@@ -10,4 +10,4 @@ EDITORS = {
     "ip-adapter": "anyv2v.frame_editors.ip_adapter:IPAdapter",
     "t2i-adapter": "anyv2v.frame_editors.t2i_adapter:T2IAdapter",
 }
-"""Name of an editor -> module:class of its `FrameEditor`, imported when the editor is used."""
+"""Name of an editor -> "module:class" of its `FrameEditor`, imported when the editor is used."""

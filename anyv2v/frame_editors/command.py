@@ -1,4 +1,4 @@
-"""Any other tool as an editor: a command that reads a picture and writes one."""
+"""An editor that runs another program: a command that reads a picture file and writes one."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from anyv2v.media.image import read_image
 from anyv2v.runtime.atomic_files import scratch
 
 PLACEHOLDERS = ("input", "output", "instruction", "reference", "mask", "seed")
+"""Names that a command may hold in braces, such as {input}; see `Command.command`."""
 TAIL = 400
-"""Characters of the output of a failed command that its error message shows."""
+"""Most characters, from the end of a failed command's output, that its error message shows."""
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class Command:
 
     command: str
     """The command, split into words as a shell does, but run without a shell. {input}, {output},
-    {instruction}, {reference}, {mask} and {seed} are filled in, pictures as paths of PNG files.
+    {instruction}, {reference}, {mask} and {seed} are replaced by their values, pictures by the
+    paths of PNG files. It must hold {output}, where it has to write the edited picture.
     """
     timeout: float = 600.0
     """Seconds after which the command is killed, with all processes that it started."""
@@ -58,14 +60,15 @@ class Command:
 
     @property
     def uses(self) -> frozenset[str]:
-        """The placeholders in the command."""
+        """The names of the placeholders in the command, out of PLACEHOLDERS; see `FrameEditor`."""
         return frozenset(name for name in PLACEHOLDERS if f"{{{name}}}" in self.command)
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
-        """Runs the command once for each seed; see `FrameEditor`.
+        """Runs the command once for each seed and returns the pictures; see `FrameEditor`.
 
-        InputError: it needs an input that is not given, fails, takes longer than the timeout, or
-        writes no picture of the frame's proportions.
+        A picture with the frame's proportions, up to 1 %, is resized to the frame's size. Raises
+        InputError if the command has a placeholder whose input is not given, cannot run, fails,
+        takes longer than the timeout, or writes no picture with these proportions.
         """
         missing = {"reference": request.reference is None, "mask": request.mask is None}
         missing["instruction"] = not request.instruction
@@ -132,7 +135,7 @@ class Command:
 
 @contextmanager
 def _watcher() -> Iterator[Callable[[subprocess.Popen], None]]:
-    """Yields a function for a process that is to end when this process ends, however it ends."""
+    """Yields a function to which a process is passed that must end when this process ends."""
     if not hasattr(os, "killpg"):
         yield lambda process: None
         return
@@ -153,7 +156,7 @@ def _watcher() -> Iterator[Callable[[subprocess.Popen], None]]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Kills a process and all that it has left running."""
+    """Kills a process and all processes that it has left running."""
     if hasattr(os, "killpg"):
         watch.end(process.pid)
     else:

@@ -1,4 +1,4 @@
-"""Condition pictures of T2I-Adapters: made of the frame or given, and the features made of them."""
+"""Condition pictures of T2I-Adapters (edges, depth, colors) and the features made from them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from anyv2v.stable_diffusion.adapters import load_t2i_adapter
 from anyv2v.stable_diffusion.loading import StableDiffusion
 
 Kind = Literal["canny", "sketch", "depth", "color", "colour"]
-"""What a condition picture shows: white edges (canny) or strokes (sketch) on black, depth with near
-in white, or patches of color. "color" is the published name; "colour" is accepted as well."""
+"""What a condition picture shows: white edges ("canny") or strokes ("sketch") on black, depth with
+near parts in white ("depth"), or patches of color ("color", the published name, or "colour")."""
 
 GRADIENTS = 100, 200
-"""Canny's thresholds for 8 bits: an edge exceeds the second, or the first and touches an edge."""
+"""The low and high threshold of Canny's detector for 8-bit levels: a pixel is an edge if its
+gradient exceeds the high one, or exceeds the low one and is connected to an edge."""
 PATCH = 64
-"""The side of a patch of color, in pixels."""
+"""About the side of a patch of color, in pixels; a whole number of patches fills each side."""
 
 
 def check_condition(kind: str, condition: str) -> None:
-    """InputError for an unknown kind, or one that cannot be made of the frame and is not given."""
+    """Raises InputError if there is no condition picture of this kind.
+
+    kind: a value of `Kind`; others are refused. condition: the path of a picture, or "" for one
+    made from the frame, which is possible for canny and color but not for sketch and depth.
+    """
     checks.one_of("kind", kind, get_args(Kind))
     if kind in ("sketch", "depth") and not condition:
         raise InputError(f"kind {kind}: needs the option condition, a picture of that kind")
@@ -36,10 +41,12 @@ def check_condition(kind: str, condition: str) -> None:
 def adapter_residuals(
     folder: str, kind: str, condition: str, scale: float, frame: np.ndarray, model: StableDiffusion
 ) -> list[Tensor]:
-    """The features that a T2I-Adapter makes of a condition, times `scale`: `residuals` of `UNet2D`.
+    """Computes the features of a condition picture with a T2I-Adapter, multiplied by `scale`.
 
-    condition: the path of a picture, or "" to make one of the frame, uint8 (h, w, 3). Each feature
-    has a batch of one. InputError: an adapter for another model.
+    Returns the argument `residuals` of `UNet2D.forward` for a batch of one: a tensor (1, h', w', c)
+    for each level. folder: the adapter's weights. kind, condition: see `check_condition`. frame:
+    uint8 RGB (h, w, 3), at the size at which it is painted. Raises InputError if the adapter is
+    damaged or does not fit the UNet of `model`, and as `condition_picture`.
     """
     adapter = load_t2i_adapter(folder, model.device, model.dtype)
     config, channels = adapter.config, model.unet.config.level_channels
@@ -54,9 +61,11 @@ def adapter_residuals(
 
 
 def condition_picture(kind: str, condition: str, frame: np.ndarray, channels: int) -> Tensor:
-    """The input of a T2I-Adapter: (1, channels, h, w), 0 to 1, of the size of the frame.
+    """Returns the input of a T2I-Adapter, (1, channels, h, w) float32 in 0..1 on the CPU.
 
-    condition: see `adapter_residuals`. InputError: canny edges are needed and OpenCV is missing.
+    kind, condition: see `check_condition`; a picture that is given is stretched to the size of the
+    frame. frame: uint8 RGB (h, w, 3). channels: 1 for gray, 3 for RGB. Raises InputError if the
+    picture cannot be read or made from the frame.
     """
     h, w = frame.shape[:2]
     if condition:
@@ -70,7 +79,10 @@ def condition_picture(kind: str, condition: str, frame: np.ndarray, channels: in
 
 
 def canny(frame: np.ndarray) -> np.ndarray:
-    """White edges on black of a frame (Canny 1986); both are uint8 (h, w, 3)."""
+    """Returns the edges of a frame, white on black (Canny 1986, thresholds GRADIENTS).
+
+    The frame and the result are uint8 RGB (h, w, 3). Raises InputError if OpenCV is not installed.
+    """
     try:
         import cv2
     except ImportError as error:
@@ -82,7 +94,10 @@ def canny(frame: np.ndarray) -> np.ndarray:
 
 
 def patches(frame: np.ndarray) -> np.ndarray:
-    """The mean colors of a frame in patches of about PATCH pixels; both are uint8 (h, w, 3)."""
+    """Returns a frame in which every patch of about PATCH x PATCH pixels has its mean color.
+
+    The frame and the result are uint8 RGB (h, w, 3).
+    """
     h, w = frame.shape[:2]
     grid = max(1, round(w / PATCH)), max(1, round(h / PATCH))
     small = Image.fromarray(frame).resize(grid, Image.Resampling.BOX)

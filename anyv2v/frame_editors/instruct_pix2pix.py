@@ -29,16 +29,19 @@ class InstructPix2Pix:
     """Edits by an instruction ("make him wear a red shirt"), with a diffusion model."""
 
     weights: str
-    """The folder that `anyv2v convert` made of InstructPix2Pix or MagicBrush."""
+    """The folder that `anyv2v convert` made from InstructPix2Pix or MagicBrush."""
     steps: int = 100
+    """Number of sampling steps, 1 to 999."""
     guidance: float = 7.5
-    """Scale of the guidance with the instruction."""
+    """Scale of the guidance with the instruction: a larger one follows it more closely."""
     image_guidance: float = 1.5
-    """Scale of the guidance with the picture: a larger one keeps more of it."""
+    """Scale of the guidance with the frame: a larger one keeps more of it."""
     size: int = 512
     """Length of the frame's longer side while it is edited, in pixels."""
     device: str | torch.device | None = None
+    """Where the model runs, such as "cuda:1"; None uses the GPU if there is one, else the CPU."""
     dtype: torch.dtype | None = None
+    """Floating-point type of the model; None uses float16 on a GPU and float32 on the CPU."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"instruction"})
     uses: ClassVar[frozenset[str]] = frozenset({"instruction", "seed"})
@@ -51,7 +54,11 @@ class InstructPix2Pix:
 
     @torch.no_grad()
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
-        """Returns an edited frame for each seed; see `FrameEditor`."""
+        """Returns an edited frame for each seed; see `FrameEditor`.
+
+        Raises InputError if there is no instruction or the weights cannot be loaded, and
+        NotFiniteError if the model produces infinities or NaN.
+        """
         if not request.instruction.strip():
             raise InputError("InstructPix2Pix needs an instruction")
         device = choose_device(self.device)
@@ -86,11 +93,13 @@ def edit(
     image_guidance: float = 1.5,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Edits pixels (1, 3, h, w) in -1..1 by an instruction; returns pixels of about -1..1.
+    """Edits a picture by an instruction; returns pixels (1, 3, h, w), about in -1..1.
 
-    noise: float32 of variance 1, of the shape of the picture's latents, from which sampling begins.
-    draw: a function that draws as much noise for each step. steps, guidance, image_guidance: see
-    `InstructPix2Pix`.
+    model: InstructPix2Pix or MagicBrush. pixels: the picture, (1, 3, h, w) in -1..1. noise: where
+    sampling starts, float32 of variance 1 in the shape of the picture's latents. draw: returns
+    fresh noise of the same kind, once per step. steps, guidance, image_guidance: see
+    `InstructPix2Pix`. on_step: called after each step with its index and the latents. Raises
+    NotFiniteError if the model produces infinities or NaN.
     """
     picture, _ = model.vae.posterior(pixels.to(model.device, model.dtype))
     # concatenated with the latents of the three branches: text and picture, picture, neither.
@@ -115,9 +124,10 @@ def edit(
 
 
 def guide(predictions: Tensor, guidance: float, image_guidance: float) -> Tensor:
-    """Classifier-free guidance with text and picture (arXiv 2211.09800, eq. 3): (1, ...).
+    """Combines three noise predictions by classifier-free guidance (arXiv 2211.09800, eq. 3).
 
-    predictions: (3, ...), with text and picture, with the picture alone, with neither.
+    predictions: (3, ...), with text and picture, with the picture alone, and with neither.
+    guidance, image_guidance: the scales for text and picture. Returns (1, ...).
     """
     both, picture, neither = predictions.split(1)
     return neither + image_guidance * (picture - neither) + guidance * (both - picture)

@@ -1,4 +1,4 @@
-"""IP-Adapter (arXiv 2308.06721): the style or subject of a reference picture."""
+"""IP-Adapter (arXiv 2308.06721): gives a frame the style or subject of a reference picture."""
 
 from __future__ import annotations
 
@@ -27,32 +27,41 @@ class IPAdapter:
     """Paints the frame in the style, or with the subject, of a reference; Stable Diffusion 1.5."""
 
     weights: str
-    """The folder that `anyv2v convert` made of Stable Diffusion 1.5."""
+    """The folder that `anyv2v convert` made from Stable Diffusion 1.5."""
     adapter: str
-    """The folder that `anyv2v convert` made of an IP-Adapter and its vision tower."""
+    """The folder that `anyv2v convert` made from an IP-Adapter and its CLIP image encoder."""
     blocks: Literal["all", "style", "style+layout"] = "all"
-    """The attention blocks that see the reference: all, or those of InstantStyle."""
+    """The UNet's blocks that attend to the reference: all of them, or those with which InstantStyle
+    (arXiv 2404.02733) takes over its style alone, or its style and layout.
+    """
     scale: float = 1.0
-    """Weight of the reference."""
+    """Weight of the reference, 0 or more."""
     strength: float = 0.6
-    """Part of the steps that are run over the noised frame, 0 to 1; 1 begins with noise alone."""
+    """Fraction of the steps that are run, 0 to 1. They start from the frame with noise added: the
+    smaller the fraction, the less noise. 1 starts from noise alone.
+    """
     guidance: float = 7.5
     """Scale of classifier-free guidance with the instruction and the reference."""
     steps: int = 50
+    """Number of sampling steps of a full run, 1 to 999; `strength` runs a fraction of them."""
     negative: str = ""
-    """Negative prompt."""
+    """The negative prompt: what the result is not to show."""
     t2i: str = ""
     """The folder of a T2I-Adapter that keeps the frame's structure; "" for none."""
     kind: Kind = "canny"
-    """The kind of condition that the T2I-Adapter was trained on."""
+    """The kind of condition picture that the T2I-Adapter was trained on."""
     condition: str = ""
-    """A picture of that kind, needed for sketch and depth; the others can be made of the frame."""
+    """The path of a picture of the kind `kind`; "" makes one from the frame, which is not possible
+    for sketch and depth.
+    """
     condition_scale: float = 1.0
-    """Weight of the condition."""
+    """Weight of the condition picture."""
     size: int = 512
     """Length of the frame's longer side while it is painted, in pixels."""
     device: str | torch.device | None = None
+    """Where the model runs, such as "cuda:1"; None uses the GPU if there is one, else the CPU."""
     dtype: torch.dtype | None = None
+    """Floating-point type of the model; None uses float16 on a GPU and float32 on the CPU."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"reference"})
     uses: ClassVar[frozenset[str]] = frozenset({"instruction", "reference", "seed"})
@@ -68,7 +77,11 @@ class IPAdapter:
             raise InputError("condition and condition_scale have no effect without t2i")
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
-        """Returns a painted frame for each seed; see `FrameEditor`."""
+        """Returns a painted frame for each seed; see `FrameEditor`.
+
+        Raises InputError if there is no reference, or if the weights of a model cannot be loaded or
+        do not fit the others; NotFiniteError if the model produces infinities or NaN.
+        """
         if request.reference is None:
             raise InputError("IPAdapter needs a reference: a picture of the style or subject")
         device = choose_device(self.device)

@@ -1,4 +1,4 @@
-"""Masks of edits: outside a mask the frame stays as it was, to the bit."""
+"""Masks of edits, outside of which a frame keeps its pixels unchanged."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from anyv2v.frame_editors.regions import blur, dilate, erode, remove_specks
 from anyv2v.media.mask import read_mask
 
 RIM = 1 / 80
-"""Width of the rim inside the mask in which the edit fades in, as a part of the shorter side."""
+"""Width of the rim inside a mask in which the edit fades in, as a fraction of the shorter side."""
 
 
 def as_mask(source, shape: tuple[int, int]) -> np.ndarray:
-    """Reads a mask (see `read_mask`) and resizes it to a frame of `shape` (h, w): float32 (h, w).
+    """Reads a mask and resizes it to a frame of `shape` (h, w): float32 (h, w), 0 to 1.
 
-    InputError: its aspect ratio differs from that of the frame by more than 1 %, or it selects
-    nothing or everything.
+    source: a path, a PIL image or an array, see `read_mask`. Raises InputError if the mask's aspect
+    ratio differs from the frame's by more than 1 %, or if `read_mask` refuses it.
     """
     mask = read_mask(source)
     (mask_height, mask_width), (height, width) = mask.shape, shape
@@ -34,10 +34,11 @@ def as_mask(source, shape: tuple[int, int]) -> np.ndarray:
 
 
 def blend(frame: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Puts the edit into the frame within the mask, fading in at its rim: uint8 (h, w, 3).
+    """Blends the edited frame into the original within a mask: uint8 (h, w, 3).
 
-    frame, edited: uint8 (h, w, 3). mask: (h, w), 0 to 1; where it is 0 the frame is kept, to the
-    bit.
+    frame, edited: uint8 RGB (h, w, 3). mask: (h, w), the weight of the edit, 0 to 1, which fades in
+    over RIM of the shorter side within the mask. Where it is 0, pixels are exactly those of
+    `frame`.
     """
     steps = round(min(mask.shape) * RIM)
     weight, eroded = mask.astype(np.float64), mask
@@ -49,11 +50,12 @@ def blend(frame: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.ndarray
 
 
 def detect_changes(frame: np.ndarray, edited: np.ndarray) -> np.ndarray:
-    """Estimates what an editor meant to change: a mask, float32 (h, w) of 0 and 1.
+    """Estimates which pixels an editor meant to change: a mask, float32 (h, w) of 0 and 1.
 
-    frame, edited: uint8 (h, w, 3). Editors change every pixel a little. A change counts as meant if
-    it is four times the lower quartile of all changes; that threshold is kept within 0.02 (barely
-    visible) and 0.06 (clear), as distances in OKLab.
+    frame, edited: uint8 RGB (h, w, 3). Editors change every pixel a little, so a change counts as
+    meant if it exceeds four times the lower quartile of all changes. This threshold, a distance in
+    OKLab, is clamped to 0.02 (barely visible) to 0.06 (clearly visible). The mask is then cleared
+    of small specks and grown a little.
     """
     side = min(frame.shape[:2])
     difference = np.linalg.norm(from_rgb(edited) - from_rgb(frame), axis=-1)

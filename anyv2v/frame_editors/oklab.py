@@ -1,8 +1,8 @@
 """OKLab, a color space in which equal distances look about equally different.
 
-The matrices are those of B. Ottosson, "A perceptual color space for image processing" (2020), in
-which a gray has a = b = 0 and white has L = 1. Light that is k times as bright has k^(1/3) times
-L, a and b: shading moves a color along the line to black.
+The matrices are those of B. Ottosson, "A perceptual color space for image processing" (2020). Grays
+have a = b = 0, and white has L = 1. If light gets k times as bright, L, a and b are multiplied by
+k^(1/3), so shading moves a color along the line to black.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ _FROM_LMS, _FROM_LAB = np.linalg.inv(_LMS), np.linalg.inv(_LAB)
 
 
 def from_rgb(picture: np.ndarray) -> np.ndarray:
-    """Converts uint8 sRGB (..., 3) to float64 OKLab (..., 3): L 0..1, a and b about -0.4..0.4."""
+    """Converts uint8 sRGB (..., 3) to OKLab, float64 (..., 3): L in 0..1, a and b in -0.4..0.4."""
     linear = _LINEAR[np.asarray(picture)]
     return np.cbrt(linear @ _LMS.T) @ _LAB.T
 
 
 def to_rgb(lab: np.ndarray) -> np.ndarray:
-    """Converts OKLab (..., 3) to uint8 sRGB (..., 3). Colors out of gamut lose chroma alone."""
+    """Converts OKLab (..., 3) to uint8 sRGB (..., 3).
+
+    L is clipped to 0..1. Colors outside sRGB's gamut then get the largest chroma (a and b, scaled
+    together) that lies within it, at the same lightness and hue.
+    """
     lab = np.array(lab, dtype=np.float64)
     lab[..., 0] = lab[..., 0].clip(0, 1)
     outside = ~_in_gamut(_to_linear(lab))

@@ -1,4 +1,4 @@
-"""Shared by the editors with diffusion weights: working size, noise, and painting over a frame."""
+"""What the editors with diffusion models share: working size, noise, and painting over a frame."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from anyv2v.stable_diffusion.unet import ImageContext
 
 
 def working_size(size: tuple[int, int], longer: int, factor: int) -> tuple[int, int]:
-    """The size (width, height) at which a frame of `size` is edited.
+    """Returns the size (width, height) at which a frame of `size` (width, height) is edited.
 
-    The longer side becomes `longer`, in proportion, and each side is rounded to the nearest
-    multiple of `factor`: the frame is stretched by up to half of that, and back afterwards.
+    The frame is scaled so that its longer side is `longer` pixels, and each side is rounded to the
+    nearest multiple of `factor`, at least one, so its proportions may change by a few pixels.
     """
     scale = longer / max(size)
     width, height = (max(factor, factor * round(side * scale / factor)) for side in size)
@@ -27,17 +27,20 @@ def working_size(size: tuple[int, int], longer: int, factor: int) -> tuple[int, 
 
 
 def working_frame(frame: np.ndarray, longer: int, model: StableDiffusion) -> np.ndarray:
-    """A frame, uint8 (h, w, 3), at its `working_size`."""
+    """Resizes a frame, uint8 RGB (h, w, 3), to the size at which `model` edits it.
+
+    longer: the length of its longer side in pixels; see `working_size`.
+    """
     h, w = frame.shape[:2]
     size = working_size((w, h), longer, model.vae.config.spatial_compression)
     return fit_frame(frame, size, "stretch")
 
 
 def noise_source(frame: np.ndarray, model: StableDiffusion, seed: int) -> Callable[[], Tensor]:
-    """A function that draws float32 noise of variance 1 in the shape of a frame's latents.
+    """Returns a function that draws float32 noise of variance 1 in the shape of a frame's latents.
 
-    frame: at its working size. Noise is drawn on the CPU, so that a seed gives the same noise on
-    every device, and returned on the model's device.
+    frame: uint8 RGB (h, w, 3) at its working size. Each call draws new noise, on the CPU, so that a
+    seed leads to the same noise on every device, and returns it on the model's device.
     """
     (h, w), config = frame.shape[:2], model.vae.config
     factor = config.spatial_compression
@@ -55,9 +58,11 @@ def paint_each(
     image: ImageContext | None = None,
     residuals: Sequence[Tensor] = (),
 ) -> list[np.ndarray]:
-    """Paints over a frame once for each seed: uint8 (h, w, 3), of the size of the request's frame.
+    """Paints the instruction of a request over a frame, once for each seed, with Stable Diffusion.
 
-    frame: that of the request at its working size. how, image, residuals: see `paint`.
+    Returns uint8 RGB (h, w, 3) for each seed, at the size of the request's frame. frame: the
+    request's frame at its working size. how: the settings. image, residuals: what an IP-Adapter and
+    a T2I-Adapter contribute, see `paint`.
     """
     (height, width), pixels = request.frame.shape[:2], to_pixels(frame[None])
     painted = []

@@ -1,4 +1,4 @@
-"""The colors of a reference picture, transferred to the frame."""
+"""An editor that transfers the colors of a reference picture to the frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anyv2v.frame_editors.base import FrameRequest
 from anyv2v.frame_editors.oklab import from_rgb, to_rgb
 
 SAMPLE = 20000
-"""Most pixels of each picture, drawn at random, from which its distribution is measured."""
+"""Most pixels, drawn at random, from which the distribution of a picture's colors is measured."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,11 @@ class Palette:
     """Gives the frame the colors of the reference; with a mask, only what lies within it."""
 
     method: Literal["gaussian", "transport"] = "gaussian"
-    """gaussian matches mean and covariance, transport the whole distribution."""
+    """"gaussian" matches the mean and covariance of the colors, "transport" all of their
+    distribution.
+    """
     strength: float = 1.0
-    """0 leaves the frame as it is, 1 gives it the colors of the reference."""
+    """How far the colors move, from 0 (the frame as it is) to 1 (the colors of the reference)."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"reference"})
 
@@ -34,11 +36,14 @@ class Palette:
 
     @property
     def uses(self) -> frozenset[str]:
-        """The reference, and the seed for the random axes of "transport"."""
+        """{"reference"}, and also "seed" for "transport", which is random; see `FrameEditor`."""
         return frozenset({"reference", "seed"} if self.method == "transport" else {"reference"})
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
-        """Returns a frame with the reference's colors for each seed; see `FrameEditor`."""
+        """Returns a frame with the reference's colors for each seed; see `FrameEditor`.
+
+        Raises InputError if there is no reference.
+        """
         if request.reference is None:
             raise InputError("Palette needs reference")
         lab = from_rgb(request.frame)
@@ -59,8 +64,9 @@ class Palette:
 def monge(colors: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Moves colors (n, 3), as little as possible, to the mean and covariance of `target` (m, 3).
 
-    This is the optimal transport between Gaussians (Pitie and Kokaram 2007): x -> m' + A (x - m)
-    with A = S^-1/2 (S^1/2 S' S^1/2)^1/2 S^-1/2, where S and S' are the covariances.
+    Returns the moved colors (n, 3). The map is the optimal transport between Gaussians (Pitie and
+    Kokaram 2007): x -> m' + A (x - m) with A = S^-1/2 (S^1/2 S' S^1/2)^1/2 S^-1/2, where m and S
+    are the mean and covariance of `colors`, and m' and S' are those of `target`.
     """
     mean, target_mean = colors.mean(0), target.mean(0)
     # regularized, because the covariance of a single color cannot be inverted
@@ -74,10 +80,10 @@ def monge(colors: np.ndarray, target: np.ndarray) -> np.ndarray:
 def sliced_transport(
     colors: np.ndarray, target: np.ndarray, rng: np.random.Generator, rounds: int = 30
 ) -> np.ndarray:
-    """Moves colors (n, 3) to the distribution of `target` (m, 3): sliced optimal transport.
+    """Moves colors (n, 3) to the distribution of `target` (m, 3) by sliced optimal transport.
 
-    Each round matches the quantiles along three random orthogonal axes (Pitie, Kokaram and Dahyot
-    2007; Rabin et al. 2012).
+    Returns the moved colors (n, 3). Each of `rounds` rounds matches the quantiles along three
+    orthogonal axes (Pitie, Kokaram and Dahyot 2007; Rabin et al. 2012), drawn from `rng`.
     """
     target = target[rng.permutation(len(target))[:SAMPLE]]
     levels = np.linspace(0, 1, 256)
@@ -95,6 +101,6 @@ def sliced_transport(
 
 
 def _power(matrix: np.ndarray, exponent: float) -> np.ndarray:
-    """The power of a symmetric positive matrix."""
+    """The matrix power of a symmetric positive definite matrix."""
     values, vectors = np.linalg.eigh(matrix)
     return vectors * values.clip(1e-12) ** exponent @ vectors.T

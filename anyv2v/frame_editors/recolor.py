@@ -1,4 +1,4 @@
-"""Another color for a part of the frame; light, shade and texture stay."""
+"""An editor that gives a part of the frame another color, and keeps light, shade and texture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRAY = 0.04
 """Chroma (OKLab) below which a color counts as gray, because its hue is not reliable."""
 
 FLOOD = 3.0
-"""A region that is larger than this many times its well-lit part is more than one object."""
+"""A region larger than this many times its well-lit part is taken for more than one object."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Recolor:
     """Gives a part of the frame another color: 'red > blue', '#c03020 > teal', or just 'blue'."""
 
     lightness: float = 0.5
-    """How far the part takes on the lightness of the new color; 0: it keeps its own."""
+    """How far the part takes on the lightness of the new color, 0 to 1; at 0 it keeps its own."""
     tolerance: float = 1.0
-    """How far the part's color may be from the color that is named; 2: twice as far."""
+    """How far the part's color may be from the old color, above 0; 2 is twice as far as 1."""
     least: float = 0.1
-    """Regions of that color are changed if they show at least this fraction of what the foremost
-    region shows; 1: only that region; 0: all."""
+    """Which regions of the old color are changed, 0 to 1: those that hold at least this fraction of
+    what the region with most of the color holds. 1 changes only that region, 0 all of them."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"instruction"})
     uses: ClassVar[frozenset[str]] = frozenset({"instruction"})
@@ -43,7 +43,10 @@ class Recolor:
         checks.fraction("least", self.least)
 
     def __call__(self, request: FrameRequest, seeds: Sequence[int]) -> list[np.ndarray]:
-        """Returns the same recolored frame for each seed; see `FrameEditor`."""
+        """Returns the same recolored frame for each seed; see `FrameEditor`.
+
+        Raises InputError if the instruction names no colors, or the old color is not in the frame.
+        """
         old, new = parse_colors(request.instruction)
         lab = from_rgb(request.frame)
         mask = np.ones(lab.shape[:2]) if request.mask is None else request.mask
@@ -65,9 +68,10 @@ class Recolor:
 
 
 def parse_colors(instruction: str) -> tuple[np.ndarray | None, np.ndarray]:
-    """The two colors of "OLD > NEW", or (None, NEW) of "NEW"; each is (3,) in OKLab.
+    """Parses "OLD > NEW" into two colors, each (3,) in OKLab; "NEW" alone into None and a color.
 
-    Colors are CSS names ("steel blue" too) or #rrggbb. InputError: anything else.
+    Colors are CSS names, with or without spaces ("steel blue"), or in CSS notation such as #rrggbb.
+    Raises InputError for anything else.
     """
     parts = [part.strip() for part in instruction.split(">")]
     if len(parts) > 2:
@@ -90,9 +94,10 @@ def _parse_color(name: str) -> np.ndarray:
 
 
 def most_colorful(lab: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The mean color, OKLab (3,), of the commonest hue among the 5 % of pixels with most chroma.
+    """Returns the color that stands out most in a picture, (3,) in OKLab.
 
-    lab: (h, w, 3). mask: (h, w), 0 to 1; pixels above 0.5 count, or all pixels if none is.
+    It is the mean of the commonest hue among the 5 % of pixels with the highest chroma. lab: the
+    picture, OKLab (h, w, 3). mask: (h, w), 0 to 1; only pixels above 0.5 count, or all if none is.
     """
     pixels = lab[mask > 0.5] if (mask > 0.5).any() else lab.reshape(-1, 3)
     chroma = np.hypot(pixels[:, 1], pixels[:, 2])
@@ -105,13 +110,15 @@ def most_colorful(lab: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def find_region(
     lab: np.ndarray, color: np.ndarray, mask: np.ndarray, tolerance: float, least: float
 ) -> np.ndarray:
-    """How far each pixel belongs to the part of the frame with about this color: (h, w), 0 to 1.
+    """Finds the part of a frame that has about a given color.
 
-    lab: (h, w, 3). color: (3,). mask: (h, w), 0 to 1. tolerance, least: see `Recolor`.
+    Returns (h, w), 0 to 1: how far each pixel belongs to the part; all 0 if there is none. lab: the
+    frame, OKLab (h, w, 3). color: OKLab (3,). mask: (h, w), 0 to 1, to which the result is limited.
+    tolerance, least: see `Recolor`.
 
-    The color is first searched for with its lightness, chroma and hue. The part is then extended to
-    all that has the hue that was found, in light and in shade: shading moves a color towards black,
-    along which the hue stays.
+    Pixels are first searched for by lightness, chroma and hue. The part is then extended to all
+    pixels of the hue that was found, in light and in shade, because shading moves a color towards
+    black and keeps its hue.
     """
     lightness, chroma = lab[..., 0], np.hypot(lab[..., 1], lab[..., 2])
     gray = np.hypot(*color[1:]) < GRAY
@@ -144,9 +151,9 @@ def find_region(
 
 
 def _similar(lab: np.ndarray, mean: np.ndarray, gray: bool, tolerance: float) -> np.ndarray:
-    """How alike pixels (h, w, 3) are to a color (3,): (h, w), 0 to 1.
+    """How similar pixels (h, w, 3) are to a color (3,): (h, w), 0 to 1.
 
-    Compared are lightness and chroma for grays; hue and purity, which shading keeps, for others.
+    Grays are compared by lightness and chroma, others by hue and purity, which shading keeps.
     """
     lightness, chroma = lab[..., 0], np.hypot(lab[..., 1], lab[..., 2])
     if gray:
@@ -160,10 +167,10 @@ def _similar(lab: np.ndarray, mean: np.ndarray, gray: bool, tolerance: float) ->
 
 
 def _foremost_regions(near: np.ndarray, core: np.ndarray, least: float) -> np.ndarray:
-    """A mask of bool (h, w) of the regions of `core` that hold most of the color.
+    """A bool mask (h, w) of the connected regions of `core` that hold most of the color.
 
-    near: (h, w), how much of the color each pixel shows. core: bool (h, w). Regions are chosen that
-    show at least the fraction `least` of what the foremost region shows.
+    near: (h, w), how much of the color each pixel shows. core: bool (h, w). Chosen are the regions
+    that hold at least the fraction `least` of what the region with most of the color holds.
     """
     # in blocks, because checks and folds of one garment lie about this far apart
     block = max(1, round(min(core.shape) / 80))
@@ -183,13 +190,15 @@ def _foremost_regions(near: np.ndarray, core: np.ndarray, least: float) -> np.nd
 
 
 def dye(lab: np.ndarray, region: np.ndarray, new: np.ndarray, lightness: float) -> np.ndarray:
-    """The picture with the mean color of the region moved to `new`, OKLab (h, w, 3).
+    """Changes the colors of a picture so that the mean color of a region becomes `new`.
 
-    lab: (h, w, 3). region: (h, w), 0 to 1. new: (3,). lightness: see `Recolor`.
+    Returns OKLab (h, w, 3), in which all pixels are changed. lab: the picture, OKLab (h, w, 3).
+    region: weights (h, w), 0 to 1, of the mean, not all 0. new: OKLab (3,). lightness: see
+    `Recolor`.
 
-    Tints are (a + ib) / L, which light and shade do not change. They are rotated and scaled
-    relative to the mean tint, so that what is gray within a colored part stays gray; a gray part
-    gets the difference of the tints instead.
+    A tint is the complex number (a + ib) / L, which light and shade do not change. The tints are
+    rotated and scaled relative to the mean tint, so that grays within a colored part stay gray. In
+    a gray part the difference of the tints is added instead.
     """
     total = region.sum()
     mean = (lab * region[..., None]).sum((0, 1)) / total

@@ -1,4 +1,4 @@
-"""Makes an editor from its name and its options, which may be text."""
+"""Frame editors by name: making one from options, which may be text, and listing all."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.base import FrameEditor
 
 SETUP = ("device", "dtype")
-"""Fields of editors that the command line fills; they are no options."""
+"""Fields of editors that are not options, because the command line sets them for all models."""
 
 
 def find(name: str) -> type[FrameEditor]:
-    """The class of the editor `name`; an InputError lists the names if it is none of them."""
+    """Returns the class of the editor that EDITORS lists under `name`.
+
+    Raises InputError, which lists the known names, for an unknown one.
+    """
     if name not in EDITORS:
         raise InputError(f"editor: {name!r} is not one of {', '.join(EDITORS)}")
     module, _, attribute = EDITORS[name].partition(":")
@@ -29,10 +32,11 @@ def find(name: str) -> type[FrameEditor]:
 
 
 def make(name: str, options: Mapping[str, Any] | None = None, **setup: Any) -> FrameEditor:
-    """Makes the editor `name`. Options that are text are converted to the type of their field.
+    """Makes the editor that EDITORS lists under `name`.
 
-    `setup` (device, dtype) is passed on where the editor has such fields. InputError: an unknown
-    option, a missing one, or a value of another type.
+    options: field name -> value; text is converted to the type of the field. setup: further fields
+    (device, dtype), ignored if they are None or the editor has no such field. Raises InputError for
+    an unknown name or option, a missing option, or an invalid value.
     """
     editor = find(name)
     kinds = typing.get_type_hints(editor)
@@ -53,14 +57,22 @@ def make(name: str, options: Mapping[str, Any] | None = None, **setup: Any) -> F
 
 
 def option_name(field: str) -> str:
-    """The option of the command line that sets a field."""
+    """Returns the command-line option that sets a field of an editor.
+
+    For example, "weights" is set by "--editor-weights" and "steps" by
+    "--editor-option steps=VALUE".
+    """
     if field in ("weights", "command", "timeout"):
         return f"--editor-{field}"
     return f"--editor-option {field}=VALUE"
 
 
 def describe() -> str:
-    """One or two lines on each editor: what it does, what it needs, and its options."""
+    """Returns the text of `anyv2v edit-frame --list`.
+
+    It has a line for each editor in EDITORS, with its name, what it does and which inputs it needs,
+    and a second line with the options of an editor that has any.
+    """
     lines = []
     for name in EDITORS:
         editor = find(name)
@@ -101,7 +113,7 @@ def _typed(what: str, text: str, kind: Any) -> Any:
 
 
 def _choices(kind: Any) -> list[Any]:
-    """The types that a value may have; str last, because it accepts any text."""
+    """The types in a union, of which str is the last, because it accepts any text."""
     if typing.get_origin(kind) in (Union, types.UnionType):
         kinds = [choice for one in typing.get_args(kind) for choice in _choices(one)]
         return sorted(kinds, key=lambda choice: choice is str)

@@ -1,4 +1,4 @@
-"""Stage one, from a frame and an instruction to edited frames: `anyv2v.edit_frame`."""
+"""Stage one of an edit, from a frame and an instruction to edited frames: `anyv2v.edit_frame`."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ def edit_frame(
     seed: int = 0,
     **options: Any,
 ) -> np.ndarray:
-    """Edits a frame: uint8 RGB (h, w, 3), to be given to `Editor.edit` as `frame`.
+    """Edits a frame; returns uint8 RGB (h, w, 3), which `Editor.edit` takes as `frame`.
 
-    editor: a name out of `anyv2v.frame_editors.EDITORS`, with its options (`weights="..."`), or an
-    instance of an editor. frame, reference and mask: paths, uint8 arrays (h, w, 3) or PIL images.
-    The mask is white where the frame may change (`media.mask.read_mask` reads other kinds as well);
-    outside it the frame stays as it was, to the bit. keep_unchanged: also restores what the editor
-    hardly changed. seed: that of the editor's random numbers.
+    editor: a name out of `anyv2v.frame_editors.EDITORS`, with its options as further arguments
+    (`weights="..."`), or an editor, see `FrameEditor`. instruction: what to do, in the editor's
+    terms. frame, reference, mask: paths, uint8 arrays (h, w, 3) or PIL images. The reference is a
+    picture of the style, subject or colors to take on. The mask is white where the frame may change
+    (`media.mask.read_mask` says which other masks are read); outside it the pixels stay exactly as
+    they were. keep_unchanged: also restores what the editor hardly changed. seed: the seed of the
+    editor's random numbers.
 
-    InputError: an unknown editor or option, an input that cannot be read, or one that is missing.
+    Raises InputError for an unknown editor or option, for an input that cannot be read, and for an
+    input that the editor needs but does not get.
     """
     if isinstance(editor, str):
         editor = make(editor, options)
@@ -54,9 +57,10 @@ def request(
     reference: Frame | None = None,
     mask: Frame | None = None,
 ) -> FrameRequest:
-    """Reads and checks the inputs of an editor; arguments are those of `edit_frame`.
+    """Reads and checks the inputs of an editor; the arguments are those of `edit_frame`.
 
-    InputError: the editor needs an input that is not given, or an input cannot be read.
+    Raises InputError if `editor` is not an editor, if it needs an input that is not given, or if an
+    input cannot be read.
     """
     if not callable(editor) or not hasattr(editor, "needs") or isinstance(editor, type):
         raise InputError(
@@ -79,9 +83,11 @@ def request(
 def candidates(
     editor: FrameEditor, request: FrameRequest, seeds: Sequence[int], keep_unchanged: bool = False
 ) -> list[np.ndarray]:
-    """An edited frame for each seed, uint8 (h, w, 3); the frame is restored outside the mask.
+    """Runs an editor; returns an edited frame for each seed, uint8 RGB (h, w, 3).
 
-    keep_unchanged: restores what the editor hardly changed as well.
+    Outside the mask of the request the frame is restored. keep_unchanged: restores as well what the
+    editor hardly changed, see `detect_changes`. Raises TypeError if the editor does not return one
+    uint8 picture of the frame's size for each seed.
     """
     try:
         edited_frames = editor(request, seeds)

@@ -1,4 +1,4 @@
-"""A contact sheet: the frame and its candidates in one picture, to choose from."""
+"""A contact sheet: a frame and its edited versions in one picture, to choose one of them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from PIL import Image, ImageDraw
 
 MARGIN, LABEL = 8, 16
 COLUMNS = 5
-"""The most pictures in a row."""
+"""Most pictures in a row."""
 SIDE = 128
-"""The least number of pixels of a picture's shorter side, so that the labels can be read."""
+"""Least length of a picture's shorter side in pixels, so that its label can be read."""
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
-    """Pictures of one size in a grid, each with its label above: uint8 RGB (h, w, 3)."""
+    """Draws pictures in a grid, each with its label above: uint8 RGB (h, w, 3).
+
+    pictures: uint8 RGB, all of one size. Their pixels are repeated if the shorter side has fewer
+    than 128. labels: one text for each picture. A row has up to 5 pictures.
+    """
     zoom = math.ceil(SIDE / min(pictures[0].shape[:2]))
     pictures = [picture.repeat(zoom, 0).repeat(zoom, 1) for picture in pictures]
     height, width = (n + MARGIN for n in pictures[0].shape[:2])

@@ -1,4 +1,4 @@
-"""Styles that need no model: few colors, drawn lines."""
+"""Editors that need no model: one paints in a few flat colors, one draws the edges as lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anyv2v.frame_editors.oklab import from_rgb, to_rgb
 from anyv2v.frame_editors.regions import blur
 
 SAMPLE = 10000
-"""Most pixels, drawn at random, from which the colors are computed."""
+"""Most pixels, drawn at random, from which `Posterize` computes the colors."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Posterize:
     colours: int = 8
     """The number of colors, 2 to 256."""
     smooth: float = 0.005
-    """Radius of the blur that comes first, as a fraction of the shorter side."""
+    """Radius of the blur that is applied first, as a fraction, 0 to 1, of the shorter side."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset({"seed"})
@@ -55,9 +55,9 @@ class Edges:
     strength: float = 1.0
     """How dark the lines are, 0 to 1."""
     detail: float = 0.5
-    """How faint an edge still gets a line, 0 to 1."""
+    """How faint an edge may be and still get a line, 0 to 1: a larger value draws more lines."""
     paper: bool = False
-    """Draws the lines alone, on white."""
+    """Whether the lines are drawn on white instead of over the frame."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset()
@@ -86,7 +86,11 @@ class Edges:
 
 
 def k_means(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `count` centers (k, 3) of points (n, 3): Lloyd's iteration from k-means++ (2007)."""
+    """Computes up to `count` cluster centers (k, 3) of points (n, 3).
+
+    20 of Lloyd's iterations start from k-means++ (Arthur and Vassilvitskii 2007) with `rng`. There
+    are fewer centers than `count` if there are fewer distinct points.
+    """
     # as many centers as distinct points, for no point could begin a further one
     count = min(count, len(np.unique(points, axis=0)))
     with warnings.catch_warnings():

@@ -1,8 +1,8 @@
-"""Ends a tool with all processes that it started, also when this process is killed.
+"""Ends a command and all processes that it started, even when the process that runs it is killed.
 
-Run as a script, it reads the number of a session from stdin and ends that session once stdin is
-closed; the system closes it when the process at the other end dies. The script starts quickly,
-because it imports nothing of the package.
+Run as a script, this module reads the ID of a session (of POSIX processes) from stdin and ends that
+session once stdin is closed, which the system does when the process at the other end dies. The
+script starts quickly, because it imports nothing from the package.
 """
 
 import os
@@ -11,11 +11,15 @@ import sys
 from contextlib import suppress
 
 PASSES = 3
-"""Passes over the list of processes: one may start another during a pass."""
+"""Passes over the list of processes, because a process may start another during a pass."""
 
 
 def end(session: int) -> None:
-    """Kills the processes of a session: its leader's group and, where /proc lists them, others."""
+    """Kills the processes of a POSIX session, such as one that `start_new_session` started.
+
+    session: the process ID of the session's leader. Its process group is killed on every system,
+    processes in other groups only where /proc lists them.
+    """
     # macOS raises PermissionError for a group that has ended
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(session, signal.SIGKILL)

@@ -1,7 +1,7 @@
 """Conversion of HDR and wide-gamut videos to the colors of an SDR screen.
 
-Matrices, primaries and transfer characteristics have the numbers of ITU-T H.273, which FFmpeg uses
-as well.
+Matrices, primaries and transfer characteristics are given by their code points in ITU-T H.273,
+which FFmpeg uses as well.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ CHUNK = 2**16
 
 
 def check(name, matrix: int | None, primaries: int, transfer: int) -> None:
-    """Raises an InputError that names the colors of a video, if they cannot be converted.
+    """Raises InputError if colors with these H.273 code points cannot be converted to SDR.
 
-    matrix: None for RGB.
+    name: the video's name, with which the message begins. matrix: that of YUV; None for RGB.
     """
     what = None if matrix is None else REFUSED_MATRICES.get(matrix)
     what = what or REFUSED_PRIMARIES.get(primaries) or REFUSED_TRANSFERS.get(transfer)
@@ -81,19 +81,23 @@ def check(name, matrix: int | None, primaries: int, transfer: int) -> None:
 
 
 def is_foreign(primaries: int, transfer: int) -> bool:
-    """Whether a video of these primaries and transfer needs `to_sdr`."""
+    """Whether a video needs `to_sdr`: it is HDR (PQ, HLG) or has a wide gamut (BT.2020, P3).
+
+    primaries, transfer: code points of H.273.
+    """
     return transfer in (PQ, HLG) or primaries in (BT2020, DCI_P3, DISPLAY_P3)
 
 
 def to_sdr(signal: np.ndarray, white: int, primaries: int, transfer: int) -> np.ndarray:
-    """Converts uint16 R'G'B' (h, w, 3) of any primaries and transfer to uint8 for an SDR screen.
+    """Converts an R'G'B' picture, uint16 (h, w, 3), to uint8 (h, w, 3) for an SDR screen.
 
-    white: the uint16 level of signal 1.0. HDR (PQ of SMPTE ST 2084, HLG of ARIB STD-B67 with the
-    OOTF of ITU-R BT.2100 for 1000 cd/m2) is shown with 203 cd/m2 as SDR white; its highlights up to
-    1000 are compressed by the Möbius curve of FFmpeg's filter `tonemap`, the identity below 60 % of
-    white, on the largest of the three channels, which keeps hues. Primaries become BT.709's in
-    linear light, and colors outside of them are clipped. The result is encoded with BT.1886's gamma
-    of 2.4, by which SDR is decoded as well; video in sRGB's curve keeps that curve.
+    white: the uint16 level of signal 1.0. primaries, transfer: code points of H.273.
+
+    HDR (PQ of SMPTE ST 2084, HLG of ARIB STD-B67 with the OOTF of ITU-R BT.2100 for 1000 cd/m2) is
+    shown with 203 cd/m2 as SDR white. Its highlights up to 1000 cd/m2 are compressed by `mobius`,
+    applied to the largest of the three channels, which keeps hues. Primaries are converted to
+    BT.709 in linear light, and colors outside its gamut are clipped. SDR is decoded, and the result
+    encoded, with the gamma of 2.4 of BT.1886; a video with sRGB's curve keeps that curve.
     """
     table = _linear(transfer, white)
     to_709 = None if primaries not in CHROMATICITIES else _between(primaries, BT709)
@@ -117,7 +121,11 @@ def to_sdr(signal: np.ndarray, white: int, primaries: int, transfer: int) -> np.
 
 
 def mobius(light: np.ndarray, knee: float = KNEE, peak: float = PEAK / WHITE) -> np.ndarray:
-    """FFmpeg's tone curve "mobius": the identity up to `knee`, smooth beyond, and 1 at `peak`."""
+    """Compresses highlights of linear light by the curve "mobius" of FFmpeg's filter `tonemap`.
+
+    Light is relative to SDR white. The curve is the identity up to `knee`, smooth beyond it, and
+    reaches 1 at `peak`.
+    """
     a = -(knee**2) * (peak - 1) / (knee**2 - 2 * knee + peak)
     b = (knee**2 - 2 * knee * peak + peak) / (peak - 1)
     scale = (b**2 + 2 * b * knee + knee**2) / (b - a)
@@ -125,7 +133,7 @@ def mobius(light: np.ndarray, knee: float = KNEE, peak: float = PEAK / WHITE) ->
 
 
 def pq_to_light(signal: np.ndarray) -> np.ndarray:
-    """The EOTF of SMPTE ST 2084: signal 0..1 to cd/m2, up to 10,000."""
+    """Converts a PQ signal in 0..1 to light in cd/m2, up to 10,000: the EOTF of SMPTE ST 2084."""
     m1, m2 = 2610 / 16384, 2523 / 4096 * 128
     c1, c2, c3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
     power = signal ** (1 / m2)
@@ -133,13 +141,13 @@ def pq_to_light(signal: np.ndarray) -> np.ndarray:
 
 
 def hlg_to_scene(signal: np.ndarray) -> np.ndarray:
-    """The inverse OETF of ITU-R BT.2100: signal 0..1 to scene light 0..1."""
+    """Converts an HLG signal in 0..1 to scene light in 0..1: the inverse OETF of ITU-R BT.2100."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
 
 
 def srgb_signal(light: np.ndarray) -> np.ndarray:
-    """The curve of IEC 61966-2-1: linear light 0..1 to an sRGB signal 0..1."""
+    """Converts linear light in 0..1 to an sRGB signal in 0..1 (IEC 61966-2-1)."""
     curve = np.float32(1.055) * light ** np.float32(1 / 2.4) - np.float32(0.055)
     return np.where(light <= 0.0031308, np.float32(12.92) * light, curve)
 

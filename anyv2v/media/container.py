@@ -62,22 +62,26 @@ STRETCHED = 1.1
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """The size of a video as shown, upright and with square pixels, and whether it has audio."""
+    """The size in pixels at which a video is shown, and whether it has audio."""
 
     width: int
+    """Width after rotation and with square pixels."""
     height: int
+    """Height after rotation and with square pixels."""
     audio: bool
+    """Whether the file has an audio stream."""
 
 
 def names(container) -> set[str]:
-    """FFmpeg's names for the format of a container."""
+    """Returns FFmpeg's names for the format of an open PyAV container, such as {"mov", "mp4"}."""
     return set(container.format.name.split(","))
 
 
 def is_video(path: str | os.PathLike) -> bool:
-    """Whether a file is a video, as opposed to a still picture, by its content and not its name.
+    """Whether a path is a video and not a still picture, judged by content and not by name.
 
-    InputError: it is neither, or cannot be opened.
+    Animated GIF, WebP, PNG and AVIF, folders of pictures, and numbered pictures (%05d.png) count as
+    videos. Raises InputError for a file that cannot be opened or is neither.
     """
     if is_sequence(path):
         return moves(path)
@@ -89,7 +93,11 @@ def is_video(path: str | os.PathLike) -> bool:
 
 
 def facts(path: str | os.PathLike) -> VideoFacts:
-    """Reads the header and the first frame of a video. InputError as in `read_video`."""
+    """Returns the size of a video and whether it has audio, from its header and first frame.
+
+    Takes every path that `read_video` takes, and raises InputError if the file is not readable as a
+    video or has no frame that can be decoded.
+    """
     if is_sequence(path):
         height, width, _ = read_sequence(path, None, 1, None, 0.0, "crop").frames[0].shape
         return VideoFacts(width, height, audio=False)
@@ -104,11 +112,12 @@ def facts(path: str | os.PathLike) -> VideoFacts:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple]:
-    """Yields PyAV's container and its video stream.
+    """Opens a video file as a context manager, which yields PyAV's container and a video stream.
 
-    Of several streams the one that ffmpeg takes is chosen: the largest, where being marked as the
-    default counts as 5,000,000 pixels. Cover pictures and streams without data do not count.
-    InputError, with the path: it is not a readable video.
+    Of several video streams, the one that the program ffmpeg would select is chosen: the one with
+    the most pixels, where being marked as the default counts as 5,000,000 pixels. Cover pictures
+    and streams without data are passed over. Raises InputError, which names the path, if the file
+    is not a readable video or if FFmpeg fails within the block.
     """
     av = pyav()
     try:
@@ -135,14 +144,22 @@ def open_video(path: Path) -> Iterator[tuple]:
 
 
 def own_rate(stream) -> float:
-    """The average frame rate per second; that of the header if the durations are damaged."""
+    """Returns the average frame rate of a PyAV video stream, in frames per second.
+
+    It is computed from the header if the frames' durations are damaged, so that they add up to more
+    than 1.1 times the header's duration; 25 if the file states no rate.
+    """
     if _is_stretched(stream):
         return _rate_of_header(stream)
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def decode(container, stream) -> Iterator:
-    """Yields intact frames in the order of presentation, up to the first damage after a frame."""
+    """Yields the intact frames of a stream, as PyAV's, in the order of presentation.
+
+    Decoding errors before the first frame are skipped; after it, the first error ends the frames.
+    Frames that the decoder marks as corrupt are left out.
+    """
     frames = _decoded(container, stream)
     if stream.codec_context.name in ("png", "apng"):
         # their profile has a name, and PyAV frees it twice, which ends the process

@@ -7,9 +7,10 @@ from anyv2v.errors import InputError
 
 
 def pyav() -> ModuleType:
-    """The package av, imported when the first file is opened. InputError: it cannot be imported.
+    """Imports PyAV and returns its module `av`; raises InputError if it cannot be imported.
 
-    Its own type hints lack submodules and errors that it has, so callers see a plain module.
+    The return type is a plain module, because PyAV's own type hints lack some of its submodules and
+    errors.
     """
     try:
         import av

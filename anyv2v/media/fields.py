@@ -1,4 +1,4 @@
-"""Deinterlacing."""
+"""Deinterlacing of decoded frames by FFmpeg's filter bwdif."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ LEAST = 12
 
 
 def deinterlaced(stream, frames) -> Iterator:
-    """Yields the frames, interlaced ones deinterlaced by FFmpeg's bwdif, at the same times.
+    """Yields PyAV's frames of a stream, with interlaced ones deinterlaced by FFmpeg's bwdif.
 
-    Frames themselves say whether they are interlaced; for codecs without fields the stream does.
-    All other frames pass unchanged.
+    The number of frames and their timestamps stay the same, and progressive frames pass unchanged.
+    Each frame states whether it is interlaced; for codecs that do not code fields, the stream's
+    field order tells. Frames with a side below 12 pixels are not deinterlaced.
     """
     order = FIRST_FIELD.get(stream.codec_context.field_order)
     if stream.codec_context.codec.properties & CODES_FIELDS:

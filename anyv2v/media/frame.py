@@ -1,4 +1,4 @@
-"""A decoded frame of a video as an upright uint8 RGB picture."""
+"""Conversion of a decoded video frame to an upright uint8 RGB picture."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ FULL = 2
 def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
     """Converts a frame of PyAV to uint8 RGB (h, w, 3): upright, with square pixels, in SDR.
 
-    InputError, with the `name` of the video: its colors cannot be converted.
+    pixel_aspect: width / height of a pixel; None means square. Raises InputError, which begins with
+    `name`, the name of the video, if the frame's colors cannot be converted.
     """
     interpolation = pyav().video.reformatter.Interpolation
     matrix = _matrix(frame)
@@ -67,26 +68,39 @@ def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
 
 
 def display_size(frame, pixel_aspect: Fraction | None) -> tuple[int, int]:
-    """The size (width, height) of the picture that `to_rgb` makes of a frame."""
+    """Returns the (width, height) of the picture that `to_rgb` makes from a frame of PyAV.
+
+    pixel_aspect: width / height of a pixel; None means square.
+    """
     width, height = display_width(frame, pixel_aspect), frame.height
     matrix = display_matrix(frame)
     return (height, width) if matrix is not None and _is_turned(matrix) else (width, height)
 
 
 def display_width(frame, pixel_aspect: Fraction | None) -> int:
-    """The width of a frame with square pixels, before it is turned upright."""
+    """Returns the width of a frame of PyAV scaled to square pixels, before any rotation.
+
+    pixel_aspect: width / height of a pixel; None, and a value outside 1/4 to 4, means square.
+    """
     # beyond these it is a damaged header, not a camera
     stretch = pixel_aspect if pixel_aspect and 1 / 4 <= pixel_aspect <= 4 else 1
     return max(1, round(frame.width * stretch))
 
 
 def display_matrix(frame) -> bytes | None:
-    """FFmpeg's AV_FRAME_DATA_DISPLAYMATRIX, which holds EXIF orientations as well."""
+    """Returns the display matrix of a frame of PyAV, which says how to turn and mirror it, or None.
+
+    The bytes are the native 32-bit integers of FFmpeg's AV_FRAME_DATA_DISPLAYMATRIX. EXIF
+    orientations are in it as well.
+    """
     return _side_data(frame, "DISPLAYMATRIX")
 
 
 def without_side_data(frame, kinds: Iterable[int]):
-    """The frame without side data of these kinds, given by FFmpeg's numbers (AV_FRAME_DATA_*)."""
+    """Returns a frame of PyAV without its side data (metadata) of some kinds.
+
+    kinds: the numbers of FFmpeg's AV_FRAME_DATA_* to be removed.
+    """
     graph = pyav().filter.Graph()
     nodes = [graph.add_buffer(template=frame, time_base=frame.time_base or Fraction(1))]
     for kind in kinds:
@@ -97,7 +111,11 @@ def without_side_data(frame, kinds: Iterable[int]):
 
 
 def exact(interpolation):
-    """The flags for exact conversion: without them swscale rounds down, by up to 3 levels."""
+    """Returns the flags with which FFmpeg's swscale converts exactly.
+
+    Without these flags it rounds down, by up to 3 of 255 levels. interpolation: PyAV's enum of the
+    flags, `av.video.reformatter.Interpolation`.
+    """
     return interpolation.BICUBIC | interpolation.ACCURATE_RND | interpolation.FULL_CHR_H_INT
 
 

@@ -1,4 +1,4 @@
-"""A video in memory."""
+"""`Video`, the frames of a video in memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from anyv2v.media.image import as_frames
 # eq=False: arrays have no single truth value to compare by
 @dataclass(frozen=True, eq=False, repr=False)
 class Video:
-    """At least one frame, uint8 RGB (f, h, w, 3), and the frame rate `fps` per second.
-
-    The array that is given is copied.
-    """
+    """A video in memory. The array is copied; InputError is raised for values that do not fit."""
 
     frames: np.ndarray
+    """At least one frame, uint8 RGB (f, h, w, 3)."""
     fps: float
+    """Frames per second, above 0."""
 
     def __post_init__(self):
         frames = _frames(self.frames)
@@ -30,7 +29,10 @@ class Video:
 
     @classmethod
     def owning(cls, frames: np.ndarray, fps: float) -> Video:
-        """Makes a Video of an array without a copy; the caller must not use the array any more."""
+        """Makes a Video that shares memory with `frames`, instead of a copy.
+
+        The caller must not use the array afterwards. Otherwise as the constructor.
+        """
         video = object.__new__(cls)
         video._take(_frames(frames), fps)
         return video
@@ -44,7 +46,7 @@ class Video:
 
 
 def describe_clip(frames: np.ndarray, fps: float) -> str:
-    """Describes frames (f, h, w, 3): count, size and rate, as error messages do."""
+    """Describes frames (f, h, w, 3) for messages, such as "16 frames of 512x512, 8 fps"."""
     count, height, width, _ = frames.shape
     noun = "frame" if count == 1 else "frames"
     return f"{count} {noun} of {width}x{height}, {fps:g} fps"

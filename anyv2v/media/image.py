@@ -13,19 +13,22 @@ from anyv2v.media import picture
 from anyv2v.media.proportions import inscribed_size
 
 Frame = str | os.PathLike | np.ndarray | Image.Image
-"""Accepted as a picture: a path, an array, uint8 (h, w, 3), or a PIL image."""
+"""What is accepted as a picture: a path, a uint8 RGB array (h, w, 3), or a PIL image."""
 PICTURES = "a path, a picture, or an array, uint8 (h, w, 3)"
+"""`Frame` in words, for error messages."""
 FITS = ("crop", "stretch", "pad")
+"""The ways in which `fit_frame` fits a picture to a size."""
 
 
 def read_image(source: Frame) -> np.ndarray:
-    """Reads a file, a PIL image or a uint8 array (h, w, 3) as uint8 sRGB (h, w, 3).
+    """Reads a file, a PIL image or a uint8 RGB array (h, w, 3) as uint8 sRGB (h, w, 3).
 
-    The EXIF orientation is applied; of several pictures in a file the first is taken. Alpha is
+    The EXIF orientation is applied. If a file holds several pictures, the first is read. Alpha is
     dropped, not composited: hidden colors become visible, as in the original (PIL's
-    `convert("RGB")`). Colors that a file describes (an ICC profile, gAMA, cHRM, cICP, nclx) become
-    sRGB (`picture_color`); more than 8 bits, floats of 0 to 1 too, are scaled (`picture`).
-    InputError: it is not in a format that is read, or the meaning of its numbers is ambiguous.
+    `convert("RGB")`). If a file states its color space (ICC profile, gAMA, cHRM, cICP, nclx), the
+    colors are converted to sRGB (see `picture_color`). Samples of more than 8 bits, and floats of 0
+    to 1, are scaled to 8 bits (see `picture`). Raises InputError if the file is in no format that
+    is read, or if the meaning of its samples is ambiguous.
     """
     if isinstance(source, Image.Image):
         if not source.width or not source.height:
@@ -42,7 +45,11 @@ def read_image(source: Frame) -> np.ndarray:
 
 
 def read_argument(name: str, value: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
-    """Reads the argument `name` of a call with `read_image`; an InputError names the argument."""
+    """Returns the picture `value` as uint8 sRGB (h, w, 3), as `read_image` reads it.
+
+    Raises InputError, which begins with `name`, the name of the argument that had this value, if it
+    is not a picture or cannot be read.
+    """
     try:
         if isinstance(value, (str, os.PathLike)):
             return read_image(checks.path(name, value))
@@ -53,7 +60,11 @@ def read_argument(name: str, value: str | os.PathLike | np.ndarray | Image.Image
 
 
 def crop_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the smallest picture of `source`'s proportions that covers `target`."""
+    """Returns the size to which a picture is scaled before its center is cropped to `target`.
+
+    The result is the smallest size that has the proportions of `source` and covers `target`, with
+    fractions of a pixel cut off. All sizes are (width, height).
+    """
     (w, h), (to_w, to_h) = source, target
     if w * to_h <= h * to_w:
         return to_w, h * to_w // w
@@ -61,9 +72,10 @@ def crop_size(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, in
 
 
 def crop_size_original(source: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """`crop_size` as the original computes it: one pixel short where s is rounded up.
+    """Returns `crop_size` with the rounding of the original, by which some sides lack a pixel.
 
-    TIGER-AI-Lab/AnyV2V, i2vgen-xl: float floor division by s, as in 704 // 0.55 = 1279.
+    TIGER-AI-Lab/AnyV2V, in its folder i2vgen-xl, divides each side by the scale with the floor
+    division of floats, by which 704 // 0.55 is 1279 and not 1280.
     """
     (w, h), (to_w, to_h) = source, target
     s = min(w / to_w, h / to_h)
@@ -71,7 +83,11 @@ def crop_size_original(source: tuple[int, int], target: tuple[int, int]) -> tupl
 
 
 def crop_box(resized: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the center; starts at -1 where `resized` is one pixel short."""
+    """Returns the box (left, top, right, bottom) of size `target` in the center of `resized`.
+
+    Both sizes are (width, height). left or top is -1 where `resized` is one pixel short of
+    `target`, as `crop_size_original` may make it.
+    """
     left, top = (resized[0] - target[0]) // 2, (resized[1] - target[1]) // 2
     return left, top, left + target[0], top + target[1]
 
@@ -79,10 +95,12 @@ def crop_box(resized: tuple[int, int], target: tuple[int, int]) -> tuple[int, in
 def center_crop(
     image: Image.Image | np.ndarray, size: tuple[int, int], black_edge: bool = False
 ) -> np.ndarray:
-    """The center of the image at `size` (width, height), uint8 RGB (h, w, 3), by a box filter.
+    """Scales an image to cover `size` (width, height) and crops its center: uint8 RGB (h, w, 3).
 
-    With `black_edge` the original's rounding is used, which for many sizes leaves the first row or
-    column black (704 // 0.55 is 1279). For all other sizes both give the same pixels.
+    image: a PIL image or uint8 RGB (h, w, 3), scaled by a box filter. black_edge: uses the
+    original's rounding (`crop_size_original`), which for many sizes leaves the first row or column
+    black; for all others the pixels are the same. Raises InputError for an image so narrow that
+    scaling would take too much memory.
     """
     size = checks.size(size)
     image = _as_pil(image)
@@ -99,9 +117,10 @@ def center_crop(
 def fit_frame(image: Image.Image | np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
     """Fits a picture to `size` (width, height): uint8 RGB (h, w, 3).
 
-    fit: "crop" cuts the center (`center_crop`); "stretch" resizes with LANCZOS whatever the
-    proportions, as the original's run script does with the edited frame; "pad" keeps all of the
-    picture, between black bars (`letterbox`).
+    image: a PIL image or uint8 RGB (h, w, 3). fit: "crop" scales the picture to cover the size and
+    crops its center (`center_crop`); "stretch" resizes it with LANCZOS whatever its proportions, as
+    the original's run script does with the edited frame; "pad" keeps all of it between black bars
+    (`letterbox`). Raises InputError for any other `fit`.
     """
     checks.one_of("fit", fit, FITS)
     if fit == "crop":
@@ -112,10 +131,11 @@ def fit_frame(image: Image.Image | np.ndarray, size: tuple[int, int], fit: str) 
 
 
 def letterbox(image: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The whole image within `size` (width, height), in the middle of black: uint8 RGB (h, w, 3).
+    """Scales an image to fit within `size` (width, height), on black: uint8 RGB (h, w, 3).
 
-    Resized by a box filter, as `center_crop` does: of an image of the size's proportions both make
-    the same. Of an odd number of black rows or columns there is one more below or on the right.
+    image: a PIL image or uint8 RGB (h, w, 3), scaled by a box filter as in `center_crop`; if it has
+    the proportions of `size`, both functions return the same pixels. The image is centered; an odd
+    number of black rows or columns puts one more below it or on its right.
     """
     width, height = size = checks.size(size)
     image = _as_pil(image)
@@ -132,7 +152,10 @@ def to_pixels(frames: np.ndarray | Tensor) -> Tensor:
 
 
 def pixels_of(frames: Tensor) -> Tensor:
-    """`to_pixels` without checks and copies, on the device of the frames, or without data."""
+    """Converts uint8 frames (f, h, w, 3) to float32 (f, 3, h, w) in -1..1, on their own device.
+
+    Unlike `to_pixels` it checks nothing, and takes tensors on a GPU or on the meta device as well.
+    """
     # contiguous, because channels-last memory would select other kernels
     return frames.permute(0, 3, 1, 2).contiguous().float() / 255 * 2 - 1
 
@@ -140,14 +163,18 @@ def pixels_of(frames: Tensor) -> Tensor:
 def to_frames(pixels: Tensor) -> np.ndarray:
     """Converts pixels (f, 3, h, w) of any float dtype in -1..1 to uint8 frames (f, h, w, 3).
 
-    Values beyond are clamped, and halves are rounded to even, as in the original.
+    The result is on the CPU. Values outside -1..1 are clamped, and levels are rounded to the
+    nearest, halves to even, as in the original.
     """
     levels = (pixels.detach() / 2 + 0.5).clamp(0, 1).float().mul(255).round()
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def as_frames(frames: np.ndarray | Tensor) -> np.ndarray:
-    """Frames as a contiguous uint8 array (f, h, w, 3), or an InputError if they are none."""
+    """Returns frames as a contiguous uint8 array (f, h, w, 3), copied only where needed.
+
+    Raises InputError if they do not have that dtype and shape, or if there are none.
+    """
     return _as_uint8(frames, 4, "frames", "(f, h, w, 3)")
 
 

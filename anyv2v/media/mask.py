@@ -12,31 +12,36 @@ from anyv2v.media import picture
 from anyv2v.media.image import fit_frame
 
 CLOSE = 16
-"""Levels of 255 by which the channels of a gray, or the parts of one color, may differ: what lossy
-files do."""
+"""Largest difference, in levels of 255, between the channels of a pixel that counts as gray, or
+between pixels that count as one color. Lossy files make such differences."""
 
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
-"""Formats that change levels a little, or may: around edges they leave what nobody drew."""
+"""Pillow's names of formats whose compression may change levels a little, mostly around edges."""
 
 FAINT = 1 / 8
-"""Of the full scale. Integers that are all below it are labels, or of another depth."""
+"""Fraction of the full scale below which integers look like labels, or like another bit depth."""
 
 CLASSES = 256
-"""Colors that a picture of classes has at most; and on average each four pixels."""
+"""Most colors of a class map (a picture with one flat color per class). It has also at least four
+pixels per color on average."""
 
 
 def read_mask(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarray:
-    """Reads a mask from a file, an image or an array: float32 (h, w), 1 where a frame may change.
+    """Reads a mask from a file, a PIL image or an array: float32 (h, w), 1 where frames may change.
 
-    The kind of mask is inferred:
-    - alpha that varies is the mask, if what is visible has one color or is a picture of classes;
-      gray counts as far as it is opaque;
-    - 0 and 1 alone select where they are 1, and 0 to 255 is taken for 8 bits, in any depth; else
-      the full scale of the depth counts, or 0 to 1 of floats;
-    - in pictures of classes (at most 256 colors, one of them black), and in palettes of two colors,
-      what is not black is selected; in palettes of two others that are not gray, the second entry.
+    What the values mean is inferred. A class map is a picture with at most 256 flat colors.
 
-    InputError, with what was found: anything else, and a mask that selects nothing or everything.
+    - Alpha that varies is the mask if the visible pixels have one color or are a class map. If they
+      are gray, the mask is gray times alpha.
+    - Gray that is 0 or 1 everywhere selects where it is 1. Gray whose maximum is 255 counts as 8
+      bits in any dtype. Other integers are divided by the maximum of uint8 or uint16, and floats
+      must be within 0 to 1.
+    - In a class map with black, and in a picture with a palette of black and another color, all
+      that is not black is selected; with a palette of two other colors, its second one, unless both
+      are gray.
+
+    Raises InputError, which says what was found, for anything else and for a mask that selects
+    nothing or everything.
     """
     if isinstance(source, (str, os.PathLike)):
         with picture.opened(source) as image:
@@ -58,7 +63,11 @@ def read_mask(source: str | os.PathLike | np.ndarray | Image.Image) -> np.ndarra
 def fit_mask(
     source: str | os.PathLike | np.ndarray | Image.Image, size: tuple[int, int], fit: str
 ) -> np.ndarray:
-    """Reads a mask and fits it to `size` (width, height) as `fit_frame` fits frames."""
+    """Reads a mask and fits it to `size` (width, height): float32 (h, w), 0 to 1.
+
+    source: see `read_mask`. fit: "crop", "stretch" or "pad", see `fit_frame`. Raises InputError for
+    what `read_mask` refuses, and if the fitted mask selects nothing or everything.
+    """
     levels = np.rint(read_mask(source) * 255).astype(np.uint8)
     mask = fit_frame(np.dstack([levels] * 3), size, fit)[..., 0].astype(np.float32) / 255
     try:
@@ -69,7 +78,11 @@ def fit_mask(
 
 
 def check_selective(mask: np.ndarray, details: str) -> np.ndarray:
-    """The mask; InputError, with `details`, if it selects nothing, or everything to one degree."""
+    """Returns `mask`, (h, w) of 0 to 1, if it selects a part of the picture.
+
+    Raises InputError, whose message ends with `details`, if the mask is 0 everywhere, 1 everywhere,
+    or has about the same value above 0 everywhere.
+    """
     if not mask.any():
         raise InputError(f"selects nothing as a mask: it is black everywhere; {details}")
     if mask.min() == 1:
@@ -125,14 +138,14 @@ def _of_picture(image: Image.Image) -> np.ndarray:
 
 
 def _without_traces(levels: np.ndarray) -> np.ndarray:
-    """uint8 of which what is nearly black or white is so: what a lossy format makes of it."""
+    """Sets the nearly black and nearly white levels of lossy files to 0 and 255, in uint8."""
     return np.where(levels <= CLOSE, 0, np.where(levels >= 255 - CLOSE, 255, levels)).astype(
         np.uint8
     )
 
 
 def _alpha(image: Image.Image) -> np.ndarray | None:
-    """(h, w) uint8; None if there is none, or it is the same everywhere."""
+    """Alpha as uint8 (h, w); None if the image has none, or the same everywhere."""
     if image.mode in ("La", "LA"):
         alpha = image.getchannel(1)
     elif image.mode in ("RGBA", "PA", "RGBa") or "transparency" in image.info:
@@ -159,7 +172,7 @@ def _by_alpha(alpha: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 
 def _by_palette(image: Image.Image) -> np.ndarray | None:
-    """Of two colors; None for others, which are what they look like."""
+    """The mask of a palette image with two colors; None if its colors have to be looked at."""
     indices, colors = np.asarray(image), np.asarray(image.convert("RGB"))
     if len(used := np.unique(indices)) != 2:
         return None
@@ -189,7 +202,7 @@ def _mean_level(colors: np.ndarray) -> np.ndarray:
 
 
 def _plain(values: np.ndarray) -> np.ndarray | None:
-    """Integers of 0 and 1 alone, or 0 to 255 in more than 8 bits; None for others."""
+    """The mask of values that are all 0 or 1, or 8-bit levels in a wider dtype; None for others."""
     least, most = values.min(), values.max()
     if least < 0 or values.dtype.kind == "f" and most <= 1:
         return None
@@ -201,7 +214,7 @@ def _plain(values: np.ndarray) -> np.ndarray | None:
 
 
 def _of_levels(values: np.ndarray) -> np.ndarray:
-    """Of the full scale of their dtype, uint8 or uint16."""
+    """The mask of uint8 or uint16 levels, divided by the maximum of their dtype."""
     if (mask := _plain(values)) is not None:
         return mask
     _check_strength(values)
@@ -209,7 +222,7 @@ def _of_levels(values: np.ndarray) -> np.ndarray:
 
 
 def _check_strength(values: np.ndarray) -> None:
-    """InputError for labels: small numbers, of which some tools set the edges to the greatest."""
+    """Raises InputError for labels: small integers, and the maximum where some tools mark edges."""
     top = np.iinfo(values.dtype).max
     small, full = (values > 0) & (values < FAINT * top), values == top
     if small.sum() > full.sum() and not (values[~small & ~full]).any():
@@ -220,7 +233,7 @@ def _check_strength(values: np.ndarray) -> None:
 
 
 def _values(values: np.ndarray) -> str:
-    """All of a few, the range of many."""
+    """The distinct values if they are few, else their range, as text."""
     some = np.unique(values)
     return ", ".join(f"{v:g}" for v in some) if len(some) <= 8 else picture.value_range(values)
 
@@ -230,6 +243,6 @@ def _are_classes(colors: np.ndarray) -> bool:
 
 
 def _distinct(colors: np.ndarray) -> np.ndarray:
-    """Colors (..., 3) as numbers, each once."""
+    """The distinct colors of uint8 (..., 3), each as one number."""
     wide = colors.astype(np.uint32)
     return np.unique(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])

@@ -39,12 +39,13 @@ OVERSHOOT = 0.5 / 255
 
 
 MOST_PIXELS = 2**26
-"""Of a picture or a frame: twice what is filmed today. A few bytes may claim any size; 16 bits take
-many times the memory, and decoders of videos hold some twenty frames."""
+"""Most pixels of a picture or a frame, about twice those of 8K video. The limit is there because a
+file of a few bytes may claim any size, 16-bit pictures take many times the memory of 8-bit ones,
+and video decoders hold some twenty frames."""
 
 
 class _Bounded(io.BufferedReader):
-    """A file that reads no further than its end, whatever length it claims somewhere."""
+    """A file whose reads are limited to its actual size, whatever length its content claims."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > 0:
@@ -54,9 +55,10 @@ class _Bounded(io.BufferedReader):
 
 @contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """Opens a picture file of one of FORMATS, without decoding it yet.
+    """Opens a picture file as a context manager, which yields a PIL image that is not decoded yet.
 
-    InputError: it is no such file, or reading it within the block raises any exception.
+    Raises InputError, which names the path, if the file is not in one of FORMATS or has more than
+    MOST_PIXELS pixels, and in place of any exception that is raised within the block.
     """
     path = Path(path)
     try:
@@ -87,7 +89,11 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
 
 
 def format_of(path: Path) -> str | None:
-    """The one of FORMATS that a file begins as; None if it is none of them or cannot be read."""
+    """Returns the name, out of FORMATS, of the format that a file's first 16 bytes show.
+
+    Returns None if they show none of these or if the file cannot be read. TGA is never returned,
+    because its files have no signature.
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(16)
@@ -103,7 +109,8 @@ def format_of(path: Path) -> str | None:
 def rgb(image: Image.Image) -> np.ndarray:
     """Converts a picture to uint8 sRGB (h, w, 3), upright by its Exif orientation, without alpha.
 
-    InputError, to be read after the name of the picture: the meaning of its numbers is not known.
+    Raises InputError if the meaning of its samples is not known. The message has no subject ("has
+    signed samples, ..."): callers put the name of the picture before it.
     """
     color = picture_color.meaning(image)
     if (deep := _sixteen_bits(image)) is not None:
@@ -112,7 +119,11 @@ def rgb(image: Image.Image) -> np.ndarray:
 
 
 def gray_or_color(image: Image.Image) -> Image.Image | np.ndarray:
-    """The upright picture in mode L, RGB or CMYK, or deep gray as uint16 (h, w), 0 to 65535."""
+    """Returns a picture, upright and without alpha, as a PIL image of mode L, RGB or CMYK.
+
+    Gray of more than 8 bits (modes I and F) is returned as uint16 (h, w) instead, scaled to 0 to
+    65535. Raises InputError if black and white are not known, as in signed samples.
+    """
     facts = _facts(image)
     image = upright(image)
     if image.mode.startswith(("I", "F")):
@@ -126,27 +137,30 @@ def gray_or_color(image: Image.Image) -> Image.Image | np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Loads a picture and applies its Exif orientation; InputError if Pillow loads it wrongly."""
+    """Loads a picture and applies its Exif orientation.
+
+    Raises InputError for JPEG 2000 of a bit depth that Pillow loads wrongly.
+    """
     if image.format == "JPEG2000":
         _check_jpeg2000(image)
     return ImageOps.exif_transpose(image)
 
 
 def value_range(values: np.ndarray) -> str:
-    """The range of an array, as error messages show it."""
+    """Describes the range of an array for messages, such as "0 to 255" or "0 to 1 and NaN"."""
     least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
     nan = " and NaN" if values.dtype.kind == "f" and np.isnan(values).any() else ""
     return f"{least:g} to {most:g}{nan}"
 
 
 def _formats() -> list[str]:
-    """Those of FORMATS that this Pillow has: AVIF came with 11.3."""
+    """Those of FORMATS that the installed Pillow reads: AVIF came with 11.3."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _unknown(path: Path) -> str:
-    """Why Pillow does not know a file."""
+    """Says why Pillow cannot identify a file."""
     with open(path, "rb") as file:
         head = file.read(64)
     if not head:
@@ -162,7 +176,10 @@ def _unknown(path: Path) -> str:
 
 
 def _facts(image: Image.Image) -> dict[int, int]:
-    """TIFF's tags that say what samples mean, the first one's of each; InputError by some."""
+    """TIFF tag -> its value for the first channel, of the tags that say what samples mean.
+
+    Raises InputError for colors of 16 bits in separate planes.
+    """
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return {}
@@ -179,9 +196,9 @@ def _facts(image: Image.Image) -> dict[int, int]:
 
 
 def _check_jpeg2000(image: Image.Image) -> None:
-    """InputError for colors of more than 8 bits: Pillow's whites overflow to black.
+    """Raises InputError for colors of more than 8 bits, whose whites Pillow overflows to black.
 
-    Of a picture that is loaded already it is not known.
+    A picture that is already loaded passes, because its bit depth is not known any more.
     """
     bits = reread(image, _jpeg2000_bits)
     if bits is not None and (max(bits) > 16 or (len(bits) > 1 and max(bits) > 8)):
@@ -192,7 +209,7 @@ def _check_jpeg2000(image: Image.Image) -> None:
 
 
 def _jpeg2000_bits(file: IO[bytes]) -> list[int] | None:
-    """Of each component, as the SIZ marker has them (ISO/IEC 15444-1, A.5.1)."""
+    """The bit depth of each component in the SIZ marker (ISO/IEC 15444-1, A.5.1), or None."""
     head = file.read(2**16)
     at = head.find(b"\xff\x4f\xff\x51")
     if at < 0 or len(head) < at + 42:
@@ -202,7 +219,7 @@ def _jpeg2000_bits(file: IO[bytes]) -> list[int] | None:
 
 
 def _scaled(values: np.ndarray, mode: str, facts: dict[int, int]) -> np.ndarray:
-    """Gray of more than 8 bits as uint16 (h, w) of 0 to 65535."""
+    """Scales gray of more than 8 bits to uint16 (h, w), 0 to 65535; `facts`: see `_facts`."""
     if mode == "F":
         samples = _of_floats(values)
     elif facts.get(SAMPLE_FORMAT, UNSIGNED) == SIGNED:
@@ -230,7 +247,7 @@ def _of_floats(values: np.ndarray) -> np.ndarray:
 
 
 def _of_integers(values: np.ndarray, mode: str) -> np.ndarray:
-    """Of 16 bits: what Pillow calls I;16, and of its 32-bit I what can only be that."""
+    """16-bit gray as uint16: Pillow's mode I;16, or mode I if its values can only be 16-bit."""
     least, most = values.min(), values.max()
     if not 0 <= least <= most <= 65535:
         raise InputError(f"has integers of {value_range(values)}; 16 bits go from 0 to 65535")
@@ -247,9 +264,9 @@ def _of_integers(values: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _sixteen_bits(image: Image.Image) -> np.ndarray | None:
-    """Colors of 16 bits as uint16 (h, w, 3), where a file has them; else None.
+    """Reads the colors of a file with 16-bit color samples as uint16 (h, w, 3); None for others.
 
-    Pillow keeps the upper byte of each sample. Told the other byte order, it keeps the lower one.
+    Pillow keeps only the upper byte of each sample. Told the other byte order, it keeps the lower.
     """
     # of later frames Pillow has put together what it kept of earlier ones
     if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA") or image.tell():

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Chromaticities = tuple[float, float, float, float, float, float, float, float]
-"""x and y of white, red, green, blue: cHRM's order."""
+"""The chromaticities x, y of white, red, green and blue, in the order of PNG's cHRM chunk."""
 
 D65 = (0.3127, 0.3290)
 SRGB = (*D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
@@ -60,17 +60,20 @@ BRADFORD = np.array(
 
 @dataclass(frozen=True)
 class Coded:
-    """A color space given by numbers: linear light is v^exponent; None means sRGB's curve."""
+    """An RGB color space that is given by numbers instead of an ICC profile."""
 
     exponent: float | None
+    """Linear light is a sample, 0 to 1, to this power; None means sRGB's curve."""
     primaries: Chromaticities = SRGB
+    """Chromaticities of white and of the three primaries."""
 
 
 def meaning(image: Image.Image) -> Coded | bytes | None:
-    """The color space that an opened picture states: bytes are an ICC profile.
+    """Returns the color space that an opened picture states; bytes are an ICC profile.
 
-    None means sRGB, or that it states none. To be called before the picture is loaded, because
-    loading closes the file. InputError: HDR, or unknown code points.
+    None means sRGB, or that the picture states no color space. Has to be called before the picture
+    is loaded, because loading closes the file. Raises InputError for HDR (PQ, HLG) and for other
+    code points of ITU-T H.273 that are not read.
     """
     # L*a*b* has one meaning, whatever the profile that comes with it
     if image.mode == "LAB":
@@ -88,11 +91,12 @@ def meaning(image: Image.Image) -> Coded | bytes | None:
 
 
 def to_srgb(image: Image.Image | np.ndarray, color: Coded | bytes | None) -> np.ndarray:
-    """Converts a picture of mode L, RGB or CMYK, or a uint16 array, to uint8 sRGB (h, w, 3).
+    """Converts a picture in the color space `color` to uint8 sRGB (h, w, 3).
 
-    Arrays are (h, w) or (h, w, 3) of 0 to 65535. Colors out of gamut are clipped. An ICC profile
-    is applied by Little CMS in 8 bits, relative colorimetric with black point compensation; one
-    that cannot be applied is left out with a warning.
+    image: a PIL image of mode L, RGB or CMYK, or uint16 (h, w) or (h, w, 3) of 0 to 65535. color:
+    as `meaning` returns it: `Coded`, an ICC profile in bytes, or None for sRGB. Colors out of gamut
+    are clipped. A profile is applied by Little CMS in 8 bits, with relative colorimetric intent and
+    black point compensation; one that cannot be applied is ignored with a warning.
     """
     if isinstance(color, Coded):
         samples = image if isinstance(image, np.ndarray) else np.asarray(_plain(image))
@@ -105,7 +109,7 @@ def to_srgb(image: Image.Image | np.ndarray, color: Coded | bytes | None) -> np.
 
 
 def eight_bits(samples: np.ndarray) -> np.ndarray:
-    """Converts uint16 levels of 0 to 65535 to uint8, rounded."""
+    """Scales uint16 levels of 0 to 65535 to uint8 levels of 0 to 255, rounded to the nearest."""
     # in place: pictures may be large
     wide = samples.astype(np.uint32)
     wide += 128
@@ -136,7 +140,7 @@ def _from_points(primaries: int, transfer: int) -> Coded | None:
 
 
 def _from_chunks(gamma: float | None, primaries: Chromaticities | None) -> Coded | None:
-    """Of gAMA and cHRM; those that cannot be are left out with a warning."""
+    """The color space of PNG's gAMA and cHRM chunks; impossible ones are ignored with a warning."""
     if gamma is not None and not 0.01 <= gamma <= 10:
         log.warning("anyv2v: a picture's gAMA of %g is no gamma, and is left out", gamma)
         gamma = None
@@ -150,14 +154,14 @@ def _from_chunks(gamma: float | None, primaries: Chromaticities | None) -> Coded
 
 
 def _simplest(exponent: float | None, primaries: Chromaticities) -> Coded | None:
-    """None for what is sRGB but for rounding."""
+    """The color space with these values; None if it is sRGB up to rounding."""
     if max(abs(a - b) for a, b in zip(primaries, SRGB, strict=True)) < 0.005:
         primaries = SRGB
     return None if exponent is None and primaries == SRGB else Coded(exponent, primaries)
 
 
 def _decoded(samples: np.ndarray, color: Coded) -> np.ndarray:
-    """uint8 sRGB, of the samples' shape."""
+    """Converts uint8 or uint16 samples in a color space to uint8 sRGB of the same shape."""
     top = np.iinfo(samples.dtype).max
     values = np.arange(top + 1, dtype=np.float64) / top
     linear = _linear(values) if color.exponent is None else values**color.exponent
@@ -187,9 +191,9 @@ def _encoded(linear: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _to_linear_srgb(primaries: Chromaticities) -> np.ndarray | None:
-    """(3, 3): linear RGB of `primaries` to that of sRGB, white to white by Bradford's adaptation.
+    """The matrix (3, 3) from linear RGB with these primaries to linear sRGB; white stays white.
 
-    None if the primaries are none.
+    Whites are adapted by Bradford's method. None if the primaries are not those of a color space.
     """
     try:
         source, target = _to_xyz(primaries), _to_xyz(SRGB)
@@ -202,7 +206,7 @@ def _to_linear_srgb(primaries: Chromaticities) -> np.ndarray | None:
 
 
 def _to_xyz(primaries: Chromaticities) -> np.ndarray:
-    """(3, 3): linear RGB to CIE XYZ, by SMPTE RP 177."""
+    """The matrix (3, 3) from linear RGB with these primaries to CIE XYZ (SMPTE RP 177)."""
     pairs = [primaries[i : i + 2] for i in range(0, 8, 2)]
     white, *columns = [np.array([x / y, 1, (1 - x - y) / y]) for x, y in pairs]
     rgb = np.stack(columns, 1)
@@ -226,7 +230,10 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
 
 @lru_cache(maxsize=8)
 def _transform(profile: bytes, mode: str) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """The mode that goes in, and what makes sRGB of it: None if it is sRGB within a level."""
+    """The mode that a profile converts from, and the transform to sRGB; None if it changes nothing.
+
+    A transform that changes a sample of colors by one level at most counts as none.
+    """
     opened = ImageCms.ImageCmsProfile(BytesIO(profile))
     # Pillow annotates the profile with what its constructor takes
     space = opened.profile.xcolor_space.strip()  # pyright: ignore[reportAttributeAccessIssue]
@@ -260,7 +267,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _is_adobe_by_exif(image: Image.Image) -> bool:
-    """What cameras write in place of a profile: option file R03 of DCF 2.0 (JEITA CP-3461)."""
+    """Whether Exif data say Adobe RGB, by the option file R03 of DCF 2.0 (JEITA CP-3461)."""
     if "exif" not in image.info:
         return False
     try:
@@ -271,13 +278,17 @@ def _is_adobe_by_exif(image: Image.Image) -> bool:
 
 
 def _code_points(image: Image.Image) -> tuple[int, int] | None:
-    """Primaries and transfer of a PNG's cICP, of an AVIF's colr; Pillow passes neither on."""
+    """Primaries and transfer in a PNG's cICP chunk or an AVIF's colr box, which Pillow ignores."""
     find = {"PNG": _cicp, "AVIF": _nclx}.get(image.format or "")
     return None if find is None else reread(image, find)
 
 
 def reread(image: Image.Image, read: Callable[[IO[bytes]], T]) -> T | None:
-    """The result of `read` on the file of an opened picture; None if the picture is loaded."""
+    """Calls `read` with the file of an opened picture, at its beginning, and returns the result.
+
+    The file's position is restored afterwards. Returns None, without a call, if the picture is
+    already loaded, because Pillow has closed the file then.
+    """
     file = getattr(image, "fp", None)
     if file is None or file.closed or not file.seekable():
         return None
@@ -302,7 +313,10 @@ def _cicp(file: IO[bytes]) -> tuple[int, int] | None:
 
 
 def _nclx(file: IO[bytes]) -> tuple[int, int] | None:
-    """Of the first colr box (ISO/IEC 14496-12, 12.1.5); a profile, if there is one, wins."""
+    """Primaries and transfer of the first colr box (ISO/IEC 14496-12, 12.1.5).
+
+    None if there is none, or if there is an ICC profile, which takes precedence.
+    """
     head = file.read(2**16)
     at = head.find(b"colrnclx")
     if at < 0 or b"colrprof" in head or b"colrrICC" in head or len(head) < at + 12:

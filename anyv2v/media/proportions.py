@@ -6,23 +6,25 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 
 Size = tuple[int, int]
+"""(width, height) in pixels."""
 
 ALIKE = 0.02
-"""Relative difference below which proportions count as the same: sides are whole pixels, and many
-editors round them to multiples."""
+"""Largest relative difference of proportions that count as the same. Proportions differ a little
+because sides are whole pixels, which many image editors round to multiples of 8 or more."""
 
 
 def alike(a: Size, b: Size) -> bool:
-    """Whether two pictures have the same proportions, within `ALIKE`."""
+    """Whether two sizes have the same proportions up to `ALIKE`, a relative difference of 2 %."""
     ratios = sorted((a[0] * b[1], a[1] * b[0]))
     return ratios[1] <= (1 + ALIKE) * ratios[0]
 
 
 def fit_like(picture: Size, clip: Size, target: Size) -> str | None:
-    """The `fit` that brings an edited frame to the `target` size of a cropped clip, or None.
+    """Chooses how an edited frame of size `picture` is fitted to a clip that was cropped.
 
-    "crop" if the picture has the proportions of the uncropped clip, so that the same part is left;
-    "stretch" if it has those of the target, so that it is taken as it is.
+    clip: the clip's size before cropping. target: its size afterwards. Returns "crop" if the
+    picture has the proportions of `clip`, so that the same part is cut out of both; "stretch" if it
+    has those of `target`, so that all of it is used; None if it has neither.
     """
     if alike(picture, clip):
         return "crop"
@@ -30,7 +32,10 @@ def fit_like(picture: Size, clip: Size, target: Size) -> str | None:
 
 
 def check_fit(name: str, picture: Size, clip: Size, target: Size) -> str:
-    """The `fit` of `fit_like`; where it is None, an InputError about the picture `name`."""
+    """Returns the result of `fit_like`, "crop" or "stretch".
+
+    Raises InputError about the picture, which is called `name` in the message, where that is None.
+    """
     if (fit := fit_like(picture, clip, target)) is not None:
         return fit
     expected = f"of the clip's proportions, such as {_dimensions(clip)}"
@@ -43,7 +48,10 @@ def check_fit(name: str, picture: Size, clip: Size, target: Size) -> str:
 
 
 def part_cut(source: Size, target: Size) -> tuple[str, float]:
-    """The side that a crop to `target` cuts, "width" or "height", and by which fraction, 0 to 1."""
+    """Returns which side of a picture of size `source` is cut if it is cropped to fill `target`.
+
+    The result is "width" or "height", and the fraction of that side that is lost, 0 to 1.
+    """
     (w, h), (to_w, to_h) = source, target
     if w * to_h >= h * to_w:
         return "width", 1 - h * to_w / (w * to_h)
@@ -51,10 +59,11 @@ def part_cut(source: Size, target: Size) -> tuple[str, float]:
 
 
 def size_of_short_side(short: int, source: Size, factor: int = 1) -> Size:
-    """(width, height) of `source`'s proportions, its shorter side `short` pixels.
+    """Returns the size with the proportions of `source` whose shorter side is `short` pixels.
 
-    Each side is rounded to the nearest multiple of `factor`, at least one; first the shorter side,
-    then the longer one in proportion to it.
+    Sides are rounded to the nearest multiple of `factor`, and are at least `factor`: first the
+    shorter side, then the longer one in proportion to it. Raises InputError if `short` is not a
+    positive whole number.
     """
     short = checks.count("size", short)
     units = max(1, round(short / factor))
@@ -63,7 +72,7 @@ def size_of_short_side(short: int, source: Size, factor: int = 1) -> Size:
 
 
 def inscribed_size(source: Size, target: Size) -> Size:
-    """(width, height) of the largest picture of `source`'s proportions that fits into `target`."""
+    """Returns the largest size with the proportions of `source` that fits into `target`."""
     (w, h), (to_w, to_h) = source, target
     if w * to_h >= h * to_w:
         return to_w, max(1, round(h * to_w / w))

@@ -1,4 +1,4 @@
-"""Reading from the middle of a video, with the frames that decoding all of it would give."""
+"""Reading from the middle of a video, with the same frames as by decoding it from its beginning."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ NEAR = 1.0
 
 @dataclass(frozen=True)
 class Opened:
-    """An open video, with PyAV's container and stream."""
+    """A video that `open_at` has opened."""
 
     container: Any
+    """PyAV's container."""
     stream: Any
+    """PyAV's video stream."""
     frames: Iterator
-    """The frames from some keyframe on, deinterlaced."""
+    """The frames of PyAV, deinterlaced, from the beginning or from a keyframe on."""
     first: float | None
-    """Timestamp of the clip's first frame in seconds; None if `frames` begin with that frame."""
+    """Timestamp of the video's first frame in seconds; None if `frames` begin with that frame."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Timestamps of the clip's first frame, a keyframe, and what to seek for the one before it."""
+    """Timestamps of the video's first frame, of a keyframe, and the one to seek before it."""
 
     first: int
     keyframe: int
@@ -43,10 +45,12 @@ class _Place:
 
 @contextmanager
 def open_at(path: Path, start: float) -> Iterator[Opened]:
-    """Opens a video with its frames from a keyframe on that is shown at `start` seconds or before.
+    """Opens a video, as a context manager, with its frames from `start` seconds or earlier on.
 
-    Decoding begins at the keyframe before that one: frames that are shown ahead of a keyframe, and
-    pictures that are refreshed bit by bit, need what came before it, as deinterlacing does.
+    start: seconds after the first frame. The frames begin at a keyframe that is shown at `start` or
+    before, or at the beginning where that is near or the format has no index. Decoding begins one
+    keyframe earlier, because frames that are shown before a keyframe, video that is refreshed
+    gradually, and deinterlacing need the frames before it. Raises InputError as `open_video`.
     """
     place = _find(path, start) if start > NEAR else None
     with open_video(path) as (container, stream):
@@ -83,7 +87,7 @@ def _find(path: Path, start: float) -> _Place | None:
 
 
 def _landing(container, stream, sought: int):
-    """The packet at which seeking arrives, if it is a keyframe with a timestamp."""
+    """The packet at which seeking arrives, if it is a keyframe with a timestamp; else None."""
     av = pyav()
     try:
         container.seek(sought, stream=stream)

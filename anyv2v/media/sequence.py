@@ -1,4 +1,4 @@
-"""Clips as pictures: folders, numbered files, and animated pictures."""
+"""Clips that are pictures: folders of files, numbered files, and animated pictures."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from anyv2v.runtime.memory import free_bytes
 log = logging.getLogger(__name__)
 
 RATE = 8.0
-"""Frames per second of pictures that do not say: I2VGen-XL's."""
+"""Frames per second of pictures without durations: the rate of I2VGen-XL."""
 
 FIRST = 1
-"""The number of the first file that is written: FFmpeg's."""
+"""The number of the first file that is written, the same as FFmpeg's default."""
 
 SUFFIXES = (".gif", ".webp")
-"""Suffixes of animated pictures that can be written; numbered PNGs can be, too."""
+"""Suffixes of the animated pictures that can be written."""
 
 # of the files in a folder; the last two get a message of their own
 PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp")
@@ -54,31 +54,41 @@ NO_DURATION, LEAST_OF_GIF = 0.1, 0.02
 ROUNDING_OF_GIF = 6e-3
 
 GIF_MOST = 50
-"""Frames per second: players slow down what is faster."""
+"""Most frames per second of a GIF, because players slow down faster ones."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """The name of numbered files, such as frames/%05d.png."""
+    """The pattern of the names of numbered files, such as frames/%05d.png."""
 
     folder: Path
+    """The folder of the files."""
     before: str
+    """The part of the name before the number."""
     digits: int
+    """The least number of digits, filled up with zeros; 0 for %d, which has no zeros."""
     after: str
+    """The part of the name after the number, with the suffix."""
 
     @classmethod
     def of(cls, path: str | os.PathLike) -> Pattern | None:
-        """The pattern that a path is; None if it has no single %d in its name."""
+        """Parses a path such as frames/%05d.png.
+
+        Returns None if the file name does not hold exactly one %, in a number such as %d or %05d.
+        """
         path = Path(path)
         found = re.fullmatch(r"([^%]*)%(?:0(\d{1,2}))?d([^%]*)", path.name, re.DOTALL)
         return found and cls(path.parent, found[1], int(found[2] or 0), found[3])
 
     def file(self, number: int) -> Path:
-        """The path of the file with this number."""
+        """Returns the path of the file with a number, whether or not it exists."""
         return self.folder / f"{self.before}{number:0{self.digits}}{self.after}"
 
     def files(self) -> dict[int, Path]:
-        """The existing files, by ascending number."""
+        """Returns number -> path of the existing files of the pattern, in ascending order.
+
+        Raises InputError if the folder cannot be read.
+        """
         number = re.compile(re.escape(self.before) + r"([0-9]{1,18})" + re.escape(self.after))
         found = filter(None, map(number.fullmatch, _names(self.folder)))
         numbers = sorted({int(name[1]) for name in found})
@@ -87,7 +97,12 @@ class Pattern:
 
 
 def is_sequence(path: str | os.PathLike) -> bool:
-    """Whether a clip is a folder, a pattern that no file is called by, or a picture file."""
+    """Whether a path is a clip of pictures, to be read by `read_sequence`.
+
+    It is if it is a folder, a pattern such as frames/%05d.png (unless a file has that very name),
+    or a picture file, judged by its first bytes. JPEG and JPEG 2000 files must have the suffix of a
+    picture as well, because videos may begin with the same bytes.
+    """
     path = Path(path)
     if os.path.isdir(path):
         return True
@@ -98,7 +113,10 @@ def is_sequence(path: str | os.PathLike) -> bool:
 
 
 def moves(path: str | os.PathLike) -> bool:
-    """Whether a path is a sequence, and not a still picture."""
+    """Whether `is_sequence` holds for a path, and the path is not a still picture.
+
+    A folder or a pattern counts as moving, even with one picture; a file, if it is animated.
+    """
     path = Path(path)
     if not is_sequence(path) or not os.path.isfile(path):
         return is_sequence(path)
@@ -110,7 +128,7 @@ def moves(path: str | os.PathLike) -> bool:
 
 
 def writes_sequence(path: str | os.PathLike) -> bool:
-    """Whether an output is numbered PNGs, a GIF or a WebP, by its suffix."""
+    """Whether `write_sequence` writes the output `path`: its suffix is .png, .gif or .webp."""
     return Path(path).suffix.lower() in (*SUFFIXES, ".png")
 
 
@@ -122,12 +140,14 @@ def read_sequence(
     start_time: float,
     fit: str,
 ) -> Video:
-    """Reads a clip that `is_sequence`; arguments, result and errors are those of `read_video`.
+    """Reads a clip of pictures; arguments, result and errors are those of `read_video`.
 
-    A folder gives its pictures in natural order (2 before 10; hidden files and others are passed
-    over), a pattern the files of consecutive numbers from the first there is. Both are shown at
-    `fps`, else at RATE: every picture is a frame. Animated GIF, WebP, PNG and AVIF have their own
-    durations; none is 0.1 s, as in browsers. A still picture is a clip of one frame.
+    path: a folder, a pattern or a picture file, see `is_sequence`. The frames of a folder are its
+    picture files in natural order (2 before 10), without hidden ones; those of a pattern are the
+    numbered files from the lowest number on, of which none may be missing. Every file is a frame,
+    and the rate is `fps`, by default 8. Frames of animated GIF, WebP, PNG and AVIF have durations
+    of their own; one without is shown for 0.1 s, as in browsers. A still picture is a clip of one
+    frame. Raises InputError also for pictures of different sizes.
     """
     path = Path(path)
     files = _files(path)
@@ -151,13 +171,14 @@ def read_sequence(
 def write_sequence(
     path: str | os.PathLike, frames: np.ndarray, fps: float, force: bool, comment: str = ""
 ) -> None:
-    """Writes uint8 RGB (f, h, w, 3) as numbered PNGs, as GIF or as WebP.
+    """Writes frames, uint8 RGB (f, h, w, 3), as numbered PNGs, a GIF or a WebP, by the suffix.
 
-    A pattern (frames/%05d.png) gets one PNG a frame, numbered from 1; earlier files of the pattern
-    go. GIF: 256 colors a frame, dithered, times in hundredths of a second that do not drift; WebP:
-    without loss, in milliseconds. Both repeat for ever, and frames that are equal become one that
-    is shown longer. A GIF carries the `comment`. All appear whole or not at all. InputError: as
-    `check_sequence_output`.
+    path: for PNGs a pattern such as frames/%05d.png; the files are numbered from 1, and existing
+    files of the pattern are removed. A GIF has 256 dithered colors per frame, at most 50 fps, times
+    in hundredths of a second whose rounding does not add up, and the `comment`. A WebP is lossless,
+    with times in milliseconds. Both repeat forever, and equal consecutive frames become one that is
+    shown longer. PNGs have no rate, and they and WebP no comment. The output appears whole or not
+    at all. Raises InputError as `check_sequence_output` does.
     """
     check_sequence_output(path, force)
     if (pattern := numbered(path)) is not None:
@@ -189,10 +210,12 @@ def write_sequence(
 def check_sequence_output(
     path: str | os.PathLike, force: bool, inputs: Sequence[str | os.PathLike] = ()
 ) -> None:
-    """Checks an output of numbered PNGs, a GIF or a WebP, as `check_output` does.
+    """Raises InputError if `write_sequence` could not write to `path`; see `check_output`.
 
-    InputError, besides: files of a pattern exist and `force` is not given, or one of `inputs` is
-    among them.
+    force: overwrites an existing GIF or WebP, or existing files of the pattern of numbered PNGs;
+    without it they are an error. inputs: paths that the run reads; it is an error if numbered PNGs
+    would overwrite one of them, or be written to a folder that is read or holds numbered files that
+    are read. A name with the suffix .png but without a number is an error as well.
     """
     if (pattern := numbered(path)) is None:
         if Path(path).suffix.lower() == ".png":
@@ -217,7 +240,10 @@ def check_sequence_output(
 
 
 def numbered(path: str | os.PathLike) -> Pattern | None:
-    """The pattern of an output of numbered PNGs; None for other names, which may hold a %."""
+    """Returns the pattern of an output of numbered PNGs, such as frames/%05d.png; else None.
+
+    Names with another suffix are no pattern, whether or not they hold a %.
+    """
     return Pattern.of(path) if Path(path).suffix.lower() == ".png" else None
 
 
@@ -226,7 +252,7 @@ def _real(path: str | os.PathLike) -> Path:
 
 
 def _files(path: Path) -> list[Path] | None:
-    """Of a folder or a pattern; None of anything else."""
+    """The picture files of a folder or a pattern, in order; None for any other path."""
     if os.path.isdir(path):
         names = [n for n in _names(path) if n[0] != "." and n.lower().endswith(PICTURES)]
         if not names:
@@ -259,7 +285,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _natural(name: str) -> tuple:
-    """2 before 10; of equal numbers the shorter one first."""
+    """A sort key that puts 2 before 10 and, of equal numbers, the one with fewer digits first."""
     parts = re.split("([0-9]+)", name)
     parts[1::2] = [(int(digits), len(digits)) for digits in parts[1::2]]
     return parts, name
@@ -276,7 +302,7 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
-    """(begin, end, frame) of each, in seconds; what comes before damage."""
+    """Yields (begin, end, frame) of an animated picture, in seconds, up to the first damage."""
     with picture.opened(path) as image:
         # a PNG that moves may have a still for those who cannot show it
         first = int(bool(image.info.get("default_image")))
@@ -306,7 +332,7 @@ def _duration(image: Image.Image) -> float:
 def _collected(
     path: Path, shown: Iterator[Path | np.ndarray], size: tuple[int, int] | None, fit: str
 ) -> list[np.ndarray]:
-    """The frames at their size; all are to be of one size before."""
+    """Reads the frames and fits them to `size`; raises InputError if their own sizes differ."""
     pictures = []
     room = free_bytes(torch.device("cpu")) // 2
     last = own = fitted = None
@@ -328,7 +354,7 @@ def _collected(
 
 
 def _rate(times: list[tuple[float, float]], rounding: float) -> float:
-    """Frames per second on average; a whole number if the times are one's but for rounding."""
+    """The average frames per second: a whole number if the times agree with one up to rounding."""
     first, last = times[0][0], times[-1][1]
     rate = len(times) / (last - first)
     whole = max(1, round(rate))
@@ -374,6 +400,6 @@ def _in_256_colors(frame: np.ndarray) -> Image.Image:
 
 
 def _durations(frames: int, fps: float, tick: int) -> list[int]:
-    """Milliseconds of each frame, in whole ticks, of which the sums do not drift."""
+    """The duration of each frame in ms, a multiple of `tick`; rounding errors do not add up."""
     ends = [round(1000 * index / fps / tick) * tick for index in range(frames + 1)]
     return [end - begin for begin, end in zip(ends, ends[1:], strict=False)]

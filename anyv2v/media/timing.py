@@ -27,7 +27,11 @@ OVERTIME = 1.0
 
 
 def limits(formats: set[str], duration: int | None) -> tuple[float, float]:
-    """`longest` and `until` for `timed`, for a container with a duration in microseconds."""
+    """Returns the arguments `longest` and `until` of `timed`, in seconds, for a container.
+
+    formats: FFmpeg's names of its format. duration: its length in microseconds, or None. `until` is
+    infinite unless the format is one whose header tells the length.
+    """
     if formats & MPEG:
         return LONGEST_MPEG, math.inf
     return LONGEST, duration / 1e6 if duration and formats & TELL_LENGTH else math.inf
@@ -40,13 +44,17 @@ def timed(
     until: float = math.inf,
     first: float | None = None,
 ) -> Iterator[tuple]:
-    """Yields (begin, end, frame), in seconds after `first`, the timestamp of the first frame.
+    """Yields (begin, end, frame) for PyAV's frames, in seconds after the clip's first frame.
 
-    fps: the clip's own rate, which counts where a frame has no timestamp, as in a bare stream
-    without a container. A timestamp is damaged if it goes back, jumps and comes back, or is more
-    than `longest` seconds after the one before or after `until`, the clip's end. Then its frame
-    follows the one before by 1 / fps; and if the next does not come back, the clock has been set,
-    and all that follow are shifted with it.
+    fps: the clip's average rate, used for frames without a timestamp, as in a bare stream without a
+    container. longest: most seconds from one frame to the next. until: the clip's length in
+    seconds. first: the timestamp of the clip's first frame in seconds; None takes the first one of
+    `frames`.
+
+    A timestamp counts as damaged if it is before the previous one, jumps ahead and the next one
+    comes back, or exceeds `longest` or `until`. Its frame is then shown 1 / fps after the previous
+    one. If the next timestamp does not come back, the clock has been reset, and all later
+    timestamps are shifted likewise.
     """
     begin, shift = None, 0.0
     none = math.inf, 0.0, None
@@ -74,14 +82,17 @@ def timed(
 
 
 def noted(frames: Iterable[tuple], spans: list[tuple[float, float]]) -> Iterator[tuple]:
-    """The frames, while begin and end of each are added to `spans`."""
+    """Yields the (begin, end, frame) of `frames` unchanged, and appends (begin, end) to `spans`."""
     for begin, end, frame in frames:
         spans.append((begin, end))
         yield begin, end, frame
 
 
 def shown_from(frames: Iterable[tuple], start: float, rounding: float = ROUNDING) -> Iterator:
-    """Yields every frame that begins at `start` seconds or later."""
+    """Yields every frame of (begin, end, frame) that begins at `start` seconds or later.
+
+    rounding: seconds by which a frame may begin earlier, because timestamps are rounded.
+    """
     for begin, _, frame in frames:
         if begin > start - rounding:
             yield frame
@@ -90,7 +101,11 @@ def shown_from(frames: Iterable[tuple], start: float, rounding: float = ROUNDING
 def sampled(
     frames: Iterable[tuple], start: float, fps: float, rounding: float = ROUNDING
 ) -> Iterator:
-    """The frame shown at start, start + 1 / fps, ...; the last one counts until it ends."""
+    """Yields the frame that is shown at `start`, start + 1 / fps, ..., until the last frame ends.
+
+    frames: (begin, end, frame), in seconds; a frame may be yielded several times or never.
+    rounding: seconds by which a frame may begin later, because timestamps are rounded.
+    """
     count, last_end, shown = 0, 0.0, None
     for begin, end, frame in frames:
         while shown is not None and start + count / fps < begin - rounding:
@@ -113,10 +128,13 @@ def too_few(
     resampled: bool = True,
     rounding: float = ROUNDING,
 ) -> InputError:
-    """The InputError for a clip with fewer frames than needed, with what would work instead.
+    """Returns the InputError for a clip with too few frames, which says what would work instead.
 
-    count, needed: frames. fps: the sampling rate asked for. resampled: whether another `fps` would
-    give other frames; pictures without times are taken one by one at any rate.
+    count: the frames found. needed: the frames asked for. fps: the sampling rate asked for; None
+    takes every frame. own_fps: the clip's average rate. start: where reading began, in seconds.
+    spans: begin and end of each of the clip's frames, in seconds. resampled: whether another `fps`
+    would select other frames, which it does not for pictures without times. rounding: error of the
+    timestamps in seconds.
     """
     if not spans:
         return InputError(f"{path} has no frame that can be decoded")
@@ -144,9 +162,10 @@ def rate_for(
     spans: list[tuple[float, float]],
     rounding: float = ROUNDING,
 ) -> float | None:
-    """A sampling rate, above `fps`, that gives `count` frames from `start` on; None: there is none.
+    """Returns a sampling rate above `fps` at which a clip has `count` frames from `start` on.
 
-    spans: begin and end of the clip's frames, to the last.
+    start: in seconds. spans: begin and end of each frame of the clip, to the last, in seconds.
+    rounding: error of the timestamps in seconds. Returns None if there is no such rate up to 1000.
     """
     length = spans[-1][1] - rounding - start
     if length <= 0:
@@ -159,7 +178,12 @@ def rate_for(
 def start_for(
     count: int, fps: float | None, spans: list[tuple[float, float]], rounding: float = ROUNDING
 ) -> float | None:
-    """The latest start, in whole milliseconds, that gives `count` frames; None: there is none."""
+    """Returns the latest start from which a clip has `count` frames, in seconds; None if none has.
+
+    The result is a whole number of milliseconds. fps: the sampling rate; None takes every frame.
+    spans: begin and end of each frame of the clip, in seconds. rounding: error of the timestamps in
+    seconds.
+    """
     if fps is not None:
         latest = spans[-1][1] - rounding - ROUNDING - (count - 1) / fps
     else:
@@ -168,7 +192,7 @@ def start_for(
 
 
 def _stamped(frames: Iterable, fps: float) -> Iterator[tuple]:
-    """(time or None, how long it is shown, frame), as the file says."""
+    """Yields (timestamp or None, duration, frame), in seconds; without a duration it is 1 / fps."""
     for frame in frames:
         tick = frame.time_base
         time = float(frame.pts * tick) if tick and frame.pts is not None else None

@@ -1,4 +1,4 @@
-"""Video files to and from uint8 RGB frames."""
+"""Reading video files as uint8 RGB frames, and writing frames as video files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SUFFIXES = (".mp4", ".mov", ".mkv", *SEQUENCES)
 
 MOST_FRAMES = 2**31 - 1
 LONGEST = checks.MOST
-"""Seconds; no clip is longer."""
+"""Largest `start_time` in seconds; no clip is longer."""
 
 # the number of AVCOL_SPC, AVCOL_PRI and AVCOL_TRC that means BT.709
 BT709 = 1
@@ -43,22 +43,26 @@ def read_video(
     start_time: float = 0.0,
     fit: str = "crop",
 ) -> Video:
-    """Reads `frames` frames of a clip from `start_time` on (seconds after the clip's first frame).
+    """Reads a clip as uint8 RGB frames, beginning `start_time` seconds after its first frame.
 
-    size: (width, height), reached by `fit` ("crop", "stretch" or "pad", see `fit_frame`). fps:
-    samples by timestamps, taking for each moment the frame that is shown then. None: the clip's own
-    size, all frames, its own frames and average rate. Rotation, mirroring and non-square pixels are
-    undone (by EXIF as well, in Motion JPEG); interlaced frames are deinterlaced by FFmpeg's bwdif;
-    alpha is dropped. Of several video streams the one that ffmpeg takes is read. Of a damaged file
-    what comes before the damage is read. Folders of pictures, numbered pictures and
-    pictures that move are clips too, see `read_sequence`.
+    size: (width, height), reached by `fit` ("crop", "stretch" or "pad", see `fit_frame`); None
+    keeps the clip's size. frames: how many to read; None reads to the end. fps: resamples by
+    timestamps, taking the frame that is shown at each moment; None keeps every frame and returns
+    the average rate.
 
-    Frames come as an SDR screen shows them. HDR (PQ, HLG) is tone-mapped in linear light by the
-    Möbius curve, with 203 cd/m2 as white; wide gamuts (BT.2020, P3) become BT.709's. See
-    `color.to_sdr`. ICC profiles of JPEG frames are honored; all other SDR is taken as it is.
+    Rotation, mirroring (EXIF orientations of Motion JPEG as well) and non-square pixels are undone,
+    interlaced frames are deinterlaced by FFmpeg's bwdif, and alpha is dropped. If the file has
+    several video streams, the one that ffmpeg would select is read, see `open_video`. If it is
+    damaged, the frames before the damage are read. Folders of pictures, numbered pictures and
+    animated pictures are clips, too, see `read_sequence`.
 
-    InputError: not a readable video, colors that are not understood (all floats), fewer than
-    `frames` frames (it says what would do), or an impossible argument.
+    Frames have the colors of an SDR screen. HDR (PQ, HLG) is tone-mapped in linear light by the
+    Möbius curve, with 203 cd/m2 as white, and wide gamuts (BT.2020, P3) are converted to BT.709,
+    see `color.to_sdr`. ICC profiles of JPEG frames are applied; all other SDR is left as it is.
+
+    Raises InputError if the file is not a readable video, if its colors cannot be converted (as in
+    every floating-point format), if it has fewer than `frames` frames (the message says what would
+    work), or if an argument is invalid.
     """
     path = checks.path("path", path)
     size = None if size is None else checks.size(size)
@@ -88,9 +92,9 @@ def read_video(
 def _pictures(
     path: Path, shown: Iterable, ratio: Fraction | None, size: tuple[int, int] | None, fit: str
 ) -> list[np.ndarray]:
-    """Frames of PyAV as RGB pictures (h, w, 3) uint8 of one size: `size`, else the first's own.
+    """Converts PyAV's frames to uint8 RGB (h, w, 3) of one size: `size`, or the first frame's.
 
-    ratio: of the sides of a pixel. InputError: more of them than half of the free memory holds.
+    ratio: width / height of a pixel. Raises InputError if they take over half of the free memory.
     """
     pictures: list[np.ndarray] = []
     room, last = free_bytes(torch.device("cpu")) // 2, None
@@ -113,9 +117,11 @@ def _pictures(
 
 
 def read_first_frame(path: str | os.PathLike, start_time: float = 0.0) -> np.ndarray:
-    """Reads a still picture, or the frame of a video at `start_time` seconds: uint8 RGB (h, w, 3).
+    """Reads a still picture, or a video's first frame from `start_time` seconds on, as uint8 RGB.
 
-    The content of the file decides which it is, not its name. InputError: it is neither.
+    The result is (h, w, 3), upright, at the file's own size. start_time counts from the first frame
+    and has no effect on a still picture. Which of the two the file is depends on its content, not
+    its name. Raises InputError if it is neither, or if the video ends before `start_time`.
     """
     try:
         film = is_video(path)
@@ -140,11 +146,14 @@ def write_video(
 ) -> None:
     """Writes frames, uint8 RGB (f, h, w, 3), numpy or tensor, as H.264 that any player shows.
 
-    yuv420p, BT.709, limited range. That format has even sizes only: an odd width or height gets its
-    last column or row twice. The file appears whole or not at all; without `force` an existing one
-    is an InputError, as are a missing or unwritable folder and a suffix that is not in SUFFIXES.
-    Names such as frames/%05d.png, and .gif and .webp, go to `write_sequence`.
-    `comment`: a text that the file carries.
+    path: ends in .mp4, .mov or .mkv; for .gif, .webp, and numbered PNGs (frames/%05d.png), see
+    `write_sequence`. fps: frames per second, 0.01 to 1000. force: overwrites an existing file.
+    comment: a text that is stored in the file's metadata.
+
+    The pixel format is yuv420p with BT.709 colors in limited range. It needs even sizes, so an odd
+    width or height is made even by repeating the last column or row. The file appears whole or not
+    at all. Raises InputError for invalid frames, rate or suffix, for an existing file without
+    `force`, and for a folder that is missing or cannot be written to.
     """
     path, force = checks.path("path", path), checks.flag("force", force)
     # a name in it may hold bytes that are no text
