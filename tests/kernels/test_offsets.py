@@ -99,7 +99,7 @@ def test_layer_norm(far):
         *(ROWS, APART, 1 / WIDTH, EPS),
         ADD=True,
         ROWS=4,
-        WIDTH=WIDTH,
+        PADDED_DIM=WIDTH,
     )
     near(total, x.double() + branch.double())
     truth = F.layer_norm(total.double(), (WIDTH,), weight.double(), bias.double(), EPS)
@@ -132,7 +132,7 @@ def test_residual_sum(far):
 @pytest.mark.parametrize("whole", [True, False])
 @torch.no_grad()
 def test_group_norm(far, whole):
-    from anyv2v.kernels.group_norm_silu.fused import normalise_kernel, whole_kernel
+    from anyv2v.kernels.group_norm_silu.fused import normalize_kernel, whole_kernel
 
     # one position a row and one group
     x, weight, bias = rows(WIDTH, seed=0), *rows(WIDTH, seed=1)[:2]
@@ -141,12 +141,14 @@ def test_group_norm(far, whole):
     tile = {"N": 1, "C": WIDTH, "SHIFT": False, "SILU": True}
     if whole:
         whole_kernel[(ROWS,)](
-            *(spread, spread, weight, bias, y, 1, APART, 1, 1, EPS), WIDTH=WIDTH, **tile
+            *(spread, spread, weight, bias, y, 1, APART, 1, 1, EPS), GROUP_CHANNELS=WIDTH, **tile
         )
     else:
         moments = mean.float(), (variance + EPS).rsqrt().float()
-        normalise_kernel[(1, 1, ROWS)](
-            *(spread, spread, *moments, weight, bias, y, 1, APART, 1, 1), WIDTH=APART, **tile
+        normalize_kernel[(1, 1, ROWS)](
+            *(spread, spread, *moments, weight, bias, y, 1, APART, 1, 1),
+            GROUP_CHANNELS=APART,
+            **tile,
         )
     truth = (x.double() - mean) / (variance + EPS).sqrt() * weight.double() + bias.double()
     near(y, F.silu(truth))

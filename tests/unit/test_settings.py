@@ -175,5 +175,5 @@ def test_help_says_whose_a_default_is(capsys):
         parser(COMMANDS).parse_args(["edit", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "None)" not in text and "False)" not in text
-    assert "weights' own, I2VGen-XL: 9)" in text and "weights' own, I2VGen-XL: 0.5)" in text
-    assert "(default: demo)" in text
+    assert "weights' own; for I2VGen-XL 9)" in text and "weights' own; for I2VGen-XL 0.5)" in text
+    assert "(default: demo)" in text and "describes the edited video (required)" in text
