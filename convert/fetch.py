@@ -1,4 +1,4 @@
-"""Download of the published model by huggingface_hub, an optional extra, and its conversion."""
+"""Download and conversion of the published I2VGen-XL; needs huggingface_hub, an optional extra."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,13 +28,17 @@ def fetch(
     progress: Callable[[int, int], None] | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Download the published files that conversion needs, check them, and convert them to `dst`.
+    """Downloads the published I2VGen-XL, checks its files, and converts it to the folder `dst`.
 
-    For float16 the files of half precision are downloaded, half as many bytes; None keeps the
-    published dtypes. Returns the folder of the download in huggingface_hub's cache; an interrupted
-    download is continued there. For expected, force and progress see `convert`; quiet hides the
-    download's progress bars. Raises InputError without huggingface_hub or network, and for a file
-    whose length or sha256 is not as published.
+    Only the files that conversion reads are downloaded, to the cache of huggingface_hub, where an
+    interrupted download is continued. Returns their folder in the cache.
+
+    expected, force, progress: as in `convert`. dtype: of the converted weights; for float16 (the
+    default) the published half-precision files are downloaded, half as many bytes; None keeps the
+    published dtypes. quiet: hides the download's progress bars.
+
+    Raises InputError if huggingface_hub is not installed, if the download fails, if a file's size
+    or sha256 is not the published one, and for every reason that `convert` has.
     """
     dst = Path(dst)
     check_target(dst, force)
@@ -54,9 +58,11 @@ def fetch(
 
 
 def needed_files(names: list[str], half: bool) -> list[str]:
-    """Choose from all files of the repository the ones that `convert` reads.
+    """Returns those of the repository's files that `convert` reads: configs, tokenizer, weights.
 
-    half: take files of half precision before those of full precision.
+    names: paths relative to the repository. half: whether to choose half-precision weights where
+    the repository has them; otherwise full-precision weights are preferred. Raises InputError if
+    the repository has no weights for one of the networks.
     """
     texts = [n for n in names if n.endswith(TEXTS) and n.rpartition("/")[0] in FOLDERS]
     chosen = [n for n in names if n == INDEX]
