@@ -28,7 +28,7 @@ PIPELINES: dict[str, Reader] = {
     "StableDiffusionPipeline": stable_diffusion.read,
     "StableDiffusionInstructPix2PixPipeline": stable_diffusion.read,
 }
-""""_class_name" in the model_index.json of a Hugging Face folder -> the function that opens the
+"""The "_class_name" in a Hugging Face folder's model_index.json -> the function that opens the
 folder."""
 
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from anyv2v.errors import InputError
 
 Side = Literal["theirs", "ours"]
-""""theirs": names in the published checkpoint; "ours": names in our networks."""
+"""Whose names: those of the published checkpoint ("theirs") or of our networks ("ours")."""
 
 
 @dataclass(frozen=True)
