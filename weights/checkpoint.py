@@ -110,7 +110,7 @@ class Checkpoint:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> tuple[M, Callable[[], Iterator[Tensor]]]:
-        """Builds a network without weights; returns it with a function that reads the weights later.
+        """Builds a network without weights; returns it and a function that reads the weights later.
 
         Arguments as in `load`. Until weights are put into it, each parameter and buffer has its
         shape but takes no memory: it is one NaN, expanded, so that a computation before then does

@@ -30,7 +30,7 @@ def snapshots(folder: str | os.PathLike) -> list[Path]:
 
 
 def only_snapshot(folder: str | os.PathLike) -> Path:
-    """Returns the only snapshot in a cache folder of the hub; any other folder is returned as it is.
+    """Returns the only snapshot in a cache folder of the hub; returns any other folder as it is.
 
     Raises InputError if a cache folder holds no snapshot, or several; the message lists them.
     """
