@@ -94,7 +94,7 @@ def _hub(by_hand: str) -> ModuleType:
 
 @contextmanager
 def _one_line_errors(by_hand: str) -> Iterator[None]:
-    """Turn every error of a download into an InputError of one line that says what to do."""
+    """Turns every error of a download into an InputError of one line that says what to do."""
     try:
         yield
     except InputError:

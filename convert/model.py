@@ -91,7 +91,7 @@ def write_model(
 def _match(
     model: Model, expected: Mapping[str, Shapes], dtype: torch.dtype | None
 ) -> dict[str, Conversion]:
-    """Find the published tensor of each expected one; InputError lists all that do not fit.
+    """Finds the published tensor of each expected one; InputError lists all that do not fit.
 
     Names and shapes are compared in the published form, because messages should name tensors as
     they stand in the published files.

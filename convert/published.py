@@ -70,7 +70,7 @@ def convert(
 
 
 def _reader(src: Path) -> Reader:
-    """Find the function that opens this form of a model."""
+    """Finds the function that opens this form of a model."""
     if not src.exists():
         raise InputError(f"{src}: no such folder")
     if not src.is_dir():

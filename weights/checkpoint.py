@@ -143,7 +143,7 @@ class Checkpoint:
         device: str | torch.device,
         dtype: torch.dtype,
     ) -> dict[str, Tensor]:
-        """Read a component, whose tensors must have the names and shapes of `expected`."""
+        """Reads a component, whose tensors must have the names and shapes of `expected`."""
         path = self._path(component)
         entries = read_header(path)
         self._check(path, entries, expected)
@@ -180,7 +180,7 @@ class Checkpoint:
 
 
 def _build_on_meta(build: Callable[[], M]) -> M:
-    """Build a module on the meta device, without initial values."""
+    """Builds a module on the meta device, without initial values."""
     with torch.device("meta"), _NoInit():
         module = build()
     saved = module.state_dict()

@@ -157,7 +157,7 @@ def _check_space(dst: Path, size: int) -> None:
 
 @contextmanager
 def _atomic_folder(dst: Path, force: bool) -> Iterator[Path]:
-    """Give a hidden folder next to dst; it is renamed to dst at the end, or deleted on an error."""
+    """Yields a hidden folder next to dst; it is renamed to dst at the end, or deleted on error."""
     try:
         with scratch(dst.parent) as temporary:
             folder, old = temporary / "new", temporary / REPLACED

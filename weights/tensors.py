@@ -255,7 +255,7 @@ def _entry(path, name: str, value, base: int) -> Entry:
 
 
 def _check_tiling(path, entries: dict[str, Entry], base: int, size: int) -> None:
-    """Check that every byte after the header belongs to exactly one tensor."""
+    """Checks that every byte after the header belongs to exactly one tensor."""
     end, last = base, "the header"
     for name, entry in entries.items():
         if entry.start < end:

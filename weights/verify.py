@@ -137,7 +137,7 @@ def _check_names(
 
 
 def _check_values(path: Path, entries: dict[str, Entry]) -> str:
-    """Check that all values of a file are finite, and return its sha256."""
+    """Checks that all values of a file are finite, and returns its sha256."""
     digest = hashlib.sha256()
     buffer = rows_buffer(entries.values())
     with open_file(path) as file:

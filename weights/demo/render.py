@@ -179,7 +179,7 @@ def _styled(scenes, picture: Tensor) -> Tensor:
 
 
 def _soft(wave: Tensor, sharpness) -> Tensor:
-    """Map -1..1 to 0..1, more steeply the more pixels a period has."""
+    """Maps -1..1 to 0..1, more steeply the more pixels a period has."""
     return (0.5 + 0.5 * wave * sharpness).clamp(0, 1)
 
 

@@ -264,7 +264,7 @@ def _sprite(rng: random.Random) -> Sprite:
 
 
 def _attached_sprite(rng: random.Random, carrier: Sprite) -> Sprite:
-    """Draw a smaller sprite that touches another one and moves with it."""
+    """Draws a smaller sprite that touches another one and moves with it."""
     side = rng.choice((0, 1, 2, 3)) * math.pi / 2
     distance = 0.8 * carrier.size + 0.06
     motion = replace(

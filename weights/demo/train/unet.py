@@ -73,7 +73,7 @@ class Networks:
         return [p for network in self.modules.values() for p in network.parameters()]
 
     def _initialize(self) -> None:
-        """Set initial values where PyTorch's own do not serve."""
+        """Sets initial values where PyTorch's own do not serve."""
         for tower in (self.text, self.vision):
             for module in tower.modules():
                 if isinstance(module, nn.Embedding):

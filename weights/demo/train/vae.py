@@ -82,7 +82,7 @@ def to_pixels(frames: Tensor) -> Tensor:
 
 
 def _pixels(preset: Preset, run: Run) -> Tensor:
-    """Render one random frame of each of `preset.images` scenes; more of one clip teach little."""
+    """Renders one random frame of each of `preset.images` scenes; more of one clip teach little."""
     scenes = run.scenes(preset.images)
     clips = render(scenes, (preset.size, preset.size), preset.frames, run.device).frames
     batch = torch.arange(len(clips), device=clips.device)
