@@ -63,18 +63,18 @@ FOREIGN_MODELS = {
     ),
 }
 """Component (one network of a model, such as "unet") -> the models that `detect_foreign` looks for
-among the tensors of its file."""
+in its weight files."""
 
 
 def detect_foreign(component: str, shapes: Shapes, expected: Shapes) -> str:
-    """Says which model that cannot be converted the tensors of a file belong to.
+    """Recognizes a model that cannot be converted by its tensors, and returns a message about it.
+
+    The message is the end of a sentence about the file, such as "is a LoRA, not a whole model: it
+    holds ...", or "" if no such model is recognized.
 
     component: the network that the file should hold, a key of `FOREIGN_MODELS`. shapes: the file's
-    tensors. expected: the tensors that a convertible file would hold, under the same published
-    names; a tensor that has the expected name and shape identifies nothing.
-
-    Returns the end of a sentence about the file, such as "is a LoRA, not a whole model: it holds
-    ...", or "" if no model is recognized.
+    tensors. expected: the tensors that a convertible file would hold, under their published names;
+    a tensor with the expected name and shape identifies no other model.
     """
     for model in FOREIGN_MODELS[component]:
         for name, shape in shapes.items():

@@ -33,12 +33,12 @@ def fetch(
     Only the files that conversion reads are downloaded, to the cache of huggingface_hub, where an
     interrupted download is continued. Returns their folder in the cache.
 
-    expected, force, progress: as in `convert`. dtype: of the converted weights; for float16 (the
-    default) the published half-precision files are downloaded, half as many bytes; None keeps the
-    published dtypes. quiet: hides the download's progress bars.
+    expected, force, progress: as in `convert`. dtype: of the converted weights, float16 by default;
+    for float16 the published half-precision files are downloaded, half as many bytes; None keeps
+    the published dtypes. quiet: hides the download's progress bars.
 
-    Raises InputError if huggingface_hub is not installed, if the download fails, if a file's size
-    or sha256 is not the published one, and for every reason that `convert` has.
+    Raises InputError if huggingface_hub is not installed, if the download fails, if the size or
+    sha256 of a file is not the published one, or if `convert` raises it.
     """
     dst = Path(dst)
     check_target(dst, force)
@@ -58,11 +58,11 @@ def fetch(
 
 
 def needed_files(names: list[str], half: bool) -> list[str]:
-    """Returns those of the repository's files that `convert` reads: configs, tokenizer, weights.
+    """Returns the files of the repository that `convert` reads: configs, tokenizer and weights.
 
-    names: paths relative to the repository. half: whether to choose half-precision weights where
-    the repository has them; otherwise full-precision weights are preferred. Raises InputError if
-    the repository has no weights for one of the networks.
+    names: all files of the repository, as paths in it. half: whether half-precision weights are
+    preferred to full-precision ones, where the repository has both. Raises InputError if the
+    repository has no weights for one of the networks.
     """
     texts = [n for n in names if n.endswith(TEXTS) and n.rpartition("/")[0] in FOLDERS]
     chosen = [n for n in names if n == INDEX]

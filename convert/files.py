@@ -43,7 +43,7 @@ class Weights:
     """The tensors of one network, stored in one file or in several."""
 
     origin: Path
-    """The file, or the index file if there are several; error messages name it."""
+    """The only file, or the index of several files; error messages name it."""
     layout: Layout
     """Name of a tensor -> (dtype, shape)."""
     files: dict[str, TensorFile]
@@ -63,7 +63,7 @@ def open_weights(folder: Path, stem: str, prefer_half: bool) -> Weights:
     """Opens the weight files of one network in `folder`: one file, or shards with an index.
 
     stem: a key of `STEMS`. prefer_half: whether files named fp16 (half precision) are preferred to
-    the others; by default they are opened only if there are no others. Raises InputError if the
+    the others; if False, they are opened only if there are no others. Raises InputError if the
     folder has no weights of this stem, or if they cannot be read.
     """
     variants = ("fp16", "") if prefer_half else ("", "fp16")
@@ -240,8 +240,8 @@ class BinFile:
     """
 
     REMAP_AFTER = 128 * 2**20
-    """After so many bytes are read from it, the file is mapped into memory anew, because pages that
-    were read count as resident memory until the mapping is closed."""
+    """Number of bytes read after which the file is mapped into memory anew, because pages that were
+    read count as resident memory until the mapping is closed."""
 
     def __init__(
         self,

@@ -13,10 +13,11 @@ from anyv2v.errors import InputError
 
 @dataclass(frozen=True)
 class HFConfig:
-    """The fields of one config file of diffusers or transformers; each method reads and checks one.
+    """The fields of one config file of diffusers or transformers.
 
-    `config[name]` is the value of a field, or its default, unchecked. All raise InputError if the
-    field is absent and has no default, the methods also if its value is not allowed.
+    `config[name]` is the value of a field, or its default, unchecked; each method returns one field
+    after a check. Both raise InputError if the field is absent and has no default; the methods also
+    do so if its value is not allowed.
     """
 
     where: str
@@ -54,7 +55,7 @@ class HFConfig:
         return value
 
     def count(self, name: str) -> int:
-        """Returns the field `name`, which must be a whole number from 1 to `checks.MOST`.
+        """Returns the field `name`, which must be a whole number from 1 to 2**24 (`checks.MOST`).
 
         Raises InputError otherwise.
         """
@@ -65,7 +66,7 @@ class HFConfig:
     def counts(self, name: str) -> list[int]:
         """Returns the field `name`, which must be a non-empty list of whole numbers from 1 on.
 
-        The largest number allowed is `checks.MOST`. Raises InputError otherwise.
+        The largest number allowed is 2**24 (`checks.MOST`). Raises InputError otherwise.
         """
         value = self[name]
         if not isinstance(value, list | tuple) or not value or not all(map(_is_count, value)):
@@ -75,7 +76,7 @@ class HFConfig:
     def divisor(self, name: str, multiples: list[int], multiples_name: str) -> int:
         """Returns the field `name`, a whole number from 1 on that divides each of `multiples`.
 
-        multiples_name: the field from which the multiples are, for the error message. Raises
+        multiples_name: name of the field that holds the multiples, for the error message. Raises
         InputError if the number does not divide them all.
         """
         number = self.count(name)

@@ -47,7 +47,7 @@ class Model:
     merges: str
     """The text of the tokenizer's merges.txt; empty for a model that reads no text."""
     networks: dict[str, PublishedNetwork]
-    """Component -> its published network."""
+    """Component (such as "unet") -> its published network."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def write_model(
 ) -> None:
     """Writes a published model as a weights folder, one tensor at a time.
 
-    expected: component -> our name of a tensor -> its shape. For the other arguments and the errors
-    see `anyv2v.convert.published.convert`.
+    expected: component (such as "unet") -> our name of a tensor -> its shape. For the other
+    arguments and the errors see `anyv2v.convert.published.convert`.
     """
     conversions = _match(model, expected, dtype)
 

@@ -40,11 +40,11 @@ def check_pickle(path: Path, ignored_globals: tuple[str, ...] = ()) -> None:
     ignored_globals: full names of classes and functions that the pickle may refer to as well,
     because the loader replaces them with a stand-in.
 
-    Raises InputError if the pickle refers to anything else, is too long or nests too deeply. The
-    last two are not caught by torch.load(weights_only=True), which is to read the file afterwards:
-    hashing deeply nested tuples overflows the stack of the process, and a bytearray, which is
-    allowed there, can take all memory. A file that is not a zip archive passes, because torch.load
-    refuses it without unpickling it.
+    Raises InputError if the pickle refers to anything else, is too long, or nests too deeply.
+    torch.load(weights_only=True), which is to read the file afterwards, would not suffice: hashing
+    deeply nested tuples overflows the stack of the process, and a bytearray, which it allows, can
+    take all memory. A file that is not a zip archive passes, because torch.load refuses it without
+    unpickling it.
     """
     try:
         problem = _problem(path, ignored_globals)

@@ -52,7 +52,7 @@ class Renamed(NamedTuple):
 
 
 def rules(pairs: dict[str, str]) -> tuple[Rule, ...]:
-    """Returns one rule for each pair of names, theirs -> ours."""
+    """Returns one rule for each entry, the checkpoint's name of a place -> our name of it."""
     return tuple(Rule(theirs, ours) for theirs, ours in pairs.items())
 
 
@@ -94,7 +94,10 @@ def rename(names: Iterable[str], table: Sequence[Rule], to: Side = "ours") -> di
 
 
 def unused_rules(names: Iterable[str], table: Sequence[Rule], to: Side = "ours") -> list[Rule]:
-    """Returns the rules of `table` that match none of the names; arguments as in `rename`."""
+    """Returns the rules of `table` that match none of the names; arguments as in `rename`.
+
+    Raises InputError like `rename`, for example if no rule matches a name.
+    """
     used = {renamed.rule for renamed in rename(names, table, to).values()}
     return [rule for rule in table if rule not in used]
 

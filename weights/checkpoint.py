@@ -36,10 +36,11 @@ class Checkpoint:
     config: dict
     """The content of its config.json."""
     fingerprint: str
-    """Sha256 in hex, equal for folders with equal weights, tokenizer and config, but for defaults
-    that only say how an edit is made; see `manifest.fingerprint`."""
+    """Sha256, in hex, over weights, tokenizer and config, except for defaults that only say how an
+    edit is made; see `manifest.fingerprint`."""
     files: dict[str, dict] = field(repr=False)
-    """Name of each file that the manifest lists -> its facts; see `manifest.read_manifest`."""
+    """Name of each file that the manifest lists -> its sha256, its length and, for weights, its
+    tensors; see `manifest.read_manifest`."""
 
     @staticmethod
     def open(folder: str | Path) -> "Checkpoint":
@@ -95,8 +96,8 @@ class Checkpoint:
         with four axes are stored channels-last. Reading takes 4 MB of memory beside the network
         itself.
 
-        Raises InputError if the file's names or shapes are not those of the network, or if a value
-        is not finite, as stored or in dtype.
+        Raises InputError if the names or shapes in the file are not those of the network and of the
+        manifest, or if a value is not finite, as stored or in dtype.
         """
         module = _build_on_meta(build)
         state = self._read(component, module.state_dict(), device, dtype)
@@ -112,11 +113,13 @@ class Checkpoint:
     ) -> tuple[M, Callable[[], Iterator[Tensor]]]:
         """Builds a network without weights; returns it and a function that reads the weights later.
 
-        Arguments as in `load`. Until weights are put into it, each parameter and buffer has its
-        shape but takes no memory: it is one NaN, expanded, so that a computation before then does
-        not go unnoticed. Each call of the function reads the file, and returns an iterator over the
-        tensors for the network's parameters and then its buffers. Raises InputError like `load`;
-        the function does so for values that are not finite.
+        Arguments as in `load`. Each parameter and buffer of the network has its shape but takes no
+        memory: it is one NaN, expanded, so that a computation without weights does not go
+        unnoticed. Each call of the function reads the file, and returns an iterator over the
+        tensors for the network's parameters, then for its buffers.
+
+        Raises InputError like `load`, but for values that are not finite only when the function is
+        called.
         """
         module = _build_on_meta(build).eval().requires_grad_(False)
         expected = module.state_dict()

@@ -58,8 +58,8 @@ def write_folder(
     `manifest.components(config)` names. force: whether to replace dst if it exists. progress:
     called with (bytes of weights written so far, bytes in all).
 
-    Raises InputError if the disk has too little space, if dst cannot be written, or if it exists at
-    the end although force is False.
+    Raises InputError if the disk has too little space, if dst cannot be written, or if dst exists
+    and force is False.
     """
     dst = Path(os.path.realpath(dst))
     total = sum(_bytes(part.layout) for part in parts.values())
@@ -99,8 +99,8 @@ def write_folder(
 def check_target(dst: Path, force: bool, src: Path | None = None) -> None:
     """Checks that the folder dst can be written, or replaced if force is True.
 
-    Raises InputError if dst cannot be created there, exists although force is False, holds files
-    that are not of a weights folder, or is the same as the source src, inside it or around it.
+    Raises InputError if dst cannot be created, exists although force is False, holds files that do
+    not belong to a weights folder, or is the same as the source src, inside it or around it.
     """
     dst = Path(os.path.realpath(dst))
     if src is not None:

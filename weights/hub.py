@@ -32,7 +32,8 @@ def snapshots(folder: str | os.PathLike) -> list[Path]:
 def only_snapshot(folder: str | os.PathLike) -> Path:
     """Returns the only snapshot in a cache folder of the hub; returns any other folder as it is.
 
-    Raises InputError if a cache folder holds no snapshot, or several; the message lists them.
+    A snapshot is the state of a model at one commit. Raises InputError if a cache folder holds no
+    snapshot, or several; the message lists them.
     """
     folder = Path(folder)
     if not (models := snapshots(folder)):

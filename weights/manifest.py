@@ -66,7 +66,8 @@ def write_json(path: Path, value: dict) -> None:
 def components(config: dict) -> tuple[str, ...]:
     """Returns the names of the weight files, without suffix, of a folder with this config.json.
 
-    Raises InputError if the config's own list "components" is not a list of distinct plain names.
+    Raises InputError if the config's own list "components" is not a list of 1 to 16 distinct plain
+    names.
     """
     model = config.get("model")
     if isinstance(model, str):
@@ -99,8 +100,8 @@ def read_manifest(folder: Path, components: Iterable[str] = COMPONENTS) -> dict[
     components: the names of the networks that the folder must hold.
 
     Raises InputError if the manifest is invalid or lists other files than `expected_files`, or if a
-    file is missing or has another length. The content of the files is compared by `verify.verify`
-    only.
+    file is missing or has another length. The content of the files is not read; see
+    `verify.verify`.
     """
     path = folder / MANIFEST
     manifest = read_json(path)

@@ -46,14 +46,14 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class Entry(NamedTuple):
-    """Dtype, shape and place of one tensor in a file."""
+    """Dtype, shape and place of one tensor in a safetensors file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
-    """Offset of its first byte from the beginning of the file."""
+    """Offset of the tensor's first byte from the beginning of the file."""
     end: int
-    """Offset of the byte after its last one."""
+    """Offset of the byte after the tensor's last one, from the beginning of the file."""
 
 
 def read_header(path: str | Path) -> dict[str, Entry]:
@@ -192,7 +192,7 @@ def open_file(path: str | Path) -> FileIO:
 def read_bytes(file: FileIO, count: int, path: str | Path) -> bytes:
     """Reads the next `count` bytes of a file that `open_file` opened.
 
-    Raises InputError if the file ends before. path is not used.
+    Raises InputError if fewer are left. path is not used.
     """
     data = bytearray(count)
     _fill(file, memoryview(data))

@@ -32,7 +32,7 @@ class Component:
     parameters: int
     """Number of values in all tensors."""
     bytes: int
-    """Size of the file."""
+    """Size of the file, in bytes."""
     dtypes: tuple[str, ...]
     """The dtypes of its tensors under their names in safetensors files, such as "F16", sorted."""
 
@@ -48,9 +48,9 @@ class Report:
     """What a folder holds that was verified without an error; str() gives the text to print."""
 
     checkpoint: Checkpoint
-    """The folder."""
+    """The verified folder."""
     components: tuple[Component, ...]
-    """Figures about each of its weight files."""
+    """Figures about each of the folder's weight files."""
 
     def __str__(self) -> str:
         return "\n".join(

@@ -152,7 +152,7 @@ def ip_adapter_config(where: Path, shapes: Shapes) -> dict:
 
 
 def t2i_adapter_config(where: str, values: dict) -> dict:
-    """Translates diffusers' config.json of a T2I-Adapter to the section "adapter" of ours.
+    """Translates diffusers' config of a T2I-Adapter to the section "adapter" of our config.json.
 
     where: the file, as error messages name it. values: its content. Raises InputError if the
     adapter that it describes is not implemented.

@@ -96,7 +96,7 @@ TOKENIZER_DEFAULTS = {
 
 
 def text_config(where: str, values: dict) -> dict:
-    """Translates transformers' config.json of a CLIP text encoder to the section "text" of ours.
+    """Translates transformers' config of a CLIP text encoder to section "text" of config.json.
 
     where: the file, as error messages name it. values: its content, which may be the config of both
     encoders. Raises InputError if the network that it describes is not implemented.
@@ -111,7 +111,7 @@ def text_config(where: str, values: dict) -> dict:
 
 
 def vision_config(where: str, values: dict) -> dict:
-    """Translates transformers' config.json of a CLIP vision encoder to our section "vision".
+    """Translates transformers' config of a CLIP vision encoder to section "vision" of config.json.
 
     where: the file, as error messages name it. values: its content, which may be the config of both
     encoders. Raises InputError if the network that it describes is not implemented.
@@ -183,11 +183,11 @@ def _is_number(value) -> bool:
 
 
 def tokenizer_config(folder: Path, vocab: dict[str, int], tokens: int) -> dict:
-    """Reads the special tokens of a tokenizer: the section "tokenizer" of our config.json.
+    """Returns the section "tokenizer" of our config.json: the special tokens of a tokenizer.
 
-    folder: the tokenizer's. vocab: its token -> id. tokens: the length of the text encoder's
-    sequences. Raises InputError if a special token is not in the vocabulary, or if the tokenizer is
-    for sequences of another length.
+    folder: of the tokenizer's published files. vocab: the tokenizer's token -> id. tokens: the
+    length of the text encoder's sequences. Raises InputError if a special token is not in the
+    vocabulary, or if the tokenizer is for sequences of another length.
     """
     values = {}
     if (folder / "tokenizer_config.json").exists():

@@ -91,7 +91,7 @@ SCHEDULER_DEFAULTS = {
 
 
 def unet_config(where: str, values: dict) -> dict:
-    """Translates diffusers' config.json of I2VGen-XL's UNet to the section "unet" of ours.
+    """Translates diffusers' config of I2VGen-XL's UNet to the section "unet" of our config.json.
 
     where: the file, as error messages name it. values: its content. Raises InputError if the
     network that it describes is not implemented.

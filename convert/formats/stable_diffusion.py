@@ -112,11 +112,11 @@ SCHEDULER_DEFAULTS = {
 
 
 def unet_config(where: str, values: dict) -> dict:
-    """Translates diffusers' config.json of a UNet to the section "unet" of ours.
+    """Translates diffusers' config of a UNet to the section "unet" of our config.json.
 
     where: the file, as error messages name it. values: its content. Raises InputError if the
-    network that it describes is not implemented, with the name of the model (such as SDXL) where it
-    is known.
+    network that it describes is not implemented; the message says which model it belongs to (such
+    as SDXL) where that is known.
     """
     config = HFConfig(where, values, UNET_DEFAULTS | UNET_FIXED)
     config.one_of("_class_name", "UNet2DConditionModel")

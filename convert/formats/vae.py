@@ -31,7 +31,7 @@ def _table(attention: dict[str, str]) -> tuple[Rule, ...]:
 
 
 VAE = _table(ATTENTION)
-"""Rules for the parameter names that diffusers writes since 0.17."""
+"""Rules for the parameter names that diffusers has written since 0.17."""
 OLD_VAE = _table(OLD_ATTENTION)
 """Rules for the names of files that older versions of diffusers wrote."""
 
@@ -62,7 +62,7 @@ def table(names: Iterable[str]) -> tuple[Rule, ...]:
 
 
 def vae_config(where: str, values: dict) -> dict:
-    """Translates diffusers' config.json of an autoencoder to the section "vae" of ours.
+    """Translates diffusers' config of an autoencoder to the section "vae" of our config.json.
 
     where: the file, as error messages name it. values: its content. Raises InputError if the
     network that it describes is not implemented.

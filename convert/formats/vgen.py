@@ -89,15 +89,15 @@ CONFIG = {
     "schedule": {"train_steps": 1000, "steps_offset": 1},
     "injection": paper_sites(UNET_SIZES["attention"], UNET_SIZES["layers"]),
 }
-"""The config.json of the converted model."""
+"""The config.json of the weights folder that the release is converted to."""
 
 
 def read(src: Path, dtype: torch.dtype | None = None, config: dict = CONFIG) -> Model:
     """Opens a folder that holds the three files of the original release (`FILES`).
 
     dtype: ignored, because each file is published in one precision. config: our config.json for the
-    model; another than the default describes the same blocks in other sizes. Raises InputError if a
-    file is missing or cannot be read.
+    model; a config other than the default describes the same blocks in other sizes. Raises
+    InputError if a file is missing or cannot be read.
     """
     if missing := [name for name in FILES if not (src / name).is_file()]:
         raise InputError(f"{src}: has no {', '.join(missing)}; {', '.join(FILES)} go together")

@@ -26,7 +26,7 @@ class Preset:
     level_channels: tuple[int, ...]
     """Channels of the UNet at each level, highest resolution first."""
     layers: int
-    """Layers (a resnet and its transformers) per level of the UNet on the way down."""
+    """Layers per level of the UNet on the way down; a level on the way up has one more."""
     context_dim: int
     """Width of the UNet's context vectors, and of both CLIP encoders."""
     images: int

@@ -100,11 +100,12 @@ class Sprite:
     texture: str
     """One of `TEXTURES`."""
     size: float
-    """About half of its extent in the middle of the clip, as a fraction of the picture's shorter
-    side."""
+    """About half of the sprite's extent in the middle of the clip, as a fraction of the picture's
+    shorter side."""
     motion: Motion
     attached: bool = False
-    """Whether it moves with the sprite before it, as the caption then says."""
+    """Whether the sprite moves along with the one before it in the scene; the caption then says
+    so."""
 
 
 @dataclass(frozen=True)

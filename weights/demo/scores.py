@@ -49,14 +49,14 @@ class Truth:
 def scores(clip: np.ndarray, truth: Truth) -> dict[str, float]:
     """Computes all scores of an edited clip; a score that does not apply to the edit is NaN.
 
-    Frame 0 is an input of the edit, so only the first difference of flicker uses it.
+    Frame 0 is an input of the edit; only flicker uses it, in its first difference.
 
     psnr: dB, over the whole picture. outside: dB, over the pixels that the edit does not change, at
-    least three pixels away from those that it does. ssim: as `ssim` defines it. trajectory: mean
-    distance of the sprite from its true place, in pixels. iou, iou_source: overlap of the pixels
-    that differ from the background with the sprite's true shape, and with its shape in the source;
-    0 to 1. colour: distance of the sprite's mean color from the true one, in RGB of 0..1. flicker:
-    root mean square error of the differences between consecutive frames, in levels of 0..255.
+    least three pixels away from those that it does. ssim: see `ssim`. trajectory: mean distance of
+    the sprite from its true place, in pixels. iou, iou_source: overlap of the pixels that differ
+    from the background with the sprite's true shape, and with its shape in the source; 0 to 1.
+    colour: distance of the sprite's mean color from the true one, in RGB of 0..1. flicker: root
+    mean square error of the differences between consecutive frames, in levels of 0..255.
     """
     frames, true = clip[1:], truth.frames[1:]
     return {
@@ -94,8 +94,8 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 def trajectory_error(clip: np.ndarray, truth: Truth) -> float:
     """Returns the mean distance of the scored sprite from its true place, in pixels.
 
-    Frame 0, and frames in which `offset` finds too little of the sprite, do not count; the result
-    is NaN if no frame is left.
+    Frame 0, and frames that show too little of the true sprite for `offset`, do not count; the
+    result is NaN if no frame is left.
     """
     offsets = [offset(clip[k], truth.without[k], truth.cover[k]) for k in range(1, len(clip))]
     distances = [np.hypot(*d) for d in offsets if d is not None]
@@ -105,7 +105,7 @@ def trajectory_error(clip: np.ndarray, truth: Truth) -> float:
 def offset(
     picture: np.ndarray, without: np.ndarray, cover: np.ndarray
 ) -> tuple[float, float] | None:
-    """Returns by how many pixels a sprite is displaced, as (x, y), to the right and down.
+    """Returns how many pixels a sprite lies to the right of and below its true place, as (x, y).
 
     picture: one frame of the edited clip, (h, w, 3) uint8. without: the true frame without the
     sprite. cover: (h, w) in 0..1, how much of a pixel of the true frame shows the sprite. Returns

@@ -24,7 +24,7 @@ class Settings:
     """Fraction of the steps in which each injection group (set of layers) is injected."""
 
     def as_defaults(self) -> dict[str, object]:
-        """Returns the settings, except `prompted`, as entries of "defaults" of config.json.
+        """Returns the settings, except `prompted`, as the entries of "defaults" in config.json.
 
         They are JSON values, with an empty negative prompt added.
         """

@@ -96,11 +96,11 @@ def train(args: argparse.Namespace) -> None:
 
 
 def load_vae(out: Path, preset: Preset, device: str) -> Autoencoder:
-    """Loads the autoencoder that the stage vae trained, in eval mode, from the folder `out`.
+    """Loads the trained autoencoder, in eval mode, from the checkpoints in the folder `out`.
 
-    Its weights are moving averages, its latents normalized (see `normalize_latents`). If the stage
-    decoder has a checkpoint there, the weights are those. Raises InputError if the stage vae has
-    none.
+    Its weights are those of the stage decoder if it has a checkpoint there, else those of the stage
+    vae, with latents normalized (see `normalize_latents`); both are moving averages. Raises
+    InputError if there is no checkpoint of the stage vae.
     """
     path = out / "vae.pt"
     if not path.is_file():

@@ -43,9 +43,9 @@ class Run:
         self._sums: dict[str, list[float]] = defaultdict(list)
 
     def begin(self, networks: Mapping[str, nn.Module], optimizer: CombinedOptimizer) -> None:
-        """Starts training these networks, from the checkpoint if there is one.
+        """Starts training these networks, from the run's checkpoint if there is one.
 
-        networks: name -> network; a checkpoint's weights are loaded into them.
+        networks: name -> network; the weights of the checkpoint are loaded into them.
         """
         self.networks, self.optimizer = networks, optimizer
         self.rates = [group["lr"] for group in optimizer.param_groups]
@@ -68,10 +68,10 @@ class Run:
         return self.spent / self.budget
 
     def tick(self) -> bool:
-        """Updates the clock, and returns whether there is time left; call it before each step.
+        """Updates the clock and returns whether there is time left; call it before each step.
 
-        Saves every `SAVE_EVERY` seconds and when the time is over. The time that saving takes does
-        not count.
+        Saves the checkpoint every `SAVE_EVERY` seconds and when the time is over. The time that
+        saving takes does not count.
         """
         now = time.monotonic()
         self.spent += now - self.ticked
@@ -111,7 +111,7 @@ class Run:
         self._sums["loss"].append(loss.item())
 
     def log(self, **values: Tensor | float) -> None:
-        """Adds this step's values, by name; every `LOG_EVERY` steps, prints and logs their means.
+        """Collects values of this step; every `LOG_EVERY` steps, prints and logs their means.
 
         The log, folder/name.jsonl, gets one JSON object per line, which also has the loss, the
         number of steps, the number of scenes drawn and the seconds spent.
