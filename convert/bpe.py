@@ -1,4 +1,4 @@
-"""CLIP's vocabulary and merges, made from the list of merges that comes with the package."""
+"""CLIP's vocabulary and merges, built from the list of merges that comes with the package."""
 
 import gzip
 from pathlib import Path
@@ -6,16 +6,18 @@ from pathlib import Path
 from anyv2v.clip.tokenizer import byte_symbols
 
 MERGES = Path(__file__).parent / "merges" / "bpe_simple_vocab_16e6.txt.gz"
+"""The list of merges that OpenAI published with CLIP, compressed."""
 # 49,408 tokens less 256 byte symbols, the same 256 at the end of a word, and 2 special tokens
 MERGE_COUNT = 49408 - 2 * 256 - 2
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+"""CLIP's tokens for the start and the end of a text."""
 
 
 def tokenizer() -> tuple[dict[str, int], str]:
-    """Return the vocabulary (token -> id) and the text of merges.txt.
+    """Returns CLIP's vocabulary (token -> id) and the text of its merges.txt.
 
-    The ids count the byte symbols, the same symbols at the end of a word, the results of the
-    merges, and the special tokens (openai/CLIP, simple_tokenizer.py).
+    Ids count from 0: the 256 byte symbols, the same symbols at the end of a word, the results of
+    the merges, and the two special tokens (openai/CLIP, simple_tokenizer.py).
     """
     with gzip.open(MERGES, "rt", encoding="utf-8") as file:
         # the first line is a header, and the file lists more merges than CLIP was trained with

@@ -1,4 +1,4 @@
-"""Detection of other models' weights by a tensor that only those models have."""
+"""Recognition of models that cannot be converted, by a tensor that only such a model has."""
 
 import re
 from dataclasses import dataclass
@@ -8,16 +8,18 @@ from anyv2v.weights.manifest import Shapes
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model that this package does not read, and the tensor by which it is recognized."""
+    """A model that cannot be converted, and the name and shape of a tensor that identifies it."""
 
     description: str
+    """The model as error messages call it, such as "SDXL's UNet"."""
     pattern: str
-    """Regular expression that the tensor's whole name matches."""
+    """Regular expression that must match the whole name of the tensor."""
     shape: tuple[int | None, ...] | None = None
-    """The tensor's shape, where None is any length; None alone is any shape."""
+    """The shape that the tensor must have, with None for an axis of any length. The default, None,
+    accepts every shape."""
 
     def matches(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor of this name and shape is the one that identifies the model."""
+        """Whether a tensor with this name and shape identifies the model."""
         if not re.fullmatch(self.pattern, name):
             return False
         if self.shape is None:
@@ -60,13 +62,19 @@ FOREIGN_MODELS = {
         ForeignModel("an IP-Adapter for SDXL", r"image_proj\.norm\.weight", (2048,)),
     ),
 }
-"""The models to look for among the tensors of each component."""
+"""Component (one network of a model, such as "unet") -> the models that `detect_foreign` looks for
+in its weight files."""
 
 
 def detect_foreign(component: str, shapes: Shapes, expected: Shapes) -> str:
-    """Say in one line which other model these tensors belong to; "" if none is recognized.
+    """Recognizes a model that cannot be converted by its tensors, and returns a message about it.
 
-    A tensor that `expected` has too, with the same shape, identifies nothing.
+    The message is the end of a sentence about the file, such as "is a LoRA, not a whole model: it
+    holds ...", or "" if no such model is recognized.
+
+    component: the network that the file should hold, a key of `FOREIGN_MODELS`. shapes: the file's
+    tensors. expected: the tensors that a convertible file would hold, under their published names;
+    a tensor with the expected name and shape identifies no other model.
     """
     for model in FOREIGN_MODELS[component]:
         for name, shape in shapes.items():

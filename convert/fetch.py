@@ -1,4 +1,4 @@
-"""Download of the published model by huggingface_hub, an optional extra, and its conversion."""
+"""Download and conversion of the published I2VGen-XL; needs huggingface_hub, an optional extra."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,13 +28,17 @@ def fetch(
     progress: Callable[[int, int], None] | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Download the published files that conversion needs, check them, and convert them to `dst`.
+    """Downloads the published I2VGen-XL, checks its files, and converts it to the folder `dst`.
 
-    For float16 the files of half precision are downloaded, half as many bytes; None keeps the
-    published dtypes. Returns the folder of the download in huggingface_hub's cache; an interrupted
-    download is continued there. For expected, force and progress see `convert`; quiet hides the
-    download's progress bars. Raises InputError without huggingface_hub or network, and for a file
-    whose length or sha256 is not as published.
+    Only the files that conversion reads are downloaded, to the cache of huggingface_hub, where an
+    interrupted download is continued. Returns their folder in the cache.
+
+    expected, force, progress: as in `convert`. dtype: of the converted weights, float16 by default;
+    for float16 the published half-precision files are downloaded, half as many bytes; None keeps
+    the published dtypes. quiet: hides the download's progress bars.
+
+    Raises InputError if huggingface_hub is not installed, if the download fails, if the size or
+    sha256 of a file is not the published one, or if `convert` raises it.
     """
     dst = Path(dst)
     check_target(dst, force)
@@ -54,9 +58,11 @@ def fetch(
 
 
 def needed_files(names: list[str], half: bool) -> list[str]:
-    """Choose from all files of the repository the ones that `convert` reads.
+    """Returns the files of the repository that `convert` reads: configs, tokenizer and weights.
 
-    half: take files of half precision before those of full precision.
+    names: all files of the repository, as paths in it. half: whether half-precision weights are
+    preferred to full-precision ones, where the repository has both. Raises InputError if the
+    repository has no weights for one of the networks.
     """
     texts = [n for n in names if n.endswith(TEXTS) and n.rpartition("/")[0] in FOLDERS]
     chosen = [n for n in names if n == INDEX]
@@ -88,7 +94,7 @@ def _hub(by_hand: str) -> ModuleType:
 
 @contextmanager
 def _one_line_errors(by_hand: str) -> Iterator[None]:
-    """Turn every error of a download into an InputError of one line that says what to do."""
+    """Turns every error of a download into an InputError of one line that says what to do."""
     try:
         yield
     except InputError:

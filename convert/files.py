@@ -1,4 +1,4 @@
-"""Finding and opening the weight files of one component, in safetensors or torch.save format."""
+"""Finding and opening the weight files of one network, in safetensors or torch.save format."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -21,47 +21,50 @@ STEMS = {
     ),
     "model": ("model.safetensors", "pytorch_model.bin"),
 }
-"""Stem of a component's files -> file names; safetensors is the safer format, so it comes first."""
+"""Stem that diffusers or transformers gives to weight files -> file names, in order of preference:
+safetensors comes first because it is the safer format."""
 
 
 class TensorFile(Protocol):
-    """An opened file of named tensors, which are read one at a time."""
+    """An open file of named tensors, which are read one at a time."""
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path of the file."""
         ...
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Read one tensor, or only `rows` of its first axis."""
+        """Reads the tensor `name` into CPU memory; `rows` selects a part of its first axis."""
         ...
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one component, in one file or several."""
+    """The tensors of one network, stored in one file or in several."""
 
     origin: Path
-    """The file, or the index of the shards, as messages name it."""
+    """The only file, or the index of several files; error messages name it."""
     layout: Layout
+    """Name of a tensor -> (dtype, shape)."""
     files: dict[str, TensorFile]
-    """Name of a tensor -> the file that holds it."""
+    """Name of a tensor -> the open file that holds it."""
 
     def read(self, name: str) -> Tensor:
-        """Read one tensor."""
+        """Reads the tensor `name` into CPU memory."""
         return self.files[name].read(name)
 
     def select(self, is_needed: Callable[[str], bool]) -> "Weights":
-        """The same weights without the tensors whose names are not needed."""
+        """Returns these weights without the tensors for whose names `is_needed` returns False."""
         layout = {name: entry for name, entry in self.layout.items() if is_needed(name)}
         return Weights(self.origin, layout, self.files)
 
 
 def open_weights(folder: Path, stem: str, prefer_half: bool) -> Weights:
-    """Find and open a component's files; `stem` is a key of STEMS.
+    """Opens the weight files of one network in `folder`: one file, or shards with an index.
 
-    Files named fp16 are taken only where there is no other, with `prefer_half` before any other.
-    Raises InputError where the folder holds no weights of this stem.
+    stem: a key of `STEMS`. prefer_half: whether files named fp16 (half precision) are preferred to
+    the others; if False, they are opened only if there are no others. Raises InputError if the
+    folder has no weights of this stem, or if they cannot be read.
     """
     variants = ("fp16", "") if prefer_half else ("", "fp16")
     for variant in variants:
@@ -114,10 +117,11 @@ def open_files(
     ignored_globals: tuple[str, ...] = (),
     groups: tuple[str, ...] = (),
 ) -> Weights:
-    """Open files whose tensors together make one component.
+    """Opens files that together hold the tensors of one network.
 
-    `origin` is the file or index that messages name; for the last three see BinFile. Raises
-    InputError for a file that cannot be read, and for a name that two files hold.
+    origin: the file or index that error messages name. training_keys, ignored_globals and groups
+    apply to files written by torch.save; see `BinFile`. Raises InputError if a file cannot be read,
+    or if two files hold a tensor of the same name.
     """
     layout, files = {}, {}
     for path in paths:
@@ -134,10 +138,11 @@ def open_files(
 
 
 def split_fused(weights: Weights, fused: tuple[str, ...], parts: Sequence[str]) -> Weights:
-    """Split the tensors whose names end in one of `fused` into equal parts of their rows.
+    """Splits tensors that stack several matrices, such as query, key and value, by rows.
 
-    The part `p` of the tensor `name` is then read as name[p]. A tensor whose rows cannot be divided
-    by the number of parts stays whole.
+    fused: endings of the names of such tensors. parts: names of the equal parts, in order; part "q"
+    of the tensor `name` is then read as "name[q]". A tensor whose first axis is not divisible by
+    the number of parts stays whole.
     """
     layout, files = {}, {}
     for name, (dtype, shape) in weights.layout.items():
@@ -153,20 +158,27 @@ def split_fused(weights: Weights, fused: tuple[str, ...], parts: Sequence[str]) 
 
 @dataclass(frozen=True)
 class TensorRows:
-    """Consecutive rows of one tensor, offered like a file that holds nothing else."""
+    """Consecutive rows (along the first axis) of one tensor of a file, presented as a file."""
 
     file: TensorFile
+    """The file that holds the tensor."""
     name: str
+    """Name of the tensor in the file."""
     first: int
+    """Index of the first of the rows."""
     count: int
+    """Number of rows."""
 
     @property
     def path(self) -> Path:
-        """The file that holds the whole tensor."""
+        """The path of the file that holds the whole tensor."""
         return self.file.path
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Read the rows; there is but one tensor, so `name` is not looked at."""
+        """Reads the rows into CPU memory, or a part of them: `rows` counts from the first of them.
+
+        `name` is ignored, because there is only one tensor.
+        """
         tensor = self.file.read(self.name, slice(self.first, self.first + self.count))
         return tensor if rows is None else tensor[rows]
 
@@ -185,7 +197,11 @@ def _check_binary(path: Path) -> None:
 
 
 class SafetensorsFile:
-    """A file in the safetensors format; its header is read at once, its tensors when asked for."""
+    """An open safetensors file; only its header is read when it is opened, the tensors by `read`.
+
+    `layout` maps the name of each tensor to its (dtype, shape). Raises InputError if the file
+    cannot be read or its header is invalid.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -193,14 +209,14 @@ class SafetensorsFile:
         self.layout: Layout = {n: (e.dtype, e.shape) for n, e in self._entries.items()}
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Read one tensor into memory of its own, or only `rows` of its first axis."""
+        """Reads the tensor `name` into CPU memory; `rows` selects a part of its first axis."""
         with open_file(self.path) as file:
             tensor = read_tensor(file, self._entries[name])
         return tensor if rows is None else tensor[rows]
 
 
 class Ignored:
-    """Stand-in for a class or function that a pickle names; it does nothing."""
+    """A stand-in, which does nothing, for a class or function that a pickle names."""
 
     def __init__(self, *args):
         pass
@@ -210,17 +226,22 @@ class Ignored:
 
 
 class BinFile:
-    """A file written by torch.save, unpickled with nothing but tensors allowed.
+    """A file written by torch.save that holds a dict of tensors; nothing else in it is unpickled.
 
-    training_keys: a training run may save its weights as the "state_dict" of a larger dict; these
-    are the other keys that are accepted there and ignored. ignored_globals: classes and functions
-    that the pickle may name besides tensors; `Ignored` is put in their place. groups: keys of a
-    file that is a dict of dicts of tensors; a tensor is then called group.name.
+    `layout` maps the name of each tensor to its (dtype, shape).
+
+    training_keys: a training run may save its weights as the entry "state_dict" of a larger dict;
+    these are the other keys that are allowed there, and ignored. ignored_globals: full names of
+    classes and functions that the pickle may refer to; each is replaced by `Ignored`. groups: keys
+    of a dict of dicts of tensors; if the file holds exactly these keys, its tensors are named
+    "group.name".
+
+    Raises InputError if the file cannot be read or holds anything else.
     """
 
     REMAP_AFTER = 128 * 2**20
-    """Bytes read after which the file is mapped anew: the pages of a mapping that were read count
-    as resident memory until the mapping is closed."""
+    """Number of bytes read after which the file is mapped into memory anew, because pages that were
+    read count as resident memory until the mapping is closed."""
 
     def __init__(
         self,
@@ -240,7 +261,10 @@ class BinFile:
         self._bytes_read = 0
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """Copy one tensor out of the mapped file, or only `rows` of its first axis."""
+        """Copies the tensor `name` to CPU memory; `rows` selects a part of its first axis.
+
+        Raises InputError if its data cannot be read.
+        """
         if self._state is None or self._bytes_read > self.REMAP_AFTER:
             # close the old mapping before the new one is opened
             self._state = None

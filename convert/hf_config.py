@@ -1,6 +1,6 @@
-"""Hugging Face config files, read field by field.
+"""Hugging Face config files, read field by field, with a check of each value.
 
-Every refusal names the file, the field and its value.
+Error messages name the file, the field and its value.
 """
 
 import sys
@@ -13,16 +13,19 @@ from anyv2v.errors import InputError
 
 @dataclass(frozen=True)
 class HFConfig:
-    """The fields of one config file; each method reads one field and checks it.
+    """The fields of one config file of diffusers or transformers.
 
-    Raises InputError for a field that is absent and has no default, or whose value is not allowed.
+    `config[name]` is the value of a field, or its default, unchecked; each method returns one field
+    after a check. Both raise InputError if the field is absent and has no default; the methods also
+    do so if its value is not allowed.
     """
 
     where: str
-    """The file, as messages name it."""
+    """The file, as error messages name it."""
     values: dict
+    """Name of a field -> its value in the file."""
     defaults: dict
-    """Values that the library that wrote the file takes for absent fields."""
+    """Name of a field -> the value that the library that wrote the file assumes if it is absent."""
 
     def __getitem__(self, name: str) -> Any:
         if name in self.values:
@@ -32,12 +35,19 @@ class HFConfig:
         raise InputError(f"{self.where}: has no {name}")
 
     def error(self, name: str, right: str) -> InputError:
-        """The error that reports a field's value and says what would be right."""
+        """Returns (does not raise) an InputError that gives the value of the field `name`.
+
+        right: what would be right, as the end of the message, such as "a positive number is
+        needed".
+        """
         absent = "" if name in self.values else " (the default, it is not given)"
         return InputError(f"{self.where}: {name} is {self[name]!r}{absent}; {right}")
 
     def one_of(self, name: str, *allowed: Any) -> Any:
-        """Read a field of which only some values are supported."""
+        """Returns the field `name`, which must have the type and value of one of `allowed`.
+
+        Raises InputError otherwise.
+        """
         value = self[name]
         # 1 == True in Python, but a count is no switch
         if not any(type(value) is type(a) and value == a for a in allowed):
@@ -45,34 +55,51 @@ class HFConfig:
         return value
 
     def count(self, name: str) -> int:
-        """Read a whole number from 1 to `checks.MOST`."""
+        """Returns the field `name`, which must be a whole number from 1 to 2**24 (`checks.MOST`).
+
+        Raises InputError otherwise.
+        """
         if not _is_count(self[name]):
             raise self.error(name, "a whole number from 1 is needed")
         return self[name]
 
     def counts(self, name: str) -> list[int]:
-        """Read a list, not empty, of whole numbers from 1 to `checks.MOST`."""
+        """Returns the field `name`, which must be a non-empty list of whole numbers from 1 on.
+
+        The largest number allowed is 2**24 (`checks.MOST`). Raises InputError otherwise.
+        """
         value = self[name]
         if not isinstance(value, list | tuple) or not value or not all(map(_is_count, value)):
             raise self.error(name, "a list of whole numbers from 1 is needed")
         return list(value)
 
     def divisor(self, name: str, multiples: list[int], multiples_name: str) -> int:
-        """Read a count that divides each of `multiples`, which the file calls `multiples_name`."""
+        """Returns the field `name`, a whole number from 1 on that divides each of `multiples`.
+
+        multiples_name: name of the field that holds the multiples, for the error message. Raises
+        InputError if the number does not divide them all.
+        """
         number = self.count(name)
         if odd := [multiple for multiple in multiples if multiple % number]:
             raise self.error(name, f"it must divide {multiples_name}, among which is {odd[0]}")
         return number
 
     def positive_number(self, name: str) -> float:
-        """Read a positive, finite number."""
+        """Returns the field `name` as a float; it must be a positive, finite number.
+
+        Raises InputError otherwise.
+        """
         value = self[name]
         if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             raise self.error(name, "a positive number is needed")
         return float(value)
 
     def square_side(self, name: str) -> int:
-        """Read the side of a square: a number, two equal numbers, or an equal height and width."""
+        """Returns the side of the square that the field `name` describes, a whole number from 1 on.
+
+        The field may hold a number, a list of two equal numbers, or {"height": ..., "width": ...}
+        with equal values. Raises InputError otherwise.
+        """
         value = self[name]
         if isinstance(value, dict):
             value = [value.get("height"), value.get("width")]

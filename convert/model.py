@@ -1,4 +1,8 @@
-"""A published model with its files opened, and its conversion to a weights folder."""
+"""A published model whose files are open, and its conversion to a weights folder.
+
+A component is one network of a model, such as "unet". "Ours" are the names and shapes of parameters
+in this package's networks, "theirs" those in the published files.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,43 +21,45 @@ from anyv2v.weights.manifest import Shapes, difference
 from anyv2v.weights.tensors import Layout, largest, overflows
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-"""The dtypes that weights may have."""
+"""The dtypes that published and converted weights may have."""
 MOST_NAMED = 10
-"""How many tensors of each kind a refusal names where more than half of them are wrong."""
+"""How many tensors of each kind (missing, extra, misshapen) an error message names if at least half
+of the expected tensors are not as they should be; otherwise it names all."""
 
 
 @dataclass(frozen=True)
 class PublishedNetwork:
-    """The weights of one published network, and the rules that rename its parameters."""
+    """The weights of one published network, and the rules that rename its parameters to ours."""
 
     weights: Weights
     table: tuple[Rule, ...]
+    """Rules of which exactly one applies to each parameter; see `rename`."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A published model: our config.json for it, its tokenizer's files and its networks.
-
-    vocab and merges are empty for a model that reads no text.
-    """
+    """A published model: open weight files, tokenizer, and its configs translated to ours."""
 
     config: dict
+    """The content of the config.json that the converted folder will have."""
     vocab: dict[str, int]
+    """The tokenizer's tokens -> ids; empty for a model that reads no text."""
     merges: str
-    """The text of merges.txt."""
+    """The text of the tokenizer's merges.txt; empty for a model that reads no text."""
     networks: dict[str, PublishedNetwork]
-    """Component -> its network."""
+    """Component (such as "unet") -> its published network."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """The content of one file to be written, and where each of its tensors comes from."""
+    """The tensors of one file to be written, and the published tensors that they are made from."""
 
     weights: Weights
+    """The published tensors."""
     theirs: dict[str, Renamed]
-    """Our key -> the published key."""
+    """Our name of a tensor -> its published name, with the rule that relates the two."""
     layout: Layout
-    """Our key -> (dtype, shape)."""
+    """Our name of a tensor -> the (dtype, shape) in which it is written."""
 
 
 def write_model(
@@ -64,9 +70,10 @@ def write_model(
     force: bool,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write a model in our format, one tensor at a time; see `anyv2v.convert.published.convert`.
+    """Writes a published model as a weights folder, one tensor at a time.
 
-    expected: component -> our key -> shape.
+    expected: component (such as "unet") -> our name of a tensor -> its shape. For the other
+    arguments and the errors see `anyv2v.convert.published.convert`.
     """
     conversions = _match(model, expected, dtype)
 
@@ -84,7 +91,7 @@ def write_model(
 def _match(
     model: Model, expected: Mapping[str, Shapes], dtype: torch.dtype | None
 ) -> dict[str, Conversion]:
-    """Find the published tensor of each expected one; InputError lists all that do not fit.
+    """Finds the published tensor of each expected one; InputError lists all that do not fit.
 
     Names and shapes are compared in the published form, because messages should name tensors as
     they stand in the published files.

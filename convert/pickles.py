@@ -12,34 +12,39 @@ from anyv2v.errors import InputError
 from anyv2v.weights.tensors import open_file
 
 LARGEST = 8 * 2**20
-"""Most bytes of a pickle. That of 1,511 tensors has 0.2 MB: their data is in other zip entries."""
+"""The most bytes that a pickle may have. The pickle of 1,511 tensors has 0.2 MB, because their data
+is in other entries of the zip archive."""
 
 DEEPEST = 50
-"""Most containers nested in one another. A checkpoint with its optimizer's state has 5."""
+"""How deeply containers may be nested in one another. A checkpoint with its optimizer's state nests
+them 5 deep."""
 
 ALLOWED = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.\w+Storage"
 )
-"""The classes and functions from which a state_dict of plain tensors and parameters is built."""
+"""Matches the classes and functions of which torch.save builds a dict of plain tensors."""
 
 PICKLE = re.compile(r"[^/\\]+/data\.pkl")
-"""Name of the pickle in the zip archive."""
+"""Matches the name that the pickle has in the zip archive."""
 
 ZIP = b"PK\3\4"
 """First bytes of a file that torch.load reads as a zip archive."""
 
 MARK = object()
-"""Stands on the simulated stack where the pickle sets a mark."""
+"""Stands on the simulated stack of the unpickler where the pickle sets a mark."""
 
 
 def check_pickle(path: Path, ignored_globals: tuple[str, ...] = ()) -> None:
-    """Raise InputError for a pickle that needs more than tensors, nests too deeply or is too long.
+    """Checks that a file written by torch.save needs only tensors, without running any of it.
 
-    Nothing of the file is executed. torch.load(weights_only=True) still reads it afterwards, but
-    that alone is not enough: hashing deeply nested tuples overflows its process's stack, and a
-    bytearray, which it allows, can take all memory. ignored_globals: names that are allowed too,
-    because the loader replaces them by a stand-in. A file that is no zip archive is left to
-    torch.load, which refuses it without unpickling it.
+    ignored_globals: full names of classes and functions that the pickle may refer to as well,
+    because the loader replaces them with a stand-in.
+
+    Raises InputError if the pickle refers to anything else, is too long, or nests too deeply.
+    torch.load(weights_only=True), which is to read the file afterwards, would not suffice: hashing
+    deeply nested tuples overflows the stack of the process, and a bytearray, which it allows, can
+    take all memory. A file that is not a zip archive passes, because torch.load refuses it without
+    unpickling it.
     """
     try:
         problem = _problem(path, ignored_globals)

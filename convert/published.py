@@ -1,4 +1,4 @@
-"""Conversion of any published form of I2VGen-XL, Stable Diffusion 1.x or its adapters."""
+"""Conversion of a published I2VGen-XL, Stable Diffusion 1.x, or adapter for the latter."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,19 +13,23 @@ from anyv2v.weights.folder import check_target
 from anyv2v.weights.manifest import CONFIG, MANIFEST, Shapes, read_json
 
 Reader = Callable[[Path, torch.dtype | None], Model]
+"""Opens a published model: (its folder or file, the dtype to convert to or None) -> the model."""
 
 SUPPORTED = (
     "needed is a Hugging Face folder of I2VGen-XL, or of an image editor, with "
     f"{huggingface.INDEX}, or a folder with the files of I2VGen-XL's original release, "
     f"{', '.join(vgen.FILES)}, or the file of an IP-Adapter, {' or '.join(adapters.SUFFIXES)}"
 )
+"""The end of an error message: the folders and files that can be converted."""
 LORA = "pytorch_lora_weights.safetensors"
+"""File name of a published LoRA, which cannot be converted."""
 PIPELINES: dict[str, Reader] = {
     "I2VGenXLPipeline": huggingface.read,
     "StableDiffusionPipeline": stable_diffusion.read,
     "StableDiffusionInstructPix2PixPipeline": stable_diffusion.read,
 }
-"""The class in a Hugging Face folder's model_index.json -> the function that opens the folder."""
+"""The "_class_name" in a Hugging Face folder's model_index.json -> the function that opens the
+folder."""
 
 
 def convert(
@@ -36,15 +40,19 @@ def convert(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Write a published model in our format, one tensor at a time, and return our config of it.
+    """Converts a published model to a weights folder, tensor by tensor; returns its config.json.
 
-    src: the model's folder or file, or a cache folder of the Hugging Face hub with one snapshot.
-    dst: the folder to write; it appears whole or not at all. expected: our config -> component ->
-    our key -> shape. dtype: float32, float16 or bfloat16; None keeps the published dtypes. force:
-    replace a folder that was converted before. progress: called with the bytes written so far and
-    in all. Raises InputError, before anything is written, with every missing, extra and misshapen
-    key, and for configs of networks that are not implemented; and for values that are not finite
-    or would not be finite in dtype.
+    src: the model's folder or file, or a cache folder of the Hugging Face hub that holds one
+    snapshot. dst: the folder to write; it appears whole or not at all. expected: function of our
+    config.json that returns component (such as "unet") -> name of a parameter in our network -> its
+    shape. dtype: float32, float16 or bfloat16; None (the default) keeps the published dtypes.
+    force: whether to replace a folder that was converted before. progress: called with (bytes of
+    weights written so far, bytes in all).
+
+    Raises InputError if src is not a model that can be converted, if dst cannot be written, if the
+    configs describe a network that is not implemented, or if tensors are missing, extra or of a
+    wrong shape (the message lists them); also, but only while writing, if a value is not finite or
+    would not be finite in dtype.
     """
     src, dst = hub.only_snapshot(src), Path(dst)
     if dtype is not None and dtype not in FLOATS:
@@ -62,7 +70,7 @@ def convert(
 
 
 def _reader(src: Path) -> Reader:
-    """Find the function that opens this form of a model."""
+    """Finds the function that opens this form of a model."""
     if not src.exists():
         raise InputError(f"{src}: no such folder")
     if not src.is_dir():

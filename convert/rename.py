@@ -1,8 +1,8 @@
-"""Renaming of parameters between published checkpoints and ours, by rules that work both ways.
+"""Renaming of parameters between published checkpoints and our networks, in both directions.
 
 A rule names one place of a network (a layer, or a single parameter) as the checkpoint does and as
-we do. {} stands for a number; `.weight` or `.bias` after the place stays as it is. A name
-belongs to exactly one rule, so no rule can change the result of another.
+our network does. {} stands for a number; `.weight` or `.bias` after the place stays as it is. A
+name must match exactly one rule, so no rule can change the result of another.
 """
 
 import re
@@ -14,44 +14,53 @@ from typing import Literal, NamedTuple
 from anyv2v.errors import InputError
 
 Side = Literal["theirs", "ours"]
+"""Whose names: those of the published checkpoint ("theirs") or of our networks ("ours")."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The names of one place in the checkpoint (theirs) and in our networks (ours)."""
+    """The names of one layer or parameter in the checkpoint (theirs) and in our network (ours)."""
 
     theirs: str
+    """The checkpoint's name, with {} for each number, such as "down_blocks.{}.resnets.{}.conv1"."""
     ours: str
+    """Our name, with {} for the same numbers in the same order, such as "down.{}.res.{}.conv1"."""
     squeeze: int = 0
-    """How many trailing axes of length 1 the checkpoint's weight has more than ours."""
+    """How many trailing axes of length 1 the checkpoint's weight has that ours lacks."""
     transpose: bool = False
-    """Whether the checkpoint stores the matrix as (in, out); ours are (out, in)."""
+    """Whether the checkpoint stores the matrix as (in, out), where ours is (out, in)."""
 
 
 class Renamed(NamedTuple):
-    """The new name of a parameter, and the rule that gave it."""
+    """The new name of a parameter, and the rule that it follows from."""
 
     name: str
     rule: Rule
 
     @property
     def squeeze(self) -> int:
-        """Trailing axes of length 1 that the checkpoint adds: of weights alone, not of biases."""
+        """How many trailing axes of length 1 the checkpoint's tensor has that ours lacks.
+
+        Only weights have any; for other parameters, such as biases, it is 0.
+        """
         return self.rule.squeeze if self.name.endswith(".weight") else 0
 
     def their_shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """The checkpoint's shape of a tensor that has the shape `ours` in our network."""
+        """Returns the tensor's shape in the checkpoint, given its shape `ours` in our network."""
         shape = ours[::-1] if self.rule.transpose else ours
         return (*shape, *(1,) * self.squeeze)
 
 
 def rules(pairs: dict[str, str]) -> tuple[Rule, ...]:
-    """Make a rule of each pair (theirs, ours) of names."""
+    """Returns one rule for each entry, the checkpoint's name of a place -> our name of it."""
     return tuple(Rule(theirs, ours) for theirs, ours in pairs.items())
 
 
 def prefixed(theirs: str, ours: str, inner: Iterable[Rule]) -> tuple[Rule, ...]:
-    """The same rules for a submodule: each name gets a prefix on both sides; "" adds none."""
+    """Returns the rules `inner` of a submodule with its path put before the names on both sides.
+
+    theirs, ours: the path of the submodule in the checkpoint and in our network; "" adds nothing.
+    """
     return tuple(
         replace(rule, theirs=_join(theirs, rule.theirs), ours=_join(ours, rule.ours))
         for rule in inner
@@ -59,10 +68,10 @@ def prefixed(theirs: str, ours: str, inner: Iterable[Rule]) -> tuple[Rule, ...]:
 
 
 def rename(names: Iterable[str], table: Sequence[Rule], to: Side = "ours") -> dict[str, Renamed]:
-    """Map every name to its name on the side `to`, with the rule that gave it.
+    """Maps each of the names to its name on the side `to`, with the rule that it follows from.
 
-    Raises InputError for names that no rule or several rules match, and for two names that would
-    become one.
+    The names are those of the other side; `to` is "ours" by default. Raises InputError if no rule
+    or several rules match a name, or if two names would become the same.
     """
     names = list(names)
     renamed, taken, unknown = {}, {}, []
@@ -85,7 +94,10 @@ def rename(names: Iterable[str], table: Sequence[Rule], to: Side = "ours") -> di
 
 
 def unused_rules(names: Iterable[str], table: Sequence[Rule], to: Side = "ours") -> list[Rule]:
-    """Return the rules that match none of the names."""
+    """Returns the rules of `table` that match none of the names; arguments as in `rename`.
+
+    Raises InputError like `rename`, for example if no rule matches a name.
+    """
     used = {renamed.rule for renamed in rename(names, table, to).values()}
     return [rule for rule in table if rule not in used]
 

@@ -29,21 +29,25 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that `anyv2v convert` wrote. Opening it reads the config, but no weights."""
+    """A folder that `anyv2v convert` wrote; use `Checkpoint.open` to open one."""
 
     folder: Path
+    """Path of the folder."""
     config: dict
+    """The content of its config.json."""
     fingerprint: str
-    """Sha256 in hex; equal for equal weights, tokenizer and config (`manifest.fingerprint`)."""
+    """Sha256, in hex, over weights, tokenizer and config, except for defaults that only say how an
+    edit is made; see `manifest.fingerprint`."""
     files: dict[str, dict] = field(repr=False)
-    """The files that the manifest lists; see `manifest.read_manifest`."""
+    """Name of each file that the manifest lists -> its sha256, its length and, for weights, its
+    tensors; see `manifest.read_manifest`."""
 
     @staticmethod
     def open(folder: str | Path) -> "Checkpoint":
-        """Open a folder and check that its files are there.
+        """Opens a folder and checks that its files are there; reads its config, but no weights.
 
-        Raises InputError where it is no folder that `anyv2v convert` wrote, where its format is
-        another, and where a file is missing or of another length than the manifest says.
+        Raises InputError if `anyv2v convert` did not write the folder, if it has another version of
+        the format, or if a file is missing or does not have the length that the manifest gives.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -85,13 +89,15 @@ class Checkpoint:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> M:
-        """Build a module and load the weights of a component into it, ready for inference.
+        """Builds a network and loads its weights, in eval mode and without gradients.
 
-        component: the name of its file, without suffix. build: makes the module; it is called with
-        the meta device as default. Resident memory grows by the module's own bytes and 4 MB,
-        because the weights are read in pieces. Weights of 2d convolutions are channels-last. Raises
-        InputError where names or shapes differ from the module's, and for values that are not
-        finite, as stored or in dtype.
+        component: name of the weight file without suffix, such as "unet". build: makes the network;
+        it is called with meta as the default device. device, dtype: of the loaded weights. Weights
+        with four axes are stored channels-last. Reading takes 4 MB of memory beside the network
+        itself.
+
+        Raises InputError if the names or shapes in the file are not those of the network and of the
+        manifest, or if a value is not finite, as stored or in dtype.
         """
         module = _build_on_meta(build)
         state = self._read(component, module.state_dict(), device, dtype)
@@ -105,12 +111,15 @@ class Checkpoint:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> tuple[M, Callable[[], Iterator[Tensor]]]:
-        """Build the same module without weights; also return a function that reads the weights.
+        """Builds a network without weights; returns it and a function that reads the weights later.
 
-        Each tensor of the module has its shape but takes no memory: it is one NaN, expanded, so
-        that a computation before the weights are there does not go unnoticed. The function reads
-        the file on every call, and gives the module's parameters and then its buffers. Raises
-        InputError like `load`, for bad values only when they are read.
+        Arguments as in `load`. Each parameter and buffer of the network has its shape but takes no
+        memory: it is one NaN, expanded, so that a computation without weights does not go
+        unnoticed. Each call of the function reads the file, and returns an iterator over the
+        tensors for the network's parameters, then for its buffers.
+
+        Raises InputError like `load`, but for values that are not finite only when the function is
+        called.
         """
         module = _build_on_meta(build).eval().requires_grad_(False)
         expected = module.state_dict()
@@ -137,7 +146,7 @@ class Checkpoint:
         device: str | torch.device,
         dtype: torch.dtype,
     ) -> dict[str, Tensor]:
-        """Read a component, whose tensors must have the names and shapes of `expected`."""
+        """Reads a component, whose tensors must have the names and shapes of `expected`."""
         path = self._path(component)
         entries = read_header(path)
         self._check(path, entries, expected)
@@ -174,7 +183,7 @@ class Checkpoint:
 
 
 def _build_on_meta(build: Callable[[], M]) -> M:
-    """Build a module on the meta device, without initial values."""
+    """Builds a module on the meta device, without initial values."""
     with torch.device("meta"), _NoInit():
         module = build()
     saved = module.state_dict()

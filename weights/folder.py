@@ -1,4 +1,4 @@
-"""Writing a folder of weights in our format, atomically."""
+"""Writing of weights folders, which appear whole or not at all."""
 
 import json
 import math
@@ -30,12 +30,12 @@ from anyv2v.weights.tensors import NAMES, Layout, write
 
 
 class Part(NamedTuple):
-    """The weights of one component."""
+    """The weights of one network that is to be written."""
 
     layout: Layout
-    """Key -> (dtype, shape)."""
+    """Name of a tensor -> (dtype, shape)."""
     read: Callable[[str], Tensor]
-    """Key -> its tensor."""
+    """Function of a tensor's name that returns the tensor."""
 
 
 def write_folder(
@@ -47,13 +47,19 @@ def write_folder(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write config.json, one safetensors file per component, the tokenizer and the manifest.
+    """Writes a weights folder: config.json, a safetensors file per network, tokenizer and manifest.
 
-    Holds one tensor in memory at a time. dst: appears whole or not at all; see check_target. vocab,
-    merges: token -> id and the text of merges.txt; both are empty for a model that reads no text.
-    parts: the components that `manifest.components(config)` names. force: replace dst. progress:
-    called with the bytes of weights written so far and in all. Raises InputError where the disk is
-    too full or dst cannot be written.
+    Holds one tensor in memory at a time.
+
+    dst: the folder to write, which appears whole or not at all; see `check_target`. config: the
+    content of config.json. vocab, merges: the tokenizer's token -> id and the text of its
+    merges.txt; both are empty for a model that reads no text. parts: component (name of a weight
+    file without suffix, such as "unet") -> its weights; they must be those that
+    `manifest.components(config)` names. force: whether to replace dst if it exists. progress:
+    called with (bytes of weights written so far, bytes in all).
+
+    Raises InputError if the disk has too little space, if dst cannot be written, or if dst exists
+    and force is False.
     """
     dst = Path(os.path.realpath(dst))
     total = sum(_bytes(part.layout) for part in parts.values())
@@ -91,10 +97,10 @@ def write_folder(
 
 
 def check_target(dst: Path, force: bool, src: Path | None = None) -> None:
-    """Raise InputError where a folder cannot be written.
+    """Checks that the folder dst can be written, or replaced if force is True.
 
-    That is where dst exists and force is not given, where dst cannot be created, where it holds
-    files that are not ours, and where it would overwrite or contain the source src.
+    Raises InputError if dst cannot be created, exists although force is False, holds files that do
+    not belong to a weights folder, or is the same as the source src, inside it or around it.
     """
     dst = Path(os.path.realpath(dst))
     if src is not None:
@@ -151,7 +157,7 @@ def _check_space(dst: Path, size: int) -> None:
 
 @contextmanager
 def _atomic_folder(dst: Path, force: bool) -> Iterator[Path]:
-    """Give a hidden folder next to dst; it is renamed to dst at the end, or deleted on an error."""
+    """Yields a hidden folder next to dst; it is renamed to dst at the end, or deleted on error."""
     try:
         with scratch(dst.parent) as temporary:
             folder, old = temporary / "new", temporary / REPLACED

@@ -1,7 +1,7 @@
-"""Cache folders of the Hugging Face hub: models--OWNER--NAME/snapshots/COMMIT is the model itself.
+"""Cache folders of the Hugging Face hub, in which models are stored as snapshots.
 
-The layout is huggingface_hub's (its guide "Understand caching"): snapshots/ holds a folder for each
-commit that was downloaded, refs/main the commit that the main branch was at.
+A snapshot is the state of a model at one commit; it is in models--OWNER--NAME/snapshots/COMMIT.
+refs/main names the commit of the main branch (huggingface_hub's guide "Understand caching").
 """
 
 import os
@@ -10,13 +10,14 @@ from pathlib import Path
 from anyv2v.errors import InputError
 
 DESCRIPTION = "is a cache folder of the Hugging Face hub"
+"""What error messages say of a cache folder."""
 
 
 def snapshots(folder: str | os.PathLike) -> list[Path]:
-    """List the models in a cache folder: the one that refs/main names, then the newest first.
+    """Returns the snapshots in a cache folder of the hub; an empty list for any other folder.
 
-    `folder` is the cache of one model, its snapshots/, or the folder with the caches of all models.
-    The list is empty for any other folder.
+    folder: the cache of one model, the folder snapshots/ in it, or the folder with the caches of
+    all models. For each model, the snapshot that refs/main names comes first, then the newest.
     """
     folder = Path(folder)
     if _is_cache(folder):
@@ -29,9 +30,10 @@ def snapshots(folder: str | os.PathLike) -> list[Path]:
 
 
 def only_snapshot(folder: str | os.PathLike) -> Path:
-    """Return the only snapshot of a cache folder; any other folder is returned as it is.
+    """Returns the only snapshot in a cache folder of the hub; returns any other folder as it is.
 
-    Raises InputError for a cache folder with no snapshot or with several, which it names.
+    A snapshot is the state of a model at one commit. Raises InputError if a cache folder holds no
+    snapshot, or several; the message lists them.
     """
     folder = Path(folder)
     if not (models := snapshots(folder)):

@@ -10,14 +10,17 @@ from anyv2v.checks import shown
 from anyv2v.errors import InputError
 
 FORMAT = 1
+"""Version of the format of weights folders."""
 CONFIG, MANIFEST = "config.json", "manifest.json"
 COMPONENTS = ("unet", "vae", "text", "vision")
-"""The components of a backbone whose config has no list of its own."""
+"""Networks of a backbone (a video model) whose config.json has no list "components" of its own."""
 MOST_COMPONENTS = 16
+"""The most networks that a config.json may list."""
 COMPONENT = re.compile("[a-z0-9][a-z0-9_]*")
+"""Matches the allowed names of a network."""
 VIDEO_DEFAULTS = ("size", "frames", "fps")
-"""The defaults that every config has. Any others say how an edit is made, and a saved source does
-not depend on them."""
+"""The "defaults" that every backbone's config.json has. Other defaults, such as steps and guidance,
+only say how an edit is made and are left out of `fingerprint`."""
 STABLE_DIFFUSION = "stable-diffusion"
 IP_ADAPTER = "ip-adapter"
 T2I_ADAPTER = "t2i-adapter"
@@ -26,15 +29,17 @@ MODELS = {
     IP_ADAPTER: ("adapter", "vision"),
     T2I_ADAPTER: ("adapter",),
 }
-"""The "model" of a config that is not of a backbone -> its components."""
+"""The "model" in the config.json of an image model -> the names of its networks. The config.json of
+a backbone (a video model) has no "model"."""
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
+"""The files of a tokenizer, relative to the weights folder."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a tensor -> its shape."""
 
 
 def read_json(path: Path) -> dict:
-    """Read a file that holds one JSON object; InputError if it does not."""
+    """Reads a file; raises InputError if it cannot be read or does not hold one JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(value, ensure_ascii=False).encode()
@@ -53,15 +58,16 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write a JSON object in the form of our config.json and manifest.json."""
+    """Writes a JSON object to a file, in the form of our config.json and manifest.json."""
     text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def components(config: dict) -> tuple[str, ...]:
-    """Return the names of the weight files, without suffix, of a folder with this config.
+    """Returns the names of the weight files, without suffix, of a folder with this config.json.
 
-    Raises InputError where the config's own list of components holds anything but such names.
+    Raises InputError if the config's own list "components" is not a list of 1 to 16 distinct plain
+    names.
     """
     model = config.get("model")
     if isinstance(model, str):
@@ -77,17 +83,25 @@ def components(config: dict) -> tuple[str, ...]:
 
 
 def expected_files(components: Iterable[str]) -> set[str]:
-    """Return the files that a manifest lists: weights and, where text is read, the tokenizer."""
+    """Returns the files, relative to the folder, that the manifest of a weights folder must list.
+
+    They are the weights of each component (name of a network, such as "unet") and, if "text" is
+    among the components, the two files of the tokenizer.
+    """
     components = tuple(components)
     tokenizer = TOKENIZER if "text" in components else ()
     return {*tokenizer, *(f"{component}.safetensors" for component in components)}
 
 
 def read_manifest(folder: Path, components: Iterable[str] = COMPONENTS) -> dict[str, dict]:
-    """Read the manifest: file name -> {"sha256", "bytes", "tensors"}.
+    """Reads the manifest of a folder: file name -> {"sha256", "bytes", "tensors"}.
 
-    "tensors" is there for weights alone: key -> [dtype, shape]. Raises InputError where a file is
-    missing or has another length; `verify.verify` compares the bytes too.
+    "tensors", which weight files alone have, maps the name of a tensor to [dtype, shape].
+    components: the names of the networks that the folder must hold.
+
+    Raises InputError if the manifest is invalid or lists other files than `expected_files`, or if a
+    file is missing or has another length. The content of the files is not read; see
+    `verify.verify`.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -115,9 +129,11 @@ def read_manifest(folder: Path, components: Iterable[str] = COMPONENTS) -> dict[
 
 
 def fingerprint(config: dict, files: Mapping[str, dict]) -> str:
-    """Return one sha256 in hex over a config and the sha256 of every file of a folder.
+    """Returns one sha256, in hex, over a folder's config and the sha256 of each of its files.
 
-    Defaults other than VIDEO_DEFAULTS are left out, because they change nothing about the weights.
+    config: the content of config.json. files: file name -> a dict with "sha256". Of the config's
+    "defaults" only `VIDEO_DEFAULTS` count, because the others change nothing about the weights.
+    Raises InputError if the config is nested too deeply.
     """
     if isinstance(defaults := config.get("defaults"), dict):
         kept = {name: value for name, value in defaults.items() if name in VIDEO_DEFAULTS}
@@ -131,7 +147,7 @@ def fingerprint(config: dict, files: Mapping[str, dict]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
+    """Returns the sha256 of a file, in hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while data := file.read(2**20):
@@ -140,9 +156,10 @@ def file_sha256(path: Path) -> str:
 
 
 def difference(shapes: Shapes, expected: Shapes, limit: int | None = None) -> str:
-    """List missing, extra and misshapen tensors in one line; "" if there are none.
+    """Lists missing, extra and misshapen tensors of `shapes` in one line; "" if there are none.
 
-    limit: how many of each kind are named; None names all.
+    expected: the names and shapes that there should be. limit: how many tensors of each of the
+    three kinds are named; None, the default, names all.
     """
     missing = [f"{name} {expected[name]}" for name in expected if name not in shapes]
     extra = [f"{name} {shapes[name]}" for name in shapes if name not in expected]

@@ -1,8 +1,8 @@
 """Reading and writing of safetensors files by offset.
 
 Files are not mapped into memory: mapped pages count as resident, so a mapped file of 5 GB would
-look like 5 GB of memory in use. A file has eight bytes of header length (little endian), the header
-in JSON, and the tensors, row-major and without gaps
+look like 5 GB of memory in use. A file has eight bytes with the length of the header (little
+endian), the header in JSON, and the tensors, row-major and without gaps
 (https://github.com/huggingface/safetensors, "Format").
 """
 
@@ -33,30 +33,34 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""Name of a dtype in safetensors files -> dtype."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 LONGEST_HEADER = 100_000_000
-"""Bytes, the limit of the format itself; 1,511 tensors need 0.2 MB."""
+"""The most bytes that the format allows for a header; 1,511 tensors need 0.2 MB."""
 CHUNK = 4 * 2**20
-"""Bytes that `read_rows` reads at once."""
+"""About how many bytes `read_rows` reads at once."""
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Name of a tensor -> (dtype, shape)."""
 
 
 class Entry(NamedTuple):
-    """One tensor of a file; start and end are byte offsets from the beginning of the file."""
+    """Dtype, shape and place of one tensor in a safetensors file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
+    """Offset of the tensor's first byte from the beginning of the file."""
     end: int
+    """Offset of the byte after the tensor's last one, from the beginning of the file."""
 
 
 def read_header(path: str | Path) -> dict[str, Entry]:
-    """Read the names and places of the tensors of a safetensors file, in the order of their bytes.
+    """Reads the header of a safetensors file: name of a tensor -> its dtype, shape and place.
 
-    Raises InputError, which names the file and the tensor, for anything that the format forbids.
+    The tensors are in the order of their bytes. Raises InputError, which names the file and the
+    tensor, if the file cannot be read or violates the format.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -80,7 +84,10 @@ def read_header(path: str | Path) -> dict[str, Entry]:
 
 
 def read_tensor(file: FileIO, entry: Entry) -> Tensor:
-    """Read one tensor into new memory on the CPU. file: opened by open_file."""
+    """Reads one tensor of a file that `open_file` opened into new CPU memory.
+
+    Raises InputError if the file ends before the tensor does.
+    """
     tensor = torch.empty(entry.end - entry.start, dtype=torch.uint8, device="cpu")
     file.seek(entry.start)
     _fill(file, tensor.numpy().data)
@@ -88,16 +95,17 @@ def read_tensor(file: FileIO, entry: Entry) -> Tensor:
 
 
 def rows_buffer(entries: Iterable[Entry]) -> Tensor:
-    """Allocate the buffer for read_rows, large enough for each of the entries; uint8."""
+    """Allocates a CPU buffer (uint8) for `read_rows`, large enough for any one of the entries."""
     sizes = (_rows_at_once(entry) * _row_bytes(entry) for entry in entries)
     return torch.empty(max(sizes, default=0), dtype=torch.uint8, device="cpu")
 
 
 def read_rows(file: FileIO, entry: Entry, buffer: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Read one tensor in pieces of some rows, about 4 MB each; yields (rows, piece).
+    """Reads a tensor in pieces of about 4 MB, each some of its rows; yields (rows, piece).
 
-    Rows are indices of the first axis; a scalar is one row. A piece is a view of `buffer`, so the
-    next one overwrites it.
+    rows: a slice of the tensor's first axis; a scalar counts as one row, and a tensor without
+    values has no piece. piece: those rows, as a view of `buffer` (from `rows_buffer`), which the
+    next piece overwrites. Raises InputError if the file ends before the tensor does.
     """
     rows = entry.shape[0] if entry.shape else 1
     row, step = _row_bytes(entry), _rows_at_once(entry)
@@ -121,11 +129,14 @@ def _rows_at_once(entry: Entry) -> int:
 
 
 def write(path: str | Path, layout: Layout, read: Callable[[str], Tensor]) -> str:
-    """Write a safetensors file one tensor at a time; returns the sha256 of the file, in hex.
+    """Writes a safetensors file one tensor at a time; returns the sha256 of the file, in hex.
 
-    layout: all tensors that the file will have. read(name) is called once per tensor, in the order
-    of the file: larger item sizes first, so that every tensor is aligned, then by name, so that
-    equal tensors make equal files.
+    layout: name of each tensor that the file will have -> (dtype, shape). read: function of a name
+    that returns the tensor, on the CPU; it is called once per tensor, in the order of the file.
+    Tensors are ordered by the size of their dtype, largest first, so that each is aligned, then by
+    name, so that equal tensors make equal files.
+
+    Raises FileExistsError if the file exists, and ValueError if a tensor is not as in the layout.
     """
     order = sorted(layout, key=lambda name: (-layout[name][0].itemsize, name))
     header: dict = {"__metadata__": {"format": "pt"}}
@@ -155,7 +166,10 @@ def write(path: str | Path, layout: Layout, read: Callable[[str], Tensor]) -> st
 
 
 def largest(tensor: Tensor) -> float:
-    """Return the largest absolute value, or NaN if there is one, without a copy of the tensor."""
+    """Returns the largest absolute value of a tensor as a float, without copying the tensor.
+
+    It is NaN if any value is NaN, and 0 if the tensor is empty.
+    """
     if tensor.numel() == 0:
         return 0.0
     low, high = (value.item() for value in torch.aminmax(tensor))
@@ -163,12 +177,12 @@ def largest(tensor: Tensor) -> float:
 
 
 def overflows(value: float, dtype: torch.dtype) -> bool:
-    """Whether a finite value becomes infinite in dtype."""
+    """Whether a finite value becomes infinite when it is converted to dtype."""
     return bool(torch.tensor(value, dtype=torch.float64, device="cpu").to(dtype).isinf())
 
 
 def open_file(path: str | Path) -> FileIO:
-    """Open a file for unbuffered reading by offset; InputError where that is impossible."""
+    """Opens a file for unbuffered reading by offset; raises InputError if it cannot be opened."""
     try:
         return open(path, "rb", buffering=0)
     except OSError as error:
@@ -176,7 +190,10 @@ def open_file(path: str | Path) -> FileIO:
 
 
 def read_bytes(file: FileIO, count: int, path: str | Path) -> bytes:
-    """Read the next `count` bytes; InputError where the file ends before."""
+    """Reads the next `count` bytes of a file that `open_file` opened.
+
+    Raises InputError if fewer are left. path is not used.
+    """
     data = bytearray(count)
     _fill(file, memoryview(data))
     return bytes(data)
@@ -238,7 +255,7 @@ def _entry(path, name: str, value, base: int) -> Entry:
 
 
 def _check_tiling(path, entries: dict[str, Entry], base: int, size: int) -> None:
-    """Check that every byte after the header belongs to exactly one tensor."""
+    """Checks that every byte after the header belongs to exactly one tensor."""
     end, last = base, "the header"
     for name, entry in entries.items():
         if entry.start < end:

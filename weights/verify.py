@@ -23,13 +23,18 @@ from anyv2v.weights.tensors import (
 
 @dataclass(frozen=True)
 class Component:
-    """The counts of one file of weights."""
+    """Figures about one weight file of a verified folder."""
 
     file: str
+    """Name of the file, such as "unet.safetensors"."""
     tensors: int
+    """Number of tensors."""
     parameters: int
+    """Number of values in all tensors."""
     bytes: int
+    """Size of the file, in bytes."""
     dtypes: tuple[str, ...]
+    """The dtypes of its tensors under their names in safetensors files, such as "F16", sorted."""
 
     def __str__(self) -> str:
         return (
@@ -40,10 +45,12 @@ class Component:
 
 @dataclass(frozen=True)
 class Report:
-    """The content of a folder that was verified without an error."""
+    """What a folder holds that was verified without an error; str() gives the text to print."""
 
     checkpoint: Checkpoint
+    """The verified folder."""
     components: tuple[Component, ...]
+    """Figures about each of the folder's weight files."""
 
     def __str__(self) -> str:
         return "\n".join(
@@ -75,11 +82,15 @@ def verify(
     expected: Callable[[dict], Mapping[str, Shapes]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Read every byte of a converted folder once and compare it with the manifest.
+    """Reads every byte of a weights folder once, compares it with the manifest, and reports on it.
 
-    Holds 4 MB of a tensor in memory at a time. expected: config -> component -> key -> shape, with
-    which the weights are compared too. progress: called with the bytes read so far and in all.
-    Raises InputError for the first difference, with its file and, where it has one, its tensor.
+    Takes 4 MB of memory for the weights. expected: function of the folder's config.json that
+    returns component (such as "unet") -> name of a tensor -> its shape, with which the weights are
+    compared too; None (the default) skips this. progress: called with (bytes read so far, bytes in
+    all).
+
+    Raises InputError for the first fault, such as another sha256, another shape or a value that is
+    not finite, with its file and, if it concerns one, its tensor.
     """
     checkpoint = Checkpoint.open(folder)
     expected_shapes = {} if expected is None else expected(checkpoint.config)
@@ -126,7 +137,7 @@ def _check_names(
 
 
 def _check_values(path: Path, entries: dict[str, Entry]) -> str:
-    """Check that all values of a file are finite, and return its sha256."""
+    """Checks that all values of a file are finite, and returns its sha256."""
     digest = hashlib.sha256()
     buffer = rows_buffer(entries.values())
     with open_file(path) as file:

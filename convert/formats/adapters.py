@@ -1,4 +1,4 @@
-"""Published IP-Adapters and T2I-Adapters for Stable Diffusion 1.5: their names and configs."""
+"""Published IP-Adapters and T2I-Adapters for Stable Diffusion 1.5: their rules and configs."""
 
 from pathlib import Path
 
@@ -30,11 +30,14 @@ IP_NAMES = (
         )
     ),
 )
+"""The rules that rename the parameters of an IP-Adapter."""
 SUFFIXES = (".safetensors", ".bin")
+"""Suffixes of an IP-Adapter's file."""
 GROUPS = ("image_proj", "ip_adapter")
-"""Keys of the dicts in an IP-Adapter's .bin file; names in .safetensors begin with them."""
+"""Keys of the two dicts in an IP-Adapter's .bin file; in .safetensors, names begin with them."""
 FIRST_OF_LEVEL = (1, 5, 9, 31)
-"""The number of one attention per level; the lowest level has only the one in the middle block."""
+"""For each level of the UNet, the number that an IP-Adapter's file gives to one of the level's
+cross-attentions; the lowest level has only that of the middle block."""
 
 LEVEL = (
     *prefixed("resnets.{}", "res.{}", rules({"block1": "conv1", "block2": "conv2"})),
@@ -46,6 +49,7 @@ T2I_NAMES = {
     ),
     "light": prefixed("adapter.body.{}", "levels.{}", (*LEVEL, Rule("out_conv", "proj_out"))),
 }
+"""Kind of a T2I-Adapter -> the rules that rename its parameters."""
 # the defaults of diffusers 0.42
 T2I_DEFAULTS = {
     "in_channels": 3,
@@ -56,13 +60,15 @@ T2I_DEFAULTS = {
 }
 
 VISION = huggingface.COMPONENTS["vision"]
-"""Where the vision tower of the published IP-Adapters is, relative to the adapter's folder."""
+"""Where the vision encoder of the published IP-Adapters is, relative to the adapter's folder."""
 
 
 def read_ip_adapter(src: Path, dtype: torch.dtype | None) -> Model:
-    """Open an IP-Adapter's file, and the vision tower in the folder image_encoder next to it.
+    """Opens an IP-Adapter's file and the vision encoder in the folder image_encoder beside it.
 
-    The vision tower's files of half precision come first where dtype is float16.
+    dtype: the dtype to convert to; if it is float16, half-precision files of the vision encoder are
+    preferred to others. Raises InputError if there is no vision encoder, if a file cannot be read,
+    or if it is not an IP-Adapter that is implemented.
     """
     weights = open_files([src], src, groups=GROUPS)
     sizes = ip_adapter_config(src, {name: shape for name, (_, shape) in weights.layout.items()})
@@ -96,13 +102,17 @@ def read_ip_adapter(src: Path, dtype: torch.dtype | None) -> Model:
 
 
 def is_t2i_adapter(src: Path) -> bool:
-    """Whether `src` is a Hugging Face folder of a T2I-Adapter."""
+    """Whether `src` is a Hugging Face folder of a T2I-Adapter, judged by its config.json."""
     config = src / "config.json"
     return config.is_file() and read_json(config).get("_class_name") == "T2IAdapter"
 
 
 def read_t2i_adapter(src: Path, dtype: torch.dtype | None) -> Model:
-    """Open a T2I-Adapter's folder; files of half precision come first where dtype is float16."""
+    """Opens a Hugging Face folder of a T2I-Adapter.
+
+    dtype: the dtype to convert to; if it is float16, half-precision weight files are preferred to
+    others. Raises InputError if a file is missing, or if the adapter is not implemented.
+    """
     config = src / "config.json"
     sizes = t2i_adapter_config(str(config), read_json(config))
     weights = open_weights(src, "diffusion_pytorch_model", prefer_half=dtype == torch.float16)
@@ -111,9 +121,11 @@ def read_t2i_adapter(src: Path, dtype: torch.dtype | None) -> Model:
 
 
 def ip_adapter_config(where: Path, shapes: Shapes) -> dict:
-    """Derive the section "adapter" of our config.json from the shapes in an IP-Adapter's file.
+    """Derives the section "adapter" of our config.json from the shapes of an IP-Adapter's tensors.
 
-    No config is published. Raises InputError for other kinds of IP-Adapter and for other files.
+    IP-Adapters are published without a config. where: the file, as error messages name it. shapes:
+    published name of a tensor -> its shape. Raises InputError if it is another kind of IP-Adapter,
+    or none.
     """
     if foreign := detect_foreign("adapter", shapes, {}):
         raise InputError(f"{where}: {foreign}; ip-adapter_sd15 and ip-adapter_sd15_light will do")
@@ -140,7 +152,11 @@ def ip_adapter_config(where: Path, shapes: Shapes) -> dict:
 
 
 def t2i_adapter_config(where: str, values: dict) -> dict:
-    """Translate a T2I-Adapter's config.json of diffusers to the section "adapter" of ours."""
+    """Translates diffusers' config of a T2I-Adapter to the section "adapter" of our config.json.
+
+    where: the file, as error messages name it. values: its content. Raises InputError if the
+    adapter that it describes is not implemented.
+    """
     config = HFConfig(where, values, T2I_DEFAULTS)
     config.one_of("_class_name", "T2IAdapter")
     kind = config.one_of("adapter_type", "full_adapter", "light_adapter").removesuffix("_adapter")

@@ -1,4 +1,4 @@
-"""CLIP as transformers saves it: names and configs of both towers, preprocessing, tokenizer."""
+"""CLIP as transformers saves it: rules and configs of both encoders, preprocessing, tokenizer."""
 
 import sys
 from pathlib import Path
@@ -34,6 +34,7 @@ TEXT = prefixed(
         *rules({"final_layer_norm": "final_norm"}),
     ),
 )
+"""The rules that rename the parameters of the text encoder."""
 VISION = (
     *prefixed(
         "vision_model",
@@ -54,6 +55,7 @@ VISION = (
     ),
     *rules({"visual_projection": "projection"}),
 )
+"""The rules that rename the parameters of the vision encoder with its projection."""
 
 # the defaults of transformers 4.39 to 5.23
 TEXT_DEFAULTS = {
@@ -94,7 +96,11 @@ TOKENIZER_DEFAULTS = {
 
 
 def text_config(where: str, values: dict) -> dict:
-    """Translate the text tower's config.json of transformers to the section "text" of ours."""
+    """Translates transformers' config of a CLIP text encoder to section "text" of config.json.
+
+    where: the file, as error messages name it. values: its content, which may be the config of both
+    encoders. Raises InputError if the network that it describes is not implemented.
+    """
     _check_class(where, values, "CLIPTextModel")
     config = HFConfig(where, _nested(where, values, "text_config"), TEXT_DEFAULTS)
     return {
@@ -105,7 +111,11 @@ def text_config(where: str, values: dict) -> dict:
 
 
 def vision_config(where: str, values: dict) -> dict:
-    """Translate the vision tower's config.json of transformers to the section "vision" of ours."""
+    """Translates transformers' config of a CLIP vision encoder to section "vision" of config.json.
+
+    where: the file, as error messages name it. values: its content, which may be the config of both
+    encoders. Raises InputError if the network that it describes is not implemented.
+    """
     _check_class(where, values, "CLIPVisionModelWithProjection")
     config = HFConfig(where, _nested(where, values, "vision_config"), VISION_DEFAULTS)
     config.one_of("num_channels", 3)
@@ -147,10 +157,11 @@ def _tower(config: HFConfig) -> dict:
 
 
 def preprocess_config(where: str, values: dict) -> dict:
-    """Translate preprocessor_config.json to the section "preprocess" of our config.json.
+    """Translates preprocessor_config.json to the section "preprocess" of our config.json.
 
-    Size, mean and standard deviation are all that is read: the original overrides the other fields
-    in its calls.
+    where: the file, as error messages name it. values: its content. Only the size, mean and
+    standard deviation are read, because the original code overrides the other fields when it calls
+    the preprocessor. Raises InputError if one of them is invalid.
     """
     config = HFConfig(where, values, PREPROCESS_DEFAULTS)
     for name in ("image_mean", "image_std"):
@@ -172,10 +183,11 @@ def _is_number(value) -> bool:
 
 
 def tokenizer_config(folder: Path, vocab: dict[str, int], tokens: int) -> dict:
-    """Read the special tokens of a tokenizer's folder: the section "tokenizer" of our config.json.
+    """Returns the section "tokenizer" of our config.json: the special tokens of a tokenizer.
 
-    Raises InputError where one is not in the vocabulary, and for a tokenizer of another length than
-    `tokens`.
+    folder: of the tokenizer's published files. vocab: the tokenizer's token -> id. tokens: the
+    length of the text encoder's sequences. Raises InputError if a special token is not in the
+    vocabulary, or if the tokenizer is for sequences of another length.
     """
     values = {}
     if (folder / "tokenizer_config.json").exists():
@@ -206,10 +218,10 @@ def tokenizer_config(folder: Path, vocab: dict[str, int], tokens: int) -> dict:
 
 
 def tokenizer_files(folder: Path) -> tuple[dict[str, int], str]:
-    """Read the vocabulary (token -> id) and the text of merges.txt.
+    """Reads a tokenizer's vocabulary (token -> id) and the text of its merges.txt.
 
-    They are in vocab.json and merges.txt, or in tokenizer.json, the only file that transformers 5
-    writes. Raises InputError where neither is there or readable.
+    folder: holds vocab.json and merges.txt or, as transformers 5 writes it, tokenizer.json alone.
+    Raises InputError if it holds neither or they cannot be read.
     """
     both = folder / "vocab.json", folder / "merges.txt"
     if all(path.is_file() for path in both):

@@ -1,4 +1,4 @@
-"""Hugging Face folders in general, and that of I2VGen-XL."""
+"""Hugging Face folders: how any is opened, and what that of I2VGen-XL holds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,18 +15,21 @@ from anyv2v.errors import InputError
 from anyv2v.weights.manifest import FORMAT, read_json
 
 INDEX = "model_index.json"
+"""The file that makes a folder a model of diffusers."""
 TOKENIZER = "tokenizer"
+"""The subfolder of the tokenizer's files."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """Where a folder has one network."""
+    """Where a Hugging Face folder holds one network, and how its parameters are renamed."""
 
     folder: str
+    """Name of the subfolder that holds the network."""
     stem: str
-    """Stem of its weight files, a key of `anyv2v.convert.files.STEMS`."""
+    """Stem of the weight files in it, a key of `anyv2v.convert.files.STEMS`."""
     table: Callable[[list[str]], tuple[Rule, ...]]
-    """The file's names of parameters -> the rules that rename them."""
+    """The parameter names in the weight files -> the rules that rename them to ours."""
 
 
 COMPONENTS = {
@@ -35,10 +38,15 @@ COMPONENTS = {
     "text": Component("text_encoder", "model", lambda names: clip.TEXT),
     "vision": Component("image_encoder", "model", lambda names: clip.VISION),
 }
+"""Our name of each network of I2VGen-XL -> where it is."""
 
 
 def read(src: Path, dtype: torch.dtype | None) -> Model:
-    """Open a folder of I2VGen-XL; files of half precision come first where dtype is float16."""
+    """Opens a Hugging Face folder of I2VGen-XL.
+
+    dtype: the dtype to convert to; if it is float16, half-precision weight files are preferred to
+    others. Raises InputError if a file is missing, or if the model is not implemented.
+    """
     return open_model(src, COMPONENTS, read_config, prefer_half=dtype == torch.float16)
 
 
@@ -48,10 +56,11 @@ def open_model(
     read_config: Callable[[Path, dict[str, int]], dict],
     prefer_half: bool,
 ) -> Model:
-    """Open the tokenizer, the configs and the weights of a folder.
+    """Opens the tokenizer, the configs and the weights of a Hugging Face folder.
 
-    read_config: (folder, vocabulary) -> our config.json. prefer_half: take files of half precision
-    before those of full precision.
+    components: our name of each network -> where it is. read_config: function of (folder,
+    vocabulary as token -> id) that returns our config.json. prefer_half: whether half-precision
+    weight files are preferred to others. Raises InputError if a file is missing or cannot be read.
     """
     vocab, merges = clip.tokenizer_files(src / TOKENIZER)
     config = read_config(src, vocab)
@@ -60,7 +69,11 @@ def open_model(
 
 
 def open_network(src: Path, component: Component, prefer_half: bool) -> PublishedNetwork:
-    """Open the weights of one network of a folder; prefer_half: see open_model."""
+    """Opens the weights of one network of the Hugging Face folder `src`.
+
+    prefer_half: whether half-precision files are preferred to others. Raises InputError if there
+    are no weights or they cannot be read.
+    """
     weights = open_weights(src / component.folder, component.stem, prefer_half)
     # older files store the buffer position_ids, which is just 0, 1, 2, ...
     weights = weights.select(lambda name: name.split(".")[-1] != "position_ids")
@@ -68,14 +81,19 @@ def open_network(src: Path, component: Component, prefer_half: bool) -> Publishe
 
 
 def translate(path: Path, to_ours: Callable[[str, dict], dict]) -> dict:
-    """Translate one of their config files; to_ours: (name of the file, its values) -> ours."""
+    """Reads a published config file and returns what `to_ours` makes of it.
+
+    to_ours: function of (the path, for error messages; the file's content) that returns a section
+    of our config.json. Raises InputError if the file does not hold a JSON object.
+    """
     return to_ours(str(path), read_json(path))
 
 
 def read_config(src: Path, vocab: dict[str, int]) -> dict:
-    """Translate the configs of a folder to our config.json.
+    """Translates the config files of an I2VGen-XL folder to our config.json.
 
-    Raises InputError for what is not implemented, and for networks that do not fit each other.
+    vocab: the tokenizer's token -> id. Raises InputError if a network is not implemented, or if the
+    networks and the tokenizer do not match each other.
     """
     unet = translate(src / "unet/config.json", i2vgen.unet_config)
     text = translate(src / "text_encoder/config.json", clip.text_config)
@@ -112,7 +130,11 @@ def read_config(src: Path, vocab: dict[str, int]) -> dict:
 
 
 def check_vocabulary(src: Path, vocab: dict[str, int], size: int) -> None:
-    """Raise InputError where the tokenizer has ids that the text encoder's `size` rows lack."""
+    """Checks that all ids of a tokenizer are less than the text encoder's number of embeddings.
+
+    src: the model's folder, for the error message. vocab: token -> id. size: the number of
+    embeddings. Raises InputError otherwise.
+    """
     if (last := max(vocab.values())) >= size:
         raise InputError(
             f"{src}: tokenizer: ids go up to {last}; text_encoder: vocab_size is {size}"

@@ -1,4 +1,4 @@
-"""The names and the config of I2VGen-XL's UNet, and its noise schedule, as diffusers has them."""
+"""Rules and config fields of I2VGen-XL's UNet and noise schedule, as diffusers writes them."""
 
 from anyv2v.convert.formats.unet import (
     ATTENTION,
@@ -58,6 +58,7 @@ UNET = (
     *CONDITIONING,
     *prefixed("transformer_in", "transformer_in", TEMPORAL),
 )
+"""The rules that rename the parameters of diffusers' I2VGenXLUNet."""
 
 UNET_DEFAULTS = config_defaults("3D") | {
     "cross_attention_dim": 1024,
@@ -72,7 +73,7 @@ UNET_DEFAULTS = config_defaults("3D") | {
     "resnet_time_scale_shift": "default",
     "upcast_attention": False,
 }
-"""What diffusers' class takes for an absent field."""
+"""The values that diffusers assumes for fields that the UNet's config.json lacks."""
 # diffusers 0.26 to 0.42, DDIMScheduler
 SCHEDULER_DEFAULTS = {
     "_class_name": "DDIMScheduler",
@@ -90,7 +91,11 @@ SCHEDULER_DEFAULTS = {
 
 
 def unet_config(where: str, values: dict) -> dict:
-    """Translate the UNet's config.json of diffusers to the section "unet" of ours."""
+    """Translates diffusers' config of I2VGen-XL's UNet to the section "unet" of our config.json.
+
+    where: the file, as error messages name it. values: its content. Raises InputError if the
+    network that it describes is not implemented.
+    """
     config = HFConfig(where, values, UNET_DEFAULTS)
     config.one_of("_class_name", "I2VGenXLUNet")
     level_channels = config.counts("block_out_channels")
@@ -128,9 +133,10 @@ def _head_dim(config: HFConfig) -> int:
 
 
 def schedule_config(where: str, values: dict) -> dict:
-    """Check diffusers' scheduler_config.json, and return the section "schedule" of our config.json.
+    """Translates diffusers' scheduler_config.json to the section "schedule" of our config.json.
 
-    Only the published schedule is implemented; InputError names the first field that differs.
+    where: the file, as error messages name it. values: its content. Raises InputError at the first
+    field that differs from I2VGen-XL's published schedule, which alone is implemented.
     """
     config = HFConfig(where, values, SCHEDULER_DEFAULTS)
     config.one_of("_class_name", "DDIMScheduler")

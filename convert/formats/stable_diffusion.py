@@ -1,4 +1,4 @@
-"""Hugging Face folders of Stable Diffusion 1.x and InstructPix2Pix: their names and configs."""
+"""Hugging Face folders of Stable Diffusion 1.x and InstructPix2Pix: their rules and configs."""
 
 from pathlib import Path
 
@@ -32,12 +32,14 @@ UNET = unet(
         *prefixed("attentions.{}", "spatial.{}", transformer("cross", squeeze=2)),
     )
 )
+"""The rules that rename the parameters of diffusers' UNet2DConditionModel."""
 
 COMPONENTS = {
     "unet": Component("unet", "diffusion_pytorch_model", lambda names: UNET),
     "vae": Component("vae", "diffusion_pytorch_model", vae.table),
     "text": Component("text_encoder", "model", lambda names: clip.TEXT),
 }
+"""Our name of each network -> where it is in the folder."""
 
 UNET_DEFAULTS = config_defaults("2D") | {
     "cross_attention_dim": 1280,
@@ -45,7 +47,7 @@ UNET_DEFAULTS = config_defaults("2D") | {
     "use_linear_projection": False,
     "addition_embed_type": None,
 }
-"""What diffusers' class takes for an absent field."""
+"""The values that diffusers assumes for fields that the UNet's config.json lacks."""
 UNET_FIXED = {
     "act_fn": "silu",
     "norm_eps": 1e-5,
@@ -79,7 +81,8 @@ UNET_FIXED = {
     "mid_block_only_cross_attention": None,
     "cross_attention_norm": None,
 }
-"""The same for fields in which any other value means another network."""
+"""Fields of the UNet's config.json -> the value that diffusers assumes if they are absent, and the
+only one that is supported, because any other means another network."""
 SCHEDULERS = {
     "PNDMScheduler": {"set_alpha_to_one": False, "timestep_spacing": "leading"},
     "DDIMScheduler": {
@@ -94,7 +97,8 @@ SCHEDULERS = {
         "timestep_spacing": "linspace",
     },
 }
-"""Schedulers that these models are published with -> what they take for absent fields."""
+"""Class of each scheduler that these models are published with -> the values that diffusers assumes
+for fields that scheduler_config.json lacks."""
 SCHEDULER_DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -104,12 +108,15 @@ SCHEDULER_DEFAULTS = {
     "prediction_type": "epsilon",
     "steps_offset": 0,
 }
+"""The values that diffusers assumes for absent fields of any of the schedulers."""
 
 
 def unet_config(where: str, values: dict) -> dict:
-    """Translate the UNet's config.json of diffusers to the section "unet" of ours.
+    """Translates diffusers' config of a UNet to the section "unet" of our config.json.
 
-    Raises InputError for other networks, and says which one it is where that is known.
+    where: the file, as error messages name it. values: its content. Raises InputError if the
+    network that it describes is not implemented; the message says which model it belongs to (such
+    as SDXL) where that is known.
     """
     config = HFConfig(where, values, UNET_DEFAULTS | UNET_FIXED)
     config.one_of("_class_name", "UNet2DConditionModel")
@@ -143,9 +150,11 @@ def unet_config(where: str, values: dict) -> dict:
 
 
 def schedule_config(where: str, values: dict) -> dict:
-    """Check scheduler_config.json, and return the section "schedule" of our config.json.
+    """Translates diffusers' scheduler_config.json to the section "schedule" of our config.json.
 
-    Only the spacing of Euler's timesteps differs between the published models.
+    That section holds only the spacing of the timesteps, "leading" or "linspace", in which the
+    published models differ. where: the file, as error messages name it. values: its content. Raises
+    InputError at the first field that has another value than the published models.
     """
     kind = HFConfig(where, values, {"_class_name": None}).one_of("_class_name", *SCHEDULERS)
     config = HFConfig(where, values, SCHEDULER_DEFAULTS | SCHEDULERS[kind])
@@ -164,17 +173,20 @@ def schedule_config(where: str, values: dict) -> dict:
 
 
 def read(src: Path, dtype: torch.dtype | None) -> Model:
-    """Open a folder of Stable Diffusion 1 or InstructPix2Pix; the safety checker is left out.
+    """Opens a Hugging Face folder of Stable Diffusion 1.x or InstructPix2Pix.
 
-    Files of half precision come first where dtype is float16.
+    The safety checker is left out. dtype: the dtype to convert to; if it is float16, half-precision
+    weight files are preferred to others. Raises InputError if a file is missing, or if the model is
+    not implemented.
     """
     return open_model(src, COMPONENTS, read_config, prefer_half=dtype == torch.float16)
 
 
 def read_config(src: Path, vocab: dict[str, int]) -> dict:
-    """Translate the configs of a folder to our config.json.
+    """Translates the config files of a folder of Stable Diffusion to our config.json.
 
-    Raises InputError for what is not implemented.
+    src: the folder. vocab: the tokenizer's token -> id. Raises InputError if a network is not
+    implemented, or if the networks and the tokenizer do not match each other.
     """
     unet = translate(src / "unet/config.json", unet_config)
     text = translate(src / "text_encoder/config.json", clip.text_config)

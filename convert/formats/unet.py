@@ -1,4 +1,4 @@
-"""The names and config fields that the UNets of I2VGen-XL and Stable Diffusion have in common."""
+"""Rules and config fields that the UNets of I2VGen-XL and Stable Diffusion have in common."""
 
 from collections.abc import Iterable
 
@@ -20,10 +20,11 @@ SHORTCUT = (Rule("resnets.{}.conv_shortcut", "res.{}.shortcut"),)
 
 
 def transformer(second_attention: str, squeeze: int = 0) -> tuple[Rule, ...]:
-    """Return the rules of a transformer with one block.
+    """Returns the rules that rename the parameters of a transformer with one block.
 
-    second_attention: our name of the block's second attention. squeeze: how many trailing axes of
-    length 1 the checkpoint's projections have, because they are stored as convolutions there.
+    second_attention: our name of the block's second attention, such as "cross". squeeze: how many
+    trailing axes of length 1 the weights of the checkpoint's proj_in and proj_out have, because
+    they are stored as convolutions; 0 by default, for linear layers.
     """
     return (
         Rule("norm", "norm"),
@@ -43,7 +44,11 @@ def transformer(second_attention: str, squeeze: int = 0) -> tuple[Rule, ...]:
 
 
 def unet(layers: Iterable[Rule]) -> tuple[Rule, ...]:
-    """Return the rules of a whole UNet whose levels are made of `layers`."""
+    """Returns the rules that rename the parameters of a whole UNet.
+
+    layers: the rules of the layers inside one block of the UNet (diffusers' down_blocks.0, for
+    example), without its shortcuts, downsampler and upsampler.
+    """
     layers = tuple(layers)
     return (
         *rules(
@@ -64,7 +69,10 @@ def unet(layers: Iterable[Rule]) -> tuple[Rule, ...]:
 
 
 def config_defaults(dims: str) -> dict:
-    """Return what diffusers' UNet classes take for absent fields; dims is "2D" or "3D"."""
+    """Returns the values that diffusers' UNet classes assume for fields that config.json lacks.
+
+    dims: "2D" or "3D", the ending of the classes of the UNet's blocks.
+    """
     return {
         "in_channels": 4,
         "out_channels": 4,
@@ -77,10 +85,11 @@ def config_defaults(dims: str) -> dict:
 
 
 def attention_levels(config: HFConfig, dims: str, levels: int) -> list[bool]:
-    """Read which levels have transformers, from the highest resolution to the lowest.
+    """Returns for each level of a UNet, highest resolution first, whether it has transformers.
 
-    dims: "2D" or "3D". Raises InputError for other blocks, and for a way up that is not the mirror
-    image of the way down.
+    dims: "2D" or "3D", the ending of the supported classes of blocks. levels: how many levels there
+    should be. Raises InputError if the config has other blocks or another number of them, or if the
+    up blocks are not the down blocks in reverse order.
     """
 
     def read(name: str, types: dict[str, bool]) -> list[bool]:

@@ -1,4 +1,4 @@
-"""The names and the config of diffusers' AutoencoderKL."""
+"""Rules and config fields of diffusers' AutoencoderKL, the autoencoder in Hugging Face folders."""
 
 from collections.abc import Iterable
 
@@ -31,7 +31,9 @@ def _table(attention: dict[str, str]) -> tuple[Rule, ...]:
 
 
 VAE = _table(ATTENTION)
+"""Rules for the parameter names that diffusers has written since 0.17."""
 OLD_VAE = _table(OLD_ATTENTION)
+"""Rules for the names of files that older versions of diffusers wrote."""
 
 DEFAULTS = {
     "act_fn": "silu",
@@ -51,16 +53,20 @@ DEFAULTS = {
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
-"""What diffusers 0.42 takes for absent fields."""
+"""The values that diffusers 0.42 assumes for fields that the autoencoder's config.json lacks."""
 
 
 def table(names: Iterable[str]) -> tuple[Rule, ...]:
-    """Return the rules for a file with these names of parameters."""
+    """Returns the rules that rename the parameters of an autoencoder, given their names."""
     return OLD_VAE if any(".attentions.0.query." in name for name in names) else VAE
 
 
 def vae_config(where: str, values: dict) -> dict:
-    """Translate the autoencoder's config.json of diffusers to the section "vae" of ours."""
+    """Translates diffusers' config of an autoencoder to the section "vae" of our config.json.
+
+    where: the file, as error messages name it. values: its content. Raises InputError if the
+    network that it describes is not implemented.
+    """
     config = HFConfig(where, values, DEFAULTS)
     config.one_of("_class_name", "AutoencoderKL")
     config.one_of("act_fn", "silu")

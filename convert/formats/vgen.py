@@ -1,6 +1,6 @@
-"""The files of I2VGen-XL's original release (VGen).
+"""I2VGen-XL's original release (VGen): the files that it has, and how they are opened.
 
-The release has neither config files nor a tokenizer, so the config is a constant of this module.
+The release has neither config files nor a tokenizer, so its config is a constant of this module.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ TABLES = {
     "text": (CLIP, vgen_names.TEXT),
     "vision": (CLIP, vgen_names.VISION),
 }
-"""Component -> its file, and the rules that rename its parameters."""
+"""Component (network, such as "unet") -> its file, and the rules that rename its parameters."""
 
 UNET_SIZES = {
     "channels": 4,
@@ -39,6 +39,7 @@ UNET_SIZES = {
     "context_width": 1024,
     "groups": 32,
 }
+"""The section "unet" of `CONFIG`."""
 CONFIG = {
     "format": FORMAT,
     "backbone": "i2vgen",
@@ -88,13 +89,15 @@ CONFIG = {
     "schedule": {"train_steps": 1000, "steps_offset": 1},
     "injection": paper_sites(UNET_SIZES["attention"], UNET_SIZES["layers"]),
 }
+"""The config.json of the weights folder that the release is converted to."""
 
 
 def read(src: Path, dtype: torch.dtype | None = None, config: dict = CONFIG) -> Model:
-    """Open a folder with the release's files.
+    """Opens a folder that holds the three files of the original release (`FILES`).
 
-    dtype is ignored, because each file is published in one precision. config describes a model
-    with the same blocks in other sizes. Raises InputError where a file is missing or unreadable.
+    dtype: ignored, because each file is published in one precision. config: our config.json for the
+    model; a config other than the default describes the same blocks in other sizes. Raises
+    InputError if a file is missing or cannot be read.
     """
     if missing := [name for name in FILES if not (src / name).is_file()]:
         raise InputError(f"{src}: has no {', '.join(missing)}; {', '.join(FILES)} go together")

@@ -1,4 +1,4 @@
-"""Parameter names of the original release: those of VGen, Stable Diffusion and OpenCLIP.
+"""Parameter names of I2VGen-XL's original release: those of VGen, Stable Diffusion and OpenCLIP.
 
 VGen numbers the blocks of its UNet consecutively, so the rules for them are made by counting.
 """
@@ -9,7 +9,8 @@ from anyv2v.convert.formats import i2vgen
 from anyv2v.convert.rename import Rule, prefixed, rules
 
 FUSED = ("attn.in_proj_weight", "attn.in_proj_bias", "fn.to_qkv.weight")
-"""Endings of tensors that stack query, key and value; `split_fused` reads each as name[q], ..."""
+"""Endings of the names of tensors that stack query, key and value; `split_fused` splits each into
+name[q], name[k] and name[v]."""
 
 PARTS = ("q", "k", "v")
 
@@ -244,7 +245,8 @@ NOT_NEEDED: dict[str, tuple[str, ...]] = {
         *PROJECTION,
     ),
 }
-"""Component -> patterns (fnmatch) of the tensors in its file that its network does not have."""
+"""Component -> patterns (fnmatch) for the tensors in the component's file that its network
+lacks."""
 
 TRAINING_KEYS = (
     "step",
@@ -265,7 +267,7 @@ TRAINING_KEYS = (
     "datamodule_hparams_name",
     "datamodule_hyper_parameters",
 )
-"""Keys that a training run writes next to the state_dict with its weights."""
+"""Keys that a training run writes into its file beside "state_dict", which holds the weights."""
 
 IGNORED_GLOBALS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -273,4 +275,5 @@ IGNORED_GLOBALS = (
     "numpy.dtype",
     "_codecs.encode",
 )
-"""What the pickle of v2-1_512-ema-pruned.ckpt names besides tensors: its training's state."""
+"""Classes and functions, besides those of tensors, that the pickle in v2-1_512-ema-pruned.ckpt
+refers to; they belong to the state of its training."""

@@ -1,4 +1,4 @@
-"""The small model that comes with the package, the scenes that it draws, and its training."""
+"""The small model that comes with the package, the scenes it was trained on, and its training."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The demo model's sizes, its tokenizer, and the parameters of its training."""
+"""The demo model's sizes and tokenizer, and the parameters of its training."""
 
 from __future__ import annotations
 
@@ -13,25 +13,32 @@ from anyv2v.weights.manifest import FORMAT
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of the clips and of the networks, and how they are trained."""
+    """Sizes of the demo model and its clips, and how the model is trained."""
 
     size: int
     """Height and width of a frame, in pixels."""
     frames: int
+    """Frames per clip."""
     latent_channels: int
+    """Channels of the autoencoder's latents."""
     vae_level_channels: tuple[int, ...]
+    """Channels of the autoencoder at each level, highest resolution first."""
     level_channels: tuple[int, ...]
+    """Channels of the UNet at each level, highest resolution first."""
     layers: int
+    """Layers per level of the UNet on the way down; a level on the way up has one more."""
     context_dim: int
+    """Width of the UNet's context vectors, and of both CLIP encoders."""
     images: int
     """Batch size of the autoencoder's training, in pictures."""
     clips: int
     """Batch size of the UNet's training, in clips."""
     rate: float
+    """Peak learning rate of AdamW."""
     matrix_rate: float
-    """Peak learning rates of AdamW and of Muon."""
+    """Peak learning rate of Muon, which trains the inner matrices."""
     vae_share: float
-    """Fraction of the time in which the autoencoder is trained."""
+    """Fraction of the training time that is spent on the autoencoder; the UNet gets the rest."""
 
 
 PRESETS = {
@@ -66,16 +73,17 @@ PRESETS = {
         vae_share=0.25,
     ),
 }
+"""Name of a preset -> its values. The demo model was trained with "cpu"."""
 
 ATTENTION = (True, True, False)
-"""Whether each level of the UNet has transformers."""
+"""Whether each level of the UNet has transformers, highest resolution first."""
 
 TOKENS = 32
-"""The longest caption has 25 words."""
+"""Length of the text encoder's sequences, in tokens; the longest caption has 25 words."""
 
 
 def config(preset: Preset) -> dict:
-    """Return the config.json of the model."""
+    """Returns the config.json of a demo model with the sizes of `preset`, as a dict."""
     dim = preset.context_dim
     tower = {"width": dim, "heads": 4, "mlp_width": 2 * dim, "activation": "gelu"}
     return {
@@ -124,11 +132,15 @@ def config(preset: Preset) -> dict:
 
 
 CONV_SITES = ["up.2.res.0"]
-"""At full resolution; the original injects at a quarter of it. README.md has measurements."""
+"""Sites (names of layers) of the injection group "conv". This one is at the full resolution of the
+latents; the original injects at a quarter of it. README.md has measurements."""
 
 
 def tokenizer_files() -> tuple[dict[str, int], str]:
-    """Return vocab.json as a dict and the text of merges.txt; each word of a caption is a token."""
+    """Returns the demo model's vocabulary (token -> id) and the text of its merges.txt.
+
+    Each word of a caption is one token.
+    """
     symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols)]
     merges: dict[tuple[str, str], None] = {}

@@ -1,4 +1,4 @@
-"""Rendering of scenes to pictures, in batches, on any device."""
+"""Rendering of scenes to clips, in batches, on any device."""
 
 from __future__ import annotations
 
@@ -22,28 +22,33 @@ from anyv2v.weights.demo.scenes import (
 )
 
 EDGE = 1.2
-"""Pixels over which an edge passes from outside to inside."""
+"""Width of the soft edge of a sprite, in pixels."""
 
 ABSENT = Sprite(FORMS[0], next(iter(COLORS)), TEXTURES[0], 0.1, Motion("", 0.5, 0.5))
+"""The sprite that is computed, but not shown, for a scene with fewer sprites than others."""
 NUMBERS = [f.name for f in fields(Motion) if f.name != "words"]
+"""The fields of `Motion` that are numbers."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A batch of clips, and which of their pixels show which sprite."""
+    """A batch of rendered clips, and which of their pixels show which sprite."""
 
     frames: Tensor
-    """(b, f, h, w, 3) uint8."""
+    """(b, f, h, w, 3) uint8, RGB."""
     covers: Tensor
-    """(b, s, f, h, w) float32 in 0..1: how much of a pixel shows sprite s; zero where a
-    scene has fewer sprites than another."""
+    """(b, s, f, h, w) float32 in 0..1: how much of a pixel shows sprite s of the scene; zero if the
+    scene has no sprite s. If no scene has any sprite, the tensor is empty."""
 
 
 @torch.no_grad()
 def render(
     scenes: Sequence[Scene], size: tuple[int, int], frames: int, device: str = "cpu"
 ) -> Rendered:
-    """Render scenes as clips of `frames` frames; `size` is (width, height) in pixels."""
+    """Renders each of the scenes as a clip of `frames` frames; b is the number of scenes.
+
+    size: (width, height) in pixels. device: where the clips are computed and returned.
+    """
     width, height = size
     u = torch.linspace(0, 1, frames, device=device)
     # pixel centers; the shorter side has length 1
@@ -68,7 +73,12 @@ def render(
 
 
 def tracks(scenes: Sequence[Scene], sprite: int, frames: int) -> Tensor:
-    """Return the centers of one sprite of every scene: (b, f, 2), (x, y) in fractions of a side."""
+    """Returns the centers (x, y) of one sprite of each scene in every frame, (b, f, 2) float32.
+
+    They count from the left and the top of the picture's largest centered square, as fractions of
+    its side. sprite: index of the sprite in each scene; the result means nothing for a scene that
+    lacks it.
+    """
     return _centers(_motions(scenes, sprite, "cpu"), torch.linspace(0, 1, frames))
 
 
@@ -169,7 +179,7 @@ def _styled(scenes, picture: Tensor) -> Tensor:
 
 
 def _soft(wave: Tensor, sharpness) -> Tensor:
-    """Map -1..1 to 0..1, more steeply the more pixels a period has."""
+    """Maps -1..1 to 0..1, more steeply the more pixels a period has."""
     return (0.5 + 0.5 * wave * sharpness).clamp(0, 1)
 
 

@@ -1,7 +1,9 @@
 """Scenes of moving shapes, their captions, and edits whose true result is known exactly.
 
 A scene is a value. An edit replaces one attribute of a scene, and rendering the edited scene gives
-the true result. Lengths are fractions of the picture's shorter side, so a scene has no resolution.
+the true result. Lengths are fractions of the picture's shorter side, and positions count from the
+left and the top of the largest centered square, so a scene has no resolution. Sprites are the
+moving shapes.
 """
 
 from __future__ import annotations
@@ -31,44 +33,60 @@ BACKGROUND_COLORS = {
 """Colors of backgrounds, RGB in 0..1: darker than any sprite, so that every sprite can be seen."""
 
 FORMS = ("circle", "square", "triangle", "diamond", "ring")
+"""The shapes of sprites."""
 TEXTURES = ("plain", "striped", "dotted")
+"""The surfaces of sprites."""
 PATTERNS = ("plain", "striped", "checked", "wavy")
+"""The patterns of backgrounds."""
 STYLES = ("natural", "night", "sepia", "poster", "outlined")
+"""The looks of whole pictures."""
 
 KINDS = ("colour", "texture", "shape", "background", "style", "add")
-"""Kinds of edits."""
+"""Kinds of edits, by what they change."""
 
 SPLITS = {"train": 0, "validation": 10**9, "held-out": 2 * 10**9}
-"""Split -> its first seed; each seed makes one scene."""
+"""Split (set of scenes for one purpose) -> the seed of its first scene."""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """A path over u = 0 (first frame) to 1 (last): the sum of a line, a bend, hops and an orbit."""
+    """A path of a sprite over the clip: the sum of a line, a bend, hops and an orbit.
+
+    It is parametrized by u, from 0 (first frame) to 1 (last frame). Lengths are fractions of the
+    picture's shorter side; angles are in radians, clockwise.
+    """
 
     words: str
-    """The motion as the caption describes it."""
+    """The motion as the caption describes it, such as "moving left"."""
     x: float
+    """Middle of the path, from the left of the largest centered square, as a fraction of its
+    side."""
     y: float
-    """The middle of the path, from the left and from the top."""
+    """Middle of the path, from the top of the largest centered square, as a fraction of its
+    side."""
     angle: float = 0.0
+    """Direction of the line, in radians clockwise from pointing right."""
     reach: float = 0.0
-    """Direction of the line, in radians clockwise from the right, and its length."""
+    """Length of the line, as a fraction of the picture's shorter side."""
     bend: float = 0.0
-    """How far the line bends sideways."""
+    """How far the middle of the line is bent away from its ends, as a fraction of the picture's
+    shorter side; positive to the right of its direction."""
     hop: float = 0.0
+    """Height of the hops, as a fraction of the picture's shorter side."""
     beats: float = 0.0
-    """Height and number of the hops."""
+    """Number of hops over the clip."""
     radius: float = 0.0
+    """Radius of the orbit, as a fraction of the picture's shorter side."""
     sweep: float = 0.0
-    """Radius of the orbit, and the angle that it covers, in radians, positive clockwise."""
+    """Angle that the orbit covers over the clip, in radians, positive clockwise."""
     phase: float = 0.0
-    """Phase of hops and orbit, in radians."""
+    """Phase of hops and orbit in the first frame, in radians."""
     growth: float = 1.0
-    """Ratio of the size in the last frame to that in the first."""
+    """Ratio of the sprite's size in the last frame to that in the first."""
     tilt: float = 0.0
+    """Orientation of the sprite in the first frame, in radians clockwise."""
     turn: float = 0.0
-    """Orientation in the first frame, and its change over the clip, in radians."""
+    """Change of the sprite's orientation over the clip, in radians, positive clockwise."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +94,18 @@ class Sprite:
     """One moving shape."""
 
     form: str
+    """One of `FORMS`."""
     color: str
+    """A key of `COLORS`."""
     texture: str
+    """One of `TEXTURES`."""
     size: float
-    """Half its extent."""
+    """About half of the sprite's extent in the middle of the clip, as a fraction of the picture's
+    shorter side."""
     motion: Motion
     attached: bool = False
-    """Whether it moves with the sprite before it, and the caption says so."""
+    """Whether the sprite moves along with the one before it in the scene; the caption then says
+    so."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +113,18 @@ class Background:
     """A pattern that fills the picture, in a color and a lighter shade of it."""
 
     pattern: str
+    """One of `PATTERNS`."""
     color: str
+    """A key of `BACKGROUND_COLORS`."""
     angle: float
+    """Direction in which the pattern repeats, in radians clockwise from pointing right."""
     period: float
+    """Length after which stripes and checks repeat, as a fraction of the picture's shorter side."""
     phase: float
+    """Phase of the pattern in the first frame, in periods."""
     pan: float
-    """How far the pattern moves along `angle` over the clip."""
+    """How far the pattern moves over the clip, as a fraction of the picture's shorter side; a
+    positive number moves it against the direction of `angle`."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +135,11 @@ class Scene:
     """The sprites from the back to the front."""
     background: Background
     style: str = "natural"
+    """One of `STYLES`."""
 
     @property
     def caption(self) -> str:
-        """The sentence that describes the clip, in words of `vocabulary`."""
+        """The description of the clip, in words of `vocabulary`."""
         text = ""
         for i, sprite in enumerate(self.sprites):
             text += "" if i == 0 else " with " if sprite.attached else " and "
@@ -121,16 +151,23 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneEdit:
-    """A scene, and the scene that the edit should turn it into."""
+    """An edit: a scene, and the scene that it should become."""
 
     source: Scene
+    """The scene before the edit."""
     truth: Scene
+    """The scene after the edit."""
     sprite: int
-    """Index in `truth` of the sprite that scores look at: the edited one, or else the first."""
+    """Index in `truth.sprites` of the sprite that scores look at: the one that the edit changes or
+    adds, or else the first."""
 
 
 def draw_scene(split: str, index: int) -> Scene:
-    """Draw a scene: one to three sprites, most often one. Equal arguments give equal scenes."""
+    """Draws a random scene of one to three sprites, most often one.
+
+    split: a key of `SPLITS`. index: number of the scene in the split, from 0. Equal arguments give
+    equal scenes.
+    """
     rng = random.Random(SPLITS[split] + index)
     sprites = [_sprite(rng)]
     company = rng.choices(("none", "rider", "one", "two"), (0.72, 0.14, 0.10, 0.04))[0]
@@ -144,7 +181,12 @@ def draw_scene(split: str, index: int) -> Scene:
 
 
 def draw_edit(kind: str, split: str, index: int) -> SceneEdit:
-    """Draw an edit of one of KINDS for the scene of the same split and index."""
+    """Draws a random edit of the scene that `draw_scene` draws for the same split and index.
+
+    kind: one of `KINDS`. The scene is adapted to the kind first: "add" keeps only its first sprite,
+    "style" makes its style natural. Equal arguments give equal edits. Raises ValueError for another
+    kind.
+    """
     scene = draw_scene(split, index)
     # a generator of its own, so that each kind of edit can be drawn for the same scene
     rng = random.Random(f"{kind} {SPLITS[split] + index}")
@@ -175,7 +217,7 @@ def draw_edit(kind: str, split: str, index: int) -> SceneEdit:
 
 
 def vocabulary() -> list[str]:
-    """List all words of all captions, sorted."""
+    """Lists all words that captions consist of, sorted; the comma is not among them."""
     words: set[str] = set("a with and over panning natural".split())
     for group in (
         COLORS,
@@ -208,6 +250,7 @@ MOTION_WORDS = {
     "size": ("growing", "shrinking"),
     "turn": ("turning clockwise", "turning backwards"),
 }
+"""Kind of motion -> the words by which captions describe it."""
 
 
 def _sprite(rng: random.Random) -> Sprite:
@@ -222,7 +265,7 @@ def _sprite(rng: random.Random) -> Sprite:
 
 
 def _attached_sprite(rng: random.Random, carrier: Sprite) -> Sprite:
-    """Draw a smaller sprite that touches another one and moves with it."""
+    """Draws a smaller sprite that touches another one and moves with it."""
     side = rng.choice((0, 1, 2, 3)) * math.pi / 2
     distance = 0.8 * carrier.size + 0.06
     motion = replace(

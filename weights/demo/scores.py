@@ -1,6 +1,6 @@
-"""Scores of a clip against the true result of an edit.
+"""Scores of an edited clip against the true result of the edit.
 
-Clips are (f, h, w, 3) uint8, all of one size.
+Clips are (f, h, w, 3) uint8, RGB, all of one size.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import SceneEdit
 
 WINDOW = 0.4
-"""How far from its true place a sprite is searched, as a fraction of the shorter side."""
+"""How far from its true place a sprite is searched for, as a fraction of the shorter side."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The true pictures of an edit, and where the sprite that is scored can be seen in them."""
+    """The true result of an edit, and where in it the sprite can be seen that is scored."""
 
     source: np.ndarray
     """The clip before the edit."""
     frames: np.ndarray
-    """The true result."""
+    """The clip after the edit, as it should be."""
     without: np.ndarray
-    """The true result without that sprite."""
+    """The clip after the edit without the scored sprite."""
     cover: np.ndarray
-    """(f, h, w) float32 in 0..1: how much of a pixel shows the sprite."""
+    """(f, h, w) float32 in 0..1: how much of a pixel of `frames` shows the scored sprite."""
     source_cover: np.ndarray
-    """The same in the source; zero where the edit adds the sprite."""
+    """(f, h, w) float32 in 0..1: the same for `source`; zero if the edit adds the sprite."""
 
     @staticmethod
     def of(edit: SceneEdit, size: tuple[int, int], frames: int) -> Truth:
-        """Render the truth of an edit; `size` is (width, height)."""
+        """Renders the truth of an edit; size is (width, height), frames the number of frames."""
         sprites, i = edit.truth.sprites, edit.sprite
         without = replace(edit.truth, sprites=sprites[:i] + sprites[i + 1 :])
         clips = render([edit.source, edit.truth, without], size, frames)
@@ -47,14 +47,16 @@ class Truth:
 
 
 def scores(clip: np.ndarray, truth: Truth) -> dict[str, float]:
-    """Compute all scores of a clip; NaN where one does not apply to the edit.
+    """Computes all scores of an edited clip; a score that does not apply to the edit is NaN.
 
-    The first frame is left out, because it is an input of the edit. psnr, outside: dB, over the
-    whole picture and over the pixels that the edit does not change. ssim: up to 1. trajectory: mean
-    distance of the sprite from its true place, in pixels. iou, iou_source: overlap of the pixels
-    that differ from the background with the sprite's true shape and with its shape in the source.
-    colour: distance of the sprite's mean color from the true one, RGB in 0..1. flicker: root mean
-    square error of the difference between consecutive frames, in levels of 0..255.
+    Frame 0 is an input of the edit; only flicker uses it, in its first difference.
+
+    psnr: dB, over the whole picture. outside: dB, over the pixels that the edit does not change, at
+    least three pixels away from those that it does. ssim: see `ssim`. trajectory: mean distance of
+    the sprite from its true place, in pixels. iou, iou_source: overlap of the pixels that differ
+    from the background with the sprite's true shape, and with its shape in the source; 0 to 1.
+    colour: distance of the sprite's mean color from the true one, in RGB of 0..1. flicker: root
+    mean square error of the differences between consecutive frames, in levels of 0..255.
     """
     frames, true = clip[1:], truth.frames[1:]
     return {
@@ -70,7 +72,11 @@ def scores(clip: np.ndarray, truth: Truth) -> dict[str, float]:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean structural similarity (Wang et al. 2004): Gaussian window 11x11, deviation 1.5."""
+    """Returns the mean structural similarity (Wang et al. 2004) of two clips; 1 if they are equal.
+
+    The Gaussian window has 11x11 pixels and a standard deviation of 1.5; the mean is over all
+    colors, frames and positions where the window lies inside the picture.
+    """
     x, y = (torch.from_numpy(v).permute(0, 3, 1, 2).flatten(0, 1)[:, None].double() for v in (a, b))
     line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / 4.5)
     window = (line[:, None] * line / line.sum() ** 2)[None, None]
@@ -86,9 +92,10 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def trajectory_error(clip: np.ndarray, truth: Truth) -> float:
-    """Mean distance of the sprite from its true place, in pixels.
+    """Returns the mean distance of the scored sprite from its true place, in pixels.
 
-    Frames in which too little of the sprite can be seen do not count; NaN if that is all of them.
+    Frame 0, and frames that show too little of the true sprite for `offset`, do not count; the
+    result is NaN if no frame is left.
     """
     offsets = [offset(clip[k], truth.without[k], truth.cover[k]) for k in range(1, len(clip))]
     distances = [np.hypot(*d) for d in offsets if d is not None]
@@ -98,10 +105,14 @@ def trajectory_error(clip: np.ndarray, truth: Truth) -> float:
 def offset(
     picture: np.ndarray, without: np.ndarray, cover: np.ndarray
 ) -> tuple[float, float] | None:
-    """Return by how many pixels (x, y) a sprite is displaced; None if too little of it can be seen.
+    """Returns how many pixels a sprite lies to the right of and below its true place, as (x, y).
 
-    The picture's distance from the background, whatever its color, is correlated with the true
-    `cover` at every offset within WINDOW; the best offset is refined by a parabola.
+    picture: one frame of the edited clip, (h, w, 3) uint8. without: the true frame without the
+    sprite. cover: (h, w) in 0..1, how much of a pixel of the true frame shows the sprite. Returns
+    None if the cover adds up to less than 6 pixels.
+
+    The picture's distance from `without`, whatever the sprite's color, is correlated with the cover
+    at every offset within `WINDOW`; a parabola refines the best offset.
     """
     if cover.sum() < 6:
         return None
@@ -122,10 +133,12 @@ def offset(
 
 
 def iou(clip: np.ndarray, truth: Truth, cover: np.ndarray) -> float:
-    """Intersection over union of a cover and the pixels that differ from the background.
+    """Returns the intersection over union of `cover` and the sprite that the clip shows, 0 to 1.
 
-    A pixel counts as different from half of the true sprite's mean contrast on. NaN if nothing of
-    the sprite can be seen.
+    The clip shows the sprite where it differs from `truth.without` by more than half of the true
+    sprite's mean contrast. cover: (f, h, w) in 0..1; more than 0.5 counts as covered. Frame 0 is
+    left out. Returns NaN if no pixel of the true result shows the sprite fully, or if `cover` is
+    all zero.
     """
     contrast = _difference(truth.frames, truth.without)[1:]
     solid = truth.cover[1:] > 0.9

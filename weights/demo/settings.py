@@ -12,17 +12,22 @@ from anyv2v.injection.fractions import Injection
 
 @dataclass(frozen=True)
 class Settings:
-    """How an edit is made."""
+    """How the demo model makes an edit."""
 
     steps: int = 50
-    """Number of steps of both the inversion and the sampling."""
+    """Number of steps, of the inversion and of the sampling alike."""
     guidance: float = 1.0
+    """Scale of classifier-free guidance by the text; 1 means none."""
     prompted: bool = True
     """Whether the inversion is conditioned on the source's caption."""
     injection: Injection = Injection(conv=0.8, spatial=0.0, temporal=0.0)
+    """Fraction of the steps in which each injection group (set of layers) is injected."""
 
     def as_defaults(self) -> dict[str, object]:
-        """Return the part of a config's "defaults" that says how an edit is made."""
+        """Returns the settings, except `prompted`, as the entries of "defaults" in config.json.
+
+        They are JSON values, with an empty negative prompt added.
+        """
         return {
             "steps": self.steps,
             "guidance": {"text": self.guidance},
@@ -32,3 +37,4 @@ class Settings:
 
 
 BEST = Settings()
+"""The settings that gave the best edits of validation scenes."""

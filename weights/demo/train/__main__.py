@@ -1,12 +1,12 @@
-"""Train the demo model on scenes that are rendered as they are needed.
+"""Trains the demo model on scenes that are rendered as they are needed.
 
     python -m anyv2v.weights.demo.train --minutes 60 --out DIR [--resume] [--device cuda]
 
-Every two minutes these are written to DIR, each atomically: the checkpoint of the stage (vae.pt,
-unet.pt), the model as a weights folder (weights/), and sheet.png with validation clips, their true
-edits and the model's edits. A line is added to the log (.jsonl) every 50 steps. A run that was
-killed is continued by --resume; one whose checkpoint is lost is continued from its weights by
---start.
+Every two minutes a checkpoint of the stage being trained (vae.pt, unet.pt or decoder.pt) is written
+to DIR. While the UNet is trained, so are the model as a weights folder (weights/) and sheet.png,
+which shows validation clips, their true edits and the model's edits. Each is replaced atomically. A
+line is added to the stage's log (.jsonl) every 50 steps. A run that was killed is continued by
+--resume; one whose checkpoint is lost is continued from its weights by --start.
 """
 
 from __future__ import annotations
@@ -39,12 +39,16 @@ from anyv2v.weights.demo.train.vae import normalize_latents, train_vae
 from anyv2v.weights.folder import Part, write_folder
 
 STAGES = ("vae", "unet", "decoder")
+"""The stages of training; "decoder" trains the autoencoder's decoder further."""
 VAE_SCENES = 10**8
 """Index of the first scene that the autoencoder is trained on; the UNet's first scene is 0."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 2 for an InputError."""
+    """Runs the command line `argv` (None: that of the process) and returns the exit code.
+
+    The code is 0, or 2 if the training raised an InputError, which is printed to stderr.
+    """
     args = _parser().parse_args(argv)
     try:
         train(args)
@@ -55,7 +59,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train the stages that the arguments select."""
+    """Trains the stages that the parsed arguments select: the autoencoder, the UNet, the decoder.
+
+    Raises InputError if the output folder holds a run that is not to be resumed, or if weights that
+    a stage needs are missing or do not fit.
+    """
     torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     preset = PRESETS[args.preset or ("gpu" if device.startswith("cuda") else "cpu")]
@@ -88,7 +96,12 @@ def train(args: argparse.Namespace) -> None:
 
 
 def load_vae(out: Path, preset: Preset, device: str) -> Autoencoder:
-    """Load the trained autoencoder with normalized latents, and the retrained decoder if any."""
+    """Loads the trained autoencoder, in eval mode, from the checkpoints in the folder `out`.
+
+    Its weights are those of the stage decoder if it has a checkpoint there, else those of the stage
+    vae, with latents normalized (see `normalize_latents`); both are moving averages. Raises
+    InputError if there is no checkpoint of the stage vae.
+    """
     path = out / "vae.pt"
     if not path.is_file():
         raise InputError(f"{path}: is missing; train the stage vae first")
@@ -108,7 +121,11 @@ def save_weights(
     vae: Autoencoder,
     device: str,
 ) -> None:
-    """Write weights/ and sheet.png for the moving average of a run's weights."""
+    """Writes the model as a weights folder, out/weights, and a picture of edits, out/sheet.png.
+
+    average: component (such as "unet") -> its weights, which are moving averages over training.
+    vae: the trained autoencoder.
+    """
     networks = Networks(preset, device)
     for name, network in networks.modules.items():
         network.load_state_dict(average[name])
@@ -122,7 +139,10 @@ def export(
     preset: Preset,
     networks: dict[str, nn.Module],
 ) -> None:
-    """Write the model in float16 as a folder that `anyv2v.load` reads."""
+    """Writes the demo model in float16 as a weights folder, replacing `folder` if it exists.
+
+    networks: component (such as "unet") -> its network; there must be all four.
+    """
     parts = {}
     for name, network in networks.items():
         state = {k: x.detach().cpu().half().contiguous() for k, x in network.state_dict().items()}
@@ -133,7 +153,7 @@ def export(
 
 
 def editor(networks: Networks, vae: Autoencoder) -> Editor:
-    """Make an Editor of the networks as they are."""
+    """Returns an Editor that uses these networks and this autoencoder, without copying them."""
     backbone = I2VGen(
         unet=networks.unet,
         text=networks.text,
@@ -148,10 +168,10 @@ def editor(networks: Networks, vae: Autoencoder) -> Editor:
 
 
 def sheet(editor: Editor, zoom: int = 2) -> np.ndarray:
-    """Draw a picture (h, w, 3) uint8 of three edits of validation scenes.
+    """Draws three edits of validation scenes as one picture, (height, width, 3) uint8 RGB.
 
-    Each has three rows: the frames of the source, of the true result and of the model's edit.
-    zoom: by how many times the pixels are enlarged.
+    An edit has three rows of frames: the source, the true result and the model's edit. zoom: how
+    many times pixels are enlarged.
     """
     size, frames = editor.defaults.size, editor.defaults.frames
     rows = []

@@ -1,4 +1,4 @@
-"""The optimizer Muon (Jordan et al. 2024): its steps are momentum matrices, orthogonalized."""
+"""The optimizer Muon (Jordan et al. 2024), whose steps are orthogonalized momentum matrices."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 
 class Muon(torch.optim.Optimizer):
-    """Optimizer for weights of two or more axes; all axes but the first are flattened to one.
+    """Optimizer for weights of two or more axes; all axes but the first are flattened into one.
 
-    Weights of equal shape are orthogonalized as one batch.
+    The momentum is Nesterov's. Steps are scaled to a root mean square of about 0.2 lr. weight_decay
+    is decoupled, as in AdamW. Weights of equal shape are orthogonalized as one batch.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     # torch declares that a step may call a closure and return its loss
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update all parameters that have a gradient."""
+        """Updates all parameters that have a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple, list] = defaultdict(list)
             for p in group["params"]:
@@ -50,7 +51,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: Tensor, rounds: int = 5) -> Tensor:
-    """Bring the singular values of (n, rows, columns) near 1 by a Newton-Schulz iteration."""
+    """Returns matrices (n, rows, columns) with all their singular values brought near 1.
+
+    It does so by `rounds` steps of a Newton-Schulz iteration.
+    """
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.transpose(1, 2)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -68,25 +72,25 @@ class CombinedOptimizer:
 
     @property
     def param_groups(self) -> list[dict]:
-        """The parameter groups of all optimizers."""
+        """The parameter groups of all optimizers, in order."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def zero_grad(self) -> None:
-        """Reset the gradients of all parameters."""
+        """Resets the gradients of all parameters."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
 
     def step(self) -> None:
-        """Step each of the optimizers."""
+        """Steps each of the optimizers."""
         for optimizer in self.optimizers:
             optimizer.step()
 
     def state_dict(self) -> list[dict]:
-        """Return the state of each optimizer, in order."""
+        """Returns the state of each optimizer, in order."""
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, states: list[dict]) -> None:
-        """Load the states that `state_dict` returned."""
+        """Loads the states that `state_dict` returned."""
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
 
@@ -94,11 +98,11 @@ class CombinedOptimizer:
 def optimizer(
     named: Iterable[tuple[str, nn.Parameter]], rate: float, matrix_rate: float
 ) -> CombinedOptimizer:
-    """Make the optimizer of a network: Muon for the inner matrices, AdamW for everything else.
+    """Returns an optimizer of a network: Muon for inner matrices, AdamW for all other parameters.
 
-    Embeddings, input and output layers, biases and norms are left to AdamW. rate and matrix_rate
-    are the learning rates of AdamW and of Muon. After 400 steps on the same pictures an autoencoder
-    reached 22.7 dB, with AdamW alone 19.9 dB.
+    named: (name, parameter) pairs. rate, matrix_rate: the learning rates of AdamW and of Muon.
+    AdamW gets embeddings, input and output layers, biases and norms. After 400 steps on the same
+    pictures an autoencoder reached 22.7 dB, and 19.9 dB with AdamW alone.
     """
     outer = ("embedding", "conv_in", "conv_out", "quant_conv")
     matrices, others = [], []

@@ -23,10 +23,11 @@ LOG_EVERY = 50
 
 
 class Run:
-    """Clock, optimizer, moving average, log and checkpoint of the training of some networks.
+    """The state of training some networks: clock, optimizer, moving average, log and checkpoint.
 
-    The checkpoint is one file, which is replaced atomically. It holds the networks, their moving
-    average, the optimizer, the steps, the number of scenes drawn and the seconds spent.
+    The checkpoint is one file, folder/name.pt, which is replaced atomically. It holds the networks,
+    the moving average of their weights, the optimizer, the number of steps, the number of scenes
+    drawn and the seconds spent. `on_save`, a function without arguments, is called after each save.
     """
 
     def __init__(self, folder: Path, name: str, minutes: float, device: str, first_scene: int = 0):
@@ -42,7 +43,10 @@ class Run:
         self._sums: dict[str, list[float]] = defaultdict(list)
 
     def begin(self, networks: Mapping[str, nn.Module], optimizer: CombinedOptimizer) -> None:
-        """Start training these networks, from the checkpoint if there is one."""
+        """Starts training these networks, from the run's checkpoint if there is one.
+
+        networks: name -> network; the weights of the checkpoint are loaded into them.
+        """
         self.networks, self.optimizer = networks, optimizer
         self.rates = [group["lr"] for group in optimizer.param_groups]
         if self.path.exists():
@@ -60,11 +64,15 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """The fraction of the time limit that is over."""
+        """The fraction of the time limit that is spent; it may exceed 1."""
         return self.spent / self.budget
 
     def tick(self) -> bool:
-        """Update the clock, and the checkpoint when it is due; False when the time is over."""
+        """Updates the clock and returns whether there is time left; call it before each step.
+
+        Saves the checkpoint every `SAVE_EVERY` seconds and when the time is over. The time that
+        saving takes does not count.
+        """
         now = time.monotonic()
         self.spent += now - self.ticked
         self.ticked = now
@@ -77,16 +85,17 @@ class Run:
         return not over
 
     def scenes(self, count: int) -> list[Scene]:
-        """Draw the next scenes; no scene is drawn twice."""
+        """Draws the next `count` training scenes; no scene is drawn twice in a run."""
         first = self.first_scene + self.drawn
         self.drawn += count
         return [draw_scene("train", i) for i in range(first, first + count)]
 
     def step(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-        """Do one step of the optimizer, and update the moving average.
+        """Takes one step of the optimizer for a scalar loss, and updates the moving average.
 
-        The learning rate warms up over 50 steps, is constant, and falls as a cosine to 2 % of its
-        peak in the second half of the time. A step whose gradients are not finite is left out.
+        parameters: those whose gradients together are clipped to norm 1. The learning rate rises
+        over the first 50 steps, is constant, and falls as a cosine to 2 % of its peak in the second
+        half of the time. If the gradients are not finite, the weights stay as they are.
         """
         warm = min(1.0, (self.steps + 1) / 50)
         fall = 0.5 + 0.5 * math.cos(math.pi * max(0.0, 2 * min(self.progress, 1) - 1))
@@ -102,7 +111,11 @@ class Run:
         self._sums["loss"].append(loss.item())
 
     def log(self, **values: Tensor | float) -> None:
-        """Add values of this step; every LOG_EVERY steps their means are printed and logged."""
+        """Collects values of this step; every `LOG_EVERY` steps, prints and logs their means.
+
+        The log, folder/name.jsonl, gets one JSON object per line, which also has the loss, the
+        number of steps, the number of scenes drawn and the seconds spent.
+        """
         for name, value in values.items():
             self._sums[name].append(float(value))
         if self.steps % LOG_EVERY:
@@ -116,7 +129,7 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Writes the checkpoint."""
         state = {
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "average": self.average,

@@ -1,4 +1,4 @@
-"""Training of the UNet together with both of its encoders."""
+"""Training of the UNet together with the CLIP text and vision encoders."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from anyv2v.weights.demo.train.run import Run
 from anyv2v.weights.demo.train.vae import to_pixels
 
 DROPPED = 0.1
-"""The probability that the text, and that the image embedding, is left out, for guidance."""
+"""Probability that a clip's caption, and likewise its image embedding, is left out in training, as
+classifier-free guidance needs."""
 
 
 class Networks:
-    """The three networks that are trained together, and the conditions that they are given."""
+    """The UNet and its two CLIP encoders, untrained, with tokenizer and image preprocessing."""
 
     def __init__(self, preset: Preset, device: str):
         self.preset, self.device = preset, device
@@ -52,10 +53,11 @@ class Networks:
     def conditions(
         self, captions: Sequence[str], first: Tensor, latents: Tensor, mask: Tensor, fps: Tensor
     ) -> Conditions:
-        """Build the conditions of a batch as the editor builds those of one clip.
+        """Builds the UNet's conditions for b clips, just as the editor builds those of one clip.
 
-        first: first frames (b, h, w, 3) uint8. latents: of these frames, (b, c, 1, h/s, w/s). mask:
-        (b, 1) float, 0 for image embeddings that are left out, else 1. fps: (b,).
+        captions: b texts. first: first frames, (b, h, w, 3) uint8. latents: of the first frames,
+        (b, c, 1, h/s, w/s), where s is the autoencoder's downsampling. mask: (b, 1) float, 0 where
+        the image embedding is left out, else 1. fps: (b,), frames per second.
         """
         ids = torch.cat([self.tokenizer(caption) for caption in captions]).to(self.device)
         images = [preprocess(np.asarray(x), x.shape[1], self.preprocess) for x in first.cpu()]
@@ -67,11 +69,11 @@ class Networks:
         )
 
     def parameters(self) -> list[nn.Parameter]:
-        """List the parameters of all three networks."""
+        """Lists the parameters of all three networks."""
         return [p for network in self.modules.values() for p in network.parameters()]
 
     def _initialize(self) -> None:
-        """Set initial values where PyTorch's own do not serve."""
+        """Sets initial values where PyTorch's own do not serve."""
         for tower in (self.text, self.vision):
             for module in tower.modules():
                 if isinstance(module, nn.Embedding):
@@ -83,7 +85,11 @@ class Networks:
 
 
 def train_unet(run: Run, networks: Networks, vae: Autoencoder) -> None:
-    """Train until the run's time is over, on the latents of an autoencoder that is not trained."""
+    """Trains the UNet and its encoders until the time of `run` is over.
+
+    The loss is the mean squared error of the predicted v (see `diffuse`). vae: encodes the clips;
+    it is not trained.
+    """
     preset = networks.preset
     named = nn.ModuleDict(networks.modules).named_parameters()
     run.begin(networks.modules, optimizer(named, preset.rate, preset.matrix_rate))
@@ -110,15 +116,20 @@ def train_unet(run: Run, networks: Networks, vae: Autoencoder) -> None:
 
 @torch.no_grad()
 def encode(vae: Autoencoder, clips: Tensor) -> Tensor:
-    """Encode clips (b, f, h, w, 3) uint8 to the posterior's scaled means (b, c, f, h/s, w/s)."""
+    """Encodes clips (b, f, h, w, 3) uint8 as latents (b, c, f, h/s, w/s), without gradients.
+
+    The latents are the means of the autoencoder's posterior, multiplied by its scaling factor; s is
+    its downsampling.
+    """
     latents = vae.encode(to_pixels(clips))
     return latents.unflatten(0, clips.shape[:2]).transpose(1, 2).contiguous()
 
 
 def diffuse(clean: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return noisy latents at alpha-bar `levels` (b,), and v, the network's target for them.
+    """Returns clean latents with random noise added, and v, the target of the network for them.
 
-    v = sqrt(alpha-bar) noise - sqrt(1 - alpha-bar) clean (Salimans and Ho 2022).
+    clean: (b, c, f, h, w), as both results. levels: alpha-bar of each clip, (b,). v =
+    sqrt(alpha-bar) noise - sqrt(1 - alpha-bar) clean (Salimans and Ho 2022).
     """
     noise = torch.randn_like(clean)
     signal, sigma = (x.sqrt()[:, None, None, None, None] for x in (levels, 1 - levels))

@@ -14,18 +14,19 @@ from anyv2v.weights.demo.train.muon import optimizer
 from anyv2v.weights.demo.train.run import Run
 
 KL = 2e-4
-"""Weight in the loss of the latents' KL divergence from a standard normal distribution."""
+"""Weight, in the loss, of the KL divergence of the latents from a standard normal distribution."""
 
 
 def build(preset: Preset) -> Autoencoder:
-    """Build the untrained autoencoder."""
+    """Builds the demo model's autoencoder, untrained, with the sizes of `preset`."""
     return Autoencoder(section(config(preset), "vae", AutoencoderConfig))
 
 
 def train_vae(run: Run, preset: Preset, trained: Autoencoder | None = None) -> Autoencoder:
-    """Train an autoencoder until the run's time is over.
+    """Trains an autoencoder until the time of `run` is over, and returns it.
 
-    trained: an autoencoder of which only the decoder is trained further, so its latents stay.
+    trained: an autoencoder of which only the decoder is trained further, so that its latents stay
+    as they are; None, the default, trains a new one.
     """
     vae = trained or build(preset).to(run.device)
     named = dict(vae.requires_grad_(True).named_parameters())
@@ -49,10 +50,13 @@ def train_vae(run: Run, preset: Preset, trained: Autoencoder | None = None) -> A
 
 @torch.no_grad()
 def normalize_latents(vae: Autoencoder, preset: Preset, device: str = "cpu") -> None:
-    """Scale latents to mean 0 in every channel and standard deviation 1 over all channels.
+    """Changes an autoencoder so that its latents have mean 0 and standard deviation 1.
 
-    Changes the convolutions before and after the latents, so that pictures stay as they are. All
-    channels are scaled alike: those that matter more to the picture keep varying more.
+    The mean is 0 in every channel, the standard deviation 1 over all channels together.
+
+    Both are measured on 512 training scenes. The convolutions before and after the latents are
+    changed in place, so that decoded pictures stay as they are. All channels are scaled alike:
+    those that matter more to the picture keep varying more.
     """
     scenes = [draw_scene("train", i) for i in range(512)]
     pixels = to_pixels(render(scenes, (preset.size, preset.size), 4, device).frames)
@@ -70,12 +74,15 @@ def normalize_latents(vae: Autoencoder, preset: Preset, device: str = "cpu") -> 
 
 
 def to_pixels(frames: Tensor) -> Tensor:
-    """Convert frames (..., h, w, 3) uint8 to (n, 3, h, w) float32 in [-1, 1]."""
+    """Converts frames (..., h, w, 3) uint8 to pixels (n, 3, h, w) float32 in [-1, 1].
+
+    n is the product of the leading axes.
+    """
     return frames.flatten(0, -4).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 def _pixels(preset: Preset, run: Run) -> Tensor:
-    """Render one random frame of each of `preset.images` scenes; more of one clip teach little."""
+    """Renders one random frame of each of `preset.images` scenes; more of one clip teach little."""
     scenes = run.scenes(preset.images)
     clips = render(scenes, (preset.size, preset.size), preset.frames, run.device).frames
     batch = torch.arange(len(clips), device=clips.device)
