@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def eager(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Computes `layer_norm`."""
+    """Computes `layer_norm` by PyTorch's function of that name."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def add_eager(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Computes `add_layer_norm`."""
+    """Computes `add_layer_norm`, the sum and the normalization one after the other."""
     total = x + branch
     return total, eager(total, weight, bias, eps)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Computes the definition in float32, or in float64 for float64 inputs."""
+    """Computes `layer_norm` in float32, or float64 for float64 inputs; returns x's dtype."""
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide)
     y = y - y.mean(dim=-1, keepdim=True)
@@ -18,6 +18,6 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def add_reference(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Computes the sum in the inputs' dtype, and `reference` of it."""
+    """Computes `add_layer_norm`: the sum in the dtype of the inputs, and `reference` of the sum."""
     total = x + branch
     return total, reference(total, weight, bias, eps)

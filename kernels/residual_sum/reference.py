@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def reference(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
-    """Computes the definition in float32, or in float64 for float64 inputs."""
+    """Computes `residual_sum` in float32, or float64 for float64 inputs; returns x's dtype."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return (x.to(wide) + branch.to(wide) + bias.to(wide)).to(x.dtype)
