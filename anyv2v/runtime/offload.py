@@ -64,7 +64,7 @@ class Offload:
 
     @property
     def freeable(self) -> int:
-        """Bytes on the device that a job could still get, by moving networks to the host."""
+        """Bytes on the device that moving networks to the host could free; 0 with mode False."""
         if not self._mode:
             return 0
         movable = [n for n in self._networks.values() if not n.away and not n.reload]
@@ -81,7 +81,7 @@ class Offload:
         return needed > free_bytes(self._device)
 
     def begin(self, needed: int) -> None:
-        """Begins a job that should have `needed` bytes; unused networks may have to move."""
+        """Begins a job that needs `needed` bytes; moves unused networks if `applies_to` says so."""
         if self.applies_to(needed):
             with self._lock:
                 self._active = True
@@ -89,7 +89,7 @@ class Offload:
 
     @contextmanager
     def on_device(self, *networks: nn.Module) -> Iterator[None]:
-        """Keeps these networks on the device inside the block."""
+        """Keeps these networks on the device inside the block; offloads them after it if needed."""
         used = [self._networks[network] for network in networks]
         with self._lock:
             for network in used:
