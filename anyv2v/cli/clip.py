@@ -22,7 +22,7 @@ def is_source(path: str) -> bool:
 
 
 def size_of(picture: np.ndarray) -> Size:
-    """Returns (width, height) of a picture, an array (h, w, 3)."""
+    """Returns (width, height) of a picture, which is an array (h, w, 3)."""
     return picture.shape[1], picture.shape[0]
 
 

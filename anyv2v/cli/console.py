@@ -10,7 +10,7 @@ def say(message: object) -> None:
 
 
 def tell(lines: Iterable[str | None]) -> None:
-    """Prints each of the lines as `say` does, and skips those that are None."""
+    """Prints each of the lines to stderr as `say` does, and skips those that are None."""
     for line in lines:
         if line is not None:
             say(line)

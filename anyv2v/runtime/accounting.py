@@ -30,7 +30,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations and memory of a computation."""
+    """Floating-point operations and memory of a computation."""
 
     flops: int
     """Floating-point operations of matrix products, convolutions and attention; a multiply-add

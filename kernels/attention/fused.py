@@ -192,7 +192,7 @@ def tiles_by_groups(family: str, head_dim: int, dtype: torch.dtype) -> dict[int,
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Computes `anyv2v.kernels.attention.attention` by the Triton kernel.
+    """Computes `anyv2v.kernels.attention.attention` by the Triton kernel, with the same arguments.
 
     As many groups of values as registers allow are computed in one launch.
     """

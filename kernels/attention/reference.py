@@ -5,7 +5,11 @@ from torch import Tensor
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Computes `attention` in float32, or in float64 for float64 inputs; returns the dtype of v."""
+    """Computes `attention` in float32, or in float64 for float64 inputs; returns the dtype of v.
+
+    That is softmax(q k^T / sqrt(d)) v; arguments and result are as in
+    `anyv2v.kernels.attention.attention`.
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
     rows, n, heads, d = q.shape
     groups = v.shape[0] // rows

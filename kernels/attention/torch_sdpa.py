@@ -6,7 +6,11 @@ from torch import Tensor
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Computes `attention` by a call of `scaled_dot_product_attention` for each group of values."""
+    """Computes `attention` by a call of `scaled_dot_product_attention` for each group of values.
+
+    That is softmax(q k^T / sqrt(d)) v; arguments and result are as in
+    `anyv2v.kernels.attention.attention`.
+    """
     # one call per group of values: q and k are read again, but never copied
     query, key = q.transpose(1, 2), k.transpose(1, 2)
     outs = [

@@ -7,6 +7,10 @@ from anyv2v.kernels.linear import linear
 
 
 def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Computes `geglu`, one PyTorch operation after another."""
+    """Computes `geglu`, one PyTorch operation after another.
+
+    That is value * GELU(gate), with [value | gate] = x W^T + b; arguments and result are as in
+    `anyv2v.kernels.geglu.geglu`.
+    """
     value, gate = linear(x, weight, bias).chunk(2, dim=-1)
     return value * F.gelu(gate)

@@ -6,7 +6,11 @@ from anyv2v.kernels.linear import onednn
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Computes `geglu` by two oneDNN operators, without gradients."""
+    """Computes `geglu` by two oneDNN operators, without gradients.
+
+    That is value * GELU(gate), with [value | gate] = x W^T + b; arguments and result are as in
+    `anyv2v.kernels.geglu.geglu`.
+    """
     (w_value, w_gate), (b_value, b_gate) = weight.chunk(2), bias.chunk(2)
     gate = onednn.product(x, w_gate, b_gate, "gelu")
     return onednn.product_times(x, w_value, b_value, gate)

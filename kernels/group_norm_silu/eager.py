@@ -16,7 +16,11 @@ def eager(
     silu: bool = True,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """Computes `group_norm_silu`, one PyTorch operation after another."""
+    """Computes `group_norm_silu`, one PyTorch operation after another.
+
+    That is SiLU(GroupNorm(x + shift)); arguments and result are as in
+    `anyv2v.kernels.group_norm_silu.group_norm_silu`.
+    """
     shape = x.shape
     if shift is not None:
         ones = [1] * (x.ndim - 1)

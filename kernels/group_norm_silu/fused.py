@@ -211,7 +211,11 @@ def fused(
     silu: bool = True,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """Computes `group_norm_silu` in Triton, by one kernel for small groups, else by three."""
+    """Computes `group_norm_silu` in Triton, by one kernel for small groups, else by three.
+
+    That is SiLU(GroupNorm(x + shift)); arguments and result are as in
+    `anyv2v.kernels.group_norm_silu.group_norm_silu`.
+    """
     rows, c = x.shape[0], x.shape[-1]
     n, group_channels = x[0, ..., 0].numel(), c // groups
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)

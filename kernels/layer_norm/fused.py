@@ -59,14 +59,22 @@ def layer_norm_kernel(
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Computes `layer_norm` by one Triton kernel."""
+    """Computes `layer_norm` by one Triton kernel.
+
+    That is x normalized over its last dim; arguments and result are as in
+    `anyv2v.kernels.layer_norm.layer_norm`.
+    """
     return _launch(x, None, weight, bias, eps)[1]
 
 
 def add_fused(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Computes `add_layer_norm` by one Triton kernel."""
+    """Computes `add_layer_norm` by one Triton kernel.
+
+    That is the sum x + branch, and that sum normalized; arguments and result are as in
+    `anyv2v.kernels.layer_norm.add_layer_norm`.
+    """
     return _launch(x, branch, weight, bias, eps)
 
 

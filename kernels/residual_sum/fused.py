@@ -37,7 +37,11 @@ def residual_sum_kernel(X, Branch, Bias, Y, rows, c, ROWS: tl.constexpr, C: tl.c
 
 
 def fused(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
-    """Computes `residual_sum` by one Triton kernel."""
+    """Computes `residual_sum` by one Triton kernel.
+
+    That is x + branch + bias; arguments and result are as in
+    `anyv2v.kernels.residual_sum.residual_sum`.
+    """
     c = x.shape[-1]
     rows, y = x.numel() // c, torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with gpu.on(x):

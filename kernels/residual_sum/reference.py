@@ -7,6 +7,10 @@ from torch import Tensor
 
 
 def reference(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
-    """Computes `residual_sum` in float32, or float64 for float64 inputs; returns x's dtype."""
+    """Computes `residual_sum` in float32, or float64 for float64 inputs; returns x's dtype.
+
+    That is x + branch + bias; arguments and result are as in
+    `anyv2v.kernels.residual_sum.residual_sum`.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     return (x.to(wide) + branch.to(wide) + bias.to(wide)).to(x.dtype)

@@ -310,7 +310,11 @@ LONGEST = max(_TILES)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Computes `short_attention` by one Triton kernel."""
+    """Computes `short_attention` by one Triton kernel.
+
+    That is softmax(q k^T / sqrt(d)) v at each position; arguments and result are as in
+    `anyv2v.kernels.short_attention.short_attention`.
+    """
     rows, n, positions, heads, head_dim = q.shape
     out = torch.empty((v.shape[0], *q.shape[1:]), dtype=q.dtype, device=q.device)
     grid, constants = _grid_and_constants(q.shape, k.shape[1], q.dtype)
@@ -334,7 +338,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """Computes `short_probabilities` by one Triton kernel."""
+    """Computes `short_probabilities` by one Triton kernel.
+
+    That is softmax(q k^T / sqrt(d)) at each position; arguments and result are as in
+    `anyv2v.kernels.short_attention.short_probabilities`.
+    """
     rows, n, positions, heads, head_dim = q.shape
     weights = torch.empty((rows, positions, heads, n, k.shape[1]), dtype=q.dtype, device=q.device)
     grid, constants = _grid_and_constants(q.shape, k.shape[1], q.dtype)
@@ -354,7 +362,11 @@ def probabilities(q: Tensor, k: Tensor) -> Tensor:
 
 
 def apply(weights: Tensor, v: Tensor) -> Tensor:
-    """Computes `apply_probabilities` by one Triton kernel."""
+    """Computes `apply_probabilities` by one Triton kernel.
+
+    That is the probabilities times v at each position; arguments and result are as in
+    `anyv2v.kernels.short_attention.apply_probabilities`.
+    """
     rows, positions, heads, n, m = weights.shape
     shape = (v.shape[0], n, *v.shape[2:])
     out = torch.empty(shape, dtype=v.dtype, device=v.device)
