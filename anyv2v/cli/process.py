@@ -41,7 +41,10 @@ class Signals:
 
     @property
     def status(self) -> int:
-        """The exit status of a run that was interrupted: 128 + the signal's number."""
+        """The exit status of an interrupted run: 128 + the number of the signal that ended it.
+
+        Without a signal it is that of SIGINT (Ctrl-C).
+        """
         return 128 + (self.received or signal.SIGINT)
 
     def check(self) -> None:

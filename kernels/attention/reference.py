@@ -7,7 +7,7 @@ from torch import Tensor
 def reference(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """Computes `attention` in float32, or in float64 for float64 inputs; returns the dtype of v.
 
-    That is softmax(q k^T / sqrt(d)) v; arguments and result are as in
+    Returns softmax(q k^T / sqrt(d)) v; the arguments are those of
     `anyv2v.kernels.attention.attention`.
     """
     wide = torch.promote_types(q.dtype, torch.float32)

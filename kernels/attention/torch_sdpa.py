@@ -8,7 +8,7 @@ from torch import Tensor
 def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """Computes `attention` by a call of `scaled_dot_product_attention` for each group of values.
 
-    That is softmax(q k^T / sqrt(d)) v; arguments and result are as in
+    Returns softmax(q k^T / sqrt(d)) v; the arguments are those of
     `anyv2v.kernels.attention.attention`.
     """
     # one call per group of values: q and k are read again, but never copied

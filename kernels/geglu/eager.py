@@ -9,7 +9,7 @@ from anyv2v.kernels.linear import linear
 def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Computes `geglu`, one PyTorch operation after another.
 
-    That is value * GELU(gate), with [value | gate] = x W^T + b; arguments and result are as in
+    Returns value * GELU(gate), with [value | gate] = x W^T + b; the arguments are those of
     `anyv2v.kernels.geglu.geglu`.
     """
     value, gate = linear(x, weight, bias).chunk(2, dim=-1)

@@ -38,7 +38,7 @@ def gate_kernel(H, Y, rows, dim, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Computes `geglu`: the matrix product by `linear`, the rest by a Triton kernel.
 
-    That is value * GELU(gate), with [value | gate] = x W^T + b; arguments and result are as in
+    Returns value * GELU(gate), with [value | gate] = x W^T + b; the arguments are those of
     `anyv2v.kernels.geglu.geglu`.
     """
     return gate(linear(x, weight, bias))

@@ -8,7 +8,7 @@ from anyv2v.kernels.linear import onednn
 def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Computes `geglu` by two oneDNN operators, without gradients.
 
-    That is value * GELU(gate), with [value | gate] = x W^T + b; arguments and result are as in
+    Returns value * GELU(gate), with [value | gate] = x W^T + b; the arguments are those of
     `anyv2v.kernels.geglu.geglu`.
     """
     (w_value, w_gate), (b_value, b_gate) = weight.chunk(2), bias.chunk(2)

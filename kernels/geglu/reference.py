@@ -7,7 +7,7 @@ from torch import Tensor
 def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Computes `geglu` in float32, or in float64 for float64 inputs; returns the dtype of x.
 
-    That is value * GELU(gate), with [value | gate] = x W^T + b; arguments and result are as in
+    Returns value * GELU(gate), with [value | gate] = x W^T + b; the arguments are those of
     `anyv2v.kernels.geglu.geglu`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -18,7 +18,7 @@ def eager(
 ) -> Tensor:
     """Computes `group_norm_silu`, one PyTorch operation after another.
 
-    That is SiLU(GroupNorm(x + shift)); arguments and result are as in
+    Returns SiLU(GroupNorm(x + shift)); the arguments are those of
     `anyv2v.kernels.group_norm_silu.group_norm_silu`.
     """
     shape = x.shape

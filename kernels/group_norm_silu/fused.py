@@ -213,7 +213,7 @@ def fused(
 ) -> Tensor:
     """Computes `group_norm_silu` in Triton, by one kernel for small groups, else by three.
 
-    That is SiLU(GroupNorm(x + shift)); arguments and result are as in
+    Returns SiLU(GroupNorm(x + shift)); the arguments are those of
     `anyv2v.kernels.group_norm_silu.group_norm_silu`.
     """
     rows, c = x.shape[0], x.shape[-1]

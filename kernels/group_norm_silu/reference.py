@@ -18,7 +18,7 @@ def reference(
 ) -> Tensor:
     """Computes `group_norm_silu` in float32, or float64 for float64 inputs; returns x's dtype.
 
-    That is SiLU(GroupNorm(x + shift)); arguments and result are as in
+    Returns SiLU(GroupNorm(x + shift)); the arguments are those of
     `anyv2v.kernels.group_norm_silu.group_norm_silu`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -9,7 +9,7 @@ from torch import Tensor
 def eager(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Computes `layer_norm` by PyTorch's function of that name.
 
-    That is x normalized over its last dim; arguments and result are as in
+    Returns x normalized over its last dim; the arguments are those of
     `anyv2v.kernels.layer_norm.layer_norm`.
     """
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
@@ -20,7 +20,7 @@ def add_eager(
 ) -> tuple[Tensor, Tensor]:
     """Computes `add_layer_norm`, the sum and the normalization one after the other.
 
-    That is the sum x + branch, and that sum normalized; arguments and result are as in
+    Returns the sum x + branch, and that sum normalized; the arguments are those of
     `anyv2v.kernels.layer_norm.add_layer_norm`.
     """
     total = x + branch

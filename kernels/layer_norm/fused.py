@@ -61,7 +61,7 @@ def layer_norm_kernel(
 def fused(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Computes `layer_norm` by one Triton kernel.
 
-    That is x normalized over its last dim; arguments and result are as in
+    Returns x normalized over its last dim; the arguments are those of
     `anyv2v.kernels.layer_norm.layer_norm`.
     """
     return _launch(x, None, weight, bias, eps)[1]
@@ -72,7 +72,7 @@ def add_fused(
 ) -> tuple[Tensor, Tensor]:
     """Computes `add_layer_norm` by one Triton kernel.
 
-    That is the sum x + branch, and that sum normalized; arguments and result are as in
+    Returns the sum x + branch, and that sum normalized; the arguments are those of
     `anyv2v.kernels.layer_norm.add_layer_norm`.
     """
     return _launch(x, branch, weight, bias, eps)

@@ -9,7 +9,7 @@ from torch import Tensor
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Computes `layer_norm` in float32, or float64 for float64 inputs; returns x's dtype.
 
-    That is x normalized over its last dim; arguments and result are as in
+    Returns x normalized over its last dim; the arguments are those of
     `anyv2v.kernels.layer_norm.layer_norm`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -24,7 +24,7 @@ def add_reference(
 ) -> tuple[Tensor, Tensor]:
     """Computes `add_layer_norm`: the sum in the dtype of the inputs, and `reference` of the sum.
 
-    That is the sum x + branch, and that sum normalized; arguments and result are as in
+    Returns the sum x + branch, and that sum normalized; the arguments are those of
     `anyv2v.kernels.layer_norm.add_layer_norm`.
     """
     total = x + branch

@@ -7,7 +7,7 @@ from torch import Tensor
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Computes `linear` in float32, or in float64 for float64 inputs; returns the dtype of x.
 
-    That is x W^T + b; arguments and result are as in `anyv2v.kernels.linear.linear`.
+    Returns x W^T + b; the arguments are those of `anyv2v.kernels.linear.linear`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     out = torch.einsum("...c,ec->...e", x.to(wide), weight.to(wide))

@@ -8,7 +8,7 @@ from torch import Tensor
 def eager(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
     """Computes `residual_sum`, one PyTorch operation after another.
 
-    That is x + branch + bias; arguments and result are as in
+    Returns x + branch + bias; the arguments are those of
     `anyv2v.kernels.residual_sum.residual_sum`.
     """
     # a sum needs neither of its inputs for its gradient, so the second is made in place

@@ -39,7 +39,7 @@ def residual_sum_kernel(X, Branch, Bias, Y, rows, c, ROWS: tl.constexpr, C: tl.c
 def fused(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
     """Computes `residual_sum` by one Triton kernel.
 
-    That is x + branch + bias; arguments and result are as in
+    Returns x + branch + bias; the arguments are those of
     `anyv2v.kernels.residual_sum.residual_sum`.
     """
     c = x.shape[-1]

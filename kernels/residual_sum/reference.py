@@ -9,7 +9,7 @@ from torch import Tensor
 def reference(x: Tensor, branch: Tensor, bias: Tensor) -> Tensor:
     """Computes `residual_sum` in float32, or float64 for float64 inputs; returns x's dtype.
 
-    That is x + branch + bias; arguments and result are as in
+    Returns x + branch + bias; the arguments are those of
     `anyv2v.kernels.residual_sum.residual_sum`.
     """
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -7,7 +7,7 @@ from torch import Tensor
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Computes `short_attention` by batched matrix products.
 
-    That is softmax(q k^T / sqrt(d)) v at each position; arguments and result are as in
+    Returns softmax(q k^T / sqrt(d)) v at each position; the arguments are those of
     `anyv2v.kernels.short_attention.short_attention`.
     """
     return apply(probabilities(q, k), v)
@@ -16,7 +16,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
     """Computes `short_probabilities` by batched matrix products.
 
-    That is softmax(q k^T / sqrt(d)) at each position; arguments and result are as in
+    Returns softmax(q k^T / sqrt(d)) at each position; the arguments are those of
     `anyv2v.kernels.short_attention.short_probabilities`.
     """
     rows = [_softmax(*row) for row in zip(q, k, strict=True)]
@@ -26,7 +26,7 @@ def probabilities(q: Tensor, k: Tensor) -> Tensor:
 def apply(weights: Tensor, v: Tensor) -> Tensor:
     """Computes `apply_probabilities` by batched matrix products.
 
-    That is the probabilities times v at each position; arguments and result are as in
+    Returns the probabilities times v at each position; the arguments are those of
     `anyv2v.kernels.short_attention.apply_probabilities`.
     """
     rows, n = weights.shape[0], weights.shape[3]

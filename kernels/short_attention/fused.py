@@ -312,7 +312,7 @@ LONGEST = max(_TILES)
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Computes `short_attention` by one Triton kernel.
 
-    That is softmax(q k^T / sqrt(d)) v at each position; arguments and result are as in
+    Returns softmax(q k^T / sqrt(d)) v at each position; the arguments are those of
     `anyv2v.kernels.short_attention.short_attention`.
     """
     rows, n, positions, heads, head_dim = q.shape
@@ -340,7 +340,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
     """Computes `short_probabilities` by one Triton kernel.
 
-    That is softmax(q k^T / sqrt(d)) at each position; arguments and result are as in
+    Returns softmax(q k^T / sqrt(d)) at each position; the arguments are those of
     `anyv2v.kernels.short_attention.short_probabilities`.
     """
     rows, n, positions, heads, head_dim = q.shape
@@ -364,7 +364,7 @@ def probabilities(q: Tensor, k: Tensor) -> Tensor:
 def apply(weights: Tensor, v: Tensor) -> Tensor:
     """Computes `apply_probabilities` by one Triton kernel.
 
-    That is the probabilities times v at each position; arguments and result are as in
+    Returns the probabilities times v at each position; the arguments are those of
     `anyv2v.kernels.short_attention.apply_probabilities`.
     """
     rows, positions, heads, n, m = weights.shape

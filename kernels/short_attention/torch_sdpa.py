@@ -8,7 +8,7 @@ from torch import Tensor
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Computes `short_attention` by a call of `scaled_dot_product_attention` per row of values.
 
-    That is softmax(q k^T / sqrt(d)) v at each position; arguments and result are as in
+    Returns softmax(q k^T / sqrt(d)) v at each position; the arguments are those of
     `anyv2v.kernels.short_attention.short_attention`.
     """
     rows = q.shape[0]
