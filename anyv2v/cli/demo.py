@@ -78,12 +78,10 @@ def run(
     seed: int = 0,
     progress: Callable[[str, int], Callable | None] | None = None,
 ) -> dict[str, dict[str, float | None]]:
-    """Renders, inverts and edits a clip; writes `FILES` to an existing folder; returns the scores.
+    """Renders, inverts and edits a clip; writes `FILES` to `folder`; returns the scores.
 
-    The scores are those of the edit and of each baseline: name -> metric -> value, None for NaN.
-    kind: what the edit changes, one of `KINDS` in weights/demo/scenes.py. seed: of the clip and of
-    the noise. progress(title, steps) begins a stage and returns a function to be called after each
-    step, or None.
+    The result is clip -> metric -> score, None for NaN. kind: one of `KINDS` in scenes.py.
+    progress(title, steps) begins a stage; its result, if not None, is called after each step.
     """
     track = progress or (lambda title, steps: None)
     size, frames, fps = editor.defaults.size, editor.defaults.frames, editor.defaults.fps

@@ -211,10 +211,9 @@ def fused(
     silu: bool = True,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """Computes `group_norm_silu` in Triton, by one kernel for small groups, else by three.
+    """Computes `group_norm_silu`: one Triton kernel for small groups, three for others.
 
-    Returns SiLU(GroupNorm(x + shift)); the arguments are those of
-    `anyv2v.kernels.group_norm_silu.group_norm_silu`.
+    The arguments are those of `anyv2v.kernels.group_norm_silu.group_norm_silu`.
     """
     rows, c = x.shape[0], x.shape[-1]
     n, group_channels = x[0, ..., 0].numel(), c // groups
