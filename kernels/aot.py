@@ -1,10 +1,11 @@
-"""Compile every kernel for GPUs that this machine need not have, and check the machine code.
+"""Compiles every kernel for several GPU architectures and checks the machine code.
 
     python -m anyv2v.kernels.aot [PART_OF_A_NAME ...] [--target sm_90 ...] [--write]
 
-Triton's compiler needs neither a GPU nor a driver. A kernel must pass four gates: no register is
-spilled, shared memory fits the target, no tensor-core instruction is serialized, and on sm_90 the
-expected instruction is used. `--write` writes the table of results to kernels/registers.md.
+Triton's compiler needs neither a GPU nor a driver. A compiled kernel must pass four gates: no
+register is spilled, its shared memory fits the target, the compiler serializes no tensor-core
+instruction, and on sm_90 the matrix instruction that its configuration expects is used. `--write`
+writes the table of results to kernels/registers.md.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ class Target:
     """A GPU architecture to compile for."""
 
     backend: str
+    """Triton's name of the platform: "cuda" or "hip"."""
     arch: int | str
+    """With CUDA the compute capability times ten, such as 90; with HIP a name, such as "gfx942"."""
     threads_per_warp: int
+    """Threads per warp, which AMD calls a wavefront."""
     shared_kib: int
     """Shared memory that one block may use, in KiB."""
 
@@ -44,55 +48,66 @@ TARGETS = {
     "sm_100": Target("cuda", 100, 32, 227),
     "gfx942": Target("hip", "gfx942", 64, 64),
 }
+"""Name -> target: NVIDIA's A100, H100 and B200, and AMD's MI300."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One compilation of a kernel that can be chosen at run time.
+    """One way to compile a kernel, which a launch may choose at run time.
 
     `types` and `constants` together must name every argument of the kernel.
     """
 
     name: str
-    """Starts with the operation's name, "geglu gate bf16"; unique on each target."""
+    """Begins with the name of the operation, such as "geglu gate bf16"; unique on each target."""
     kernel: Any
-    """The function that triton.jit made."""
+    """The function to compile, decorated with `triton.jit`."""
     types: Mapping[str, str]
-    """Argument -> "*bf16", "i32", "fp32", ..."""
+    """Argument passed at run time -> its Triton type, such as "*bf16" (a pointer), "i32" or
+    "fp32"."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """tl.constexpr argument -> value."""
+    """Argument of type `tl.constexpr` -> its value."""
     options: Mapping[str, int] = field(default_factory=dict)
-    """num_warps, num_stages."""
+    """Triton's options `num_warps` and `num_stages` -> their values."""
     divisible: tuple[str, ...] = ()
-    """Integer arguments that are multiples of 16, as pointers are taken to be."""
+    """Names of the integer arguments that are multiples of 16. Pointers always count as such."""
     instruction: str | None = None
-    """The matrix instruction of sm_90 that must appear, such as "HGMMA" or "HMMA"."""
+    """The matrix instruction, such as "HGMMA" or "HMMA", that must appear in machine code for
+    sm_90; None if none has to."""
     targets: tuple[str, ...] = tuple(TARGETS)
-    """Names of the targets on which it can be chosen."""
+    """The names, in `TARGETS`, of the targets on which a launch may choose this configuration."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Facts on a compiled configuration; registers and spilled bytes are per thread."""
+    """What the compiler and the machine code say of a compiled configuration."""
 
     registers: int
+    """Registers per thread."""
     spilled: int
+    """Bytes per thread of registers that did not fit and were moved to memory."""
     shared: int
+    """Bytes of shared memory per block."""
     serialized: bool
+    """Whether ptxas warned that it serialized asynchronous matrix instructions (wgmma)."""
     instructions: frozenset[str]
+    """The opcodes in the machine code, such as {"HGMMA", "FFMA"}; for AMD only the matrix
+    instructions."""
 
 
 def configurations() -> Iterator[Configuration]:
-    """Yields the configurations of all kernel folders."""
+    """Yields the configurations of all kernels, which fused.py in each operation's folder lists."""
     for path in sorted(HERE.glob("*/fused.py")):
         module = importlib.import_module(f"anyv2v.kernels.{path.parent.name}.fused")
         yield from module.configurations()
 
 
 def build(configuration: Configuration, target: Target) -> Report:
-    """Compiles a configuration, bypassing Triton's cache, and reads the compiler's log.
+    """Compiles a configuration for a target and reads the compiler's log and the machine code.
 
-    TRITON_INTERPRET must not have been set when the kernel was defined.
+    Triton's cache is bypassed. The environment variable TRITON_INTERPRET must not have been set
+    when the kernel was defined. Raises ValueError if `types` and `constants` of the configuration
+    do not name the arguments of the kernel.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -172,7 +187,10 @@ def _read_amdgcn(compiled: Any) -> Report:
 
 
 def faults(report: Report, configuration: Configuration, target_name: str) -> list[str]:
-    """Lists the gates that a compiled configuration fails; empty if it may be chosen."""
+    """Returns the gates that a compiled configuration fails, one text each; empty if it passes all.
+
+    The gates are described at the top of this module. target_name: a key of `TARGETS`.
+    """
     target, failed = TARGETS[target_name], []
     if report.spilled:
         failed.append(f"spills {report.spilled} bytes")
@@ -192,7 +210,11 @@ def _cell(report: Report, found: list[str]) -> str:
 
 
 def table(rows: Mapping[str, Mapping[str, str]]) -> str:
-    """Formats registers.md from configuration -> target -> cell."""
+    """Returns the text of registers.md, a Markdown table.
+
+    rows: name of a configuration -> name of a target -> text of the cell; a missing cell becomes
+    "-".
+    """
     import triton
 
     header = " | ".join(TARGETS)
@@ -212,7 +234,10 @@ def table(rows: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns 0, or 1 if a gate failed or nothing was compiled."""
+    """Runs the command; returns its exit status: 1 if a gate failed or nothing was compiled, or 0.
+
+    argv: the arguments of the command; None takes those of the process.
+    """
     parser = argparse.ArgumentParser(prog="python -m anyv2v.kernels.aot")
     parser.add_argument("part", nargs="*", help="only configurations with one of these in the name")
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="all unless given")

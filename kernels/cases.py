@@ -1,4 +1,4 @@
-"""The calls of one UNet forward pass on 16 frames of 512x512, to explain, check and measure."""
+"""The kernel calls of one UNet forward pass on 16 frames of 512x512, to explain, check and time."""
 
 from __future__ import annotations
 
@@ -21,26 +21,36 @@ from anyv2v.kernels import (
 from anyv2v.kernels.choose import Implementation
 
 HEAD_DIM, GROUPS, CONTEXT = 64, 32, 145
+"""The UNet's head dim, groups of each group normalization, and tokens that cross-attention
+reads."""
 LEVELS = ((64, 320), (32, 640), (16, 1280), (8, 1280))
-"""(height and width of the latents, channels) of each level; the last has no attention."""
+"""(side of the square latents, channels) of each resolution of the UNet; the last has no
+attention."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an operation, without its numbers."""
+    """One call of an operation, described by shapes in place of tensors."""
 
     operation: str
+    """Name of the operation, such as "group_norm_silu"."""
     name: str
+    """Distinguishes the call from others of the same operation, such as "cross 64x64"."""
     table: tuple[Implementation, ...]
+    """The implementations of the operation, in the order in which they are considered."""
     shapes: tuple[tuple[int, ...], ...]
-    """Shapes of the first arguments, which are tensors."""
+    """Shapes of the first positional arguments, which are tensors."""
     rest: tuple[Any, ...] = ()
-    """The other positional arguments."""
+    """The remaining positional arguments."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments; a tuple is the shape of a tensor."""
+    """Keyword arguments; a tuple stands for a tensor of that shape."""
 
     def draw(self, device: str, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Draws arguments and options from a normal distribution; matrices keep the variance."""
+        """Returns positional and keyword arguments, with tensors drawn from a normal distribution.
+
+        Values have mean 0 and variance 1. Matrices are divided by sqrt(columns), so that a product
+        with one has about the variance of its input.
+        """
 
         def drawn(shape: tuple[int, ...]) -> Tensor:
             scale = shape[-1] ** -0.5 if len(shape) == 2 else 1.0
@@ -51,7 +61,11 @@ class Case:
 
 
 def cases(frames: int = 16, levels: tuple[tuple[int, int], ...] = LEVELS) -> Iterator[Case]:
-    """Yields the calls for one branch; `g` is how many branches' values share a softmax."""
+    """Yields the calls of one UNet forward pass on a batch of one clip of so many frames.
+
+    levels: as `LEVELS`. In the name of a call of attention, `g` is the number of clips (such as a
+    source and its edits) whose values share one softmax.
+    """
     for side, c in levels[:3]:
         n, heads = side * side, c // HEAD_DIM
         for g in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""Checks of all kernels at once, for `python -m anyv2v.kernels.explain --check`."""
+"""Checks every kernel against its definition, for `python -m anyv2v.kernels.explain --check`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ from anyv2v.kernels.choose import Implementation
 from anyv2v.kernels.trust import Measured, Small
 
 TINY = 2, ((8, 128), (4, 128), (2, 256), (2, 256))
-"""Frames and levels, so small that Triton's interpreter checks them in seconds."""
+"""Arguments `frames` and `levels` of `cases`, so small that Triton's interpreter takes seconds."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The result of one check."""
+    """The result of checking one implementation of an operation on one small call."""
 
     operation: str
+    """Name of the operation, such as "geglu"."""
     cases: tuple[str, ...]
-    """Names of all cases that this small call stands for."""
+    """Names of all cases for which the small call stands, as in `Case.name`."""
     implementation: str
+    """Name of the implementation, such as "triton"."""
     measured: Measured
+    """Its errors, and the bounds that they must keep."""
 
 
 def cannot(device: torch.device | str) -> str | None:
-    """Returns the reason why no kernel can run here on that kind of device, or None."""
+    """Returns the reason why no kernel can run on devices of this type here, or None.
+
+    Only the type of `device` matters ("cuda" or "cpu"), not its index.
+    """
     kind = torch.device(device).type
     if not gpu.INSTALLED:
         return "triton is not installed; pip install triton"
@@ -46,11 +52,13 @@ def check_all(
     share: tuple[int, int] = (0, 1),
     of: Iterable[Case] | None = None,
 ) -> Iterator[Checked]:
-    """Checks every implementation of the operations that have a kernel, yielding each result.
+    """Checks the implementations of every operation that has a Triton kernel; yields each result.
 
-    of: the calls whose code is checked; by default those of cases.py, and tiny ones on a CPU.
-    share (i, n): do the i-th of n equal parts of the work, counted from 0. Most of the time goes
-    into compiling, so n processes are nearly n times as fast.
+    Each implementation that can run a call, the definition excepted, is compared with the
+    definition in float64 on a small call of the same compiled code. `of`: the calls; None takes
+    those of cases.py, and tiny ones on a CPU. `share` (i, n): do the i-th of n equal parts of the
+    work, counted from 0. Most of the time is spent on compiling, so n processes are nearly n times
+    as fast.
     """
     device = torch.device(device)
     if of is None:

@@ -11,44 +11,50 @@ from torch import Tensor
 from anyv2v.kernels import trust
 
 USED: dict[str, set[str]] = {}
-"""Operation -> names of the implementations that this process chose for tensors with data."""
+"""Name of an operation -> names of the implementations that this process chose for it. Calls on
+meta tensors, which have no data, are not counted."""
 
 
 class Unsupported(RuntimeError):
-    """Raised if an implementation that was asked for by name cannot take the call."""
+    """Raised if an implementation requested by name does not exist or cannot run the call."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One implementation of an operation, with the rules of when to choose it.
+    """One implementation of an operation, with the rules for choosing it.
 
-    All its functions take the same arguments.
+    Its functions all take the arguments of the operation.
     """
 
     name: str
+    """The name by which it can be requested, such as "triton"; unique in the operation's table."""
     run: Callable[..., Tensor]
-    """Runs the operation."""
+    """Runs the operation and returns its result."""
     refuses: Callable[..., str | None]
-    """Returns the reason why it cannot run the call, or None."""
+    """Returns the reason why the implementation cannot run a call, or None if it can."""
     avoids: Callable[..., str | None] = lambda *_, **__: None
-    """Returns the reason not to pick it automatically although it would work, or None."""
+    """Returns a reason not to choose the implementation automatically for a call that it could run,
+    or None if there is none."""
     small: Callable[..., trust.Small] | None = None
-    """Returns a small call of the same compiled code, by which it is checked before it first runs;
-    None if it needs no check."""
+    """Returns a small call of the same compiled code, on which the implementation is checked before
+    its first launch. None: the implementation needs no check."""
 
     def declines(self, *args: Any, **options: Any) -> str | None:
-        """Returns the reason why automatic choice passes it over, or None."""
+        """Returns the reason why automatic choice passes over it for this call, or None."""
         return self.refuses(*args, **options) or self.avoids(*args, **options)
 
 
 def choose(
     op: str, table: tuple[Implementation, ...], requested: str | None, *args: Any, **options: Any
 ) -> Implementation:
-    """Chooses the implementation of `table` that runs a call, and notes it in `USED`.
+    """Chooses the implementation in `table` that runs a call, and records its name in `USED`.
 
+    op: name of the operation. table: its implementations, the best first and the definition last.
     requested: the name of an implementation, or several separated by commas, of which the first
-    that can take the call is chosen; None chooses automatically. Raises `Unsupported` if none of
-    those requested can.
+    that can run the call is chosen; None chooses automatically. args, options: the arguments of the
+    call. An implementation that fails its check (trust.py) counts as unable to run it. For meta
+    tensors, which have no data, the choice is always automatic. Raises `Unsupported` if none of the
+    requested implementations can run the call.
     """
     chosen = _choose(op, table, requested, *args, **options)
     if not any(isinstance(x, Tensor) and x.is_meta for x in args):

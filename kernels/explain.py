@@ -1,8 +1,8 @@
-"""Which implementation runs which call, and why: `python -m anyv2v.kernels.explain`.
+"""Prints which implementation runs each kernel call, and why: `python -m anyv2v.kernels.explain`.
 
 The calls are those of one UNet forward pass on 16 frames of 512x512. Nothing is computed and no
-memory is taken: the tensors have a shape, a dtype and a device but no data. With `--check` the
-kernels of these calls do run, each on a small call, and are compared with their definitions.
+memory is allocated: the tensors have a shape, a dtype and a device but no data. With `--check` the
+kernels do run, on a small call for each of these calls, and are compared with their definitions.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ from anyv2v.kernels.cases import Case, cases
 from anyv2v.kernels.check import TINY, cannot, check_all
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Value of `--dtype` -> dtype."""
 
 
 def explain(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
-    """Yields (implementation, verdict) for a call, in the order in which they are considered."""
+    """Yields (name of an implementation, verdict) for a call, in the order of the case's table.
+
+    The verdict is "RUNS" for the automatic choice; any other says why that implementation was not
+    chosen. Nothing is computed.
+    """
     with FakeTensorMode(), torch.no_grad():
         args, options = case.draw(device, dtype)
         chosen = False
@@ -37,7 +42,10 @@ def explain(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[str, 
 
 
 def check(device: str, dtype: torch.dtype, operations: list[str]) -> bool:
-    """Prints the result of every check as soon as it is known; returns whether all passed."""
+    """Runs `check_all` and prints each result as soon as it is known; returns whether all passed.
+
+    device: "cpu" or "cuda". operations: names of the operations to check; empty checks all.
+    """
     calls = cases() if device == "cuda" else cases(*TINY)
     selected = [case for case in calls if not operations or case.operation in operations]
     print("errors and what is allowed, of the whole result and of its worst part", flush=True)
@@ -58,7 +66,10 @@ def check(device: str, dtype: torch.dtype, operations: list[str]) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns 0, or 1 if a check failed."""
+    """Runs the command; returns its exit status: 1 if a check failed, else 0.
+
+    argv: the arguments of the command; None takes those of the process.
+    """
     parser = argparse.ArgumentParser(prog="python -m anyv2v.kernels.explain")
     here = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=here)

@@ -1,4 +1,4 @@
-"""The conditions that every Triton kernel has, checked without importing Triton."""
+"""The conditions that all Triton kernels here put on a call, checked without importing Triton."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 INSTALLED = importlib.util.find_spec("triton") is not None
+"""Whether Triton is installed."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+"""The dtypes that kernels accept."""
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on a CPU: slowly, for tests."""
+    """Whether Triton's interpreter is on (TRITON_INTERPRET=1): it runs kernels on a CPU, slowly."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def refuses(*tensors: Tensor) -> str | None:
-    """Returns the reason why no kernel of this project takes these tensors, or None."""
+    """Returns the reason why no Triton kernel here can take these tensors as inputs, or None."""
     first = tensors[0]
     if not INSTALLED:
         return "triton is not installed; pip install triton"
@@ -46,12 +48,20 @@ def refuses(*tensors: Tensor) -> str | None:
 
 
 def avoids_interpreter(x: Tensor, *_: Any, **__: Any) -> str | None:
-    """Returns the reason not to pick a kernel automatically for x: the interpreter is slow."""
+    """Returns a reason not to choose a kernel automatically if it would run in the interpreter.
+
+    Triton's interpreter, which runs kernels on a CPU, is slow. Returns None if x is on a CUDA
+    device. All further arguments are ignored.
+    """
     return None if x.device.type == "cuda" else "Triton's interpreter is for tests"
 
 
 def avoids(*tensors: Tensor) -> str | None:
-    """Returns the reason not to pick a kernel automatically that gains by tensor cores, or None."""
+    """Returns a reason not to choose automatically a kernel that gains by tensor cores, or None.
+
+    The reason is that the first tensor is float32, or that Triton's slow interpreter would run the
+    kernel.
+    """
     if (reason := avoids_interpreter(*tensors)) is not None:
         return reason
     if tensors[0].dtype == torch.float32:
@@ -60,7 +70,10 @@ def avoids(*tensors: Tensor) -> str | None:
 
 
 def family(device: torch.device) -> str | None:
-    """Returns the target in aot.py whose tiles suit a device, or None for a GPU that is too old."""
+    """Returns the key in `aot.TARGETS` whose tile sizes suit a device; None if the GPU is too old.
+
+    A GPU needs compute capability 8.0. For a CPU, or without CUDA, the answer is "sm_90".
+    """
     if device.type == "cpu" or not torch.cuda.is_available():
         # interpreted, or a tensor that only pretends to be on a GPU
         return "sm_90"
@@ -82,5 +95,5 @@ def _span_of_a_row(x: Tensor) -> int:
 
 
 def on(x: Tensor) -> AbstractContextManager:
-    """Launches the kernels inside a `with` block on the device of x."""
+    """Returns a context that launches kernels on the GPU of x; it does nothing for a CPU tensor."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,11 +1,11 @@
-"""Checks every kernel against its definition before the first launch.
+"""Checks every kernel against its definition before its first launch.
 
 A call is shrunk to a small one (`Small`) that Triton compiles to the same code: its constants, and
-which of its integers 16 divides, stay the same. The small call is run and compared with the
-definition in float64. The verdict holds in this process for all calls that shrink to the same one.
-The environment variable ANYV2V_CHECK is 0 (never check), 1 (check) or raise (check, and raise an
-error in place of a warning). Without it, kernels are checked on a GPU, and not in Triton's
-interpreter, which is for tests.
+which of its integers are divisible by 16, stay the same. The small call is run and compared with
+the definition in float64. Within this process the verdict holds for all calls that shrink to the
+same small one. The environment variable ANYV2V_CHECK is 0 (never check), 1 (check) or raise (check,
+and raise an error in place of a warning). Without it, kernels are checked on a GPU but not in
+Triton's interpreter, which is for tests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from anyv2v.kernels.choose import Implementation
 
 EPS = 0.1
-"""The eps of norms in small calls: so large that a kernel that misplaces it is found wrong."""
+"""The eps of normalizations in small calls: so large that a kernel which misplaces it fails."""
 
 
 class Untrusted(RuntimeError):
@@ -47,13 +47,18 @@ class Small:
     options: tuple[tuple[str, Any], ...] = ()
     """Keyword arguments; a tuple is the shape of a tensor."""
     part: tuple[int, ...] = (64,)
-    """Size of the parts, in the result's last dims, whose errors are measured one by one: no two
-    tiles share a part, and a part is large enough to average out rounding."""
+    """Shape, in the last dims of the result, of the parts whose errors are measured one by one:
+    each part lies in one tile, and is large enough to average out rounding."""
     offset: float = 0.0
-    """Mean of the tensors with more than two dims."""
+    """Mean of the random tensors with more than two dims."""
 
     def draw(self, device: torch.device, dtype: torch.dtype) -> tuple[list[Any], dict[str, Any]]:
-        """Draws arguments and options, always the same, from a random generator of its own."""
+        """Returns positional and keyword arguments, with normally distributed tensors.
+
+        The values are the same at every call, and PyTorch's own generators are not used. Vectors
+        have mean 1 and standard deviation 1/4, matrices mean 0 and standard deviation 1 /
+        sqrt(columns), other tensors mean `offset` and standard deviation 1.
+        """
         generator = torch.Generator(device).manual_seed(0)
 
         def drawn(shape: tuple[int, ...]) -> Tensor:
@@ -72,10 +77,11 @@ class Small:
 
 
 def alike(n: int, least: int, *units: int) -> int:
-    """Returns the smallest number from `least` up that Triton's compiler treats like n.
+    """Returns the smallest number from `least` up for which Triton compiles the same code as for n.
 
-    Triton compiles 1 as a constant, and specializes other integers on whether 16 divides them. The
-    number agrees with n in that, by itself and times each of `units`.
+    Triton compiles 1 as a constant, and specializes other integers on whether 16 divides them. So
+    the result is 1 for 1; otherwise 16 divides it, and each of its products with `units`, exactly
+    where 16 divides n and the same product of n.
     """
 
     def divisible(x: int) -> list[bool]:
@@ -87,19 +93,20 @@ def alike(n: int, least: int, *units: int) -> int:
 
 
 def bound(dtype: torch.dtype) -> float:
-    """Returns the largest relative error allowed, ||error|| / ||truth||.
+    """Returns the largest relative error, ||error|| / ||truth||, that a result in `dtype` may have.
 
-    For half types that is one rounding of the result and one of the weights; for float32 the error
-    of a sum.
+    For half precision that is the dtype's eps: one rounding of the result and one of the weights.
+    For float32 it is 1e-6, the error of a sum.
     """
     return 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
 
 
 def bounds(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Returns the errors that a check allows: for the whole result, and for each part of it.
+    """Returns the relative errors that a check allows: (of the whole result, of each part of it).
 
-    Rounding averages out less within a part, which float32's bound allows for. The bound of half
-    types cannot: a tile that is 1 % too large must fail, and eps of bfloat16 is 0.8 %.
+    Rounding averages out less within a part, so in float32 a part may be off ten times as much;
+    where PyTorch may use TF32 on a GPU, both bounds are 2^-10. In half precision a part gets no
+    more than the whole: a tile that is 1 % too large must fail, and eps of bfloat16 is 0.8 %.
     """
     if dtype == torch.float32:
         if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
@@ -113,22 +120,23 @@ def bounds(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Measured:
-    """Errors of a small call, relative, and NaN if it gave no result."""
+    """Relative errors of an implementation on a small call; NaN if there was no usable result."""
 
     error: float
-    """||error|| / ||truth|| of the whole result."""
+    """||error|| / ||truth|| of the whole result, compared with the definition in float64."""
     part: float
-    """The largest such error of a part; `Small.part` is the size of the parts."""
+    """The largest such error in any part of the result; `Small.part` is the shape of the parts."""
     bounds: tuple[float, float]
-    """The bounds of `error` and `part`."""
+    """The largest allowed values of `error` and `part`."""
     seconds: float
     """Duration of the check, compilation included."""
     failure: str | None = None
-    """The exception that was raised, or the shape or dtype that is wrong; else None."""
+    """The exception that was raised, or what is wrong with the result's shape or dtype; else
+    None."""
 
     @property
     def wrong(self) -> str | None:
-        """Why the check failed, or None if it passed."""
+        """Why the implementation failed its check, or None if it passed."""
         if self.failure is not None:
             return self.failure
         # comparisons with NaN are False, so NaN fails
@@ -149,7 +157,12 @@ def measure(
     dtype: torch.dtype,
     allowed: tuple[float, float],
 ) -> Measured:
-    """Compares `run` on the small call with `reference` on the same numbers in float64."""
+    """Compares `run` on a small call with the definition `reference` on the same values in float64.
+
+    The tensors are drawn on `device` in `dtype`. allowed: the bounds on the errors of the whole
+    result and of each part. An exception in `run` becomes `Measured.failure`, but
+    torch.OutOfMemoryError is raised, since it says nothing about the implementation.
+    """
     start, nothing = time.perf_counter(), float("nan")
     args, options = small.draw(device, dtype)
     truth = _tensors(reference(*map(_wide, args), **{k: _wide(v) for k, v in options.items()}))
@@ -179,11 +192,15 @@ def objection(
     args: tuple[Any, ...],
     options: dict[str, Any],
 ) -> str | None:
-    """Returns the reason why an implementation's check forbids a call, or None.
+    """Returns the reason why an implementation's check forbids a call, or None if it may run.
 
-    The first failure of a check is a warning, or raises `Untrusted` if ANYV2V_CHECK is "raise". No
-    check runs while a compiler traces or if tensors have no data, since nothing is launched then.
-    None can run while a CUDA graph is captured, so code that was not checked before is refused.
+    The implementation is checked here if this code of it has not been checked before. op: name of
+    the operation. reference: its definition. args, options: the arguments of the call.
+
+    A failed check is a warning the first time, or raises `Untrusted` each time if ANYV2V_CHECK is
+    "raise". No check runs while a compiler traces or for tensors without data, since nothing is
+    launched then. A check cannot run during the capture of a CUDA graph, so code that was not
+    checked before is refused there.
     """
     if implementation.small is None or torch.compiler.is_compiling():
         return None

@@ -1,4 +1,4 @@
-"""From the namespace of argparse to typed groups of options, which commands pass on."""
+"""Turns the namespace of argparse into typed groups of options, which commands pass on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def typed(group: type[T], args: Namespace) -> T:
-    """The options of one group: a dataclass whose fields are called like the options.
+    """Returns the options of one group, a dataclass whose fields have the names of the options.
 
     A field whose option this command does not have keeps its default.
     """

@@ -1,4 +1,4 @@
-"""The argument VIDEO and the options of reading it."""
+"""The argument VIDEO of most commands, and the options that say how it is read."""
 
 from __future__ import annotations
 
@@ -17,47 +17,57 @@ from anyv2v.pipeline.source import SUFFIX, Source
 
 
 def is_source(path: str) -> bool:
-    """Whether a path is one of a source (`anyv2v invert` writes them), by its suffix."""
+    """Whether a path has the suffix of a source, an inverted video that `anyv2v invert` wrote."""
     return Path(path).suffix.lower() == SUFFIX
 
 
 def size_of(picture: np.ndarray) -> Size:
-    """(width, height) of a picture (h, w, 3)."""
+    """Returns (width, height) of a picture, which is an array (h, w, 3)."""
     return picture.shape[1], picture.shape[0]
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video, a picture or a source, and how it is read.
+    """VIDEO (a video, a picture or a source, which is an inverted video), and how it is read.
 
-    None stands for the value that the weights work best with. `size` is (width, height) or the
-    length of the shorter side in pixels, `sample_fps` in frames per second, `start_time` in
-    seconds.
+    Fields have the names of options. None means that the option was not given: size, frames and
+    sample_fps are then those that the weights work best with.
     """
 
     video: str
+    """Path of the video, picture or source."""
     weights: str = loading.DEMO
+    """Folder of the weights, or "demo"."""
     size: Size | int | None = None
+    """(width, height), or the length of the shorter side, in pixels."""
     frames: int | None = None
+    """Number of frames to read."""
     sample_fps: float | None = None
+    """Frames to read per second of the video."""
     start_time: float | None = None
+    """Time of the first frame to read, in seconds; None is 0."""
     fit: str | None = None
+    """How frames get to the size, one of `media.image.FITS`; None is "crop"."""
 
     @property
     def is_source(self) -> bool:
-        """Whether it is inverted already."""
+        """Whether VIDEO is a source, so that it need not be inverted."""
         return is_source(self.video)
 
     @property
     def is_still(self) -> bool:
-        """Whether it is one picture (or no video that can be read, which reading it will say)."""
+        """Whether VIDEO is one picture; also True if it cannot be read, which `read` reports."""
         try:
             return not container.is_video(self.video)
         except InputError:
             return True
 
     def read(self) -> Video:
-        """The frames that are edited, as the options and the weights have them."""
+        """Returns the frames that are to be edited; those of a source are stored in it.
+
+        Options that were not given have the weights' own values. Raises InputError if VIDEO cannot
+        be read or has too few frames, or if a single frame is asked for.
+        """
         if self.is_source:
             return Source.load(self.video).video
         own = loading.peek(self.weights).defaults
@@ -73,13 +83,13 @@ class Clip:
         )
 
     def first_frame(self) -> np.ndarray:
-        """The first frame at its own size, uint8 (h, w, 3)."""
+        """Returns the frame at `start_time` (of a source the first), uint8 (h, w, 3), uncropped."""
         if self.is_source:
             return Source.load(self.video).video.frames[0]
         return read_first_frame(self.video, self.start_time or 0.0)
 
     def sizes(self) -> tuple[Size, Size]:
-        """(width, height) of the file's pictures, and of the frames that are made of them."""
+        """Returns (width, height) of the file's own frames, and that of the frames to be edited."""
         if self.is_source:
             size = Source.frame_size(self.video)
             return size, size
@@ -88,7 +98,11 @@ class Clip:
         return own, self.target(own, known.defaults.size, known.multiple)
 
     def target(self, own: Size, default: Size, multiple: int) -> Size:
-        """What `--size` makes of pictures of the size `own`; both sides are multiples."""
+        """Returns (width, height) to which the option `size` brings pictures of the size `own`.
+
+        default: the size if the option was not given. Both sides must be multiples of `multiple`:
+        raises InputError if they are not, but rounds if the option gives only the shorter side.
+        """
         if isinstance(self.size, int):
             return size_of_short_side(self.size, own, multiple)
         return checks.size(self.size or default, multiple)

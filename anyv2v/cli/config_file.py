@@ -1,7 +1,7 @@
-"""Options of a command from a file, YAML or JSON: `--config FILE`.
+"""Reads options of a command from a YAML or JSON file: `--config FILE`.
 
-A file's keys are the names of options, with - or _, and of what stands without a name (video, src).
-Options given on the command line win. The sidecar of an output is such a file, too.
+The keys of a file are the names of options, with - or _, and of positional arguments (video, src).
+Options given on the command line have precedence. The sidecar of an output is such a file, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from anyv2v.checks import shown
 from anyv2v.errors import InputError
 
 LARGEST = 2**20
-"""Limit in bytes: a file of options is small."""
+"""The most bytes that a config file may have."""
 SETTINGS, COMMAND = "settings", "command"
 """The keys of a sidecar that hold its options and its command."""
 BY_NAME = ("guidance", "inject", "option")
@@ -27,11 +27,16 @@ WORDS = {
     "bool": ("^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
     "null": ("^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
 }
-"""The words of YAML 1.2 that are no text; numbers stay texts, as options parse them."""
+"""Type -> (pattern of its words, their first characters): the words of YAML 1.2 that are not texts.
+Numbers are loaded as texts, because options parse them."""
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """Option (with _ for -) -> its value in a file; InputError says what is wrong with the file."""
+    """Returns option (with _ for -) -> its value, as read from a YAML or JSON file.
+
+    Of a sidecar these are its settings. Raises InputError if the file cannot be read or is no such
+    file.
+    """
     try:
         if Path(path).stat().st_size > LARGEST:
             raise InputError(f"{path}: is no config file: it is larger than {LARGEST} bytes")
@@ -68,10 +73,12 @@ def _parsed(path: str, text: str) -> Any:
 def options_of(
     path: str, actions: Collection[argparse.Action], known: Collection[str]
 ) -> tuple[dict[argparse.Action, Any], list[str]]:
-    """What a file says of a parser's options, converted and checked as the command line would.
+    """Returns the options that a file sets, and the names in it that this command does not have.
 
-    `known`: names that other commands have. Those of them that the file has and this parser lacks
-    are given as well. Any other name is an InputError.
+    path: a config file. actions: the options of the command. known: the names of all commands'
+    options. The first result is action -> value, converted and checked as on the command line.
+    Values of null count as not given. Raises InputError for a name that no command has, and for a
+    bad value.
     """
     values = {name: value for name, value in read_config(path).items() if value is not None}
     mine = {action.dest: action for action in actions}

@@ -1,4 +1,4 @@
-"""`anyv2v demo`: edits a clip that is rendered here, and compares the edit with the truth."""
+"""`anyv2v demo`: renders a clip, edits it, and compares the edit with the rendered truth."""
 
 from __future__ import annotations
 
@@ -34,15 +34,20 @@ FILES = (
     "sheet.png",
     "scores.json",
 )
+"""Names of the files that the demo writes, besides a sidecar."""
 SHOWN = 256
-"""Least side in pixels to which pictures are enlarged, as the demo model's are small."""
+"""The least length in pixels of a picture's shorter side: the demo model's pictures are small, and
+are enlarged to it."""
 
 FIRST = 10**6
-"""First scene of the demo among the held-out ones; the benchmark takes those from 0 on."""
+"""Index of the demo's first scene among the held-out ones; the benchmark takes those from 0 on."""
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    """Edits a clip that is rendered here, and judges the edit by its truth."""
+    """Runs `anyv2v demo`: renders and edits a clip, writes `FILES` and prints the scores.
+
+    Makes the output folder if it is missing. Raises InputError if it cannot be made or written to.
+    """
     pyav()
     folder = checks.path("-o", args.output)
     if not folder.parent.is_dir():
@@ -73,10 +78,10 @@ def run(
     seed: int = 0,
     progress: Callable[[str, int], Callable | None] | None = None,
 ) -> dict[str, dict[str, float | None]]:
-    """Renders, inverts and edits a clip; writes FILES into an existing folder, returns the scores.
+    """Renders, inverts and edits a clip; writes `FILES` to `folder`; returns the scores.
 
-    kind: one of KINDS, what the edit changes. progress(title, steps) returns a function that is
-    called after each step, or None.
+    The result is clip -> metric -> score, None for NaN. kind: one of `KINDS` in scenes.py.
+    progress(title, steps) begins a stage; its result, if not None, is called after each step.
     """
     track = progress or (lambda title, steps: None)
     size, frames, fps = editor.defaults.size, editor.defaults.frames, editor.defaults.fps
@@ -129,6 +134,10 @@ def run(
 
 
 def enlarged(pictures: np.ndarray, size: tuple[int, int], shown: int = SHOWN) -> np.ndarray:
-    """Pictures (n, h, w, 3) with every pixel repeated, so that no side is below `shown` pixels."""
+    """Returns pictures (n, h, w, 3) enlarged by repeating pixels, a whole number of times.
+
+    size: (width, height) of the pictures. shown: the least length of a side in the result, in
+    pixels.
+    """
     times = max(1, -(-shown // min(size)))
     return pictures.repeat(times, axis=1).repeat(times, axis=2)

@@ -27,7 +27,10 @@ from anyv2v.pipeline.request import Edit, EditRequest
 
 
 class SomeFailed(Exception):
-    """Some of a command's outputs were not made; `failures` is output -> why."""
+    """Raised at the end if a command could not make some of its outputs.
+
+    failures: path of an output -> the exception that prevented it.
+    """
 
     def __init__(self, failures: dict[str, Exception]):
         self.failures = failures
@@ -35,7 +38,10 @@ class SomeFailed(Exception):
 
 
 def run_edit(args: argparse.Namespace) -> None:
-    """Edits a video, once for each `-o`."""
+    """Runs `anyv2v edit`: edits a video once for each `-o`, and writes the results.
+
+    An edit that fails does not stop the others. Raises `SomeFailed` at the end if any failed.
+    """
     first, outputs = typed(FirstFrame, args), typed(Outputs, args)
     model = typed(Model, args)
     frame_editor = first.make_editor(model.torch_device, model.torch_dtype)
@@ -71,7 +77,7 @@ def run_edit(args: argparse.Namespace) -> None:
 
 
 def run_edit_frame(args: argparse.Namespace) -> None:
-    """Edits the first frame alone, as often as there are candidates."""
+    """Runs `anyv2v edit-frame`: edits the first frame of VIDEO once for each candidate."""
     first, outputs, model = typed(FirstFrame, args), typed(Outputs, args), typed(Model, args)
     files = frame_files(args.output, args.candidates)
     outputs.check((".png",), files)

@@ -1,4 +1,4 @@
-"""The options of editing the first frame, and the editor that they ask for."""
+"""The options for editing the first frame, and the frame editor that they choose."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _List(argparse.Action):
 
 
 def options(sub: argparse.ArgumentParser) -> None:
-    """The options of an editor, without which `anyv2v edit` is given a --frame."""
+    """Adds the options of the frame editor, which makes the first frame if --frame is not given."""
     group = sub.add_argument_group("editor of the first frame")
     add = group.add_argument
     add("--editor", choices=EDITORS, help="what edits the frame; see anyv2v edit-frame --list")
@@ -61,9 +61,10 @@ def options(sub: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class FirstFrame:
-    """Where the edited first frame comes from: files, or an editor and what it is asked.
+    """Where the edited first frame comes from: files, or a frame editor and its inputs.
 
-    instruction, reference and mask are given once for each edit, or once for all.
+    Fields have the names of options. instruction, reference and mask hold one value for each edit,
+    or one for all.
     """
 
     frame: list[str] | None = None
@@ -82,7 +83,12 @@ class FirstFrame:
     paper: bool = False
 
     def read(self, clip: Clip) -> list[tuple[np.ndarray, str]]:
-        """The frames of `--frame`, uint8 (h, w, 3), and how each gets to the size of the clip."""
+        """Returns the frames of `--frame`, each with how it gets to the size of the clip.
+
+        Frames are uint8 (h, w, 3) in their own sizes; the second of each pair is one of
+        `media.image.FITS`. Raises InputError if a picture cannot be read, or if its proportions are
+        those of neither the clip nor the target size and no `--fit` says what to do.
+        """
         fit = self.fit or ("stretch" if self.paper else None)
         frames = [read_image(path) for path in self.frame or []]
         return [
@@ -93,9 +99,10 @@ class FirstFrame:
     def make(
         self, editor: FrameEditor, video: Video, count: int, clip: Clip
     ) -> list[tuple[np.ndarray, str]]:
-        """The frames that the editor makes for `count` edits, of the clip's size; saves them.
+        """Runs the frame editor on the first frame of `video`, for each of `count` edits.
 
-        The names of the files that are written are printed.
+        Returns pairs of a frame, uint8 (h, w, 3) in the size of the video, and "crop". Writes the
+        frames to the files of `--save-frame` if there are any, and prints their names.
         """
         requests = self.requests(editor, video.frames[0], count, clip.sizes()[0])
         frames = [candidates(editor, one, [self.seed], self.keep_unchanged)[0] for one in requests]
@@ -105,7 +112,12 @@ class FirstFrame:
         return [(frame, "crop") for frame in frames]
 
     def make_editor(self, device: torch.device, dtype: torch.dtype | None) -> FrameEditor | None:
-        """The editor that is asked for, ready but not loaded; None if none is."""
+        """Makes the frame editor that the options choose, without loading its weights yet.
+
+        None: no editor is chosen. device and dtype are those of its networks; dtype None leaves the
+        choice to the editor. Raises InputError for an unknown or bad option, and for options of an
+        editor where none is chosen.
+        """
         options = {"weights": self.editor_weights, "timeout": self.editor_timeout}
         options |= {"command": self.editor_command}
         options = {name: value for name, value in options.items() if value is not None}
@@ -128,9 +140,12 @@ class FirstFrame:
     def requests(
         self, editor: FrameEditor, frame: np.ndarray, count: int, clip: Size
     ) -> list[FrameRequest]:
-        """What is asked of the editor for each of `count` edits; masks are cut as the frame was.
+        """Returns what the editor is asked for, one request for each of `count` edits.
 
-        frame: uint8 (h, w, 3). clip: (width, height) that the frame had before it was cut.
+        frame: the frame to edit, uint8 (h, w, 3). clip: (width, height) of the clip's frames before
+        `frame` was cropped and resized. Without --fit, a mask with the clip's proportions is
+        cropped in the same way, and one with the frame's is only resized. Raises InputError if an
+        input cannot be read or is missing, or if an option is given neither once nor `count` times.
         """
         size = (frame.shape[1], frame.shape[0])
         given = [
@@ -155,7 +170,10 @@ class FirstFrame:
 
 
 def uses(editor: FrameEditor | None) -> frozenset[str]:
-    """Which options an editor reads: of "instruction", "reference", "seed" and its own setup."""
+    """Returns the names of the options that change what a frame editor does.
+
+    They are of "instruction", "reference", "seed", "device" and "dtype"; none for no editor.
+    """
     if editor is None:
         return frozenset()
     names = getattr(editor, "uses", frozenset({"instruction", "reference", "seed"}))
@@ -163,7 +181,10 @@ def uses(editor: FrameEditor | None) -> frozenset[str]:
 
 
 def frame_files(output: str, count: int) -> list[str]:
-    """FRAME.png, and of several FRAME-1.png, ..., FRAME-sheet.png: what is written."""
+    """Returns the paths that `edit-frame` writes: for one candidate just `output`, FRAME.png.
+
+    For several, FRAME-1.png, FRAME-2.png, ... and the contact sheet FRAME-sheet.png follow.
+    """
     stem, suffix = os.path.splitext(output)
     names = [*range(1, count + 1), "sheet"] if count > 1 else []
     return [output, *(f"{stem}-{name}{suffix}" for name in names)]
@@ -172,7 +193,12 @@ def frame_files(output: str, count: int) -> list[str]:
 def write_candidates(
     output: str, frame: np.ndarray, found: Sequence[np.ndarray], seed: int
 ) -> list[str]:
-    """Writes each candidate, and all of them in a contact sheet; returns the names of the files."""
+    """Writes edited frames as the files of `frame_files`; returns their paths.
+
+    output: path of the first candidate. frame: the frame before the edit, shown on the contact
+    sheet. found: the candidates. All are uint8 (h, w, 3) of one size. seed: the seed of the first
+    candidate, from which those on the sheet are counted.
+    """
     files = frame_files(output, len(found))
     labels = ["source", *(f"{i + 1}: seed {seed + i}" for i in range(len(found)))]
     shown = [found[0]]
@@ -184,7 +210,7 @@ def write_candidates(
 
 
 def write_picture(path: str | os.PathLike, picture: np.ndarray) -> None:
-    """Writes a picture, uint8 (h, w, 3), as PNG."""
+    """Writes a picture, uint8 (h, w, 3), as PNG; the file appears whole or not at all."""
     with atomic_path(Path(path)) as temporary:
         Image.fromarray(picture).save(temporary)
 

@@ -1,4 +1,4 @@
-"""`anyv2v invert`, `anyv2v reconstruct`, `anyv2v plan`: an inversion, and what it would cost."""
+"""`anyv2v invert`, `anyv2v reconstruct` and `anyv2v plan`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from anyv2v.pipeline.source import SUFFIX, Unfinished
 
 
 def run_invert(args: argparse.Namespace) -> None:
-    """Inverts a video and saves the source."""
+    """Runs `anyv2v invert`: inverts a video and saves the result, a source, for later edits."""
     outputs = typed(Outputs, args)
     outputs.check((SUFFIX,))
     if typed(Clip, args).is_source:
@@ -37,7 +37,10 @@ def run_invert(args: argparse.Namespace) -> None:
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
-    """Inverts a video, samples it again without an injection, and says how near that comes."""
+    """Runs `anyv2v reconstruct`: inverts a video, samples it again, and prints how near it comes.
+
+    Nothing is injected. The new video is written if `-o` is given.
+    """
     outputs = typed(Outputs, args)
     outputs.check(SUFFIXES)
     provenance = Provenance.begin(args)
@@ -73,7 +76,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    """Says what an edit would cost, without running it."""
+    """Runs `anyv2v plan`: prints the predicted cost of an edit without running the edit."""
     from anyv2v.pipeline import cost  # imports what nothing else needs
 
     clip = typed(Clip, args)

@@ -1,4 +1,4 @@
-"""The command line: runs a command, and turns what goes wrong into a line and an exit status."""
+"""The command line: runs a command, and turns an exception into a message and an exit status."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from anyv2v.cli.weights import run_convert, run_fetch, run_verify
 from anyv2v.errors import InputError
 
 PRINTING = ("plan", "weights verify")
-"""Commands of which what they print is all that they do; of others it is without an -o."""
+"""Commands that only print. Such a command fails if what it prints is lost, and so does one whose
+optional `-o` was not given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; gives its exit status.
+    """Runs one command and returns its exit status.
 
-    0; 2 for what the caller got wrong; 128 + n after signal n; 1 for the rest.
+    argv: the arguments after the name of the program; None takes those of the process. The status
+    is 0 on success, 2 for a mistake of the caller (such as a bad option or too little memory), 128
+    + n after signal n, and 1 for any other error. `--help` and `--version` raise SystemExit.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     commands = {

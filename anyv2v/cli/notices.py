@@ -1,7 +1,7 @@
 """Warnings before the work: options without an effect, and parts of the inputs that are lost.
 
-Only options that the user gave are named, never a default, and none whose purpose is fulfilled
-anyway (`--feature-memory 0` where no features are recorded).
+Only options that the user gave are named, never a default, and no option whose purpose is fulfilled
+anyway (such as `--feature-memory 0` where no features are recorded).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def without_effect(
     still: bool = False,
     on_cpu: bool = False,
 ) -> list[str]:
-    """A line for each option that was given and changes nothing.
+    """Returns one line for each option that was given and changes nothing.
 
     args: as `options.parser` makes them and `settings.fill` fills them; `args.given` holds the
-    names of the options that were given. method, inversion_steps: those of the inversion. passes:
+    names of the options that were given. method, inversion_steps: how VIDEO is inverted. passes:
     whether the inversion can record the features that the edit injects. uses: which of
-    "instruction", "reference", "seed", "device" and "dtype" the editor of the frame reads.
-    inverted: VIDEO is a source. still: VIDEO is one picture. on_cpu: networks run on the CPU.
+    "instruction", "reference", "seed", "device" and "dtype" the frame editor reads. inverted: VIDEO
+    is a source (an inverted video). still: VIDEO is one picture. on_cpu: networks run on the CPU.
     """
     command = args.command
     lines = [*_of_guidance(args), *_of_the_editor(args, command, uses)]
@@ -57,10 +57,10 @@ def without_effect(
 
 
 def unread(args: Namespace, lost: Callable[[str], str], tokens: int) -> list[str]:
-    """A line for each prompt that is too long for the text tower, with the words that are cut off.
+    """Returns one line for each prompt that is too long for the text encoder: the words cut off.
 
-    lost: gives the end of a text that does not fit, "" if all fits. tokens: how many tokens fit.
-    `anyv2v plan` reads no prompt.
+    lost: returns the end of a text that does not fit, "" if all of it fits. tokens: how many tokens
+    fit. The result is empty for `anyv2v plan`, which reads no prompt.
     """
     if args.command == "plan":
         return []
@@ -76,12 +76,19 @@ def unread(args: Namespace, lost: Callable[[str], str], tokens: int) -> list[str
 
 
 def silent(path: str, audio: bool) -> str | None:
-    """A line if the clip has sound, which the output does not get."""
+    """Returns a warning if the clip has sound, which the output will not have, else None.
+
+    path: the clip, as the message names it. audio: whether it has sound.
+    """
     return f"{path} has sound; what is written has none" if audio else None
 
 
 def of_the_size(args: Namespace, clip: Size, size: Size, factor: int = 1) -> list[str | None]:
-    """Lines about a size that was rounded and borders that are cropped, unless --fit is given."""
+    """Returns warnings of a rounded size, and of borders that are cropped unless --fit is given.
+
+    clip: (width, height) of the clip. size: that of the frames to be edited. factor: sides of these
+    are multiples of it. None in the list stands for no warning.
+    """
     told = args.size if isinstance(args.size, int) else None
     return [
         None if told is None else rounded(told, size, factor),
@@ -90,10 +97,11 @@ def of_the_size(args: Namespace, clip: Size, size: Size, factor: int = 1) -> lis
 
 
 def cut_off(path: str, clip: Size, size: Size, factor: int, told: int | None = None) -> str | None:
-    """A line about the part of a clip that a crop to `size` removes, and how to keep it.
+    """Returns a warning of the part of a clip that is cropped, and how to keep it, or None.
 
-    factor: sides are multiples of it. told: the shorter side that was asked for, if `size` comes
-    from that.
+    path: the clip, as the message names it. clip: its (width, height). size: (width, height) after
+    the crop. factor: sides of `size` are multiples of it. told: the shorter side if the user gave
+    only that; None if not. None is returned if a crop cuts off too little to be mentioned.
     """
     side, part = part_cut(clip, size)
     if part <= ALIKE:
@@ -110,14 +118,21 @@ def cut_off(path: str, clip: Size, size: Size, factor: int, told: int | None = N
 
 
 def rounded(told: int, size: Size, factor: int) -> str | None:
-    """A line if the shorter side was rounded to a multiple of `factor`."""
+    """Returns a warning if the shorter side that was given, `told`, was rounded, else None.
+
+    size: (width, height) that is used. factor: the sides of `size` are multiples of it.
+    """
     if min(size) == told:
         return None
     return f"--size {told} is not divisible by {factor}; {_by(size)} is taken"
 
 
 def beginning_again(path: str, there: bool, resume: bool) -> str | None:
-    """A line if --resume finds nothing, or an unfinished inversion is replaced without it."""
+    """Returns a warning if an inversion begins anew, contrary to --resume or over a saved state.
+
+    path: the file with the state of an unfinished inversion. there: whether it exists. resume:
+    whether --resume was given. None: no warning is due.
+    """
     if resume and not there:
         return _no_effect("resume", f"there is no {path}; the inversion begins at its start")
     if there and not resume:

@@ -29,15 +29,17 @@ from anyv2v.pipeline.inverting import STEPS
 from anyv2v.weights.demo.scenes import KINDS
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
+"""Values of --dtype."""
 OF_WEIGHTS = "(default: the weights' own; for I2VGen-XL {})"
+"""Template of a default in help texts; the value to fill in is that of I2VGen-XL."""
 
 
 def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
-    """The parser of all commands; the namespace has the function of the command as `run`.
+    """Returns the parser of all commands; `run` of its namespaces is the function of the command.
 
-    The namespace also has, as `given`, the names of the options that were given on the command line
-    or, with another value than the default, in the file of --config, and as `filed` those of them
-    that are in the file alone.
+    commands: name of a command -> its function. The namespace also has `given`, the names of the
+    options that were given on the command line or, with another value than the default, in the file
+    of --config, and `filed`, the names of those among them that are in the file alone.
     """
     made = Commands(commands)
     for describe in (_demo, _convert, _weights, _edit, _edit_frame, _plan, _invert, _reconstruct):

@@ -20,7 +20,11 @@ from anyv2v.runtime.atomic_files import check_output
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a command writes, and the inputs that it must not overwrite."""
+    """What a command writes, and the inputs that it must not overwrite.
+
+    Fields have the names of options; None means that an option was not given. output and save_frame
+    are written, if `force` even over existing files; the others are inputs.
+    """
 
     output: str | list[str] | None = None
     save_frame: list[str] | None = None
@@ -32,10 +36,11 @@ class Outputs:
     mask: list[str] | None = None
 
     def check(self, suffixes: tuple[str, ...], paths: list[str] | None = None) -> None:
-        """InputError if an output cannot be written, is an input, or is named twice.
+        """Raises InputError if an output cannot be written, is an input, or is named twice.
 
-        suffixes: those that `--output` may have. paths: the outputs, where `--output` stands for
-        several.
+        suffixes: the suffixes that outputs may have. paths: the outputs, where `--output` stands
+        for several; None takes `--output` itself. Sidecars of the outputs and the files of
+        `--save-frame` are checked too.
         """
         paths = listed(self.output) if paths is None else paths
         pictures = self.save_frame or []
@@ -69,17 +74,17 @@ class Outputs:
         check_sidecar(path, self.force)
 
     def write(self, path: str, edit: Edit, facts: dict) -> None:
-        """Writes a video and its sidecar, which says `facts`."""
+        """Writes the frames of an edit to the file `path`, and `facts` to its sidecar."""
         with with_sidecar(path, facts):
             write_video(path, edit.frames, edit.fps, self.force, comment(facts))
 
 
 def listed(value: str | list[str] | None) -> list[str]:
-    """One value, several or none, as a list."""
+    """Returns a list of the values of an option that may have one, several or none."""
     return [value] if isinstance(value, str) else value or []
 
 
 def report(path: str, frames: np.ndarray, fps: float) -> None:
-    """Prints what was written: frames uint8 (f, h, w, 3) and their rate."""
+    """Prints what was written to `path`: number, size and frame rate of `frames`, (f, h, w, 3)."""
     width, height = size_of(frames[0])
     print(f"{path}: {len(frames)} frames, {width}x{height}, {fps:g} fps")

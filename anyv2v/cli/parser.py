@@ -1,4 +1,4 @@
-"""What all commands' parsers have in common: errors in one line, --config, help that is grouped."""
+"""What the parsers of all commands share: one-line errors, --config, and grouped help."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from anyv2v.errors import InputError
 NOT_IN_FILES = ("help", "list", "config")
 """Options that a file of --config cannot have."""
 NOT_SETTINGS = (*NOT_IN_FILES, "force", "quiet", "debug")
-"""Options that say nothing of what comes out."""
+"""Options that do not affect the contents of what is written."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors, and which fills options from the file of --config."""
+    """A parser that raises InputError for errors, and also reads options from --config's file."""
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError instead of printing the usage and ending the process."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
     def parse_args(self, args=None, namespace=None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The options; InputError names the first word that no option takes."""
+        """Parses `args` (None: those of the process) into a namespace.
+
+        Raises InputError, which names the first word that no option or argument takes.
+        """
         known, rest = self.parse_known_args(args, namespace)
         if rest and not rest[0].startswith("-"):
             raise InputError(f"{rest[0]!r} is one argument too many (see {known.prog} --help)")
@@ -34,7 +37,11 @@ class Parser(argparse.ArgumentParser):
         return known
 
     def parse_known_args(self, args=None, namespace=None) -> tuple[Any, list[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As argparse does; options that are not given come from the file of --config first."""
+        """Parses as argparse does, and takes options that were not given from the file of --config.
+
+        Returns the namespace and the words that no option takes. Raises InputError for a bad file.
+        See `options.parser` for what the namespace holds besides options.
+        """
         args = sys.argv[1:] if args is None else args
         if "--config" not in self._option_string_actions:
             return super().parse_known_args(args, namespace)
@@ -65,11 +72,11 @@ class Parser(argparse.ArgumentParser):
         return known, rest
 
     names: frozenset[str] = frozenset()
-    """Of the options of all commands, in a file of --config."""
+    """Names of the options of all commands that a file of --config may have."""
 
     @property
     def settable(self) -> list[str]:
-        """The options of this command that say what comes out, as a sidecar has them."""
+        """Names of this command's options that affect its outputs; a sidecar records them."""
         return [a.dest for a in self._actions if a.dest not in NOT_SETTINGS]
 
 
@@ -85,10 +92,10 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class ByName(argparse.Action):
-    """An option of values by their names, to which giving it again adds."""
+    """Action of an option of values by name, such as text=35,image=1; repeated use adds to them."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        """Sets the values, or adds them to those that the option had."""
+        """Sets the values, or merges them into those that the option has from earlier use."""
         before = getattr(namespace, self.dest)
         if isinstance(before, dict) and isinstance(values, dict):
             values = {**before, **values}
@@ -105,27 +112,33 @@ def _config_of(args) -> str | None:
 
 
 class Commands:
-    """The parsers of all commands, and the options that each of them has."""
+    """Builds the parsers of all commands, with the options that every command has.
+
+    run: name of a command -> its function.
+    """
 
     def __init__(self, run: dict[str, Callable[[argparse.Namespace], None]]):
         self.top = Parser(prog="anyv2v", description=anyv2v.__doc__)
+        """The parser of the program, to which those of the commands belong."""
         version = f"anyv2v {anyv2v.__version__}"
         self.top.add_argument("--version", action="version", version=version)
         self._run, self._made = run, []
         self._below = {"": self.top.add_subparsers(metavar="COMMAND", required=True)}
 
     def group(self, name: str, text: str) -> None:
-        """Adds a first word, such as weights, that commands of two words share."""
+        """Adds the first word, such as "weights", of commands of two words; `text` is its help."""
         parser = self._below[""].add_parser(name, help=text, description=text)
         self._below[name] = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
         self, name: str, text: str, *groups: Callable[[Parser], None], usage: str | None = None
     ) -> Parser:
-        """A command, with the groups of options that come first and those that all commands have.
+        """Adds a command and returns its parser.
 
-        text: a sentence or more of what the command does, the first of which the list of commands
-        shows. usage: its call with what is required.
+        name: a key of `run`; the first of two words must have been added by `group`. text: a
+        sentence or more that says what the command does; the list of commands shows the first
+        sentence. groups: functions that add options to the parser, before the options that all
+        commands have. usage: the line of usage; None lets argparse make it.
         """
         first, _, last = name.rpartition(" ")
         short = text.partition(". ")[0].rstrip(".")
@@ -149,7 +162,7 @@ class Commands:
         return sub
 
     def finish(self) -> Parser:
-        """The parser of all commands that were added."""
+        """Returns the parser of the program, once all commands were added."""
         names = frozenset(name for each in self._made for name in each.settable)
         for sub in self._made:
             sub.names = names

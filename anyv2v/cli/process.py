@@ -1,6 +1,6 @@
 """The process around a command: its signals and its standard streams.
 
-This module imports nothing that takes long, so that both are in place before PyTorch is loaded.
+This module imports nothing that takes long, so that both can be in place before PyTorch is loaded.
 """
 
 from __future__ import annotations
@@ -20,31 +20,35 @@ Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that end a run; not every platform has all of them."""
 AGAIN = 1.0
-"""Seconds after a signal in which another changes nothing: the run is ending already."""
+"""For so many seconds after a signal another one changes nothing: the run is ending already."""
 
 
 class Signals:
     """A context in which a signal that ends the run raises KeyboardInterrupt, so that it cleans up.
 
-    A signal that follows within `AGAIN` seconds, as when Ctrl-C is pressed twice, does not disturb
-    that. A signal that the caller ignores stays ignored: `nohup`, and background jobs of scripts.
-    On leaving, the earlier handlers are back.
+    The signals are `ENDINGS`. A second signal within `AGAIN` seconds, as when Ctrl-C is pressed
+    twice, does not disturb the cleanup. A signal that the caller ignores stays ignored, as with
+    `nohup` and in background jobs of scripts. On leaving, the earlier handlers are restored.
     """
 
     def __init__(self, last: bool = False):
-        """last: nothing but the end of Python follows, which no signal shall disturb."""
+        """last: on leaving, ignore the signals, since nothing but the end of Python follows."""
         self.received: int | None = None
+        """Number of the first signal that was received, or None."""
         self._last, self._raised = last, -AGAIN
         self._outer: Signals | None = None
         self._before: dict[int, Handler] = {}
 
     @property
     def status(self) -> int:
-        """The exit status of a run that was interrupted: 128 + the signal's number."""
+        """The exit status of an interrupted run: 128 + the number of the signal that ended it.
+
+        Without a signal it is that of SIGINT (Ctrl-C).
+        """
         return 128 + (self.received or signal.SIGINT)
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt after a signal, as one raised in a callback may be lost."""
+        """Raises KeyboardInterrupt if a signal has come: one raised in a callback may be lost."""
         if self.received is not None:
             raise KeyboardInterrupt
 
@@ -79,20 +83,21 @@ class Signals:
 
 
 class Unfailing:
-    """A text stream whose write never raises: a run is worth more than its messages.
+    """A text stream whose methods never raise because of the output: a run outlives its messages.
 
-    Characters that the encoding lacks are escaped. A closed pipe or a full disk ends the output,
-    not the run; `failure` is the error that ended it.
+    Characters that the encoding lacks are escaped. If a pipe is closed or a disk is full, the
+    output ends and the run goes on. stream: the stream to write to; None discards all text.
     """
 
     def __init__(self, stream: TextIO | None):
         self._stream = stream
         self.failure: OSError | ValueError | None = None
+        """The error that ended the output, or None."""
         self.needed = False
-        """Whether a command fails if what it prints is lost."""
+        """Whether the command shall fail if what it prints is lost."""
 
     def write(self, text: str) -> int:
-        """Writes what can be written; gives the length of the text, as streams do."""
+        """Writes a text, if the stream can still be written to; returns the length of the text."""
         with self._failing() as stream:
             try:
                 stream.write(text)
@@ -102,12 +107,12 @@ class Unfailing:
         return len(text)
 
     def flush(self) -> None:
-        """Flushes what was written."""
+        """Flushes the stream, if it can still be written to."""
         with self._failing() as stream:
             stream.flush()
 
     def isatty(self) -> bool:
-        """Whether somebody at a terminal reads this."""
+        """Whether the stream is a terminal that can still be written to."""
         return self._stream is not None and not self.failure and self._stream.isatty()
 
     def __getattr__(self, name: str):
@@ -133,7 +138,7 @@ class Unfailing:
 
 @contextlib.contextmanager
 def unfailing_streams() -> Iterator[Unfailing]:
-    """A context in which stdout and stderr are `Unfailing`; gives stdout."""
+    """Makes stdout and stderr `Unfailing` inside the block; yields the new stdout."""
     _occupy_standard_descriptors()
     out, err = Unfailing(sys.stdout), Unfailing(sys.stderr)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

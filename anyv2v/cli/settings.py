@@ -13,17 +13,20 @@ from anyv2v.pipeline.inverting import STEPS
 from anyv2v.pipeline.planning import recording_is_free
 
 PAPER = {"feature_memory": 0}
+"""Settings of --paper, for any backbone, besides those of the inversion."""
 PAPER_INVERSION = {"method": "ddim", "inversion_steps": 500, "inversion_prompt": ""}
-"""Settings of --paper that do not depend on the backbone."""
+"""Settings of --paper for the inversion, for any backbone."""
 
 
 def fill(args: Namespace, own: Defaults, original: Defaults, inverted: bool = False) -> list[str]:
-    """Fills the options that were not given, in `args`; returns lines to be shown to the user.
+    """Fills the options in `args` that were not given; returns messages to be shown to the user.
 
-    own: the defaults of the weights. original: the defaults with --paper. inverted: whether VIDEO
-    is a source, so that the options of an inversion stay empty. `args` gets these attributes:
-    `own` (the defaults that were used), `injection` (an `Injection` of all groups), `called`
-    (injection group -> the option that gave it), `options` (of the backbone, as given).
+    own: the defaults of the weights. original: the defaults with --paper, those of the original
+    code. inverted: VIDEO is a source (an inverted video), so that the options of an inversion stay
+    empty. `args` also gets the attributes `own` (the defaults that were used), `injection` (an
+    `Injection` of all groups), `called` (injection group -> the option that gave its fraction) and
+    `options` (name -> value of each --option). Raises InputError for options that contradict each
+    other.
     """
     args.own = own = original if args.paper else own
     args.options = _options(args)
@@ -51,20 +54,20 @@ def fill(args: Namespace, own: Defaults, original: Defaults, inverted: bool = Fa
 
 
 def of_the_inversion(args: Namespace) -> tuple[str, int]:
-    """The method of the inversion, and the number of its steps."""
+    """Returns the method of the inversion, such as "fixed-point", and its number of steps."""
     method = args.method or next(iter(METHODS))
     steps = args.inversion_steps or STEPS.get(method) or getattr(args, "steps", args.own.steps)
     return method, steps
 
 
 def passes(args: Namespace, backbone: Backbone) -> bool:
-    """Whether the inversion computes the features that the edit injects, and can record them."""
+    """Whether the inversion computes the features that the edit injects, and so can record them."""
     method, steps = of_the_inversion(args)
     return recording_is_free(backbone, method, steps, getattr(args, "steps", steps), args.options)
 
 
 def of_the_run(args: Namespace) -> dict[str, Any]:
-    """The arguments that `Editor.step_plan` and the run itself have in common."""
+    """Returns the keyword arguments that `Editor.step_plan` and the run itself share."""
     # with --paper and --feature-memory, features are recorded, and then they are replayed
     always = args.paper and not getattr(args, "feature_memory", None)
     return {

@@ -1,4 +1,7 @@
-"""The sidecar of an output: a JSON file of how it was made, which `--config` takes to repeat it."""
+"""The sidecar of an output: a JSON file that says how the output was made.
+
+Given as `--config`, it repeats the run.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +31,22 @@ from anyv2v.pipeline.source import SUFFIX, Source
 from anyv2v.runtime.atomic_files import atomic_path, check_output
 
 PACKAGES = ("anyv2v", "torch", "triton", "numpy", "av", "pillow", "safetensors", "tokenizers")
+"""Packages whose versions are recorded."""
 INPUTS = ("video", "frame", "reference", "mask")
 """Options that name files on whose contents the output depends, besides the weights."""
 EACH = (*INPUTS, "prompt", "instruction", "output")
 """Options that each of several edits may have for itself."""
 PATHS = (*INPUTS, "output", "weights", "editor_weights")
+"""Options that are paths."""
 PRIVATE = ("residuals", "versions", "environment")
-"""Keys that the comment in a video file leaves out."""
+"""Keys of a sidecar that the comment in a video file leaves out."""
 
 
 def sidecar_of(output: str | os.PathLike) -> Path:
-    """out.mp4.json of out.mp4; edit.json in the folder of a pattern such as frames/%05d.png."""
+    """Returns the path of an output's sidecar: out.mp4.json for out.mp4.
+
+    For a pattern such as frames/%05d.png it is edit.json in the same folder.
+    """
     output = Path(output)
     if numbered(output) is not None:
         return output.with_name("edit.json")
@@ -46,7 +54,10 @@ def sidecar_of(output: str | os.PathLike) -> Path:
 
 
 class Provenance:
-    """A record of how the outputs of one run are made; it begins before the inputs are read."""
+    """A record of how the outputs of one run are made.
+
+    It is begun before the inputs are read, and hashes them then.
+    """
 
     def __init__(self, args: argparse.Namespace):
         self._args = args
@@ -56,13 +67,17 @@ class Provenance:
 
     @classmethod
     def begin(cls, args: argparse.Namespace) -> Provenance:
-        """Of a run that begins now; says which inputs have changed since --config was written."""
+        """Begins the record of a run.
+
+        Prints a line for each input that has changed since the sidecar given as --config was
+        written.
+        """
         provenance = cls(args)
         tell(provenance.changes())
         return provenance
 
     def changes(self) -> list[str]:
-        """A line for each input that differs from the one in the sidecar given as --config."""
+        """Returns a line for each input that differs from that in the sidecar given as --config."""
         made = read_sidecar(self._args.config) if self._args.config else {}
         said = []
         for name, before in made.get("inputs", {}).items():
@@ -80,11 +95,12 @@ class Provenance:
         index: int = 0,
         frame: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """The content of the sidecar of one output.
+        """Returns the content of the sidecar of one output.
 
-        index: the edit's place among several. latents: the final ones. frame: the edited first
-        frame, uint8 (h, w, 3), if it comes from an editor. Paths are absolute, and options that
-        were not given have the value that was used.
+        editor, source: what the run used, None if nothing of the kind. latents: those of the
+        output. index: the place of the edit among several, from 0. frame: the edited first frame,
+        uint8 (h, w, 3), if a frame editor made it. Paths are absolute, and options that were not
+        given have the value that was used.
         """
         args, inputs = self._args, {n: _one(v, index) for n, v in self._inputs.items()}
         settings: dict[str, Any] = {COMMAND: args.command}
@@ -126,7 +142,7 @@ class Provenance:
 
 
 def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
-    """What `with_sidecar` wrote; empty if the file is anything else."""
+    """Returns the content of a sidecar; empty if the file is missing or is not a sidecar."""
     try:
         made = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -136,9 +152,9 @@ def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def check_sidecar(output: str | os.PathLike, force: bool) -> None:
-    """InputError if no sidecar can be written for an output; see `check_output`.
+    """Raises InputError if no sidecar can be written for an output, as `check_output` does.
 
-    A sidecar whose output no longer exists is replaced even without `force`.
+    force: overwrite an existing sidecar. One whose output no longer exists is always overwritten.
     """
     path = sidecar_of(output)
     if made := read_sidecar(path):
@@ -150,9 +166,10 @@ def check_sidecar(output: str | os.PathLike, force: bool) -> None:
 
 @contextmanager
 def with_sidecar(output: str | os.PathLike, facts: Mapping[str, Any]) -> Iterator[None]:
-    """A context that writes an output; its sidecar appears right after it, with `facts`.
+    """Writes the sidecar of an output after the block, which must write the output itself.
 
-    If the block raises, the sidecar of an earlier output stays, as that output does.
+    facts: the content. If the block raises, the sidecar of an earlier output stays, as that output
+    does.
     """
     check_output(sidecar_of(output), force=True)  # the folder may have gone
     with atomic_path(sidecar_of(output)) as temporary:
@@ -163,15 +180,19 @@ def with_sidecar(output: str | os.PathLike, facts: Mapping[str, Any]) -> Iterato
 
 
 def comment(facts: Mapping[str, Any]) -> str:
-    """The facts in one line for the comment of a video file, without folders and machine."""
+    """Returns `facts` as JSON in one line, without folders and machine, for a video file's comment.
+
+    facts: the content of the video's sidecar.
+    """
     short = {name: value for name, value in facts.items() if name not in PRIVATE}
     return json.dumps(_without_folders(short), ensure_ascii=False)
 
 
 def fingerprint(path: str) -> dict[str, str | None]:
-    """The absolute path of an input and its SHA-256, or None in its place.
+    """Returns {"path": absolute path, "sha256": hash of the content} for an input.
 
-    The hash of a folder or of a pattern of frames is over the names and contents of its files.
+    For a folder, or a pattern of numbered pictures, the hash covers the names and contents of the
+    files. It is None if there is nothing to hash.
     """
     whole, digest = Path(path).absolute(), hashlib.sha256()
     if whole.is_dir():
@@ -193,13 +214,16 @@ def fingerprint(path: str) -> dict[str, str | None]:
 
 
 def latents_sha256(latents: Tensor) -> str:
-    """The SHA-256 of the values as little-endian float32, in the order of the indices."""
+    """Returns the SHA-256, in hexadecimal, of latents as little-endian float32 in C order."""
     values = latents.detach().float().cpu().contiguous().numpy()
     return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
 
 
 def versions() -> dict[str, str | int]:
-    """Of what computes, and what it computes on."""
+    """Returns the versions of Python and `PACKAGES`, the platform, the CPU threads, and the GPU.
+
+    Packages that are not installed, and a GPU that was not used, are left out.
+    """
     found: dict[str, str | int] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The source that VIDEO is, or that it is inverted to after all arguments were checked."""
+"""The source of a command: VIDEO itself, or what VIDEO is inverted to after all checks."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ DEMO_NOTICE = (
     "Give --weights a folder written by `anyv2v convert` for videos"
 )
 FIXED = ("size", "frames", "sample_fps", "start_time")
+"""Options that cannot be given with a source, because they were fixed when it was made."""
 FIXED += ("inversion_steps", "inversion_prompt", "method", "tolerance")
 """Options that were fixed when a source was made."""
 
@@ -37,11 +38,12 @@ def obtain(
     video: Video | None = None,
     uses: frozenset[str] = frozenset(),
 ) -> tuple[Editor, Source]:
-    """The editor, and the source that VIDEO is or is inverted to.
+    """Returns the editor, and the source that VIDEO is or is inverted to.
 
-    Warnings are printed before the inversion. unfinished: where an inversion saves its state.
-    video: the frames of VIDEO if they were read already. uses: the options that the editor of the
-    first frame reads.
+    Warnings are printed before the inversion. unfinished: saves the state of the inversion, and may
+    resume it; None saves nothing. video: the frames of VIDEO if they were read already; None reads
+    them. uses: which options the frame editor reads, as in `first_frame.uses`. Raises InputError
+    for bad input, before the inversion.
     """
     model, clip = typed(Model, args), typed(Clip, args)
     _ = model.torch_device  # refused before anything is read
@@ -94,7 +96,10 @@ def _loaded(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Sou
 
 
 def cache_plan(args: argparse.Namespace, editor: Editor, video: Video) -> CachePlan | None:
-    """Which features the inversion records, and where; None if it records none."""
+    """Returns which features the inversion of `video` records, and where; None if it records none.
+
+    The plan is printed as well.
+    """
     wanted = args.command == "edit" or getattr(args, "features", False)
     nothing = not any(args.injection.fractions.values())
     if not wanted or nothing or args.feature_memory == 0:
@@ -109,14 +114,18 @@ def cache_plan(args: argparse.Namespace, editor: Editor, video: Video) -> CacheP
 
 
 def progress_of(args: argparse.Namespace) -> Progress:
-    """Progress that a signal interrupts, silent with --quiet."""
+    """Returns a `Progress` that shows nothing with --quiet, and that a signal interrupts."""
     return Progress(args.quiet, args.signals.check)
 
 
 def without_effect(
     args: argparse.Namespace, uses: frozenset[str] = frozenset(), passes: bool = True
 ) -> list[str]:
-    """A line for each option that was given and changes nothing (see `notices`)."""
+    """Returns one line for each option that was given and changes nothing; see `notices`.
+
+    uses: which options the frame editor reads, as in `first_frame.uses`. passes: whether the
+    inversion can record the features that the edit injects.
+    """
     method, steps = settings.of_the_inversion(args) if hasattr(args, "method") else ("", 0)
     on_cpu = not hasattr(args, "device") or typed(Model, args).torch_device.type == "cpu"
     clip = typed(Clip, args) if hasattr(args, "video") else None
@@ -128,7 +137,10 @@ def without_effect(
 def of_the_run(
     args: argparse.Namespace, editor: Editor, uses: frozenset[str] = frozenset()
 ) -> list[str | None]:
-    """All warnings of a run that begins now; None stands for no warning."""
+    """Returns the warnings of a run that is about to begin; None in the list stands for no warning.
+
+    uses: which options the frame editor reads, as in `first_frame.uses`.
+    """
     lines: list[str | None] = [*without_effect(args, uses, settings.passes(args, editor.backbone))]
     if tokenizer := getattr(editor.backbone, "tokenizer", None):
         lines += notices.unread(args, tokenizer.lost, tokenizer.tokens)
@@ -144,6 +156,6 @@ def of_the_run(
 
 
 def notice(args: argparse.Namespace) -> None:
-    """Says at the end what the demo weights are for."""
+    """Prints what the demo weights are for, if the command used them."""
     if args.weights == loading.DEMO:
         say(DEMO_NOTICE)

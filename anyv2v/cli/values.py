@@ -1,4 +1,4 @@
-"""Values of options: each function reads one text, and argparse says what is wrong with it."""
+"""Readers of option values: each converts one text, or raises argparse.ArgumentTypeError."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import argparse
 
 
 def byte_count(text: str) -> int:
-    """A number of bytes, such as 12GB or 500MB."""
+    """Returns the number of bytes that a text such as 12GB or 500MB states; 1 KB is 1000 bytes.
+
+    Raises ArgumentTypeError for any other text.
+    """
     number = text.upper().removesuffix("B")
     scale = {"K": 10**3, "M": 10**6, "G": 10**9}.get(number[-1:], 1)
     try:
@@ -19,7 +22,10 @@ def byte_count(text: str) -> int:
 
 
 def size(text: str) -> tuple[int, int] | int:
-    """WIDTHxHEIGHT, or the shorter side alone, in pixels."""
+    """Reads a size in pixels: "512x512" as (width, height), or "512" as the shorter side alone.
+
+    Raises ArgumentTypeError for any other text.
+    """
     sides = text.lower().split("x")
     if not (len(sides) <= 2 and all(side.isdecimal() and int(side) for side in sides)):
         raise argparse.ArgumentTypeError(
@@ -29,7 +35,7 @@ def size(text: str) -> tuple[int, int] | int:
 
 
 def from_0(text: str, least: int = 0) -> int:
-    """A whole number from `least` up, 0 by default."""
+    """Reads a whole number from `least` up, below 2^63; raises ArgumentTypeError otherwise."""
     # what a seed and every count fit into
     if not text.isdecimal() or not least <= int(text) < 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
@@ -37,12 +43,12 @@ def from_0(text: str, least: int = 0) -> int:
 
 
 def from_1(text: str) -> int:
-    """A whole number from 1 up."""
+    """Reads a whole number from 1 up, below 2^63; raises ArgumentTypeError otherwise."""
     return from_0(text, least=1)
 
 
 def number(text: str) -> float:
-    """A finite number."""
+    """Reads a finite number; raises ArgumentTypeError otherwise."""
     try:
         value = float(text)
     except ValueError:
@@ -53,7 +59,10 @@ def number(text: str) -> float:
 
 
 def numbers_by_name(text: str) -> dict[str, float]:
-    """Numbers by their names, such as conv=0.2,cross=0, each name once."""
+    """Reads numbers by name, such as "conv=0.2,cross=0" as {"conv": 0.2, "cross": 0.0}.
+
+    Raises ArgumentTypeError for any other text, and if a name occurs twice.
+    """
     numbers: dict[str, float] = {}
     for part in text.split(","):
         name, equals, value = (x.strip() for x in part.partition("="))
@@ -64,12 +73,15 @@ def numbers_by_name(text: str) -> dict[str, float]:
 
 
 def scales(text: str) -> float | dict[str, float]:
-    """One scale, or scales by their names, such as text=35,image=1."""
+    """Reads guidance: one scale, such as "9", or scales by name, such as "text=35,image=1".
+
+    Raises ArgumentTypeError for any other text.
+    """
     return numbers_by_name(text) if "=" in text else number(text)
 
 
 def name_and_value(text: str) -> str:
-    """NAME=VALUE, without the blanks around either."""
+    """Returns NAME=VALUE without blanks around either; raises ArgumentTypeError for other texts."""
     name, equals, value = (x.strip() for x in text.partition("="))
     if not name.isidentifier() or not value:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
@@ -77,14 +89,14 @@ def name_and_value(text: str) -> str:
 
 
 def above_0(text: str) -> float:
-    """A number above 0."""
+    """Reads a finite number above 0; raises ArgumentTypeError otherwise."""
     if not (value := number(text)) > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return value
 
 
 def fraction(text: str) -> float:
-    """A number from 0 to 1."""
+    """Reads a number from 0 to 1; raises ArgumentTypeError otherwise."""
     if not 0 <= (value := number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
     return value

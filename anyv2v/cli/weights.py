@@ -1,4 +1,4 @@
-"""`anyv2v convert`, `anyv2v weights verify`, `anyv2v weights fetch`."""
+"""`anyv2v convert`, `anyv2v weights verify` and `anyv2v weights fetch`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from anyv2v.weights import hub
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    """Turns published weights into a folder of ours."""
+    """Runs `anyv2v convert`: converts published weights, SRC, to a folder for --weights, DST.
+
+    Weights of a frame editor become a folder for --editor-weights, or for an option of the editor.
+    """
     with progress_of(args) as progress:
         done = progress.bytes("convert")
         shapes = weights_folders.expected_shapes
@@ -32,7 +35,7 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def run_verify(args: argparse.Namespace) -> None:
-    """Reads a folder of weights whole and says what it is."""
+    """Runs `anyv2v weights verify`: reads all of a weights folder and prints what it holds."""
     with progress_of(args) as progress:
         report = weights_folders.inspect(args.dir, progress.bytes("verify"))
     tell(without_effect(args))
@@ -40,7 +43,7 @@ def run_verify(args: argparse.Namespace) -> None:
 
 
 def run_fetch(args: argparse.Namespace) -> None:
-    """Downloads the published model and converts it."""
+    """Runs `anyv2v weights fetch`: downloads I2VGen-XL and converts it to a weights folder, DST."""
     # the library that downloads shows bars of its own, which are for terminals only
     dtype, no_bars = typed(Model, args).torch_dtype, args.quiet or not sys.stderr.isatty()
     with progress_of(args) as progress:

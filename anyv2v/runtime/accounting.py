@@ -1,8 +1,8 @@
 """The cost of a computation, counted by running its own code on tensors without data.
 
-A fake tensor has a shape, strides, a dtype and a device, and no memory. Code that runs on fake
-tensors takes the branches that it takes on that device, the choice of kernels included. So nothing
-here repeats what a network does, and nothing goes stale when the network changes.
+A fake tensor has a shape, strides, a dtype and a device, but no memory. Code that runs on fake
+tensors takes the same branches as on real ones on that device, the choice of kernels included. So
+nothing here repeats what a network does, and nothing becomes outdated when a network changes.
 
     with fake_mode("cuda") as device:
         unet = meta_copy(editor.backbone.unet, device)
@@ -30,12 +30,13 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations and memory of a computation."""
+    """Floating-point operations and memory of a computation."""
 
     flops: int
-    """Operations of matrix products, convolutions and attention; a multiply-add counts as two."""
+    """Floating-point operations of matrix products, convolutions and attention; a multiply-add
+    counts as two."""
     peak_bytes: int
-    """The most bytes that tensors made by the computation take at one time, without its inputs.
+    """The most bytes that tensors made by the computation, and not its inputs, occupy at one time.
 
     Workspaces of kernels, and gaps that an allocator cannot fill, come on top: on a CPU with glibc
     they took 1 to 35 % more in the first forward pass and 12 to 47 % after several (measured).
@@ -46,10 +47,10 @@ class Cost:
 def fake_mode(device: str | torch.device) -> Iterator[torch.device]:
     """Makes all new tensors inside the block fake; yields the device to make them on.
 
-    It is `device` itself, except that the meta device stands for CUDA: code that asks sees that it
-    is not a CPU. Triton kernels refuse the meta device, because they cannot run without data, and
-    PyTorch does the same operations in their place. Attention does not materialize its scores, as
-    on a GPU.
+    For a CPU that device is `device` itself. For CUDA it is the meta device, which code that asks
+    for the type can tell from a CPU. Triton kernels refuse the meta device, because they cannot run
+    without data, and PyTorch does the same operations in their place. Attention does not
+    materialize its scores, as on a GPU.
     """
     device = torch.device(device)
     on_gpu = device.type == "cuda"
@@ -62,7 +63,11 @@ def fake_mode(device: str | torch.device) -> Iterator[torch.device]:
 
 
 def count(run: Callable[[], Any]) -> Cost:
-    """The cost of run(), without gradients: predicted inside `fake_mode`, else of a real run."""
+    """Returns the cost of run(), which is called once, without gradients.
+
+    Inside `fake_mode` the cost is a prediction for tensors without data; elsewhere run() really
+    computes.
+    """
     # under inference mode some operations arrive in a form that has no formula
     with torch.inference_mode(False), torch.no_grad(), _Tally() as tally:
         run()

@@ -13,19 +13,21 @@ from filelock import BaseFileLock, FileLock, Timeout
 from anyv2v.errors import InputError
 
 REPLACED = "old"
-"""The name, in a scratch folder, of files of the user's that are held while they are replaced."""
+"""Name, in a scratch folder, under which the user's own file or folder is kept while it is
+replaced."""
 MARKER = ".made-by-anyv2v"
-"""The locked file in every scratch folder. A folder without it is never removed: it is not ours."""
+"""Name of the locked file in every scratch folder. A folder that holds files but not this one was
+not made by this program, and is never removed."""
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path with the suffix of `path`, and renames it to `path` at the end.
+    """Yields a temporary path with the suffix of `path`, and renames it to `path` after the block.
 
     If the block raises anything, Ctrl-C included, the half-written file is removed and `path` stays
     as it was. If `path` is a symbolic link it stays one, and the file that it points to is
-    replaced. The new file gets the permissions of the file that it replaces, or those of the umask;
-    other hard links to the replaced file keep the old content.
+    replaced. The new file gets the permissions of the file that it replaces, or else those that the
+    umask allows; other hard links to the replaced file keep the old content.
     """
     target = Path(os.path.realpath(path))
     with scratch(target.parent) as folder:
@@ -39,11 +41,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """Yields a new hidden folder in `parent`, which is removed at the end.
+    """Yields a new hidden folder in `parent`, and removes it after the block.
 
-    Folders that killed runs have left in `parent` are removed first. A run holds the lock of its
-    folder's marker, and the system releases the lock when the process ends, however it ends. On a
-    file system without locks the folders of killed runs stay.
+    Scratch folders that killed runs have left in `parent` are removed first. A run holds the lock
+    of its folder's marker, and the system releases the lock when the process ends, however it ends.
+    On a file system without locks the folders of killed runs stay.
     """
     for left in parent.glob(".anyv2v-*.part"):
         _remove_dead(left)
@@ -109,11 +111,12 @@ def _lock(folder: Path) -> BaseFileLock:
 
 
 def check_output(path: str | os.PathLike, force: bool, suffixes: tuple[str, ...] = ()) -> None:
-    """Raises an InputError if `path` cannot be written; to be called before long work.
+    """Raises InputError if no file can be written to `path`; to be called before long work.
 
-    Refused are an existing file without `force`; one that is read-only or is not a regular file; a
-    path in a missing folder, which is never created; and a suffix that is not in `suffixes`, if any
-    are given (in lower case; that of `path` may be in upper case).
+    That is so if `path` exists and `force` is False, if it exists and is read-only or no regular
+    file, if its folder is missing (folders are never created) or cannot be written to, or if its
+    suffix is not one of `suffixes`. These are in lower case, such as (".mp4", ".mkv"), and match a
+    suffix in upper case too; () allows any suffix.
     """
     if suffixes and Path(path).suffix.lower() not in suffixes:
         raise InputError(f"cannot write {path}: the name must end in one of {', '.join(suffixes)}")

@@ -8,12 +8,14 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""The dtypes in which networks can run."""
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The given device; None chooses CUDA where a GPU is found, else the CPU.
+    """Returns `device` as a torch.device; None chooses CUDA if there is a GPU, else the CPU.
 
-    InputError: a device that is neither "cpu" nor "cuda", or a GPU that this machine lacks.
+    Raises InputError if the device is neither "cpu" nor "cuda", or is a GPU that this machine
+    lacks.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,9 +32,9 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def choose_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The given dtype; None chooses float16 on a GPU and float32 on a CPU.
+    """Returns `dtype`; None chooses float16 on a GPU and float32 on a CPU.
 
-    InputError: a dtype that is not in DTYPES.
+    Raises InputError if the dtype is not one of `DTYPES`.
     """
     if dtype is None:
         return torch.float16 if device.type == "cuda" else torch.float32

@@ -1,7 +1,7 @@
-"""Checks for values that are not finite: early, and without waiting for a GPU.
+"""Checks for infinite values and NaN that find them early and do not wait for a GPU.
 
-Values beyond float16's largest (65504) become infinite, further computation makes NaN of them, and
-NaN clamped to a pixel is black.
+Values beyond float16's largest (65504) become infinite, further computation turns them into NaN,
+and NaN clamped to a pixel is black.
 """
 
 from __future__ import annotations
@@ -16,30 +16,37 @@ from torch import Tensor
 from anyv2v.errors import NotFiniteError
 
 FLAGS_PER_BUFFER = 4096
-"""Flags that fit into one buffer of pinned memory, whose allocation may make a GPU wait."""
+"""Flags per buffer of pinned host memory. A buffer serves many checks, because allocating one may
+make the GPU wait."""
 HIGHEST_GUIDANCE = 1000.0
-"""Guidance beyond it is blamed for values that are not finite; about 9 is usual."""
+"""A guidance scale above this is named as the cause of values that are not finite; about 9 is
+usual."""
 
 DescribePlace = Callable[[Any, list[int]], str]
-"""(place, indices into the batch that are not finite) -> error message."""
+"""(place of the computation, indices of the batch whose values are not finite) -> error message.
+The place is what the caller of `FiniteCheck.look` passed."""
 DescribeEdits = Callable[[list[int]], str]
-"""Indices into a batch -> the end of a message that names their edits; "" for a single edit."""
+"""Indices of the batch -> the end of an error message, which names their edits; "" for a single
+edit."""
 
 
 class Event(Protocol):
-    """The part of `torch.cuda.Event` that is used: a marker in the work of a device."""
+    """The part of `torch.cuda.Event` that is used: a marker in the work queued on a device."""
 
     def query(self) -> bool:
-        """Whether the work before the marker is done."""
+        """Whether the device has done all work that was queued before the marker."""
         ...
 
     def synchronize(self) -> None:
-        """Waits for the work before the marker."""
+        """Waits until the device has done all work that was queued before the marker."""
         ...
 
 
 def describe_step(place: tuple[int, float], indices: list[int]) -> str:
-    """The plainest message; place: (index of the step as `on_step` gets it, timestep)."""
+    """Returns an error message that names a step and no more; it is the default of `FiniteCheck`.
+
+    place: (index of the step, counted as by `on_step`; timestep). `indices` are ignored.
+    """
     return not_finite_message("the network", f"in step {place[0]} (timestep {place[1]})")
 
 
@@ -50,10 +57,12 @@ def describe_steps(
     guidance: Sequence[float] = (0.0,),
     which: DescribeEdits = lambda indices: "",
 ) -> DescribePlace:
-    """A function that describes steps of a run; places are those of `describe_step`.
+    """Returns a function that makes error messages for the steps of a run, with advice to the user.
 
-    what: the network, as the message names it. dtype: that of the network. guidance: the scale for
-    each index of the batch. which: names the edits that are concerned.
+    The function's `place` is that of `describe_step`. what: the network, as messages shall name it.
+    steps: number of steps of the run. dtype: the dtype that the network computes in. guidance: the
+    guidance scale of each index of the batch. which: names the edits at given indices in the
+    message.
     """
 
     def describe(place: tuple[int, float], indices: list[int]) -> str:
@@ -66,7 +75,7 @@ def describe_steps(
 
 
 class FiniteCheck:
-    """Checks the values that one run computes, on one device and stream.
+    """Raises NotFiniteError if values that a run computes on one device and stream are not finite.
 
     On a CPU values are checked at once. On a GPU one flag for each index of the batch is copied to
     the host, and read in a later call, once it has arrived: only `finish` waits for the GPU.
@@ -77,15 +86,20 @@ class FiniteCheck:
         describe: DescribePlace = describe_step,
         record: Callable[[torch.device], Event] | None = None,
     ):
-        """`record` puts a marker into the work of a device; None records CUDA events on CUDA."""
+        """describe: makes the error message. record: puts a marker into the work of a device.
+
+        By default the message names the step alone, and markers are CUDA events. Without markers,
+        as for CPU tensors by default, values are checked at once.
+        """
         self._describe, self._record = describe, record
         self._pending: deque[tuple[Any, Tensor, Event]] = deque()
         self._buffer: Tensor | None = None
 
     def look(self, x: Tensor, place: Any) -> None:
-        """Checks x (batch, ...) of floats; `place` says where it was computed.
+        """Checks x (batch, ...), a tensor of floats; `place` tells `describe` where x was computed.
 
-        NotFiniteError: x, or the x of an earlier call, has infinities or NaN.
+        Raises NotFiniteError if x, or the x of an earlier call, has infinite values or NaN. On a
+        GPU the error may come in a later call.
         """
         flags = finite_flags(x)
         record = self._record or (_record_event if x.is_cuda else None)
@@ -99,14 +113,14 @@ class FiniteCheck:
             self._judge(*self._pending.popleft()[:2])
 
     def finish(self) -> None:
-        """Waits for the flags that have not arrived yet; raises NotFiniteError as `look` does."""
+        """Waits for flags that have not arrived yet, and raises NotFiniteError as `look` does."""
         if self._pending:
             self._pending[-1][2].synchronize()
         while self._pending:
             self._judge(*self._pending.popleft()[:2])
 
     def error(self, place: Any, indices: list[int]) -> NotFiniteError:
-        """The error for values at `indices` of the batch, computed at `place`."""
+        """Returns the error for values at `indices` of the batch that were computed at `place`."""
         return NotFiniteError(self._describe(place, indices), indices)
 
     def _judge(self, place: Any, flags: Tensor) -> None:
@@ -125,9 +139,9 @@ class FiniteCheck:
 
 
 def finite_flags(x: Tensor) -> Tensor:
-    """Bool (batch,), on the device of x (batch, ...): whether all values of an index are finite.
+    """Returns for each index of the batch whether all its values are finite.
 
-    A batch of one is not copied.
+    x (batch, ...) of floats -> bool (batch,), on the device of x. A batch of one is never copied.
     """
     x = x.detach()
     low, high = x.aminmax() if len(x) == 1 else x.reshape(len(x), -1).aminmax(dim=1)
@@ -135,9 +149,10 @@ def finite_flags(x: Tensor) -> Tensor:
 
 
 def check_finite(x: Tensor, what: str, dtype: torch.dtype) -> Tensor:
-    """Returns x, once the device has computed it, or raises NotFiniteError.
+    """Returns x (batch, ...) if all its values are finite, else raises NotFiniteError.
 
-    what: the network that computed x, as the message names it. dtype: that of the network.
+    Waits until the device has computed x. what: the network that computed x, as the message shall
+    name it. dtype: the dtype that the network computes in.
     """
     check = FiniteCheck(lambda place, indices: not_finite_message(what, "", remedy(dtype)))
     check.look(x, None)
@@ -146,18 +161,29 @@ def check_finite(x: Tensor, what: str, dtype: torch.dtype) -> Tensor:
 
 
 def not_finite_message(what: str, where: str, then: str = "") -> str:
-    """An error message: which network gave the values, where, and (`then`) what to do."""
+    """Returns the message "{what} gave values that are not finite {where}: {then}".
+
+    what: the network that computed the values. where: the step or frame, such as "in step 3"; ""
+    leaves it out. then: advice to the user; "" leaves it out.
+    """
     text = " ".join(filter(None, (what, "gave values that are not finite", where)))
     return f"{text}: {then}" if then else text
 
 
 def ordinal(i: int, count: int, *details: str) -> str:
-    """An index from 0 with its ordinal from 1 and `details`, as "0 (number 1 of 50, ...)"."""
+    """Returns an index with its ordinal, such as "0 (number 1 of 50, timestep 981)".
+
+    i: the index, from 0. count: how many there are. details: texts that follow in the parentheses.
+    """
     return f"{i} ({', '.join([f'number {i + 1} of {count}', *details])})"
 
 
 def remedy(dtype: torch.dtype, guidance: float = 0.0) -> str:
-    """What a user can do about it, for a network that computes in `dtype` with this guidance."""
+    """Returns advice to the user for a network that computed values that are not finite.
+
+    dtype: the dtype that the network computes in. guidance: the scale of classifier-free guidance;
+    0 for a network without guidance.
+    """
     if abs(guidance) > HIGHEST_GUIDANCE:
         return f"a guidance of {guidance:g} is too large, about 9 is usual"
     if dtype == torch.float16:

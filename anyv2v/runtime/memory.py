@@ -12,10 +12,11 @@ from anyv2v.errors import InputError
 
 
 def free_bytes(device: torch.device) -> int:
-    """About how many bytes can still be allocated on a device.
+    """Returns about how many bytes can still be allocated on a device.
 
-    On a GPU this includes what PyTorch has cached. On a CPU it is what the system has available,
-    within `ulimit -v`; where the system does not tell, all of the memory that is installed.
+    On a GPU this includes what PyTorch has cached. On a CPU it is what the system reports as
+    available, within the limit of `ulimit -v`; where the system reports nothing, it is all
+    installed memory.
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -40,16 +41,17 @@ def _within_limit() -> int | None:
 
 
 FRAMES_AT_ONCE = 4
-"""Most frames that the autoencoder takes at a time.
+"""The most frames that the VAE encodes or decodes at a time.
 
-As many fill a GPU, and take less memory than the denoising network does after them.
+So many keep a GPU busy, and take less memory than the denoising network does after them.
 """
 
 
 def frames_at_once(needed: int, device: torch.device) -> int:
-    """How many frames the autoencoder takes at a time; each needs at least `needed` bytes.
+    """Returns how many frames the VAE encodes or decodes at a time, 1 to `FRAMES_AT_ONCE`.
 
-    One on a CPU, where more are no faster.
+    needed: the least bytes that each frame takes; the result is what fits into the free memory of
+    `device`. On a CPU it is always 1, because more are no faster.
     """
     if device.type == "cpu":
         return 1
@@ -58,9 +60,10 @@ def frames_at_once(needed: int, device: torch.device) -> int:
 
 
 def comfortable_bytes(least: int, captured: bool) -> int:
-    """The bytes that a job should have: twice its lower bound, four times with captured graphs.
+    """Returns how many bytes should be free for a job that needs at least `least` bytes.
 
-    A captured graph holds as much memory again.
+    That is twice as many, or four times with `captured` CUDA graphs, which hold as much memory
+    again.
     """
     return (4 if captured else 2) * least
 
@@ -73,10 +76,11 @@ def require_memory(
     device: torch.device,
     freeable: int = 0,
 ) -> None:
-    """InputError, with a size that would fit, if needed(width, height) bytes are not free.
+    """Raises InputError, with a size that would fit, if a job's memory is not free on `device`.
 
-    size: (width, height) in pixels; a valid side is a multiple of `multiple`. `freeable`: bytes
-    that count as free, because the job can move what is there to the host.
+    needed: (width, height) of the frames in pixels -> bytes. size: the (width, height) of the job.
+    frames: the number of its frames, for the message. multiple: sides of frames must be multiples
+    of it. freeable: bytes that count as free, because the job can move what they hold to the host.
     """
     width, height = size
     need, free = needed(width, height), free_bytes(device) + freeable

@@ -1,4 +1,4 @@
-"""Copies of networks without data, to find out shapes and costs."""
+"""Copies of networks without data, used to find out shapes and costs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def meta_copy(network: Network, device: torch.device, dtype: torch.dtype | None = None) -> Network:
-    """A copy of a network with uninitialized weights on `device`, in the same memory layout.
+    """Returns a copy of a network on `device` with uninitialized weights in the same memory layout.
 
     Nothing is allocated if the device is "meta", or inside a `FakeTensorMode`. No data is read, so
-    `network` may itself be on the meta device. Floating-point weights get `dtype`, if one is given.
+    `network` may itself be on the meta device. dtype: the dtype of the copy's floating-point
+    weights; None keeps that of each weight.
     """
 
     def empty_copy(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Offloading: networks wait in host memory while no stage uses them, where GPU memory is short."""
+"""Offloading: where GPU memory is short, networks that are not in use are kept in host memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from anyv2v.errors import InputError
 from anyv2v.runtime.memory import free_bytes
 
 OffloadMode = bool | Literal["auto"]
+"""Whether networks are offloaded: always, never, or, with "auto", if memory is short."""
 
 
 def check_offload(mode: OffloadMode) -> OffloadMode:
-    """The mode, or an InputError unless it is True, False or "auto"."""
+    """Returns `mode` if it is True, False or "auto"; raises InputError otherwise."""
     if isinstance(mode, str) and mode == "auto":
         return mode
     if not isinstance(mode, bool):
@@ -29,15 +30,16 @@ def check_offload(mode: OffloadMode) -> OffloadMode:
 
 
 class Offload:
-    """Moves some networks of an editor to the device while they are in use, inside `on_device`.
+    """Keeps some networks of an editor on the device only while they are used, inside `on_device`.
 
-    mode: True keeps them on the host between uses from the start; "auto" does so from the first job
-    on for which memory is short; False, or a `device` that is the host, leaves them on the device.
-    Several threads may share an Offload: a network comes with its first user and leaves with its
-    last.
+    mode: True keeps unused networks in `host` memory from the start; "auto" does so from the first
+    job on for which memory is short; False, or a `device` that is the host, leaves all on the
+    device. Several threads may share an Offload: a network moves to the device for its first user,
+    and away after its last.
 
-    A network in `reload` never waits on the host, whatever the mode: it comes without its weights,
-    `reload` gives them for each use, and they are dropped afterwards.
+    reload: network -> a function that returns its weights, in the order of its parameters and
+    buffers. Such a network is never kept in host memory, whatever the mode: its weights are loaded
+    by that function for each use and dropped afterwards.
     """
 
     def __init__(
@@ -57,25 +59,29 @@ class Offload:
             self._move_unused()
 
     def reloads(self, network: nn.Module) -> bool:
-        """Whether a network's weights are read anew for each use."""
+        """Whether a network's weights are loaded anew for each use."""
         return self._networks[network].reload is not None
 
     @property
     def freeable(self) -> int:
-        """Bytes on the device that a job could still get, by moving networks to the host."""
+        """Bytes on the device that moving networks to the host could free; 0 with mode False."""
         if not self._mode:
             return 0
         movable = [n for n in self._networks.values() if not n.away and not n.reload]
         return sum(x.nbytes for network in movable for x in network.tensors)
 
     def applies_to(self, needed: int) -> bool:
-        """Whether networks wait on the host during a job that should have `needed` bytes."""
+        """Whether unused networks are in host memory during a job that needs `needed` bytes.
+
+        These are bytes of the device besides those allocated already. With mode "auto" the answer
+        is True if so many are not free, or if that was so for an earlier job.
+        """
         if self._mode != "auto" or self._active:
             return self._active
         return needed > free_bytes(self._device)
 
     def begin(self, needed: int) -> None:
-        """Begins a job that should have `needed` bytes; unused networks may have to move."""
+        """Begins a job that needs `needed` bytes; moves unused networks if `applies_to` says so."""
         if self.applies_to(needed):
             with self._lock:
                 self._active = True
@@ -83,7 +89,7 @@ class Offload:
 
     @contextmanager
     def on_device(self, *networks: nn.Module) -> Iterator[None]:
-        """Keeps these networks on the device inside the block."""
+        """Keeps these networks on the device inside the block; offloads them after it if needed."""
         used = [self._networks[network] for network in networks]
         with self._lock:
             for network in used:

@@ -12,11 +12,12 @@ from tqdm import tqdm
 from anyv2v import checks
 
 EVERY = 30.0
-"""Seconds after which the next step prints a plain line, even before `SHARE` of the work."""
+"""Seconds since the last plain line after which the next step prints another."""
 SHARE = 0.1
-"""Fraction of the work after which a plain line is printed in any case."""
+"""Fraction of the work after which another plain line is printed, however little time has
+passed."""
 BRIEF = 5.0
-"""Seconds; reading or writing a file that takes less prints no plain line."""
+"""Reading or writing a file prints no plain line in its first so many seconds."""
 
 
 class Progress:
@@ -33,12 +34,16 @@ class Progress:
     """
 
     def __init__(self, quiet: bool = False, check: Callable[[], None] | None = None):
-        """`quiet` shows nothing; `check` is called at each step, and may raise to end the run."""
+        """quiet: show nothing. check: called at each step, and may raise to end the run."""
         self._quiet, self._check = checks.flag("quiet", quiet), checks.called("check", check)
         self._stages = ExitStack()
 
     def __call__(self, title: str, steps: int) -> Callable[..., None]:
-        """Begins a stage of `steps` steps; returns a function to be called after each of them."""
+        """Begins a stage of `steps` steps; returns a function to be called after each of them.
+
+        The function ignores its arguments, so that it can serve as `on_step`. title: shown with the
+        progress.
+        """
         stage = self._stage(checks.text("title", title), checks.whole("steps", steps, 0), "step")
 
         def step(*_) -> None:
@@ -74,9 +79,10 @@ class Progress:
 
 
 class Lines:
-    """Prints a line on stderr every `SHARE` of the work or `EVERY` seconds, and at its end.
+    """Progress as plain lines on stderr, at every `SHARE` of the work or every `EVERY` seconds.
 
-    It has the part of tqdm's interface that `Progress` uses.
+    It has the part of tqdm's interface that `Progress` uses. title: begins each line. total: the
+    amount of the work, which may be set later. unit: "step", or "B" for bytes.
     """
 
     def __init__(self, title: str, total: int, unit: str):
@@ -85,7 +91,7 @@ class Lines:
         self._done = self._printed = 0
 
     def update(self, more: int) -> None:
-        """Adds `more` steps or bytes to those that are done."""
+        """Adds `more` steps or bytes to those that are done, and prints a line if one is due."""
         self._done += more
         now = time.monotonic()
         tenths = [int(n / max(self.total, 1) / SHARE + 1e-9) for n in (self._printed, self._done)]

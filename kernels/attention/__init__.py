@@ -1,4 +1,7 @@
-"""Dispatch of attention over many tokens: every such attention of the project calls it."""
+"""Attention over many tokens, with a choice of implementations.
+
+The CLIP towers, the VAE, and the spatial attention and cross-attention of the UNets call it.
+"""
 
 import math
 import os
@@ -47,6 +50,7 @@ TABLE = (
     Implementation("sdpa", torch_sdpa.sdpa, torch_sdpa.refuses),
     Implementation("reference", reference, lambda *_, **__: None),
 )
+"""The implementations, the best first and the definition last."""
 _REQUESTED = os.environ.get("ANYV2V_ATTENTION")
 
 
@@ -55,10 +59,13 @@ def attention(
 ) -> Tensor:
     """Computes softmax(q k^T / sqrt(d)) v, with one softmax shared by g groups of values.
 
-    q (r, n, heads, d) · k (r, m, heads, d) · v (g*r, m, heads, d) -> (g*r, n, heads, d), group
-    outermost; any strides, one dtype. `causal` hides the keys after each query's position.
-    `impl` or the environment variable ANYV2V_ATTENTION names an implementation; one that cannot
-    take the call then raises `Unsupported`.
+    q (r, n, heads, d), k (r, m, heads, d), v (g*r, m, heads, d) -> (g*r, n, heads, d): in each of r
+    rows of the batch, n queries attend to m keys. Row i of group j of `v` and of the result has
+    index j*r + i. Any strides; one dtype. causal: query i sees only keys 0 to i.
+
+    impl: an implementation requested by name, as in `choose`; None takes the one that the
+    environment variable ANYV2V_ATTENTION names, or chooses automatically without it. Raises
+    `Unsupported` if it cannot run the call, and ValueError if the rows of q, k and v do not fit.
     """
     if v.shape[0] % q.shape[0] or k.shape[0] != q.shape[0]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Attention in one pass, with one softmax for up to four groups of values (README.md)."""
+"""Attention as one Triton kernel, with one softmax for up to four groups of values (README.md)."""
 
 from __future__ import annotations
 
@@ -67,9 +67,13 @@ def attention_kernel(
     CAUSAL: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Computes one tile of queries of one head of one row; `scale` includes log2(e).
+    """Computes one tile of QUERIES queries of one head and row, for GROUPS groups of values.
 
-    WHOLE: m is a multiple of KEYS, so that no tile has keys to mask.
+    Shapes are those of `anyv2v.kernels.attention.attention`; arguments such as q_row are strides in
+    elements. `scale` is log2(e) / sqrt(d), because the kernel computes powers of 2. KEYS: keys in
+    each tile of the loop. WHOLE: m is a multiple of KEYS, so that no tile has keys to mask.
+    PADDED_HEAD_DIM: HEAD_DIM rounded up to a power of two, at least 16. UPCAST: multiply in
+    float32, as Triton's interpreter needs for bfloat16.
     """
     MASKED: tl.constexpr = not WHOLE or PADDED_HEAD_DIM > HEAD_DIM
     dtype = out_ptr.dtype.element_ty
@@ -143,12 +147,16 @@ def attention_kernel(
 
 @dataclass(frozen=True)
 class Tiles:
-    """Queries and keys of a tile, and the compiler's options."""
+    """The size of a tile, and the compiler's options that go with it."""
 
     queries: int
+    """Queries per tile."""
     keys: int
+    """Keys per tile."""
     warps: int
+    """Triton's num_warps."""
     stages: int
+    """Triton's num_stages."""
 
 
 # groups in one launch -> tiles: as large as registers allow, for heads of up to 64
@@ -172,7 +180,10 @@ _FLOAT32 = {1: Tiles(32, 32, 8, 1)}
 
 
 def tiles_by_groups(family: str, head_dim: int, dtype: torch.dtype) -> dict[int, Tiles]:
-    """Returns the tiles for each number of groups that one launch may take."""
+    """Returns number of groups of values in one launch -> tiles, for each number that is possible.
+
+    family: "interpreter", or a key of `aot.TARGETS`.
+    """
     if family == "interpreter":
         return _NARROW[family]
     if dtype == torch.float32:
@@ -181,7 +192,10 @@ def tiles_by_groups(family: str, head_dim: int, dtype: torch.dtype) -> dict[int,
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Computes `attention`, with as few launches as registers allow."""
+    """Computes `anyv2v.kernels.attention.attention` by the Triton kernel, with the same arguments.
+
+    As many groups of values as registers allow are computed in one launch.
+    """
     rows, n, heads, head_dim = q.shape
     groups = v.shape[0] // rows
     out = torch.empty((v.shape[0], n, heads, head_dim), dtype=q.dtype, device=q.device)
@@ -202,7 +216,10 @@ def _table(q: Tensor) -> dict[int, Tiles]:
 
 
 def small(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Small:
-    """Returns a call of two tiles of queries and three of keys, the last as ragged as here."""
+    """Returns the small call that stands for this call when the kernel is checked.
+
+    It has two tiles of queries and three of keys, of which the last is as ragged as it is here.
+    """
     rows, n, heads, head_dim = q.shape
     m, groups, table = k.shape[1], v.shape[0] // rows, _table(q)
     queries, keys = (max(getattr(t, x) for t in table.values()) for x in ("queries", "keys"))
@@ -256,7 +273,11 @@ def _constants(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Yields all configurations for a head dim of 64, and the extremes of the others."""
+    """Yields configurations for aot.py.
+
+    These are all tile sizes for several groups of values with a head dim of 64 in bfloat16, and
+    examples of masked tiles, the other dtypes, one group, and a head dim of 128.
+    """
     # target, groups, head_dim, dtype, whole
     cases = [(name, g, 64, "bf16", True) for name in TARGETS for g in _NARROW[name] if g > 1]
     cases += [(name, 3, 64, "bf16", False) for name in TARGETS]

@@ -5,7 +5,11 @@ from torch import Tensor
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Computes the definition in float32, or in float64 for float64 inputs."""
+    """Computes `attention` in float32, or in float64 for float64 inputs; returns the dtype of v.
+
+    Returns softmax(q k^T / sqrt(d)) v; the arguments are those of
+    `anyv2v.kernels.attention.attention`.
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
     rows, n, heads, d = q.shape
     groups = v.shape[0] // rows

@@ -6,7 +6,11 @@ from torch import Tensor
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Computes `attention`."""
+    """Computes `attention` by a call of `scaled_dot_product_attention` for each group of values.
+
+    Returns softmax(q k^T / sqrt(d)) v; the arguments are those of
+    `anyv2v.kernels.attention.attention`.
+    """
     # one call per group of values: q and k are read again, but never copied
     query, key = q.transpose(1, 2), k.transpose(1, 2)
     outs = [
@@ -18,7 +22,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
 
 
 def refuses(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> str | None:
-    """Returns the reason why `sdpa` cannot run the call, or None."""
+    """Returns the reason why `sdpa` cannot run the call, or None if it can."""
     if causal and q.shape[1] != k.shape[1]:
         return "a causal mask needs as many queries as keys"
     return None

@@ -1,4 +1,4 @@
-"""Dispatch of GEGLU, the widening half of the feed-forward layers (arXiv 2002.05202)."""
+"""GEGLU, the widening half of the feed-forward layers (arXiv 2002.05202), with implementations."""
 
 import os
 
@@ -31,13 +31,15 @@ TABLE = (
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )
+"""The implementations, the best first and the definition last."""
 _REQUESTED = os.environ.get("ANYV2V_GEGLU")
 
 
 def geglu(x: Tensor, weight: Tensor, bias: Tensor, *, impl: str | None = None) -> Tensor:
     """Computes value * GELU(gate) with [value | gate] = x W^T + b and the exact GELU.
 
-    x (..., c), weight (2 e, c), bias (2 e,) -> (..., e), one dtype. `impl` or the environment
-    variable ANYV2V_GEGLU names an implementation.
+    x (..., c), weight (2 e, c), bias (2 e,) -> (..., e), of one dtype. impl: an implementation
+    requested by name, as in `choose`; None takes the one that the environment variable ANYV2V_GEGLU
+    names, or chooses automatically without it.
     """
     return choose("geglu", TABLE, impl or _REQUESTED, x, weight, bias).run(x, weight, bias)

@@ -1,4 +1,4 @@
-"""GEGLU with one Triton kernel after the matrix product; README.md has the reasons."""
+"""GEGLU with one Triton kernel after the matrix product; README.md gives the reasons."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from anyv2v.kernels.linear import linear
 from anyv2v.kernels.trust import Small, alike
 
 ROWS, COLUMNS, WARPS = 16, 256, 4
+"""Rows and columns of a tile of the result, and warps per tile."""
 
 
 @triton.jit
 def gate_kernel(H, Y, rows, dim, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Computes a tile of Y = value * GELU(gate), with H (rows, 2 dim) = [value | gate]."""
+    """Computes a tile of Y (rows, dim) = value * GELU(gate), from H (rows, 2 dim) = [value | gate].
+
+    A tile has ROWS rows and COLUMNS columns.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < dim)[None, :]
@@ -32,7 +36,11 @@ def gate_kernel(H, Y, rows, dim, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Computes `geglu`."""
+    """Computes `geglu`: the matrix product by `linear`, the rest by a Triton kernel.
+
+    Returns value * GELU(gate), with [value | gate] = x W^T + b; the arguments are those of
+    `anyv2v.kernels.geglu.geglu`.
+    """
     return gate(linear(x, weight, bias))
 
 
@@ -48,9 +56,10 @@ def gate(h: Tensor) -> Tensor:
 
 
 def small(x: Tensor, weight: Tensor, bias: Tensor) -> Small:
-    """Returns a call of two tiles each way, the second ragged, with few input channels.
+    """Returns the small call that stands for this call when the kernel is checked.
 
-    The input channels matter to the matrix product alone, which is not this kernel's.
+    It has two tiles each way, the second ragged, and only 16 input channels, because these matter
+    to the matrix product alone.
     """
     rows, dim = x.numel() // x.shape[-1], weight.shape[0] // 2
     rows, dim = alike(rows, ROWS + 1), alike(dim, COLUMNS + 1)
@@ -58,7 +67,7 @@ def small(x: Tensor, weight: Tensor, bias: Tensor) -> Small:
 
 
 def configurations() -> Iterator[Configuration]:
-    """Yields the configurations that can be chosen at run time."""
+    """Yields the configurations of `gate_kernel` for aot.py."""
     for dtype in ("bf16", "fp32"):
         yield Configuration(
             f"geglu gate {dtype}",

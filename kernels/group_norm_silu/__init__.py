@@ -1,4 +1,4 @@
-"""Dispatch of group normalization together with the SiLU after it."""
+"""Group normalization together with the SiLU after it, with a choice of implementations."""
 
 import os
 
@@ -37,6 +37,7 @@ TABLE = (
     Implementation("eager", eager, lambda *_, **__: None),
     Implementation("reference", reference, lambda *_, **__: None),
 )
+"""The implementations, the best first and the definition last."""
 _REQUESTED = os.environ.get("ANYV2V_GROUP_NORM_SILU")
 
 
@@ -51,12 +52,17 @@ def group_norm_silu(
     shift: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Computes SiLU(GroupNorm(x + shift)), over all dims between the first and the last.
+    """Computes SiLU(GroupNorm(x + shift)), normalizing each row (first dim) of x by itself.
 
-    x (r, ..., c), weight and bias (c,), shift (s, c) with s dividing r: each of its rows is added
-    to r / s consecutive rows of x -> the shape of x, one dtype. `silu` False leaves out the SiLU.
-    Group normalization: arXiv 1803.08494. `impl` or the environment variable
-    ANYV2V_GROUP_NORM_SILU names an implementation.
+    x (r, ..., c), channels last -> the shape of x. The c channels are divided into `groups` equal
+    groups, and the mean and variance of each are taken over all dims between the first and the
+    last, too (arXiv 1803.08494). weight and bias (c,) apply to the normalized values. shift (s, c),
+    with s dividing r: each of its rows is added to r / s consecutive rows of x; None adds nothing.
+    All tensors have one dtype. silu False leaves out the SiLU.
+
+    impl: an implementation requested by name, as in `choose`; None takes the one that the
+    environment variable ANYV2V_GROUP_NORM_SILU names, or chooses automatically without it. Raises
+    ValueError if `groups` does not divide c or `shift` does not fit x.
     """
     if x.shape[-1] % groups:
         raise ValueError(f"{x.shape[-1]} channels cannot be {groups} groups of one size")

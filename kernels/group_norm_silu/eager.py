@@ -1,4 +1,4 @@
-"""group_norm_silu operation by operation."""
+"""Group normalization with SiLU, one PyTorch operation after another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ def eager(
     silu: bool = True,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """Computes `group_norm_silu`."""
+    """Computes `group_norm_silu`, one PyTorch operation after another.
+
+    Returns SiLU(GroupNorm(x + shift)); the arguments are those of
+    `anyv2v.kernels.group_norm_silu.group_norm_silu`.
+    """
     shape = x.shape
     if shift is not None:
         ones = [1] * (x.ndim - 1)

@@ -1,4 +1,4 @@
-"""group_norm_silu in Triton; README.md says why it is divided into these kernels."""
+"""Group normalization with SiLU in Triton; README.md gives the reasons for these kernels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from anyv2v.kernels.aot import Configuration
 from anyv2v.kernels.trust import EPS, Small, alike
 
 POSITIONS, CHANNELS, WARPS = 128, 64, 4
-"""Size and warps of the tile whose moments one program takes, or which it normalizes."""
+"""Positions, channels and warps of each tile of `moments_kernel` and `normalize_kernel`."""
 COMBINE_WARPS = 16
+"""Warps of each program of `combine_kernel`."""
 WHOLE = 16384
-"""The most elements, padded, that a group of a row may have for one program to do it whole."""
+"""The most elements of a row's group, its positions and channels each padded to a power of two,
+that one program normalizes alone."""
 
 
 @triton.jit
@@ -59,7 +61,12 @@ def whole_kernel(
     SILU: tl.constexpr,
     SHIFT: tl.constexpr,
 ):
-    """Does one group of one row: GROUP_CHANNELS channels, padded to C, of n <= N positions."""
+    """Computes one group of one row: GROUP_CHANNELS channels, padded to C, at n positions (n <= N).
+
+    X and Y are (rows, n, c); Shift is (rows / rows_per_shift, c). The kernel shifts, normalizes and
+    applies SiLU as `group_norm_silu` does, with SHIFT and SILU saying whether to do the first and
+    the last.
+    """
     row, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     position, member = tl.arange(0, N), tl.arange(0, C)
     channel, exists = group * GROUP_CHANNELS + member, member < GROUP_CHANNELS
@@ -89,7 +96,11 @@ def moments_kernel(
     C: tl.constexpr,
     SHIFT: tl.constexpr,
 ):
-    """Computes each channel's mean over N positions, and its sum of squared deviations."""
+    """Computes each channel's mean over N positions, and its sum of squared deviations from it.
+
+    The positions of a row are divided into parts of N. Means and Squares are (rows, parts, c),
+    float32.
+    """
     part, row = tl.program_id(0), tl.program_id(2)
     position = part * N + tl.arange(0, N)
     channel = tl.program_id(1) * C + tl.arange(0, C)
@@ -119,7 +130,11 @@ def combine_kernel(
     PARTS: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Combines a group's moments, by channel and part, to its mean and 1 / standard deviation."""
+    """Combines a group's moments, by channel and part, into its mean and 1 / sqrt(variance + eps).
+
+    Means and Squares (rows, parts, c) are those of `moments_kernel`; Mean and Rstd are (rows,
+    groups). PARTS: parts that are read at once. C: GROUP_CHANNELS padded to a power of two.
+    """
     row, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     member = tl.arange(0, C)
     column = group * GROUP_CHANNELS + member
@@ -165,7 +180,11 @@ def normalize_kernel(
     SILU: tl.constexpr,
     SHIFT: tl.constexpr,
 ):
-    """Normalizes a tile of N positions and C channels with the group statistics of its row."""
+    """Normalizes a tile of N positions and C channels with the statistics of its row's groups.
+
+    Mean and Rstd (rows, groups) are those of `combine_kernel`; the other arguments are as in
+    `whole_kernel`.
+    """
     row = tl.program_id(2)
     position = tl.program_id(0) * N + tl.arange(0, N)
     channel = tl.program_id(1) * C + tl.arange(0, C)
@@ -192,7 +211,10 @@ def fused(
     silu: bool = True,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """Computes `group_norm_silu`: in one kernel for small groups, else in three."""
+    """Computes `group_norm_silu`: one Triton kernel for small groups, three for others.
+
+    The arguments are those of `anyv2v.kernels.group_norm_silu.group_norm_silu`.
+    """
     rows, c = x.shape[0], x.shape[-1]
     n, group_channels = x[0, ..., 0].numel(), c // groups
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -259,7 +281,10 @@ def small(
     silu: bool = True,
     shift: Tensor | None = None,
 ) -> Small:
-    """Returns a call of two rows, whose groups have the same channels and the same parts."""
+    """Returns the small call that stands for this call when the kernels are checked.
+
+    It has few rows and groups. A group has as many channels as here, and the same kernels run.
+    """
     n, group_channels = x[0, ..., 0].numel(), x.shape[-1] // groups
     members = triton.next_power_of_2(group_channels)
     per_shift = 1 if shift is None else alike(x.shape[0] // shift.shape[0], 2)
@@ -281,7 +306,10 @@ def small(
 
 
 def configurations() -> Iterator[Configuration]:
-    """Yields the extremes of the network: 320 and 2560 channels in 32 groups."""
+    """Yields configurations of the four kernels for aot.py, for groups of 10 to 80 channels.
+
+    The UNet has such groups: it divides 320 to 2560 channels into 32 groups.
+    """
     sizes = dict.fromkeys(("n", "c", "groups", "rows_per_shift"), "i32")
     x = dict.fromkeys(("X", "Shift", "Y", "Weight", "Bias"), "*bf16")
     moments = dict.fromkeys(("Means", "Squares"), "*fp32")

@@ -16,7 +16,11 @@ def reference(
     silu: bool = True,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """Computes the definition in float32, or in float64 for float64 inputs."""
+    """Computes `group_norm_silu` in float32, or float64 for float64 inputs; returns x's dtype.
+
+    Returns SiLU(GroupNorm(x + shift)); the arguments are those of
+    `anyv2v.kernels.group_norm_silu.group_norm_silu`.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide).flatten(1, -2)
     if shift is not None:

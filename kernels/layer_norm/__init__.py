@@ -1,4 +1,4 @@
-"""Dispatch of layer normalization, alone or together with the sum before it."""
+"""Layer normalization, alone or with the sum before it, with a choice of implementations."""
 
 import os
 
@@ -49,11 +49,13 @@ TABLE = (
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )
+"""The implementations of `layer_norm`, the best first and the definition last."""
 ADD_TABLE = (
     Implementation("triton", _add_triton, _add_refuses, gpu.avoids_interpreter, _small),
     Implementation("eager", add_eager, lambda *_: None),
     Implementation("reference", add_reference, lambda *_: None),
 )
+"""The implementations of `add_layer_norm`, the best first and the definition last."""
 _REQUESTED, _REQUESTED_ADD = (
     os.environ.get(f"ANYV2V_{n}") for n in ("LAYER_NORM", "ADD_LAYER_NORM")
 )
@@ -64,10 +66,10 @@ def layer_norm(
 ) -> Tensor:
     """Normalizes x over its last dim (layer normalization, arXiv 1607.06450).
 
-    The result is (x - mean) / sqrt(variance + eps) * weight + bias.
-
-    x (..., c), weight and bias (c,) -> the shape of x, one dtype. `impl` or the environment
-    variable ANYV2V_LAYER_NORM names an implementation.
+    The result is (x - mean) / sqrt(variance + eps) * weight + bias. x (..., c), weight and bias
+    (c,) -> the shape of x; all have one dtype. impl: an implementation requested by name, as in
+    `choose`; None takes the one that the environment variable ANYV2V_LAYER_NORM names, or chooses
+    automatically without it.
     """
     chosen = choose("layer_norm", TABLE, impl or _REQUESTED, x, weight, bias, eps)
     return chosen.run(x, weight, bias, eps)
@@ -82,9 +84,12 @@ def add_layer_norm(
     *,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns x + branch, and that sum normalized as by `layer_norm`; all of one shape.
+    """Returns (x + branch, `layer_norm` of that sum).
 
-    `impl` or the environment variable ANYV2V_ADD_LAYER_NORM names an implementation.
+    x and branch (..., c) have the same shape, as have both results; weight and bias (c,). impl: an
+    implementation requested by name, as in `choose`; None takes the one that the environment
+    variable ANYV2V_ADD_LAYER_NORM names, or chooses automatically without it. Raises ValueError if
+    x and branch differ in shape.
     """
     if x.shape != branch.shape:
         raise ValueError(f"{tuple(x.shape)} and {tuple(branch.shape)} are not of one shape")

@@ -1,4 +1,4 @@
-"""Layer normalization in Triton, with the sum before it (README.md says where it pays)."""
+"""Layer normalization as one Triton kernel, with or without the sum before it (README.md)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from anyv2v.kernels.aot import Configuration
 from anyv2v.kernels.trust import EPS, Small, alike
 
 TILE, WARPS = 4096, 4
+"""Elements of a tile (padded rows), unless a single row has more; and warps per tile."""
 
 
 @triton.jit
@@ -32,7 +33,10 @@ def layer_norm_kernel(
     ROWS: tl.constexpr,
     PADDED_DIM: tl.constexpr,
 ):
-    """Normalizes ROWS whole rows, padded from `dim` to PADDED_DIM; `share` is 1 / dim."""
+    """Normalizes ROWS whole rows, padded from `dim` to PADDED_DIM; `share` is 1 / dim.
+
+    X, Branch, Total and Y are (rows, dim). ADD: add Branch to X first and write the sum to Total.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, PADDED_DIM)
     exists = column < dim
@@ -55,14 +59,22 @@ def layer_norm_kernel(
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Computes `layer_norm`."""
+    """Computes `layer_norm` by one Triton kernel.
+
+    Returns x normalized over its last dim; the arguments are those of
+    `anyv2v.kernels.layer_norm.layer_norm`.
+    """
     return _launch(x, None, weight, bias, eps)[1]
 
 
 def add_fused(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Computes `add_layer_norm`."""
+    """Computes `add_layer_norm` by one Triton kernel.
+
+    Returns the sum x + branch, and that sum normalized; the arguments are those of
+    `anyv2v.kernels.layer_norm.add_layer_norm`.
+    """
     return _launch(x, branch, weight, bias, eps)
 
 
@@ -101,9 +113,10 @@ def _rows(padded: int) -> int:
 
 
 def small(*args: Tensor | float) -> Small:
-    """Returns a call of three tiles of rows, with as many channels as the call that it stands for.
+    """Returns the small call that stands for this call when the kernel is checked.
 
-    args: (x, weight, bias, eps), or (x, branch, weight, bias, eps).
+    It has three tiles of rows, and as many channels as this call. args: (x, weight, bias, eps), or
+    (x, branch, weight, bias, eps).
     """
     *inputs, weight, _, _ = args
     dim = weight.shape[0]
@@ -114,7 +127,7 @@ def small(*args: Tensor | float) -> Small:
 
 
 def configurations() -> Iterator[Configuration]:
-    """Yields the configurations that can be chosen at run time."""
+    """Yields the configurations of `layer_norm_kernel` for aot.py, for the channels of the UNet."""
     pointers = dict.fromkeys(("X", "Branch", "Weight", "Bias", "Total", "Y"), "*bf16")
     numbers = {"rows": "i32", "dim": "i32", "share": "fp32", "eps": "fp32"}
     for dim, adds in ((320, True), (640, True), (1280, True), (320, False)):

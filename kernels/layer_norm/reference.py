@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Computes the definition in float32, or in float64 for float64 inputs."""
+    """Computes `layer_norm` in float32, or float64 for float64 inputs; returns x's dtype.
+
+    Returns x normalized over its last dim; the arguments are those of
+    `anyv2v.kernels.layer_norm.layer_norm`.
+    """
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide)
     y = y - y.mean(dim=-1, keepdim=True)
@@ -18,6 +22,10 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def add_reference(
     x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Computes the sum in the inputs' dtype, and `reference` of it."""
+    """Computes `add_layer_norm`: the sum in the dtype of the inputs, and `reference` of the sum.
+
+    Returns the sum x + branch, and that sum normalized; the arguments are those of
+    `anyv2v.kernels.layer_norm.add_layer_norm`.
+    """
     total = x + branch
     return total, reference(total, weight, bias, eps)

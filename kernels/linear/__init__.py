@@ -1,4 +1,4 @@
-"""Dispatch of matrix products with weights."""
+"""Linear layers, with a choice of implementations."""
 
 import os
 
@@ -14,13 +14,15 @@ TABLE = (
     Implementation("eager", F.linear, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )
+"""The implementations, the best first and the definition last."""
 _REQUESTED = os.environ.get("ANYV2V_LINEAR")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, impl: str | None = None) -> Tensor:
     """Computes x W^T + b.
 
-    x (..., c), weight (e, c), bias (e,) or None -> (..., e), one dtype. `impl` or the environment
-    variable ANYV2V_LINEAR names an implementation.
+    x (..., c), weight (e, c), bias (e,) or None for none -> (..., e), of one dtype. impl: an
+    implementation requested by name, as in `choose`; None takes the one that the environment
+    variable ANYV2V_LINEAR names, or chooses automatically without it.
     """
     return choose("linear", TABLE, impl or _REQUESTED, x, weight, bias).run(x, weight, bias)

@@ -1,8 +1,8 @@
-"""Matrix products by oneDNN on a CPU, which PyTorch ships but uses for convolutions only.
+"""Matrix products on a CPU by oneDNN, a library that PyTorch contains.
 
-For float32 products PyTorch calls MKL instead, which on processors that are not Intel's runs at
-less than half of oneDNN's speed. The operators are those that PyTorch's own compiler emits; their
-gradients are defined here.
+PyTorch itself uses oneDNN for convolutions only, and calls MKL for float32 products. On processors
+that are not Intel's, MKL runs at less than half of oneDNN's speed. The operators used here are
+those that PyTorch's compiler emits; their gradients are defined here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def refuses(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Returns the reason why oneDNN cannot run the product, or None."""
+    """Returns the reason why oneDNN cannot compute x W^T + b for these tensors, or None."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return f"it is for float32 on a CPU, not {x.dtype} on {x.device.type}"
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
@@ -27,13 +27,20 @@ def refuses(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """Computes activation(x W^T + b) without gradients; "gelu" is the exact GELU."""
+    """Computes activation(x W^T + b) by oneDNN, without gradients.
+
+    x (..., c), weight (e, c), bias (e,) or None -> (..., e), float32. activation: "none", or "gelu"
+    for the exact GELU.
+    """
     algorithm = "none" if activation == "gelu" else ""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
 
 
 def product_times(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor) -> Tensor:
-    """Computes (x W^T + b) * other without gradients."""
+    """Computes (x W^T + b) * other by oneDNN, without gradients.
+
+    x (..., c), weight (e, c), bias (e,) or None, other (..., e) -> (..., e), float32.
+    """
     # without the overload's name PyTorch tries the other one first, and prints all tensors into the
     # error that it then drops: two milliseconds
     return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "mul")
@@ -58,12 +65,15 @@ class _Linear(torch.autograd.Function):
 
 
 def wants_gradients(*tensors: Tensor | None) -> bool:
-    """Whether autograd would need gradients of any of the tensors."""
+    """Whether gradients are enabled and any of the tensors requires one; None is no tensor."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Computes x W^T + b, with gradients if they are needed."""
+    """Computes x W^T + b by oneDNN, with gradients if any of the tensors requires one.
+
+    x (..., c), weight (e, c), bias (e,) or None -> (..., e), float32.
+    """
     if wants_gradients(x, weight, bias):
         return _Linear.apply(x, weight, bias)
     return product(x, weight, bias)

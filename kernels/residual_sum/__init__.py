@@ -1,4 +1,4 @@
-"""Dispatch of the sum at the end of a convolutional block, which adds a bias as well."""
+"""The sum at the end of a convolutional block, bias included, with a choice of implementations."""
 
 import os
 
@@ -35,14 +35,17 @@ TABLE = (
     Implementation("eager", eager, lambda *_: None),
     Implementation("reference", reference, lambda *_: None),
 )
+"""The implementations, the best first and the definition last."""
 _REQUESTED = os.environ.get("ANYV2V_RESIDUAL_SUM")
 
 
 def residual_sum(x: Tensor, branch: Tensor, bias: Tensor, *, impl: str | None = None) -> Tensor:
-    """Computes x + branch + bias in one pass.
+    """Computes x + branch + bias in one pass over memory.
 
-    x and branch (..., c) have the same shape, bias is (c,); all have one dtype. `impl` or the
-    environment variable ANYV2V_RESIDUAL_SUM names an implementation.
+    x and branch (..., c) have the same shape, bias is (c,) -> the shape of x; all have one dtype.
+    impl: an implementation requested by name, as in `choose`; None takes the one that the
+    environment variable ANYV2V_RESIDUAL_SUM names, or chooses automatically without it. Raises
+    ValueError for other shapes.
     """
     if x.shape != branch.shape or bias.shape != x.shape[-1:]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (x, branch, bias))

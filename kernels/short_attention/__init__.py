@@ -1,4 +1,8 @@
-"""Dispatch of attention over few tokens at very many positions, as in the temporal layers."""
+"""Attention over few tokens at very many positions, as in the temporal layers.
+
+It comes whole, or in two halves between which the probabilities can be recorded, each with a choice
+of implementations.
+"""
 
 import os
 
@@ -91,16 +95,19 @@ TABLE = (
     Implementation("sdpa", sdpa, _never),
     Implementation("reference", reference.reference, _never),
 )
+"""The implementations of `short_attention`, the best first and the definition last."""
 PROBABILITIES_TABLE = (
     Implementation("triton", _triton_probabilities, _triton_refuses, gpu.avoids, _small),
     Implementation("eager", eager.probabilities, _never),
     Implementation("reference", reference.probabilities, _never),
 )
+"""The implementations of `short_probabilities`, the best first and the definition last."""
 APPLY_TABLE = (
     Implementation("triton", _triton_apply, _triton_apply_refuses, gpu.avoids, _small_apply),
     Implementation("eager", eager.apply, _never),
     Implementation("reference", reference.apply, _never),
 )
+"""The implementations of `apply_probabilities`, the best first and the definition last."""
 _REQUESTED, _REQUESTED_PROBABILITIES, _REQUESTED_APPLY = (
     os.environ.get(f"ANYV2V_{name}")
     for name in ("SHORT_ATTENTION", "SHORT_PROBABILITIES", "APPLY_PROBABILITIES")
@@ -110,10 +117,13 @@ _REQUESTED, _REQUESTED_PROBABILITIES, _REQUESTED_APPLY = (
 def short_attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str | None = None) -> Tensor:
     """Computes softmax(q k^T / sqrt(d)) v over n tokens, at each of p positions by itself.
 
-    q (r, n, p, heads, d) · k (r, m, p, heads, d) · v (g*r, m, p, heads, d) ->
-    (g*r, n, p, heads, d), group outermost, contiguous; any strides in, one dtype. Each of the g
-    groups of values shares one softmax. `impl` or the environment variable
-    ANYV2V_SHORT_ATTENTION names an implementation.
+    q (r, n, p, heads, d), k (r, m, p, heads, d), v (g*r, m, p, heads, d) -> (g*r, n, p, heads, d),
+    contiguous: g groups of values share one softmax, and row i of group j has index j*r + i. Inputs
+    may have any strides; all have one dtype.
+
+    impl: an implementation requested by name, as in `choose`; None takes the one that the
+    environment variable ANYV2V_SHORT_ATTENTION names, or chooses automatically without it. Raises
+    ValueError if the rows of q, k and v do not fit.
     """
     if v.shape[0] % q.shape[0] or k.shape[0] != q.shape[0]:
         raise ValueError(
@@ -123,11 +133,12 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str | None = None)
 
 
 def short_probabilities(q: Tensor, k: Tensor, *, impl: str | None = None) -> Tensor:
-    """Computes the softmax(q k^T / sqrt(d)) of `short_attention`, which can be recorded.
+    """Computes softmax(q k^T / sqrt(d)), the first half of `short_attention`, for later use.
 
-    q (r, n, p, heads, d) · k (r, m, p, heads, d) -> (r, p, heads, n, m), contiguous, of q's
-    dtype: m / 2d of the size of q and k. `impl` or the environment variable
-    ANYV2V_SHORT_PROBABILITIES names an implementation.
+    q (r, n, p, heads, d), k (r, m, p, heads, d) -> (r, p, heads, n, m), contiguous, of the dtype of
+    q. It takes m / 2d of the memory of q and k. impl: an implementation requested by name, as in
+    `choose`; None takes the one that the environment variable ANYV2V_SHORT_PROBABILITIES names, or
+    chooses automatically without it. Raises ValueError if q and k differ in rows.
     """
     if k.shape[0] != q.shape[0]:
         raise ValueError(f"{q.shape[0]} rows of q do not fit {k.shape[0]} of k")
@@ -136,11 +147,13 @@ def short_probabilities(q: Tensor, k: Tensor, *, impl: str | None = None) -> Ten
 
 
 def apply_probabilities(weights: Tensor, v: Tensor, *, impl: str | None = None) -> Tensor:
-    """Finishes `short_attention` from recorded probabilities: weights v.
+    """Applies attention probabilities to values, which is the second half of `short_attention`.
 
-    weights (r, p, heads, n, m) · v (g*r, m, p, heads, d) -> (g*r, n, p, heads, d), group
-    outermost, contiguous. `impl` or the environment variable ANYV2V_APPLY_PROBABILITIES names an
-    implementation.
+    weights (r, p, heads, n, m), as `short_probabilities` returns them, and v (g*r, m, p, heads, d)
+    -> (g*r, n, p, heads, d), contiguous; row i of group j has index j*r + i. impl: an
+    implementation requested by name, as in `choose`; None takes the one that the environment
+    variable ANYV2V_APPLY_PROBABILITIES names, or chooses automatically without it. Raises
+    ValueError if the shapes do not fit.
     """
     if v.shape[0] % weights.shape[0] or weights.shape[4] != v.shape[1]:
         raise ValueError(

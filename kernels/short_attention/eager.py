@@ -1,22 +1,34 @@
-"""Short attention by batched matrix products, reading the given layout by strides."""
+"""Short attention by batched matrix products, which read the tensors by strides, without copies."""
 
 import torch
 from torch import Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Computes `short_attention`."""
+    """Computes `short_attention` by batched matrix products.
+
+    Returns softmax(q k^T / sqrt(d)) v at each position; the arguments are those of
+    `anyv2v.kernels.short_attention.short_attention`.
+    """
     return apply(probabilities(q, k), v)
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """Computes `short_probabilities`."""
+    """Computes `short_probabilities` by batched matrix products.
+
+    Returns softmax(q k^T / sqrt(d)) at each position; the arguments are those of
+    `anyv2v.kernels.short_attention.short_probabilities`.
+    """
     rows = [_softmax(*row) for row in zip(q, k, strict=True)]
     return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
 
 def apply(weights: Tensor, v: Tensor) -> Tensor:
-    """Computes `apply_probabilities`."""
+    """Computes `apply_probabilities` by batched matrix products.
+
+    Returns the probabilities times v at each position; the arguments are those of
+    `anyv2v.kernels.short_attention.apply_probabilities`.
+    """
     rows, n = weights.shape[0], weights.shape[3]
     out = torch.empty((v.shape[0], n, *v.shape[2:]), dtype=v.dtype, device=v.device)
     for row, value in enumerate(v):

@@ -1,7 +1,7 @@
-"""Short attention, many sequences per program; its probabilities written, and read (README.md).
+"""Short attention in Triton, several sequences in each program, whole or in two halves (README.md).
 
 A sequence is the tokens of one head at one position. Heads are innermost in memory, so sequences
-with consecutive numbers are neighbors there too.
+with consecutive numbers are neighbors in memory too.
 """
 
 from __future__ import annotations
@@ -161,7 +161,13 @@ def short_attention_kernel(
     TOGETHER: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Computes TOGETHER sequences of one row; `scale` includes log2(e)."""
+    """Computes `short_attention` for TOGETHER sequences of one row and all groups of values.
+
+    Shapes are those of `anyv2v.kernels.short_attention.short_attention`; arguments such as q_row
+    are strides in elements. `scale` is log2(e) / sqrt(d), because the kernel computes powers of 2.
+    N, M: numbers of queries and keys, both padded to PADDED; HEAD_DIM is padded to PADDED_HEAD_DIM.
+    UPCAST: multiply in float32, as Triton's interpreter needs for bfloat16.
+    """
     row, sequence, position, head, across, inside = _place(
         positions, heads, HEAD_DIM, PADDED_HEAD_DIM, TOGETHER
     )
@@ -217,7 +223,10 @@ def short_probabilities_kernel(
     TOGETHER: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Writes the softmax of TOGETHER sequences of one row; `scale` includes log2(e)."""
+    """Writes the attention probabilities of TOGETHER sequences of one row, (rows, sequences, N, M).
+
+    The arguments are those of `short_attention_kernel`.
+    """
     row, sequence, position, head, across, inside = _place(
         positions, heads, HEAD_DIM, PADDED_HEAD_DIM, TOGETHER
     )
@@ -250,7 +259,11 @@ def apply_probabilities_kernel(
     TOGETHER: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Computes TOGETHER sequences of one row from recorded probabilities."""
+    """Multiplies recorded probabilities by values: TOGETHER sequences of one row, all groups.
+
+    `weights_ptr` points to probabilities as `short_probabilities_kernel` writes them. The other
+    arguments are those of `short_attention_kernel`.
+    """
     row, sequence, position, head, across, inside = _place(
         positions, heads, HEAD_DIM, PADDED_HEAD_DIM, TOGETHER
     )
@@ -282,20 +295,26 @@ def apply_probabilities_kernel(
 
 @dataclass(frozen=True)
 class Tiles:
-    """How much a program computes, and with how many warps."""
+    """How many sequences (see this module) one program computes, and with how many warps."""
 
     together: int
     """Sequences per program."""
     warps: int
+    """Triton's num_warps."""
 
 
 # tokens, padded -> tiles: few registers, so that many programs wait for memory at once
 _TILES = {16: Tiles(4, 4), 32: Tiles(2, 4), 64: Tiles(1, 8), 128: Tiles(1, 8)}
 LONGEST = max(_TILES)
+"""The most tokens that a sequence may have."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Computes `short_attention`."""
+    """Computes `short_attention` by one Triton kernel.
+
+    Returns softmax(q k^T / sqrt(d)) v at each position; the arguments are those of
+    `anyv2v.kernels.short_attention.short_attention`.
+    """
     rows, n, positions, heads, head_dim = q.shape
     out = torch.empty((v.shape[0], *q.shape[1:]), dtype=q.dtype, device=q.device)
     grid, constants = _grid_and_constants(q.shape, k.shape[1], q.dtype)
@@ -319,7 +338,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """Computes `short_probabilities`."""
+    """Computes `short_probabilities` by one Triton kernel.
+
+    Returns softmax(q k^T / sqrt(d)) at each position; the arguments are those of
+    `anyv2v.kernels.short_attention.short_probabilities`.
+    """
     rows, n, positions, heads, head_dim = q.shape
     weights = torch.empty((rows, positions, heads, n, k.shape[1]), dtype=q.dtype, device=q.device)
     grid, constants = _grid_and_constants(q.shape, k.shape[1], q.dtype)
@@ -339,7 +362,11 @@ def probabilities(q: Tensor, k: Tensor) -> Tensor:
 
 
 def apply(weights: Tensor, v: Tensor) -> Tensor:
-    """Computes `apply_probabilities`."""
+    """Computes `apply_probabilities` by one Triton kernel.
+
+    Returns the probabilities times v at each position; the arguments are those of
+    `anyv2v.kernels.short_attention.apply_probabilities`.
+    """
     rows, positions, heads, n, m = weights.shape
     shape = (v.shape[0], n, *v.shape[2:])
     out = torch.empty(shape, dtype=v.dtype, device=v.device)
@@ -391,9 +418,10 @@ def _constants(n: int, m: int, head_dim: int) -> tuple[dict[str, int], dict[str,
 
 
 def small(q: Tensor, k: Tensor, v: Tensor | None = None) -> Small:
-    """Returns a call of a few sequences of the same lengths, computed by several programs.
+    """Returns the small call that stands for this call when the kernels are checked.
 
-    Without v it is a call of `probabilities`.
+    It has a few sequences with as many tokens as here, computed by several programs. Without v it
+    is a call of `probabilities`, else one of `attention`.
     """
     rows, n, positions, heads, head_dim = q.shape
     groups = None if v is None else v.shape[0] // rows
@@ -406,7 +434,11 @@ def small(q: Tensor, k: Tensor, v: Tensor | None = None) -> Small:
 
 
 def small_apply(weights: Tensor, v: Tensor) -> Small:
-    """Returns such a call of `apply`; its weights may be negative, which makes no difference."""
+    """Returns the small call that stands for this call of `apply` when the kernel is checked.
+
+    Its random weights may be negative, unlike probabilities, which makes no difference to the
+    kernel.
+    """
     rows, positions, heads, n, m = weights.shape
     groups, head_dim = v.shape[0] // rows, v.shape[-1]
     rows, positions, heads = alike(rows, 2), alike(positions, 5), alike(heads, 3, head_dim)
@@ -415,7 +447,11 @@ def small_apply(weights: Tensor, v: Tensor) -> Small:
 
 
 def configurations() -> Iterator[Configuration]:
-    """Yields every padded number of tokens for a head dim of 64, and the extremes of the rest."""
+    """Yields configurations of the three kernels for aot.py.
+
+    These are `short_attention_kernel` with every padded number of tokens and a head dim of 64, and
+    examples of other dtypes, a head dim of 128, and the other two kernels.
+    """
     everywhere = tuple(TARGETS)
     plain = "short_attention", short_attention_kernel
     kept = "short_attention probabilities", short_probabilities_kernel

@@ -5,17 +5,29 @@ from torch import Tensor
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Computes `short_attention` in float32, or in float64 for float64 inputs."""
+    """Computes `short_attention` in float32, or float64 for float64 inputs; returns v's dtype.
+
+    Returns softmax(q k^T / sqrt(d)) v at each position; the arguments are those of
+    `anyv2v.kernels.short_attention.short_attention`.
+    """
     return _apply_weights(_softmax(q, k), v)
 
 
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """Computes `short_probabilities` in float32, or in float64 for float64 inputs."""
+    """Computes `short_probabilities` in float32, or float64 for float64; returns q's dtype.
+
+    Returns softmax(q k^T / sqrt(d)) at each position; the arguments are those of
+    `anyv2v.kernels.short_attention.short_probabilities`.
+    """
     return _softmax(q, k).to(q.dtype).contiguous()
 
 
 def apply(weights: Tensor, v: Tensor) -> Tensor:
-    """Computes `apply_probabilities` in float32, or in float64 for float64 inputs."""
+    """Computes `apply_probabilities` in float32, or float64 for float64; returns v's dtype.
+
+    Returns the probabilities times v at each position; the arguments are those of
+    `anyv2v.kernels.short_attention.apply_probabilities`.
+    """
     return _apply_weights(weights, v)
 
 

@@ -1,4 +1,4 @@
-"""Short attention by `scaled_dot_product_attention`, reading the given layout by strides."""
+"""Short attention by `scaled_dot_product_attention`, reading tensors by strides, without copies."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,11 @@ from torch import Tensor
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Computes `short_attention`."""
+    """Computes `short_attention` by a call of `scaled_dot_product_attention` per row of values.
+
+    Returns softmax(q k^T / sqrt(d)) v at each position; the arguments are those of
+    `anyv2v.kernels.short_attention.short_attention`.
+    """
     rows = q.shape[0]
     # positions become the batch as a view of one row; the answer goes straight to its place
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
