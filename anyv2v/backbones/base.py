@@ -48,7 +48,7 @@ class Defaults:
     fps: int
     """Frame rate of the clips, in frames per second."""
     steps: int = 50
-    """Number of steps of sampling, and of an inversion that solves each step exactly."""
+    """Number of steps of sampling, and of an inversion by the method "fixed-point"."""
     guidance: Guidance = field(default_factory=lambda: {"text": 1.0})
     """The value of every guidance scale that the backbone has."""
     negative_prompt: str = ""

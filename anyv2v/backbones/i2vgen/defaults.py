@@ -1,4 +1,4 @@
-"""The settings with which the original AnyV2V runs the published weights of I2VGen-XL."""
+"""The settings with which AnyV2V's original code runs the published weights of I2VGen-XL."""
 
 from __future__ import annotations
 
