@@ -4,3 +4,4 @@ from anyv2v.backbones.base import Backbone
 from anyv2v.backbones.i2vgen.backbone import I2VGen
 
 BACKBONES: dict[str, type[Backbone]] = {"i2vgen": I2VGen}
+"""Name of a backbone in config.json -> its class."""

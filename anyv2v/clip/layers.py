@@ -16,8 +16,8 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-# OpenCLIP's encoders use the exact GELU, OpenAI's the quick one
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+"""Name -> activation of an MLP: the exact GELU of OpenCLIP's encoders, or that of OpenAI's."""
 
 
 class SelfAttention(nn.Module):

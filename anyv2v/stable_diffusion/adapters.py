@@ -21,6 +21,7 @@ from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.manifest import IP_ADAPTER, T2I_ADAPTER
 
 Builders = dict[str, Callable[[], nn.Module]]
+"""Name of a network -> the function that builds it, without loading weights."""
 
 
 def ip_adapter_builders(config: dict) -> Builders:

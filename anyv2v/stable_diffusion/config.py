@@ -8,6 +8,7 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 
 SPACINGS = ("leading", "linspace")
+"""Spacings of the Euler sampler's timesteps; see `DiscreteSchedule`."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from anyv2v.nn.linear import Linear
 NARROWEST = 16
 """The largest ratio of longer to shorter side that a reference image may have."""
 LEVELS = 4
+"""Number of levels (resolutions) of Stable Diffusion 1.5's UNet."""
 SITES = (
     *(f"down.{level}.spatial.{i}.block.cross" for level in (0, 1, 2) for i in (0, 1)),
     "mid.spatial.0.block.cross",

@@ -20,6 +20,7 @@ from anyv2v import checks
 from anyv2v.runtime.finite import FiniteCheck
 
 TRAIN_STEPS = 1000
+"""Number of timesteps in training."""
 BETAS = 0.00085, 0.012
 """Betas of the first and the last timestep; their square roots are linear between them."""
 OFFSET = 1
@@ -86,7 +87,7 @@ class DiscreteSchedule:
         return [*np.interp(self.timesteps(steps), np.arange(len(table)), table).tolist(), 0.0]
 
     def first_sigma(self, steps: int) -> float:
-        """Returns the factor by which noise of variance 1 becomes the Euler sampler's first latents.
+        """Returns the factor that makes noise of variance 1 the Euler sampler's first latents.
 
         steps: number of steps of the run.
         """

@@ -14,6 +14,7 @@ from anyv2v.errors import InputError
 from anyv2v.nn.resnet import Conv2d
 
 KINDS = ("full", "light")
+"""The kinds of T2I-Adapter; see `T2IAdapterConfig.kind`."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from anyv2v.nn.resample import Downsample, Upsample
 from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock
 
 EPS = 1e-6
+"""Epsilon of every group normalization."""
 
 
 @dataclass(frozen=True)

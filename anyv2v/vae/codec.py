@@ -106,6 +106,7 @@ class ImageCodec:
     """
 
     vae: Autoencoder
+    """The image autoencoder."""
 
     @property
     def channels(self) -> int:

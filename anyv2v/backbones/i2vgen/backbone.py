@@ -49,15 +49,23 @@ class I2VGen:
     """I2VGen-XL's networks and settings, as the editor uses them; implements `base.Backbone`."""
 
     unet: UNet
+    """The network that predicts v."""
     text: TextEncoder
+    """CLIP's text encoder."""
     vision: VisionEncoder
+    """CLIP's image encoder."""
     tokenizer: Tokenizer
+    """The tokenizer of the text encoder."""
     preprocess: PreprocessConfig
+    """How images are prepared for the image encoder."""
     groups: Mapping[str, frozenset[str]]
     """Injection group -> names of its layers (sites), as the weights' config.json lists them."""
     codec: ImageCodec
+    """The autoencoder between frames and latents."""
     defaults: Defaults
+    """The settings that the loaded weights work best with."""
     schedule: TableSchedule = field(default_factory=schedule)
+    """The noise schedule of inversion and sampling."""
 
     name = "i2vgen"
     pinned_frames = 0

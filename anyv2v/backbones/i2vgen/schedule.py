@@ -13,6 +13,7 @@ from torch import Tensor
 from anyv2v.diffusion.schedule import TableSchedule
 
 TRAIN_STEPS = 1000
+"""Number of timesteps in training."""
 OFFSET = 1
 """The least noisy timestep of every run."""
 

@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from torch import nn
 
 STAGES = ("transformer_in", "down", "mid", "up")
+"""The UNet's parts, in the order of the forward pass; names of sites begin with them."""
 LAYER = ("res", "spatial", "temporal")
+"""The blocks of a layer that have sites, in the order of the forward pass."""
 ATTENTIONS = ("self", "cross", "self2")
+"""The attentions of a transformer, in the order of the forward pass; names of sites end with them.
+No transformer has all three."""
 
 
 def paper_sites(attention: Sequence[bool], layers: int) -> dict[str, list[str]]:
