@@ -147,7 +147,7 @@ class Backbone(Protocol):
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of all sites (layers that call taps), in the order of a forward pass."""
+        """Names of all sites (layers that call hooks, see `Taps`), in the order of a prediction."""
         ...
 
     @property
@@ -201,18 +201,19 @@ class Backbone(Protocol):
         ...
 
     def sampler(self, options: Options) -> NoiseSchedule:
-        """Returns the noise schedule used for sampling, for options completed by `options`.
+        """Returns the noise schedule used for sampling.
 
-        The schedule may differ from `schedule`, which is used for inversion, and its steps may add
-        fresh noise.
+        It may differ from `schedule`, which is used for inversion, and its steps may add fresh
+        noise. options: completed by the method `options`.
         """
         ...
 
     def uses_edited_source_frame(self, options: Options) -> bool:
         """Whether an edit's source branch is conditioned on the edited first frame.
 
-        Usually the branch is conditioned on the source clip's own first frame. ConsistI2V's
-        original code passes the edited frame by mistake; edits then cannot share a source branch.
+        The source branch is the pass over the source clip whose features are injected. It is
+        usually conditioned on the source's own first frame; ConsistI2V's original code passes the
+        edited frame by mistake, and its edits therefore cannot share a source branch.
         """
         ...
 
@@ -259,9 +260,11 @@ class Backbone(Protocol):
 
         The latents are n samples, for which `conditions` holds g branches (see `Conditions.stack`).
         The f latent frames include the `pinned_frames`, whose prediction is ignored. t: the
-        timestep of the noise level. While a CUDA graph is captured, t is a tensor without dims on
-        the device, int64 or float64 like the schedule's timesteps. A network that copies numbers
-        between host and device cannot be captured; its predictions then run without a graph.
+        timestep of the noise level. taps: the hooks to call at the sites.
+
+        While a CUDA graph is captured, t is a tensor without dims on the device, int64 or float64
+        like the schedule's timesteps. A network that copies numbers between host and device cannot
+        be captured; its predictions then run without a graph.
         """
         ...
 
@@ -292,8 +295,8 @@ class Backbone(Protocol):
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         """Returns the functions that build the networks, by the networks' names, such as "unet".
 
-        config: the contents of the weights folder's config.json. The functions take no weights and
-        raise InputError if the config's sizes cannot be right.
+        config: the contents of the weights folder's config.json. The functions do not load weights.
+        They raise InputError if the network's section of the config is missing or wrong.
         """
         ...
 

@@ -91,7 +91,7 @@ class Attention(nn.Module):
         return (q, k) if self.is_cross else (x,)
 
     def restore(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Returns query and key from the result of `compact`; (q, k) is returned as it is."""
+        """Returns query and key: computed if `recorded` is (x,), as it is if it is (q, k)."""
         return recorded if len(recorded) == 2 else self.project(*recorded)
 
     @staticmethod
@@ -120,12 +120,15 @@ class TemporalAttention(Attention):
         return (short_probabilities(q, k),)
 
     def restore(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Returns `recorded`: `mix` takes the probabilities of `compact` as well as (q, k)."""
+        """Returns `recorded`, (probabilities,) or (q, k): `mix` takes either before the value."""
         return recorded
 
     @staticmethod
     def mix(*tensors: Tensor) -> Tensor:
-        """Computes the attention (b, f, h w, heads, d) from (q, k, v) or (probabilities, v)."""
+        """Computes softmax(q k^T / sqrt(d)) v along the frames: (b, f, h w, heads, d).
+
+        tensors: (q, k, v), or (probabilities, v) with the result of `compact`.
+        """
         return (short_attention if len(tensors) == 3 else apply_probabilities)(*tensors)
 
 

@@ -133,7 +133,7 @@ class I2VGen:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the UNet's sites (layers that call taps), in the order of its forward pass."""
+        """Names of the UNet's sites (layers that call hooks, see `Taps`), in forward order."""
         return self.unet.sites
 
     @property
