@@ -50,7 +50,8 @@ class MLP(nn.Module):
     def __init__(self, hidden_size: int, intermediate_size: int, activation: str):
         """Builds a perceptron from `hidden_size` to `intermediate_size` and back.
 
-        activation: "gelu" or "quick_gelu", see `ACTIVATIONS`. Raises InputError if it is another.
+        activation: "gelu" or "quick_gelu", see `ACTIVATIONS`. Raises InputError if `activation` is
+        neither of the two.
         """
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -79,8 +80,8 @@ class EncoderLayer(nn.Module):
     ):
         """Builds the layer from a `SelfAttention` and an `MLP`, which share most arguments.
 
-        norm_eps: epsilon of both layer normalizations, between 0 and 1. Raises InputError if it is
-        not, or if the attention or the MLP cannot have the other values.
+        norm_eps: epsilon of both layer normalizations. Raises InputError if `norm_eps` is not
+        between 0 and 1, or if `SelfAttention` or `MLP` raises it for the other arguments.
         """
         super().__init__()
         if not 0 < norm_eps < 1:

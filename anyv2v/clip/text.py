@@ -56,11 +56,11 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
         """Maps token ids (b, n) int64 to hidden states (b, n, hidden_size) in the weights' dtype.
 
-        The last `clip_skip` layers are not run, and the final norm is applied to the states before
-        them; AnyV2V's original code (TIGER-AI-Lab/AnyV2V, i2vgen-xl) uses clip_skip 1. Padding is
-        not masked, which changes no token before it, since attention is causal. Raises InputError
-        if n is not between 1 and the config's `tokens`, or `clip_skip` not between 0 and the number
-        of layers.
+        The last `clip_skip` layers are skipped, and the final norm is applied to the output of the
+        layer before; AnyV2V's original code (TIGER-AI-Lab/AnyV2V, i2vgen-xl) uses clip_skip 1.
+        Padding is not masked; since attention is causal, padding does not change the tokens before.
+        Raises InputError if n is not between 1 and the config's `tokens`, or `clip_skip` is not
+        between 0 and the number of layers.
         """
         tokens = self.position_embedding.num_embeddings
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= tokens:

@@ -114,9 +114,8 @@ class Tokenizer:
     def __call__(self, text: str) -> Tensor:
         """Returns the token ids of a text, int64 (1, tokens), padded or cut to that length.
 
-        If the text is too long, the last id is that of the end token, and the words that were cut
-        are logged as a warning, unless `lost` was called with the same text before, as the warning
-        itself does.
+        If the text is too long, the sequence still ends with the end token, and the words that were
+        cut are logged as a warning: once per text, and not if `lost` was called with the text.
         """
         ids = self.ids(text)
         if len(ids) > self.tokens:

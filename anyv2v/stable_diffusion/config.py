@@ -23,7 +23,7 @@ class UNet2DConfig:
     """Channels of the input: 4 for noisy latents alone (Stable Diffusion), 8 for noisy latents
     concatenated with the latents of an image (InstructPix2Pix)."""
     out_channels: int = field(metadata={"key": "channels_out"})
-    """Channels of the output, which are those of the latents."""
+    """Channels of the output, the same number as of the latents."""
     level_channels: tuple[int, ...] = field(metadata={"key": "widths"})
     """Channels of the features at each level (resolution), from full resolution down."""
     attention: tuple[bool, ...]

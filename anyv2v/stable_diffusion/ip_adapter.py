@@ -50,7 +50,7 @@ class IPAdapterConfig:
     tokens: int
     """Number of tokens per image, m."""
     context_dim: int = field(metadata={"key": "context_width"})
-    """Length of an image's tokens, which equals that of the UNet's text tokens."""
+    """Length of the vector of an image's token, the same as for the UNet's text tokens."""
     image_dim: int = field(metadata={"key": "image_width"})
     """Length of an image's CLIP embedding."""
     level_channels: tuple[int, ...] = field(metadata={"key": "widths"})

@@ -26,9 +26,9 @@ class Painting:
     steps: int = 50
     """Number of steps of the whole schedule, 1 to 999; `strength` says how many of them are run."""
     strength: float = 1.0
-    """Fraction of the steps that are run, above 0 and up to 1; they are the last steps. 1 begins
-    from noise alone; 0.6 skips the first four tenths of the steps, and begins from the image noised
-    to the level that is reached there.
+    """Fraction of the steps that is run, above 0 and up to 1. With 1 the run begins from noise
+    alone. With 0.6 the first four tenths of the steps are skipped, and the run begins from the
+    image, noised to the level of the first step that is run.
     """
     guidance: float = 7.5
     """Scale of classifier-free guidance (arXiv 2207.12598); 1 turns it off."""

@@ -64,8 +64,8 @@ class DiscreteSchedule:
     def timesteps(self, steps: int) -> list[float]:
         """Returns the Euler sampler's timesteps, noisiest first, in the schedule's spacing.
 
-        For 50 steps with "linspace" they are 999, 978.6, ..., 0; with "leading" they are those of
-        `leading`. Raises InputError if `steps` is not a whole number from 1 to 999.
+        For 50 steps, "linspace" makes 999, 978.6, ..., 0, and "leading" makes 981, 961, ..., 1.
+        Raises InputError if `steps` is not a whole number from 1 to 999.
         """
         if self.spacing == "leading":
             return [float(t) for t in self.leading(steps)]
@@ -151,9 +151,9 @@ def sample_ddim(
 
     predict: the noise prediction. latents: noise of variance 1 or, if `first` is above 0, the
     result of `ddim_start`. steps: number of steps of the whole run. on_step: called after each
-    step, unless it is None. first: index of the first step that is run. check: looks for values
-    that are not finite after each step, and words the error for (index, timestep) of a step; None
-    uses a plain message. Raises NotFiniteError if latents have infinite or NaN values.
+    step; None calls nothing. first: index of the first step that is run. check: checks the latents
+    after each step and words the error, given the step's (index, timestep); None uses a plain
+    message. Raises NotFiniteError if latents have infinite or NaN values.
     """
     check = check or FiniteCheck()
     stride = TRAIN_STEPS // steps
@@ -179,8 +179,8 @@ def sample_euler_ancestral(
     """Samples clean latents by ancestral Euler steps and returns them in float32.
 
     predict: the noise prediction. latents: noise of variance 1. fresh: returns new noise of
-    variance 1 in the latents' shape; called once per step. on_step: called after each step, unless
-    it is None. check: see `sample_ddim`. Raises NotFiniteError if latents have infinite or NaN
+    variance 1 in the latents' shape; called once per step. on_step: called after each step; None
+    calls nothing. check: as in `sample_ddim`. Raises NotFiniteError if latents have infinite or NaN
     values.
     """
     check = check or FiniteCheck()

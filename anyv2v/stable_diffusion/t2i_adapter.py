@@ -80,7 +80,10 @@ class Level(nn.Module):
         self.proj_out = Conv2d(inner, out_channels, 1) if light else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps features x (b, h, w, c) to (b, h', w', c'), with sizes that `halve` rounds up."""
+        """Maps features x (b, h, w, c) to (b, h', w', c').
+
+        h' and w' are h and w in the first level, and half of them, rounded up, in every other.
+        """
         x = x if self.first else halve(x)
         x = x if self.proj_in is None else self.proj_in(x)
         for block in self.res:

@@ -158,8 +158,8 @@ class I2VGen:
     def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
         """Encodes a text as CLIP's hidden states, one per token: (1, 77, d) in `dtype`.
 
-        The states are those before the last `clip_skip` layers, with the final norm applied. Raises
-        NotFiniteError if they have infinite or NaN values.
+        The last `clip_skip` layers of the text encoder are skipped, and its final norm is applied.
+        Raises NotFiniteError if a hidden state is infinite or NaN.
         """
         hidden = self.text(self.tokenize(text).to(self.device), clip_skip)
         return check_finite(hidden, f"the text tower, of {shown(text)}", self.dtype)
@@ -180,7 +180,7 @@ class I2VGen:
         """Returns the only option, "fps": the frame rate that the network is conditioned on.
 
         The rate, in frames per second, is that in `options` or else the weights' default. Raises
-        InputError if it is not a whole number from 1 up, or if there are other options.
+        InputError if the rate is not a whole number from 1 up, or `options` has any other option.
         """
         checks.known("options", options, ("fps",), "option")
         return {"fps": checks.count("fps", options.get("fps", self.defaults.fps))}
@@ -221,9 +221,9 @@ class I2VGen:
     ) -> Branches:
         """Makes the branches of classifier-free guidance (arXiv 2207.12598).
 
-        These are the branch of `negative_prompt` and that of `prompt`, in this order; with a scale
-        of 1 or less in guidance["text"], that of `prompt` alone. options: completed by the method
-        `options`.
+        The first branch has `negative_prompt` and no CLIP image embedding, the second has `prompt`.
+        If guidance["text"] is 1 or less, the branch with `prompt` is the only one. options:
+        completed by the method `options`.
         """
         scale, edited = guidance["text"], self.condition(prompt, first, options)
         if scale <= 1:
@@ -242,7 +242,7 @@ class I2VGen:
 
         Measurements show that memory peaks in the feed-forward of the first temporal transformer
         (`transformer_in`, at full resolution), whose tensors have ten times the channels of its
-        eight attention heads. Only these are counted.
+        eight attention heads. Only these tensors are counted.
         """
         values = branches * frames * height * width * 10 * 8 * self.unet.config.head_dim
         return values * self.dtype.itemsize
