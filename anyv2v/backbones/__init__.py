@@ -1,1 +1,1 @@
-"""Image-to-video networks behind one interface, `base.Backbone`."""
+"""Image-to-video networks (backbones), which the editor uses through one interface, `Backbone`."""

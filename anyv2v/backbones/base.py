@@ -1,9 +1,9 @@
 """The interface between the editor and an image-to-video network.
 
-Everything that differs between backbones is behind the protocol `Backbone`: the noise levels and
-what the network predicts, how frames become latents, which latent frames are never noised, what the
-network is conditioned on and how its branches combine, which sites are injected, and which settings
-its weights work best with.
+Everything that differs between backbones (networks with what surrounds them) is behind the protocol
+`Backbone`: the noise levels and what the network predicts, how frames become latents, which latent
+frames are never noised, what the network is conditioned on, how guidance combines predictions,
+which layers are injected, and which settings the weights work best with.
 """
 
 from __future__ import annotations
@@ -24,42 +24,45 @@ from anyv2v.injection.taps import Taps
 from anyv2v.vae.codec import LatentCodec
 
 Options = Mapping[str, object]
-"""Options that one backbone alone has, by name: I2VGen-XL's "fps". They are numbers or strings."""
+"""Name of an option that is specific to a backbone, such as I2VGen-XL's "fps" -> its value, a
+number or a string."""
 
 Guidance = Mapping[str, float]
-"""Name of a guidance scale -> its value; 1 turns that guidance off. The text's scale is first."""
+"""Name of a guidance scale -> its value; 1 turns that guidance off. The text's scale is the first
+entry."""
 
 PublishedSettings = Mapping[str, object]
-"""What a backbone's weights work best with where their config says nothing else: "steps",
-"guidance" (scale -> value, the text's first), "negative_prompt" and "injection" (group ->
-fraction). These are the original's settings, which `--paper` asks for."""
+"""The settings of a backbone's original code, which apply where the config of the weights states
+no others, and with the option `--paper`: "steps", "guidance" (name of a scale -> value, the text's
+first), "negative_prompt" and "injection" (injection group -> fraction of the steps)."""
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """The settings that weights work best with; they hold wherever the caller gives none."""
+    """The settings that weights work best with, used for whatever the caller does not specify."""
 
     size: tuple[int, int]
-    """(width, height) in pixels."""
+    """(width, height) of the clips in pixels."""
     frames: int
-    """Frames per clip."""
+    """Number of frames of a clip."""
     fps: int
-    """Frames per second of the clips."""
+    """Frame rate of the clips, in frames per second."""
     steps: int = 50
-    """Steps of sampling, and of an inversion that solves its steps."""
+    """Number of steps of sampling, and of an inversion by the method "fixed-point"."""
     guidance: Guidance = field(default_factory=lambda: {"text": 1.0})
-    """All guidance scales of the backbone."""
+    """The value of every guidance scale that the backbone has."""
     negative_prompt: str = ""
     """The prompt that guidance leads away from."""
     injection: Injection = Injection()
-    """The fraction of the steps in which each group of sites is injected."""
+    """The fraction of the steps in which each injection group (set of layers) is injected."""
 
     def scales(self, guidance: float | Guidance | None) -> Guidance:
-        """Completes `guidance` to a value for every scale of the backbone.
+        """Returns the value of every guidance scale of the backbone.
 
-        None stands for the defaults. A mapping overrides the scales that it names. A number is the
-        value of the first scale, and if it is 1 or less, all other scales are turned off too.
-        Raises InputError for a number that is not finite and for an unknown name.
+        guidance: None for the default values; a mapping from names to values, which overrides the
+        defaults of the scales that it names; or a number, the value of the first scale (the
+        text's), which also turns all other scales off if it is 1 or less. Raises InputError if a
+        value is not finite or a name is unknown.
         """
         defaults = self.guidance
         if guidance is None:
@@ -80,68 +83,76 @@ class FirstFrame:
     """The first frame of a clip, and the size of the clip that begins with it."""
 
     image: np.ndarray
-    """(h, w, 3) uint8 RGB, at the size that the caller gave it."""
+    """(h, w, 3) uint8 RGB: the frame as the caller passed it, whose size may not be the clip's."""
     latents: Tensor
-    """(1, c, 1, h', w') float32: the frame, resized to the clip's size, encoded and scaled."""
+    """(1, c, 1, h', w') float32: scaled latents of the frame at the clip's size."""
     width: int
     """Width of the clip in pixels."""
     frames: int
-    """Number of frames of the clip."""
+    """Number of frames of the clip, in pixel space."""
 
 
 C = TypeVar("C", bound="Conditions")
 
 
 class Conditions(Protocol):
-    """What one or several branches are conditioned on; only their own backbone looks inside."""
+    """What one or several branches of a prediction are conditioned on.
+
+    A branch is one pass through the network, such as those with and without the prompt in
+    classifier-free guidance. Only the backbone that made the conditions reads their contents.
+    """
 
     @classmethod
     def stack(cls: type[C], branches: Sequence[C], samples: Sequence[int] | None = None) -> C:
-        """Stacks the conditions of single branches, in order.
+        """Stacks the conditions of single branches into those of a batch, in order.
 
-        samples: for each branch the index of the latents that it is a branch of, counted from 0 in
-        order of appearance; by default every branch has latents of its own. The branches of one
-        sample have the same first frame, so a network may compute once what is equal for them.
+        samples: for each branch, the index of the sample (noisy latents with a first frame) that
+        the branch predicts, numbered from 0 in order of appearance. Branches of one sample must
+        have the same first frame, so that a network may compute what they share only once. None
+        gives every branch a sample of its own.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Branches:
-    """The branches that one guided prediction is computed from; the source is not among them."""
+    """The network passes (branches) that guidance combines into the prediction for one clip.
+
+    In an edit, the branch of the source clip is not among them.
+    """
 
     conditions: tuple[Conditions, ...]
     """The conditions of each branch."""
     combine: Callable[[Level, tuple[Tensor, ...]], Tensor]
-    """Guidance: the float32 predictions of the branches at a level -> the guided prediction."""
+    """Function (noise level, float32 prediction of each branch) -> the guided prediction."""
 
 
 class Backbone(Protocol):
     """An image-to-video diffusion network, with everything that turns its inputs into conditions.
 
-    A backbone may also have `tokenize`, `encode_text` and `encode_image`; the editor's methods of
-    these names call them.
+    A backbone may also have the methods `tokenize`, `encode_text` and `encode_image`; the editor's
+    methods of the same names call them.
     """
 
     published_settings: ClassVar[PublishedSettings]
-    """The settings of the original, which hold where the weights' config says nothing else."""
+    """The settings of the original code, which apply where the weights' config states no others."""
     loaded_on_demand: ClassVar[frozenset[str]]
-    """The networks that are read from the folder whenever conditions are made, then freed: they are
-    too large to stay in memory with the others."""
+    """Names of the networks (keys of `networks`) that are too large to stay in memory: they are
+    read from the weights folder whenever conditions are made, and freed afterwards."""
 
     @property
     def name(self) -> str:
-        """The name that config.json of a weights folder calls the backbone by."""
+        """The name by which config.json in a weights folder refers to the backbone."""
         ...
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """All places where taps are called, in the order in which a prediction reaches them."""
+        """Names of all sites (layers that call hooks, see `Taps`), in the order of a prediction."""
         ...
 
     @property
     def groups(self) -> Mapping[str, frozenset[str]]:
-        """Injection group -> the sites that are injected unless the caller chooses others."""
+        """Injection group -> names of its layers (sites), which the caller may override."""
         ...
 
     @property
@@ -156,12 +167,12 @@ class Backbone(Protocol):
 
     @property
     def codec(self) -> LatentCodec:
-        """The autoencoder."""
+        """The autoencoder between frames and latents."""
         ...
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The schedule of the inversion; its steps are deterministic."""
+        """The noise schedule used for inversion; its steps are deterministic."""
         ...
 
     @property
@@ -171,36 +182,49 @@ class Backbone(Protocol):
 
     @property
     def pinned_frames(self) -> int:
-        """How many latent frames hold the first frame and are never noised: 0 or 1."""
+        """The number of leading latent frames that hold the clean first frame: 0 or 1.
+
+        These frames are given to the network without noise and are not sampled.
+        """
         ...
 
     @property
     def conditioners(self) -> tuple[nn.Module, ...]:
-        """The networks that make conditions; predictions do not need them."""
+        """The networks that `condition` runs and `predict` does not, such as text encoders."""
         ...
 
     def options(self, options: Options) -> Options:
-        """Completes `options` to a value for every option of the backbone.
+        """Returns a value for every option of the backbone: that in `options`, or the default.
 
-        Raises InputError for an option that the backbone does not have and for an invalid value.
+        Raises InputError if the backbone has no option of a given name, or a value is invalid.
         """
         ...
 
     def sampler(self, options: Options) -> NoiseSchedule:
-        """Returns the schedule of sampling. It may differ from `schedule`, and may add noise."""
+        """Returns the noise schedule used for sampling.
+
+        It may differ from `schedule`, which is used for inversion, and its steps may add fresh
+        noise. options: completed by the method `options`.
+        """
         ...
 
     def uses_edited_source_frame(self, options: Options) -> bool:
-        """Whether the source's branch of an edit is conditioned on the edited first frame.
+        """Whether an edit's source branch is conditioned on the edited first frame.
 
-        ConsistI2V's original does that by mistake. Every edit then needs its own source branch.
+        The source branch is the pass over the source clip whose features are injected. It is
+        usually conditioned on the source's own first frame; ConsistI2V's original code passes the
+        edited frame by mistake, and its edits therefore cannot share a source branch.
         """
         ...
 
     def condition(
         self, prompt: str, first: FirstFrame, options: Options, negative: bool = False
     ) -> Conditions:
-        """Makes the conditions of one branch; `negative`: the one that guidance leads away from."""
+        """Makes the conditions of one branch from a prompt and a first frame.
+
+        options: completed by the method `options`. negative: whether guidance leads away from this
+        branch; `prompt` is then the negative prompt.
+        """
         ...
 
     def branches(
@@ -211,63 +235,80 @@ class Backbone(Protocol):
         guidance: Guidance,
         options: Options,
     ) -> Branches:
-        """Makes the conditions of all branches of a prediction under `guidance`."""
+        """Makes the conditions of all branches that a prediction under `guidance` needs.
+
+        guidance: a value for every scale, see `Defaults.scales`; a scale that is turned off adds
+        no branch. options: completed by the method `options`.
+        """
         ...
 
     def branch_count(self, guidance: Guidance) -> int:
-        """Returns how many branches `branches` would make."""
+        """Returns the number of branches that the method `branches` makes for `guidance`."""
         ...
 
     def activation_bytes(self, branches: int, frames: int, height: int, width: int) -> int:
-        """Returns a lower bound, in bytes, of a prediction's memory without the weights.
+        """Returns a lower bound on the memory, in bytes, that one prediction's activations need.
 
-        branches: branches in the batch. frames, height, width: of the latents.
+        branches: number of branches in the batch. frames, height, width: size of the latents.
         """
         ...
 
     def predict(
         self, latents: Tensor, t: float | Tensor, conditions: Conditions, taps: Taps
     ) -> Tensor:
-        """Predicts (g, c, f, h, w) from latents (n, c, f, h, w), both in `dtype`.
+        """Runs the network: latents (n, c, f, h, w) -> predictions (g, c, f, h, w), in `dtype`.
 
-        There are g branches of n samples, as the conditions were stacked. The f frames include the
-        pinned ones, for which the prediction is ignored. In a pass that is captured as a CUDA graph
-        t is a tensor without dims on the device, int64 or float64 like the schedule's timesteps. A
-        network that reads a number from the device, or copies one to it, cannot be captured; its
-        predictions run uncaptured.
+        The latents are n samples, for which `conditions` holds g branches (see `Conditions.stack`).
+        The f latent frames include the `pinned_frames`, whose prediction is ignored. t: the
+        timestep of the noise level. taps: the hooks to call at the sites.
+
+        While a CUDA graph is captured, t is a tensor without dims on the device, int64 or float64
+        like the schedule's timesteps. A network that copies numbers between host and device cannot
+        be captured; its predictions then run without a graph.
         """
         ...
 
     def meta_copy(self, device: torch.device) -> Backbone:
-        """Returns a copy of the backbone and its codec with weights that hold no data.
+        """Returns a copy of the backbone and its codec on `device`, with uninitialized weights.
 
-        The copy counts operations and finds shapes; see `anyv2v.runtime.meta`.
+        Such a copy serves to count operations and find shapes; see `anyv2v.runtime.meta`.
         """
         ...
 
     def meta_conditions(self, frames: int, height: int, width: int) -> Conditions:
-        """Makes one branch's conditions from inputs without data, for latents of that shape."""
+        """Makes the conditions of one branch from uninitialized inputs, to find shapes and costs.
+
+        frames, height, width: size of the latents that the conditions are for.
+        """
         ...
 
     @staticmethod
     def size_multiple(config: dict) -> int:
-        """Returns the number of pixels that must divide both sides of a frame.
+        """Returns the number of pixels that must divide a frame's width and height.
 
-        It reads the folder's config; once loaded, `codec.size_multiple` is the same number.
+        config: the contents of a weights folder's config.json. For loaded weights,
+        `codec.size_multiple` is the same number.
         """
         ...
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
-        """Returns for each network of a weights folder, by name, the function that builds it."""
+        """Returns the functions that build the networks, by the networks' names, such as "unet".
+
+        config: the contents of the weights folder's config.json. The functions do not load weights.
+        They raise InputError if the network's section of the config is missing or wrong.
+        """
         ...
 
     @classmethod
     def assemble(
         cls, config: dict, networks: dict[str, nn.Module], folder: Path, defaults: Defaults
     ) -> Backbone:
-        """Assembles the backbone from loaded networks and from other files of the `folder`.
+        """Builds the backbone from loaded networks and the other files of a weights folder.
 
-        Raises InputError for a config, or a file such as the tokenizer's, that does not fit them.
+        config: the contents of the folder's config.json. networks: name -> network, built by the
+        functions of the method `networks`. defaults: the settings that become `Backbone.defaults`.
+        Raises InputError if the config, or a file such as the tokenizer's, does not match the
+        networks.
         """
         ...

@@ -1,4 +1,4 @@
-"""The default settings of weights, read from their config.json and completed by the backbone's."""
+"""Default settings of weights: those in their config.json, completed by the backbone's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anyv2v.injection.fractions import Injection
 
 @dataclass(frozen=True)
 class _Clip:
-    """What the section "defaults" of every config says about the clips."""
+    """The part of the section "defaults" that every config.json must state."""
 
     size: tuple[int, ...]
     frames: int
@@ -22,11 +22,12 @@ class _Clip:
 
 
 def read_defaults(config: Mapping[str, object], published: PublishedSettings) -> Defaults:
-    """Reads the section "defaults" of a config, completed by the backbone's published settings.
+    """Reads the section "defaults" of a weights folder's config.json.
 
-    The section must state size, frames and fps of the clips. Any other setting, guidance scale or
-    injection group that it leaves out has the value in `published`. Raises InputError for an
-    unknown name and for a value of the wrong type.
+    The section must state the clips' "size", "frames" and "fps". Every other setting, guidance
+    scale and injection group that the section omits gets its value from `published`, the settings
+    of the backbone's original code. Raises InputError if a name is unknown or missing, or a value
+    has the wrong type.
     """
     values = config.get("defaults")
     stated: dict[str, object] = {}
@@ -49,7 +50,10 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
 
 
 def published_defaults(defaults: Defaults, published: PublishedSettings) -> Defaults:
-    """Returns the original's settings, for clips of the size, frames and fps of `defaults`."""
+    """Returns the settings in `published`, with the clip's size, frames and fps of `defaults`.
+
+    published: the settings of the backbone's original code.
+    """
     clip = {field.name: getattr(defaults, field.name) for field in fields(_Clip)}
     return read_defaults({"defaults": {**clip, "size": list(defaults.size)}}, published)
 

@@ -1,6 +1,7 @@
-"""All backbones, by the name that the config.json of a weights folder calls them by."""
+"""All backbones, by the name that config.json in a weights folder gives as its "backbone"."""
 
 from anyv2v.backbones.base import Backbone
 from anyv2v.backbones.i2vgen.backbone import I2VGen
 
 BACKBONES: dict[str, type[Backbone]] = {"i2vgen": I2VGen}
+"""Name of a backbone in config.json -> its class."""

@@ -12,19 +12,23 @@ from anyv2v.nn.linear import Linear
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Computes x * sigmoid(1.702 x), OpenAI's approximation of the GELU."""
+    """Computes x * sigmoid(1.702 x), OpenAI's approximation of the GELU, for any shape of x."""
     return x * torch.sigmoid(1.702 * x)
 
 
-# OpenCLIP's encoders use the exact GELU, OpenAI's the quick one
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+"""Name -> activation of an MLP: the exact GELU of OpenCLIP's encoders, or that of OpenAI's."""
 
 
 class SelfAttention(nn.Module):
-    """Self-attention with biases; `causal`: tokens attend to themselves and those before them."""
+    """Multi-head self-attention whose projections have biases."""
 
     def __init__(self, hidden_size: int, heads: int, *, causal: bool):
-        """Raises InputError if the heads do not divide `hidden_size`."""
+        """Builds an attention with `heads` heads on tokens of length `hidden_size`.
+
+        causal: whether a token attends only to itself and the tokens before it, rather than to all.
+        Raises InputError if `heads` does not divide `hidden_size`.
+        """
         super().__init__()
         if hidden_size % heads:
             raise InputError(f"width {hidden_size} cannot be shared evenly by {heads} heads")
@@ -35,16 +39,20 @@ class SelfAttention(nn.Module):
         self.out = Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (b, n, hidden_size) to the same shape."""
+        """Maps tokens x (b, n, hidden_size) to the same shape."""
         q, k, v = (linear(x).unflatten(-1, (self.heads, -1)) for linear in (self.q, self.k, self.v))
         return self.out(attention(q, k, v, causal=self.causal).flatten(-2))
 
 
 class MLP(nn.Module):
-    """Linear, activation, linear."""
+    """A two-layer perceptron: linear, activation, linear."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, activation: str):
-        """Raises InputError unless `activation` is a key of `ACTIVATIONS`."""
+        """Builds a perceptron from `hidden_size` to `intermediate_size` and back.
+
+        activation: "gelu" or "quick_gelu", see `ACTIVATIONS`. Raises InputError if `activation` is
+        neither of the two.
+        """
         super().__init__()
         if activation not in ACTIVATIONS:
             raise InputError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
@@ -58,7 +66,7 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and MLP, each applied to a norm of its input and added to that input."""
+    """A pre-norm transformer layer: x + attention(norm(x)), then the same with an MLP."""
 
     def __init__(
         self,
@@ -70,7 +78,11 @@ class EncoderLayer(nn.Module):
         *,
         causal: bool,
     ):
-        """Raises InputError for values that no layer can have."""
+        """Builds the layer from a `SelfAttention` and an `MLP`, which share most arguments.
+
+        norm_eps: epsilon of both layer normalizations. Raises InputError if `norm_eps` is not
+        between 0 and 1, or if `SelfAttention` or `MLP` raises it for the other arguments.
+        """
         super().__init__()
         if not 0 < norm_eps < 1:
             raise InputError(f"norm_eps {norm_eps} is not between 0 and 1")
@@ -80,6 +92,6 @@ class EncoderLayer(nn.Module):
         self.mlp = MLP(hidden_size, intermediate_size, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (b, n, hidden_size) to the same shape."""
+        """Maps tokens x (b, n, hidden_size) to the same shape."""
         x = x + self.self(self.norm1(x))
         return x + self.mlp(self.norm2(x))

@@ -13,14 +13,18 @@ from anyv2v.media.image import center_crop
 
 @dataclass(frozen=True)
 class PreprocessConfig:
-    """Section "preprocess" of config.json. Raises InputError for values that no image has."""
+    """Section "preprocess" of a weights folder's config.json.
+
+    Raises InputError if `mean` or `std` does not have three values, or a value is implausible: a
+    mean beyond -10..10 or a standard deviation outside of 0.001..10.
+    """
 
     size: int
-    """Height and width of the encoder's input in pixels."""
+    """Height and width of the image encoder's input in pixels."""
     mean: tuple[float, ...]
-    """Mean of each of the three channels, for pixel values 0..1."""
+    """Mean of red, green and blue, for pixel values 0..1."""
     std: tuple[float, ...]
-    """Standard deviation of each of the three channels."""
+    """Standard deviation of red, green and blue, for pixel values 0..1."""
 
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == 3:
@@ -33,11 +37,13 @@ class PreprocessConfig:
 def preprocess(
     image: np.ndarray, width: int, config: PreprocessConfig, black_edge: bool = False
 ) -> Tensor:
-    """Prepares an image (h, w, 3), uint8 RGB, as float32 (1, 3, size, size).
+    """Prepares an image (h, w, 3) uint8 RGB for CLIP: float32 (1, 3, size, size), normalized.
 
-    As in the original (TIGER-AI-Lab/AnyV2V, i2vgen-xl), the image is first cropped to a square of
-    `width` pixels, the width of the video, then resized and normalized. `black_edge`: see
-    `center_crop`.
+    As in the original code (TIGER-AI-Lab/AnyV2V, i2vgen-xl), the image is first resized and cropped
+    to a square of `width` pixels, the width of the video, then resized to `config.size`.
+    black_edge: whether to crop with the original's rounding, which at many sizes leaves the first
+    row or column black; see `center_crop`. Raises InputError if the image is too narrow to be
+    cropped.
     """
     square = Image.fromarray(center_crop(image, (width, width), black_edge))
     small = square.resize((config.size, config.size), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""CLIP's text encoder: token ids to one vector per token."""
+"""CLIP's text encoder, which maps token ids to one vector per token."""
 
 from dataclasses import dataclass, field
 
@@ -10,23 +10,31 @@ from anyv2v.errors import InputError
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Section "text" of config.json."""
+    """Section "text" of a weights folder's config.json: the sizes of the text encoder."""
 
     vocab_size: int
+    """Number of token embeddings, that is, of possible token ids."""
     tokens: int
-    """Number of position embeddings: the length of the longest sequence."""
+    """Number of position embeddings, that is, the greatest number of tokens in a sequence."""
     hidden_size: int = field(metadata={"key": "width"})
+    """Length of a token's vector."""
     heads: int
+    """Number of heads of every attention; must divide `hidden_size`."""
     layers: int
+    """Number of transformer layers."""
     intermediate_size: int = field(metadata={"key": "mlp_width"})
-    """Length of the vectors inside an MLP."""
+    """Length of the vectors between the two linear layers of an MLP."""
     activation: str
-    """"gelu" or "quick_gelu"."""
+    """Activation of the MLPs, "gelu" or "quick_gelu"."""
     norm_eps: float
+    """Epsilon of every layer normalization, between 0 and 1."""
 
 
 class TextEncoder(nn.Module):
-    """A causal transformer over token ids, without the original's projection of the last token."""
+    """CLIP's text encoder: a causal transformer that maps token ids to hidden states.
+
+    CLIP's projection of the last token to an embedding is left out.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -46,12 +54,13 @@ class TextEncoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
     def forward(self, ids: Tensor, clip_skip: int = 1) -> Tensor:
-        """Maps ids (b, n) int64 to (b, n, hidden_size), in the weights' dtype.
+        """Maps token ids (b, n) int64 to hidden states (b, n, hidden_size) in the weights' dtype.
 
-        These are the hidden states before the last `clip_skip` layers, with the final norm applied;
-        the original (TIGER-AI-Lab/AnyV2V, i2vgen-xl) runs with clip_skip 1. n is at most the
-        config's `tokens`. Padding is not masked, as in the original: tokens only look back. Raises
-        InputError for ids of another shape and for more layers to skip than there are.
+        The last `clip_skip` layers are skipped, and the final norm is applied to the output of the
+        layer before; AnyV2V's original code (TIGER-AI-Lab/AnyV2V, i2vgen-xl) uses clip_skip 1.
+        Padding is not masked; since attention is causal, padding does not change the tokens before.
+        Raises InputError if n is not between 1 and the config's `tokens`, or `clip_skip` is not
+        between 0 and the number of layers.
         """
         tokens = self.position_embedding.num_embeddings
         if ids.ndim != 2 or not 1 <= ids.shape[1] <= tokens:

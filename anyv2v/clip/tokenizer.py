@@ -1,8 +1,8 @@
-"""Text to token ids, as the original's tokenizer does it (transformers 4.39, slow, without ftfy).
+"""CLIP's tokenizer, with the same ids as the slow one of transformers 4.39 without ftfy.
 
-How text is normalized and cut into words is here; merging a word's bytes into tokens (byte-pair
-encoding) is left to the `tokenizers` library. The library's own CLIP tokenizer normalizes
-differently: it gives other ids for CJK, emoji and control characters.
+This module normalizes text and splits it into words; the `tokenizers` library merges a word's bytes
+into tokens (byte-pair encoding). The library's own CLIP tokenizer normalizes differently, and
+returns other ids for CJK, emoji and control characters.
 """
 
 import json
@@ -40,23 +40,33 @@ PIECE = regex.compile(
 # the original reads no further in merges.txt
 MAX_MERGES = 49152 - 256 - 2
 LONGEST = 400
-"""Characters of lost text that a warning shows."""
+"""The most characters of lost text that a warning shows."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Section "tokenizer" of config.json: the special tokens as the vocabulary spells them."""
+    """Section "tokenizer" of a weights folder's config.json.
+
+    The values are special tokens as vocab.json spells them, such as "<|endoftext|>".
+    """
 
     start: str
+    """The token before every text."""
     end: str
+    """The token after every text."""
     pad: str
+    """The token that fills a sequence up to its fixed length."""
     unknown: str
+    """The token that stands for whatever is not in the vocabulary."""
 
 
 class Tokenizer:
-    """CLIP's byte-pair encoding with padding to a fixed length."""
+    """CLIP's tokenizer (byte-pair encoding), which pads or cuts texts to a fixed length.
+
+    Call the object with a text to get the token ids, int64 (1, tokens).
+    """
 
     def __init__(
         self,
@@ -65,10 +75,11 @@ class Tokenizer:
         config: TokenizerConfig,
         tokens: int = 77,
     ):
-        """Makes the tokenizer of a vocabulary.
+        """Makes a tokenizer from a vocabulary.
 
-        vocab: token -> id, for every token that `config` and `merges` name. merges: pairs of tokens
-        in the order of merging. tokens: length of the ids, padding included.
+        vocab: token -> id, which must have every token in `config` and `merges`. merges: pairs of
+        tokens that are merged into one, the pairs to be merged first coming first. config: the
+        special tokens. tokens: length of the result, with start, end and padding.
         """
         self.tokens = tokens
         self.start, self.end, self.pad, self.unknown = (vocab[token] for token in astuple(config))
@@ -90,18 +101,21 @@ class Tokenizer:
         tokens: int = 77,
         vocab_size: int | None = None,
     ) -> "Tokenizer":
-        """Reads vocab.json and merges.txt in `folder`; `vocab_size` is the text encoder's.
+        """Makes a tokenizer from vocab.json and merges.txt in `folder`.
 
-        Raises InputError, with the file's name, for a file that is missing, broken or does not fit.
+        config: the special tokens. tokens: length of the result, with start, end and padding.
+        vocab_size: number of token ids that the text encoder knows; None does not check the
+        vocabulary's size. Raises InputError, which names the file, if a file is missing or broken,
+        or does not match the other arguments.
         """
         vocab = read_vocab(Path(folder) / "vocab.json", astuple(config), vocab_size)
         return cls(vocab, read_merges(Path(folder) / "merges.txt", vocab), config, tokens)
 
     def __call__(self, text: str) -> Tensor:
-        """Returns the ids of a text, int64 (1, tokens), cut or padded to that length.
+        """Returns the token ids of a text, int64 (1, tokens), padded or cut to that length.
 
-        The end token is kept when ids before it are cut. The words that are lost are logged as a
-        warning, once per text, unless `lost` was called with the text before.
+        If the text is too long, the sequence still ends with the end token, and the words that were
+        cut are logged as a warning: once per text, and not if `lost` was called with the text.
         """
         ids = self.ids(text)
         if len(ids) > self.tokens:
@@ -111,13 +125,13 @@ class Tokenizer:
         return torch.tensor([ids + [self.pad] * (self.tokens - len(ids))])
 
     def ids(self, text: str) -> list[int]:
-        """Returns all ids of the text, with the start and the end token."""
+        """Returns the token ids of the whole text, with the start and the end token, not padded."""
         return [self.start, *self._ids(text), self.end]
 
     def lost(self, text: str) -> str:
-        """Returns the end of a text from the first word that is cut; "" if the text fits.
+        """Returns the part of a text that is cut, from the first lost word on; "" if the text fits.
 
-        The caller is taken to report it: encoding this text later logs no warning.
+        The caller is expected to report the loss: tokenizing this text later logs no warning.
         """
         if len(self.ids(text)) <= self.tokens:
             return ""
@@ -141,14 +155,22 @@ class Tokenizer:
 
 
 def cut_text(what: str, tokens: int, lost: str) -> str:
-    """Returns the one-line message that a text, called `what`, was cut, and what was `lost`."""
+    """Returns a one-line message that a text was cut after `tokens` tokens.
+
+    what: the text as the message calls it, such as "the prompt". lost: the part of the text that
+    was cut, of which the message shows at most `LONGEST` characters.
+    """
     shown = " ".join(lost.split())
     shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ..."
     return f'{what} is cut after {tokens} tokens; not read: "{shown}"'
 
 
 def normalize(text: str) -> str:
-    """Converts to lower case and NFC, with one space between words and around CJK ideographs."""
+    """Returns the text in lower case and NFC, as CLIP's tokenizer reads it.
+
+    Characters of Unicode category C (such as control characters) and U+FFFD are removed, but tabs
+    and line breaks separate words. Words and CJK ideographs are separated by single spaces.
+    """
     text = CJK.sub(r" \g<0> ", "".join(map(_clean, text)))
     return " ".join(word.lower() for word in unicodedata.normalize("NFC", text).split())
 
@@ -163,17 +185,19 @@ def _clean(character: str) -> str:
 
 
 def byte_symbols() -> list[str]:
-    """Returns the printable character that stands for each of the 256 bytes (GPT-2's table)."""
+    """Returns the printable characters that stand for bytes 0 to 255 in vocab.json (GPT-2's)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(0x100)]
 
 
 def read_vocab(path: Path, special: tuple[str, ...], size: int | None) -> dict[str, int]:
-    """Reads a vocabulary, token -> id.
+    """Reads a vocabulary from a file like CLIP's vocab.json and returns token -> id.
 
-    Raises InputError, with the file's name, unless the ids are 0..n-1 with n at most `size`, and
-    all `special` tokens and the symbols of all bytes are among the tokens.
+    special: tokens that the vocabulary must have, besides the characters of `byte_symbols` with and
+    without the suffix "</w>". size: the greatest number of tokens; None allows any number. Raises
+    InputError, which names the file, if a token is missing, or the ids of n tokens are not 0 to
+    n - 1, or the file is not such a vocabulary.
     """
     text = _read(path)
     try:
@@ -198,9 +222,10 @@ def read_vocab(path: Path, special: tuple[str, ...], size: int | None) -> dict[s
 
 
 def read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Reads the pairs of tokens in the order of merging, without the header line.
+    """Reads the pairs of tokens to merge, in the order of merging, from a file like merges.txt.
 
-    Raises InputError, with the file's name, for a token that is not in `vocab`.
+    The header line and all lines beyond CLIP's number of merges are skipped. Raises InputError,
+    which names the file, if a line is not a pair, or a token or the merged pair is not in `vocab`.
     """
     header, *lines = _read(path).strip().split("\n")
     if not header:

@@ -1,4 +1,4 @@
-"""CLIP's image encoder: an image to one vector."""
+"""CLIP's image encoder, which maps an image to one vector."""
 
 from dataclasses import dataclass, field
 
@@ -11,26 +11,30 @@ from anyv2v.errors import InputError
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Section "vision" of config.json."""
+    """Section "vision" of a weights folder's config.json: the sizes of the image encoder."""
 
     image_size: int
-    """Height and width of the input in pixels."""
+    """Height and width of the input image in pixels."""
     patch_size: int
-    """Height and width of a patch in pixels."""
+    """Height and width in pixels of a patch, which becomes one token."""
     hidden_size: int = field(metadata={"key": "width"})
+    """Length of a token's vector."""
     heads: int
+    """Number of heads of every attention; must divide `hidden_size`."""
     layers: int
+    """Number of transformer layers."""
     intermediate_size: int = field(metadata={"key": "mlp_width"})
-    """Length of the vectors inside an MLP."""
+    """Length of the vectors between the two linear layers of an MLP."""
     activation: str
-    """"gelu" or "quick_gelu"."""
+    """Activation of the MLPs, "gelu" or "quick_gelu"."""
     norm_eps: float
+    """Epsilon of every layer normalization, between 0 and 1."""
     projection_dim: int = field(metadata={"key": "projection_width"})
-    """Length of the embedding, which image and text encoder share."""
+    """Length of the image's embedding, in the space that CLIP's image and text encoders share."""
 
 
 class VisionEncoder(nn.Module):
-    """A vision transformer whose class token becomes the image's embedding."""
+    """CLIP's image encoder: a vision transformer whose class token becomes the embedding."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -59,10 +63,11 @@ class VisionEncoder(nn.Module):
         self.projection = nn.Linear(hidden_size, config.projection_dim, bias=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Maps pixels (b, 3, s, s) to embeddings (b, projection_dim), in the weights' dtype.
+        """Maps images (b, 3, s, s) to embeddings (b, projection_dim), in the weights' dtype.
 
-        s is the config's `image_size`; pixels are normalized as the section "preprocess" says. The
-        embedding is the class token, normalized and projected. Raises InputError for another shape.
+        s is the config's `image_size`. pixels: normalized by mean and standard deviation, see
+        `PreprocessConfig`. The embedding is the class token's output, normalized and projected.
+        Raises InputError if the images have another shape.
         """
         size = self.image_size
         if pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):

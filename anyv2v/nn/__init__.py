@@ -1,1 +1,1 @@
-"""Layers that networks are built of, on channels-last features."""
+"""Layers from which the networks are built; their features are channels-last."""

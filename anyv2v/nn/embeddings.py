@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 
 def sinusoids(numbers: Tensor, dim: int) -> Tensor:
-    """Embeds numbers (b,) as (b, dim) float32: cosines, then sines, of frequencies 1 to 1/10000.
+    """Embeds numbers (b,) as (b, dim) float32: dim / 2 cosines, then the sines of the same angles.
 
-    The embedding is DDPM's (arXiv 2006.11239), with the frequencies exp(-ln(10000) j / (dim/2)).
+    The embedding is that of DDPM (arXiv 2006.11239). The angles are the number times frequencies
+    from 1 down to about 1/10000: exp(-ln(10000) j / (dim/2)) for j from 0. `dim` must be even.
     """
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=numbers.device) / half
@@ -20,7 +21,7 @@ def sinusoids(numbers: Tensor, dim: int) -> Tensor:
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int | None = None) -> nn.Sequential:
-    """Builds linear, SiLU, linear; `out_dim` defaults to `hidden_dim`."""
+    """Builds a two-layer perceptron (linear, SiLU, linear); `out_dim` defaults to `hidden_dim`."""
     return nn.Sequential(
         nn.Linear(in_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, out_dim or hidden_dim)
     )

@@ -1,4 +1,4 @@
-"""The channels that flow through the levels of a UNet."""
+"""The numbers of channels between the layers of a UNet."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Sequence
 def layer_inputs(
     level_channels: Sequence[int], layers: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Counts the input channels of every layer of a UNet, level by level: on the way down, and up.
+    """Returns the input channels of every layer of a UNet, for the down levels and the up levels.
 
-    level_channels: channels of each level from full resolution down. layers: layers per level on
-    the way down; on the way up each level has one more, and every layer reads the output of the one
-    before it concatenated with a skip. The skips are the outputs of the first convolution, of all
-    layers on the way down, and of the downsamplers, taken last in, first out.
+    Each of the two lists has one list per level, in the order of the forward pass, with one number
+    per layer. level_channels: output channels of each level, from full resolution down. layers:
+    number of layers in each down level.
+
+    Each up level has one layer more, and each of its layers reads the previous layer's output
+    concatenated with a skip feature. The skip features are the outputs of the first convolution, of
+    all layers on the way down and of the downsamplers, taken last in, first out.
     """
     channels, skips, down, up = level_channels[0], [level_channels[0]], [], []
     for i, out_channels in enumerate(level_channels):

@@ -8,8 +8,8 @@ from anyv2v.kernels.linear import linear
 
 
 class Linear(nn.Linear):
-    """A linear layer whose product `anyv2v.kernels.linear` computes."""
+    """A linear layer computed by a kernel of this project, see `anyv2v.kernels.linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Maps input (..., c) to (..., c')."""
+        """Maps the input (..., in_features) to (..., out_features)."""
         return linear(input, self.weight, self.bias)

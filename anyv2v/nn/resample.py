@@ -1,4 +1,4 @@
-"""Half and double the size of channels-last features (b, h, w, c)."""
+"""Layers that halve and double height and width of channels-last features (b, h, w, c)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from anyv2v.nn.resnet import Conv2d
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution with stride 2.
+    """A 3x3 convolution with stride 2, which halves height and width.
 
-    `lopsided` pads by one pixel at the right and the bottom only, as the autoencoder of latent
-    diffusion does; otherwise all four sides are padded by one.
+    lopsided: whether to pad by one pixel at the right and the bottom only, as the autoencoder of
+    latent diffusion does. By default all four sides are padded by one pixel.
     """
 
     def __init__(self, channels: int, lopsided: bool = False):
@@ -21,19 +21,25 @@ class Downsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, stride=2, padding=0 if lopsided else 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (b, h, w, c) to (b, ceil(h / 2), ceil(w / 2), c), rounded down if lopsided."""
+        """Maps features x (b, h, w, c) to (b, h / 2, w / 2, c).
+
+        Odd sizes are rounded up, or rounded down if the layer is `lopsided`.
+        """
         return self.conv(F.pad(x, (0, 0, 0, 1, 0, 1)) if self.lopsided else x)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbor interpolation and a 3x3 convolution."""
+    """Nearest-neighbor interpolation to a larger size, then a 3x3 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Maps x (b, h, w, c) to (b, *size, c); `size` (h', w') defaults to twice the input's."""
+        """Maps features x (b, h, w, c) to (b, h', w', c).
+
+        size: (h', w'); None doubles height and width.
+        """
         size = size or (2 * x.shape[1], 2 * x.shape[2])
         large = F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="nearest")
         return self.conv(large.permute(0, 2, 3, 1))

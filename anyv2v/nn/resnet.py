@@ -14,12 +14,17 @@ from anyv2v.kernels.residual_sum import residual_sum
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalization of x (b, ..., c) over all dims between the first and the last."""
+    """Group normalization of channels-last features (b, ..., c) (arXiv 1803.08494).
+
+    Statistics are computed for each batch entry and group of channels, over all dims between the
+    first and the last.
+    """
 
     def forward(self, input: Tensor, *, silu: bool = False, shift: Tensor | None = None) -> Tensor:
-        """Normalizes the input, and applies SiLU to the result if `silu`.
+        """Normalizes the input (b, ..., c), and applies SiLU to the result if `silu`.
 
-        `shift` (s, c) is added to the input first, each of its s vectors to b / s batch entries.
+        shift: vectors (s, c) that are added to the input before the normalization, each to b / s
+        consecutive batch entries; None adds nothing.
         """
         return group_norm_silu(
             input, self.weight, self.bias, self.num_groups, self.eps, silu=silu, shift=shift
@@ -30,15 +35,15 @@ class Conv2d(nn.Conv2d):
     """A 2D convolution of channels-last features (b, h, w, c)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Maps input (b, h, w, c) to (b, h', w', c')."""
+        """Maps the input (b, h, w, in_channels) to (b, h', w', out_channels)."""
         return self._convolve(input, self.bias)
 
     def before_bias(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Convolves x, and returns the bias (c',) that the caller has yet to add.
+        """Convolves x (b, h, w, c) and returns the result with the bias still to be added, if any.
 
-        On a GPU, PyTorch adds the bias in a separate pass over cuDNN's result, which the caller's
-        next operation can do at no cost. On a CPU oneDNN adds it for free, so the bias returned is
-        None.
+        The bias (c',) is None if it has already been added, as on a CPU, where oneDNN does so at no
+        cost. On a GPU, PyTorch would add the bias in a separate pass over cuDNN's result; the
+        caller can let its next operation do so at no cost.
         """
         if x.device.type == "cpu":
             return self(x), None
@@ -49,10 +54,11 @@ class Conv2d(nn.Conv2d):
 
 
 class ResnetBlock(nn.Module):
-    """Norm, SiLU, conv, + time embedding, norm, SiLU, conv, + input; each frame has its own norm.
+    """A residual block: norm, SiLU, conv, + time embedding, norm, SiLU, conv, + input.
 
-    Taps are called at `site` with the residual branch, before the input is added to it; a block
-    without a site calls none.
+    Statistics of the norms are those of single frames. `site` is the block's own path in the
+    network, such as "up.1.res.1". Taps (hooks, see `Taps`) are called under this name with the
+    residual branch, before the input is added; if `site` is None, no taps are called.
     """
 
     def __init__(
@@ -65,7 +71,10 @@ class ResnetBlock(nn.Module):
         eps: float,
         time_dim: int | None = None,
     ):
-        """Builds the block; without `time_dim` it takes no time embedding."""
+        """Builds the block; groups and eps are those of both group normalizations.
+
+        time_dim: length of the time embedding; None builds a block that takes none.
+        """
         super().__init__()
         self.site = site
         self.norm1 = GroupNorm(groups, in_channels, eps)
@@ -78,7 +87,11 @@ class ResnetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, time_embedding: Tensor | None = None, *, taps: Taps) -> Tensor:
-        """Maps x (b f, h, w, c) and time_embedding (b, t) to (b f, h, w, c')."""
+        """Maps x (b f, h, w, c), f frames of each of b videos, to (b f, h, w, c').
+
+        time_embedding: (b, t), which is added for all frames of a video; None for a block built
+        without `time_dim`. taps: the hooks to call at the block's site.
+        """
         if self.site is not None and calls(taps, self.site):
             (h,) = taps.feature(self.site, ResidualFeature(self, x, time_embedding))
             h, bias = repeat_to_batch(h, len(x)), None
@@ -91,7 +104,10 @@ class ResnetBlock(nn.Module):
         return h + x if bias is None else residual_sum(x, h, bias)
 
     def residual(self, x: Tensor, time_embedding: Tensor | None) -> Tensor:
-        """Computes the residual branch (b f, h, w, c'), to which `forward` adds the input."""
+        """Computes the residual branch (b f, h, w, c'), to which `forward` adds the input.
+
+        The arguments are those of `forward`.
+        """
         return self.conv2(self._before_last(x, time_embedding))
 
     def _before_last(self, x: Tensor, time_embedding: Tensor | None) -> Tensor:
@@ -106,26 +122,36 @@ class ResnetBlock(nn.Module):
 
 @dataclass(frozen=True)
 class ResidualFeature:
-    """The residual branch of a resnet before it is computed: a `taps.Feature`."""
+    """The residual branch of a resnet, which is computed on demand.
+
+    Taps (hooks) receive this object and decide what is computed; it implements
+    `anyv2v.injection.taps.Feature`.
+    """
 
     block: ResnetBlock
+    """The resnet whose residual branch this is."""
     x: Tensor
-    """(b f, h, w, c)."""
+    """(b f, h, w, c): the block's input, f frames of each of b videos."""
     time_embedding: Tensor | None
-    """(b, t)."""
+    """(b, t), or None for a block that takes none."""
 
     @property
     def batch(self) -> int:
-        """Number of frames of all batch entries, b f."""
+        """Number of frames of all videos in the batch, b f."""
         return len(self.x)
 
     @property
     def unmodified(self) -> ResidualFeature:
-        """The feature as the network computes it: this one."""
+        """The feature before any taps changed it, which is this object itself."""
         return self
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
-        """Computes (h,); with several `branches`, h of the first branch alone."""
+        """Computes a tuple of one tensor, the residual branch (b f, h, w, c').
+
+        branches: number of branches (passes under different conditions) that the batch consists of.
+        With more than one, only the first branch's b f / branches frames are computed. Raises
+        ValueError if the batch is not a multiple of `branches`.
+        """
         time_embedding = self.time_embedding
         if time_embedding is not None:
             time_embedding = time_embedding[: branch_size(time_embedding, branches)]
@@ -133,11 +159,14 @@ class ResidualFeature:
         return (self.block.residual(x, time_embedding),)
 
     def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
-        """Returns (h,): a residual has no smaller form."""
+        """Returns `tensors`, the result of `compute`: a residual has no smaller, `compact` form."""
         return tensors
 
     def replay(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Returns the recorded (h,). Raises ValueError if it was recorded at another size."""
+        """Returns `recorded`, the result of `record`, in place of a computed residual.
+
+        Raises ValueError if the recorded residual's height or width differs from the input's.
+        """
         (h,) = recorded
         if h.shape[1:-1] != self.x.shape[1:-1]:
             raise ValueError(f"features {tuple(h.shape)} do not fit {tuple(self.x.shape)}")
@@ -145,10 +174,11 @@ class ResidualFeature:
 
 
 class TemporalConv(nn.Module):
-    """Four times norm, SiLU, convolution over three frames; + input. Norms span all frames.
+    """A residual block along the frames: four times norm, SiLU and convolution, + input.
 
-    The original's 3D convolution with a (3, 1, 1) kernel is computed as a 2D one with a (3, 1)
-    kernel over (f, h w), because that needs no layout other than the one that the tokens have.
+    Each convolution spans three frames, and each norm all frames of a video. The original's 3D
+    convolution with a (3, 1, 1) kernel is computed as a 2D one with a (3, 1) kernel over
+    (f, h w), which needs no other memory layout than the features already have.
     """
 
     def __init__(self, channels: int, *, groups: int, eps: float = 1e-5):
@@ -158,7 +188,7 @@ class TemporalConv(nn.Module):
             self.add_module(f"conv{i}", Conv2d(channels, channels, (3, 1), padding=(1, 0)))
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        """Maps x (b f, h, w, c), with f = `frames`, to the same shape."""
+        """Maps features x (b f, h, w, c) of b videos with f = `frames` frames to the same shape."""
         h, bias = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames), None
         for i in range(1, 5):
             norm, conv = self.get_submodule(f"norm{i}"), self.get_submodule(f"conv{i}")

@@ -1,7 +1,7 @@
 """Transformers on channels-last features, within each frame and along the frames.
 
-Features are (b f, h, w, c): f frames of each of b videos. Blocks work on their tokens, (b f, h w,
-c) within a frame and (b, f, h w, c) along the frames.
+Features are (b f, h, w, c): f frames of each of b videos. Blocks see the features as tokens, of the
+shape (b f, h w, c) within a frame and (b, f, h w, c) along the frames.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from anyv2v.nn.resnet import GroupNorm
 
 
 class GegluFeedForward(nn.Module):
-    """A GEGLU feed-forward (arXiv 2002.05202): down(value * GELU(gate)), with the exact GELU.
+    """A GEGLU feed-forward network (arXiv 2002.05202): down(value * GELU(gate)), GELU exact.
 
-    `up` computes value and gate together, 4 dim channels each.
+    The linear layer `up` computes value and gate together, which have 4 dim channels each; the
+    linear layer `down` maps back to `dim` channels.
     """
 
     def __init__(self, dim: int):
@@ -37,15 +38,15 @@ class GegluFeedForward(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalization that dispatches to the kernels of this project."""
+    """Layer normalization computed by a kernel of this project, see `anyv2v.kernels.layer_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalizes the input (..., c) over its last dim."""
+        """Normalizes the input (..., c) over its last dim, keeping the shape."""
         return layer_norm(input, self.weight, self.bias, self.eps)
 
 
 class AddNorm(nn.Module):
-    """A residual sum and the layer normalization of it, in one kernel."""
+    """A residual sum and its layer normalization, computed together by one kernel."""
 
     def __init__(self, dim: int, eps: float = 1e-5):
         super().__init__()
@@ -54,12 +55,16 @@ class AddNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns x + residual and LayerNorm(x + residual), both of the shape (..., c) of x."""
+        """Returns x + residual and LayerNorm(x + residual); all tensors are (..., c)."""
         return add_layer_norm(x, residual, self.weight, self.bias, self.eps)
 
 
 class SpatialBlock(nn.Module):
-    """Self-attention within a frame, cross-attention to the context, feed-forward."""
+    """A transformer block within frames: self-attention, cross-attention, feed-forward.
+
+    `site` is the block's path in the network. Its attentions call taps under the names `site.self`
+    and `site.cross`.
+    """
 
     def __init__(self, site: str, dim: int, heads: int, head_dim: int, context_dim: int):
         super().__init__()
@@ -72,18 +77,25 @@ class SpatialBlock(nn.Module):
         self.ff = GegluFeedForward(dim)
 
     def forward(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
-        """Maps x (b f, h w, c) to the same shape."""
+        """Maps tokens x (b f, h w, c) of b videos with f frames to the same shape.
+
+        ctx: holds the context that the cross-attention reads. taps: the hooks that the attentions
+        call.
+        """
         return self.after_self(*self.until_self(x, taps=taps), ctx, taps=taps)
 
     def until_self(self, x: Tensor, *, taps: Taps) -> tuple[Tensor, Tensor]:
-        """Runs the self-attention, which needs no context.
+        """Runs the first part of the block, the self-attention, on tokens x (b f, h w, c).
 
-        Returns the residual sum and its normalization, (b f, h w, c) each.
+        Returns the residual sum and its normalization, of the same shape, which `after_self` takes.
         """
         return self.norm2(x, self.self(self.norm1(x), taps=taps))
 
     def after_self(self, x: Tensor, normed: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
-        """Runs cross-attention and feed-forward on the two tensors that `until_self` returned."""
+        """Runs the rest of the block, cross-attention and feed-forward, and returns its output.
+
+        x, normed: the two tensors that `until_self` returned, (b f, h w, c) like the output.
+        """
         x, normed = self.norm3(x, self._cross_attend(normed, ctx, taps=taps))
         return x + self.ff(normed)
 
@@ -95,7 +107,11 @@ class SpatialBlock(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """Two self-attentions along the frames and a feed-forward."""
+    """A transformer block along the frames: two self-attentions and a feed-forward.
+
+    `site` is the block's path in the network. Its attentions call taps under the names `site.self`
+    and `site.self2`.
+    """
 
     def __init__(self, site: str, dim: int, heads: int, head_dim: int):
         super().__init__()
@@ -107,14 +123,20 @@ class TemporalBlock(nn.Module):
         self.ff = GegluFeedForward(dim)
 
     def forward(self, x: Tensor, *, taps: Taps) -> Tensor:
-        """Maps x (b, f, h w, c) to the same shape."""
+        """Maps tokens x (b, f, h w, c) of b videos with f frames to the same shape.
+
+        taps: the hooks that the attentions call.
+        """
         x, normed = self.norm2(x, self.self(self.norm1(x), taps=taps))
         x, normed = self.norm3(x, self.self2(normed, taps=taps))
         return x + self.ff(normed)
 
 
 class SpatialTransformer(nn.Module):
-    """Norm per frame, projection, block over the h w tokens of a frame, projection; + input."""
+    """Norm, projection, `SpatialBlock` on the h w tokens of each frame, projection; + input.
+
+    Statistics of the norm are those of single frames. `site`: the module's path in the network.
+    """
 
     def __init__(
         self, site: str, channels: int, *, heads: int, head_dim: int, context_dim: int, groups: int
@@ -127,11 +149,14 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Linear(dim, channels)
 
     def forward(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
-        """Maps x (b f, h, w, c) to the same shape."""
+        """Maps features x (b f, h, w, c) of b videos with f frames to the same shape.
+
+        ctx: holds the context that the block reads. taps: the hooks that its attentions call.
+        """
         return self.add_to(x, self.block(self.tokens(x), ctx, taps=taps))
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Normalizes and projects x (b f, h, w, c) to the block's input (b f, h w, c')."""
+        """Normalizes and projects features x (b f, h, w, c) to the block's input (b f, h w, c')."""
         return self.proj_in(self.norm(x).flatten(1, 2))
 
     def add_to(self, x: Tensor, tokens: Tensor) -> Tensor:
@@ -140,9 +165,10 @@ class SpatialTransformer(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Norm over all frames, projection, block over the f tokens of a position, projection; + input.
+    """Norm, projection, `TemporalBlock` on the f tokens of each position, projection; + input.
 
-    As in the original, the position of a frame is not encoded.
+    Statistics of the norm span all frames of a video. `site`: the module's path in the network. As
+    in the original code, there is no encoding of a frame's position in the video.
     """
 
     def __init__(self, site: str, channels: int, *, heads: int, head_dim: int, groups: int):
@@ -154,7 +180,10 @@ class TemporalTransformer(nn.Module):
         self.proj_out = Linear(dim, channels)
 
     def forward(self, x: Tensor, frames: int, *, taps: Taps) -> Tensor:
-        """Maps x (b f, h, w, c), with f = `frames`, to the same shape."""
+        """Maps features x (b f, h, w, c) of b videos with f = `frames` frames to the same shape.
+
+        taps: the hooks that the block's attentions call.
+        """
         tokens = rearrange(x, "(b f) h w c -> b f (h w) c", f=frames)
         tokens = self.block(self.proj_in(self.norm(tokens)), taps=taps)
         return x + self.proj_out(tokens).reshape(x.shape)

@@ -1,1 +1,1 @@
-"""Stable Diffusion 1.x: a latent diffusion model of pictures (arXiv 2112.10752)."""
+"""Stable Diffusion 1.x, a text-to-image latent diffusion model (arXiv 2112.10752), and adapters."""

@@ -1,4 +1,4 @@
-"""Loading adapters of Stable Diffusion from folders that `anyv2v convert` wrote."""
+"""Loading adapters for Stable Diffusion from weights folders that `anyv2v convert` wrote."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.manifest import IP_ADAPTER, T2I_ADAPTER
 
 Builders = dict[str, Callable[[], nn.Module]]
+"""Name of a network -> the function that builds it, without loading weights."""
 
 
 def ip_adapter_builders(config: dict) -> Builders:
-    """Returns the function that builds each network of an IP-Adapter, by its component's name.
+    """Returns the functions that build an IP-Adapter's networks, "adapter" and "vision".
 
-    The networks have no weights yet. Raises InputError for sections of the config that do not fit.
+    config: the contents of the weights folder's config.json. The networks are built without
+    loading weights. Raises InputError if a section of the config is missing or wrong, or the
+    sections do not match each other.
     """
     adapter, vision = (
         section(config, "adapter", IPAdapterConfig),
@@ -47,7 +50,11 @@ def ip_adapter_builders(config: dict) -> Builders:
 
 
 def t2i_adapter_builders(config: dict) -> Builders:
-    """Returns the function that builds the network of a T2I-Adapter, without weights."""
+    """Returns the function that builds a T2I-Adapter's only network, "adapter".
+
+    config: the contents of the weights folder's config.json. The network is built without loading
+    weights. Raises InputError if the section "adapter" is missing or wrong.
+    """
     adapter = section(config, "adapter", T2IAdapterConfig)
     return {"adapter": lambda: T2IAdapterNetwork(adapter)}
 
@@ -55,10 +62,12 @@ def t2i_adapter_builders(config: dict) -> Builders:
 def load_ip_adapter(
     folder: str | Path, reference: np.ndarray, device: torch.device, dtype: torch.dtype
 ) -> tuple[IPAdapterNetwork, Tensor]:
-    """Loads an IP-Adapter, and computes the tokens (2, m, c') of no image and of `reference`.
+    """Loads an IP-Adapter and encodes a reference image with it.
 
-    reference: uint8 RGB (h, w, 3). The image encoder is freed before this returns. Raises
-    InputError for a folder that is damaged or holds something else.
+    folder: weights folder that `anyv2v convert` wrote. reference: uint8 RGB (h, w, 3). Returns the
+    adapter's network and image tokens (2, m, c') in `dtype`: first those for no image, then those
+    of `reference`. The image encoder is freed. Raises InputError if the folder is damaged or holds
+    something else, or the reference is too narrow.
     """
     checkpoint, build = _open(folder, IP_ADAPTER, ip_adapter_builders)
     with config_errors(checkpoint.folder):
@@ -74,7 +83,10 @@ def load_ip_adapter(
 def load_t2i_adapter(
     folder: str | Path, device: torch.device, dtype: torch.dtype
 ) -> T2IAdapterNetwork:
-    """Loads a T2I-Adapter. Raises InputError for a folder that is damaged or holds another."""
+    """Loads a T2I-Adapter from a weights folder that `anyv2v convert` wrote.
+
+    Raises InputError if the folder is damaged or holds something else.
+    """
     checkpoint, build = _open(folder, T2I_ADAPTER, t2i_adapter_builders)
     network = checkpoint.load("adapter", partial(build, "adapter"), device, dtype)
     return cast(T2IAdapterNetwork, network)

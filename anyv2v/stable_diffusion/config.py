@@ -1,4 +1,4 @@
-"""The sizes of a Stable Diffusion network, and the timesteps at which it is sampled."""
+"""The sections "unet" and "schedule" of config.json in a folder of Stable Diffusion weights."""
 
 from __future__ import annotations
 
@@ -8,28 +8,34 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 
 SPACINGS = ("leading", "linspace")
+"""Spacings of the Euler sampler's timesteps; see `DiscreteSchedule`."""
 
 
 @dataclass(frozen=True)
 class UNet2DConfig:
-    """Section "unet" of config.json. Raises InputError for sizes that do not fit together."""
+    """Section "unet" of a weights folder's config.json: the sizes of Stable Diffusion's UNet.
+
+    Raises InputError if `level_channels` and `attention` differ in length, or a level's channels
+    are not divisible by `groups` and by `heads`.
+    """
 
     in_channels: int = field(metadata={"key": "channels_in"})
-    """Channels of the input: 4 for noisy latents, 8 with the latents of an image concatenated."""
+    """Channels of the input: 4 for noisy latents alone (Stable Diffusion), 8 for noisy latents
+    concatenated with the latents of an image (InstructPix2Pix)."""
     out_channels: int = field(metadata={"key": "channels_out"})
-    """Channels of the latents."""
+    """Channels of the output, the same number as of the latents."""
     level_channels: tuple[int, ...] = field(metadata={"key": "widths"})
-    """Channels of the features at each level, from full resolution down."""
+    """Channels of the features at each level (resolution), from full resolution down."""
     attention: tuple[bool, ...]
-    """Whether each level has transformers as well as convolutions."""
+    """For each level, from full resolution down, whether it has transformers."""
     layers: int
-    """Layers per level on the way down; a level on the way up has one more."""
+    """Number of layers in each down level; each up level has one more."""
     heads: int
-    """Heads of every attention; the head dim is channels / heads."""
+    """Number of heads of every attention; a head's vectors have the length channels / heads."""
     context_dim: int = field(metadata={"key": "context_width"})
-    """Length of the context vectors that the cross-attentions read."""
+    """Length of the text's context vectors, which the cross-attentions read."""
     groups: int
-    """Groups of every group normalization."""
+    """Number of channel groups in every group normalization."""
 
     def __post_init__(self):
         object.__setattr__(self, "level_channels", tuple(self.level_channels))
@@ -47,16 +53,19 @@ class UNet2DConfig:
 
     @property
     def time_dim(self) -> int:
-        """Length of the time embedding."""
+        """Length of the time embedding: four times the channels of the first level."""
         return 4 * self.level_channels[0]
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Section "schedule" of config.json. Raises InputError for an unknown spacing."""
+    """Section "schedule" of a weights folder's config.json.
+
+    Raises InputError if the spacing is unknown.
+    """
 
     spacing: str
-    """Spacing of the Euler sampler's timesteps, one of `SPACINGS`; see `DiscreteSchedule`."""
+    """Spacing of the Euler sampler's timesteps, "leading" or "linspace"; see `DiscreteSchedule`."""
 
     def __post_init__(self):
         checks.one_of("schedule: spacing", self.spacing, SPACINGS)

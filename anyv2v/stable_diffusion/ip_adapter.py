@@ -1,4 +1,4 @@
-"""IP-Adapter (arXiv 2308.06721): an image as a second context of the cross-attentions."""
+"""IP-Adapter (arXiv 2308.06721), by which a UNet's cross-attentions also attend to an image."""
 
 from __future__ import annotations
 
@@ -16,41 +16,45 @@ from anyv2v.errors import InputError
 from anyv2v.nn.linear import Linear
 
 NARROWEST = 16
-"""The largest ratio of a reference's longer side to its shorter one."""
+"""The largest ratio of longer to shorter side that a reference image may have."""
 LEVELS = 4
+"""Number of levels (resolutions) of Stable Diffusion 1.5's UNet."""
 SITES = (
     *(f"down.{level}.spatial.{i}.block.cross" for level in (0, 1, 2) for i in (0, 1)),
     "mid.spatial.0.block.cross",
     *(f"up.{level}.spatial.{i}.block.cross" for level in (1, 2, 3) for i in (0, 1, 2)),
 )
-"""The cross-attentions of Stable Diffusion 1.5's UNet."""
+"""The sites (paths in the network) of the cross-attentions of Stable Diffusion 1.5's UNet."""
 
 BLOCKS = {
     "all": ("down.", "mid.", "up."),
     "style": ("up.1.",),
     "style+layout": ("down.2.", "mid.", "up.1."),
 }
-"""Option -> prefixes of the sites that attend to the image.
+"""Name of a choice -> prefixes of the sites (cross-attentions) that attend to the image.
 
-IP-Adapter was trained with "all". The others are InstantStyle (arXiv 2404.02733), whose paper names
-blocks of SDXL; its authors give these for Stable Diffusion 1.5 in instantX-research/InstantStyle,
-infer_style_sd15.py: up_blocks.1 for the style, and down_blocks.2 and mid_block for the layout. They
-call them "experimental, not obvious as SDXL".
+IP-Adapter was trained with "all". The other choices are those of InstantStyle (arXiv 2404.02733).
+Its paper names blocks of SDXL; for Stable Diffusion 1.5, the authors use up_blocks.1 for the style,
+and down_blocks.2 and mid_block for the layout (instantX-research/InstantStyle,
+infer_style_sd15.py), which they call "experimental, not obvious as SDXL".
 """
 
 
 @dataclass(frozen=True)
 class IPAdapterConfig:
-    """Section "adapter" of config.json. Raises InputError for another number of levels."""
+    """Section "adapter" of an IP-Adapter's config.json: the sizes of its network.
+
+    Raises InputError if `level_channels` does not have four values, one per level of the UNet.
+    """
 
     tokens: int
-    """Number of tokens, m, that an image becomes."""
+    """Number of tokens per image, m."""
     context_dim: int = field(metadata={"key": "context_width"})
-    """Length of the tokens, that of the UNet's text tokens."""
+    """Length of the vector of an image's token, the same as for the UNet's text tokens."""
     image_dim: int = field(metadata={"key": "image_width"})
-    """Length of the image's CLIP embedding."""
+    """Length of an image's CLIP embedding."""
     level_channels: tuple[int, ...] = field(metadata={"key": "widths"})
-    """Channels of the UNet's features at each level, from full resolution down."""
+    """Channels of the UNet's features at each level (resolution), from full resolution down."""
 
     def __post_init__(self):
         object.__setattr__(self, "level_channels", tuple(self.level_channels))
@@ -60,7 +64,7 @@ class IPAdapterConfig:
             )
 
     def channels(self, site: str) -> int:
-        """Returns the number of channels of the features at a site."""
+        """Returns the number of channels of the UNet's features at a site, one of `SITES`."""
         stage, level = site.split(".")[:2]
         if stage == "mid":
             return self.level_channels[-1]
@@ -68,7 +72,7 @@ class IPAdapterConfig:
 
 
 class KeyValue(nn.Module):
-    """Projects an image's tokens to key and value of one cross-attention."""
+    """The projections of an image's tokens to key and value of one cross-attention."""
 
     def __init__(self, context_dim: int, channels: int):
         super().__init__()
@@ -76,15 +80,19 @@ class KeyValue(nn.Module):
         self.v = Linear(context_dim, channels, bias=False)
 
     def forward(self, tokens: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-        """Maps tokens (b, m, c') to key and value (b, m, heads, d)."""
+        """Maps image tokens (b, m, context_dim) to key and value, (b, m, heads, d) each.
+
+        d is channels / heads.
+        """
         k, v = (linear(tokens).unflatten(-1, (heads, -1)) for linear in (self.k, self.v))
         return k, v
 
 
 class IPAdapterNetwork(nn.Module):
-    """Turns an image's CLIP embedding into tokens, and those into keys and values.
+    """The network of an IP-Adapter: CLIP embedding -> image tokens -> keys and values.
 
-    The projections to keys and values are submodules with the paths of the UNet's sites.
+    There is one `KeyValue` per cross-attention of the UNet, whose path in this network is the same
+    as the attention's path (site) in the UNet.
     """
 
     def __init__(self, config: IPAdapterConfig):
@@ -96,22 +104,27 @@ class IPAdapterNetwork(nn.Module):
             _add_module(self, site, KeyValue(config.context_dim, config.channels(site)))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Maps CLIP embeddings (b, c) of images to their tokens (b, m, c').
+        """Maps CLIP embeddings (b, image_dim) of b images to their tokens (b, m, context_dim).
 
-        For a branch without an image, pass an embedding of zeros.
+        An embedding of zeros stands for no image.
         """
         return self.norm(self.proj(embedding).unflatten(-1, (self.config.tokens, -1)))
 
     def read(self, tokens: Tensor, heads: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Returns site -> key and value of tokens (b, m, c'), (b, m, heads, d) each."""
+        """Computes the key and value of image tokens (b, m, c') at every cross-attention.
+
+        Returns site (path of the attention in the UNet) -> key and value, (b, m, heads, d) each.
+        heads: number of heads of the UNet's attentions.
+        """
         return {site: self.get_submodule(site)(tokens, heads) for site in SITES}
 
 
 def scales(blocks: str, scale: float) -> dict[str, float]:
-    """Returns site -> scale of the attention to the image, for the sites that attend to it.
+    """Returns site -> `scale` for the cross-attentions (sites) that attend to the image.
 
-    blocks: a key of `BLOCKS`. Raises InputError for another, and for a scale that is not a number
-    from 0 up.
+    blocks: which of the sites attend to the image: "all", "style" or "style+layout", see `BLOCKS`.
+    scale: weight of the image's attention; with 0 the result is empty. Raises InputError if
+    `blocks` is unknown, or `scale` is negative or not finite.
     """
     checks.one_of("blocks", blocks, tuple(BLOCKS))
     if checks.finite("scale", scale) < 0:
@@ -122,19 +135,22 @@ def scales(blocks: str, scale: float) -> dict[str, float]:
 def image_context(
     read: Mapping[str, tuple[Tensor, Tensor]], scales: Mapping[str, float]
 ) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Returns the `image` of `UNet2D.forward`: site -> key, value and scale, for sites in `scales`.
+    """Returns site -> (key, value, scale) for the sites in `scales`.
 
-    read: site -> key and value, as `IPAdapterNetwork.read` returns them.
+    This is the argument `image` of `UNet2D.forward`. read: site -> key and value, the result of
+    `IPAdapterNetwork.read`. scales: site -> weight of the image's attention, the result of the
+    function `scales`.
     """
     return {site: (*read[site], scale) for site, scale in scales.items()}
 
 
 def pixels_of(image: np.ndarray, config: PreprocessConfig) -> Tensor:
-    """Prepares an image, uint8 RGB (h, w, 3), as float32 (1, 3, size, size), as CLIP was trained.
+    """Prepares an image, uint8 RGB (h, w, 3), for CLIP: float32 (1, 3, size, size), normalized.
 
-    The shorter side is resized to `size`, bicubic, and the center is cropped. (The function
-    `anyv2v.clip.preprocess.preprocess` follows I2VGen-XL's pipeline instead.) Raises InputError for
-    an image so narrow that the crop would miss nearly all of it.
+    As in CLIP's training, the shorter side is resized to `config.size` (bicubic) and the center is
+    cropped; `anyv2v.clip.preprocess.preprocess` follows I2VGen-XL's pipeline instead. Raises
+    InputError if the longer side is more than `NARROWEST` times the shorter one, since the crop
+    would then miss nearly all of the image.
     """
     picture, size = Image.fromarray(image), config.size
     short = min(picture.size)

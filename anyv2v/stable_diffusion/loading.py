@@ -1,4 +1,4 @@
-"""Loading Stable Diffusion from a weights folder."""
+"""Loading Stable Diffusion or InstructPix2Pix from a weights folder that `anyv2v convert` wrote."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.manifest import STABLE_DIFFUSION
 
 KINDS = {4: "Stable Diffusion", 8: "InstructPix2Pix"}
-"""Channels of the UNet's input -> name of the model."""
+"""Number of channels of the UNet's input -> name of the model."""
 
 
 @dataclass(frozen=True)
 class StableDiffusion:
-    """The networks of Stable Diffusion 1.x, or of InstructPix2Pix, ready to run."""
+    """The loaded networks of Stable Diffusion 1.x, or of InstructPix2Pix, ready to run."""
 
     unet: UNet2D
+    """The network that predicts the noise in latents."""
     vae: Autoencoder
+    """The autoencoder between images and latents."""
     text: TextEncoder
+    """CLIP's text encoder."""
     tokenizer: Tokenizer
+    """The tokenizer of the text encoder."""
     schedule: DiscreteSchedule
+    """The noise schedule."""
 
     @property
     def device(self) -> torch.device:
@@ -47,7 +52,7 @@ class StableDiffusion:
         return self.unet.conv_out.weight.dtype
 
     def encode_text(self, *texts: str) -> Tensor:
-        """Encodes b texts as (b, 77, c) in `dtype`: the last hidden states of the text encoder."""
+        """Encodes b texts as the text encoder's last hidden states: (b, 77, c') in `dtype`."""
         ids = torch.cat([self.tokenizer(text) for text in texts])
         return self.text(ids.to(self.device), clip_skip=0)
 
@@ -55,10 +60,11 @@ class StableDiffusion:
 def load(
     weights: str | Path, device: torch.device, dtype: torch.dtype, in_channels: int
 ) -> StableDiffusion:
-    """Loads the model in a folder that `anyv2v convert` wrote.
+    """Loads Stable Diffusion or InstructPix2Pix from a weights folder.
 
-    in_channels: 4 for Stable Diffusion, 8 for InstructPix2Pix. Raises InputError for a folder that
-    is damaged or holds another model.
+    weights: a folder that `anyv2v convert` wrote. in_channels: which model is expected, 4 for
+    Stable Diffusion or 8 for InstructPix2Pix. Raises InputError if the folder is damaged or holds
+    another model.
     """
     checkpoint = Checkpoint.open(weights)
     check_kind(checkpoint, in_channels)
@@ -88,7 +94,10 @@ def load(
 
 
 def check_kind(checkpoint: Checkpoint, in_channels: int) -> None:
-    """Raises InputError unless the folder holds Stable Diffusion with that many input channels."""
+    """Raises InputError if a weights folder does not hold the expected model.
+
+    in_channels: channels of the UNet's input, 4 for Stable Diffusion or 8 for InstructPix2Pix.
+    """
     config, expected = checkpoint.config, KINDS[in_channels]
     model = config.get("model", config.get("backbone"))
     if model == STABLE_DIFFUSION:
@@ -99,9 +108,11 @@ def check_kind(checkpoint: Checkpoint, in_channels: int) -> None:
 
 
 def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:
-    """Returns the function that builds each network, without weights, by its component's name.
+    """Returns the functions that build the networks "unet", "vae" and "text".
 
-    Raises InputError for sections of the config that do not fit together.
+    config: the contents of the weights folder's config.json. The networks are built without loading
+    weights. Raises InputError if a section of the config is missing or wrong, or the sections do
+    not match each other.
     """
     unet, vae = section(config, "unet", UNet2DConfig), section(config, "vae", AutoencoderConfig)
     text = section(config, "text", TextConfig)

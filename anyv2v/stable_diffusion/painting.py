@@ -1,4 +1,4 @@
-"""Painting an image with Stable Diffusion under a prompt, from another image or from noise."""
+"""Image-to-image generation with Stable Diffusion (SDEdit, arXiv 2108.01073)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from anyv2v.stable_diffusion.unet import ImageContext
 
 @dataclass(frozen=True)
 class Painting:
-    """Settings of `paint`. Raises InputError for a value that cannot be used."""
+    """Settings of `paint`.
+
+    Raises InputError if a value is out of range, or `strength` is less than one step.
+    """
 
     steps: int = 50
-    """Steps of the whole schedule, of which `strength` runs a part."""
+    """Number of steps of the whole schedule, 1 to 999; `strength` says how many of them are run."""
     strength: float = 1.0
-    """Fraction of the steps that are run, the last ones: 0.6 starts from the image with six tenths
-    of the noise levels added, 1 from noise alone.
+    """Fraction of the steps that is run, above 0 and up to 1. With 1 the run begins from noise
+    alone. With 0.6 the first four tenths of the steps are skipped, and the run begins from the
+    image, noised to the level of the first step that is run.
     """
     guidance: float = 7.5
-    """Scale of classifier-free guidance (arXiv 2207.12598)."""
+    """Scale of classifier-free guidance (arXiv 2207.12598); 1 turns it off."""
     negative: str = ""
     """The prompt that guidance leads away from."""
 
@@ -39,7 +43,7 @@ class Painting:
 
     @property
     def first(self) -> int:
-        """Index of the first step that is run."""
+        """Index of the first step that is run, counted from 0 for the noisiest of all steps."""
         return self.steps - int(self.steps * self.strength)
 
 
@@ -53,13 +57,19 @@ def paint(
     image: ImageContext | None = None,
     residuals: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Paints over pixels (1, 3, h, w) in -1..1; the result has the same shape, about -1..1.
+    """Generates an image from another image and a prompt.
 
-    noise: float32, of variance 1, in the shape of the image's latents. image: as `UNet2D.forward`
-    takes it, for a batch of two, the branch with the negative prompt first. residuals: as
-    `UNet2D.forward` takes them, for a batch of one, which both branches get. The image is noised
-    (SDEdit, arXiv 2108.01073) and denoised by DDIM steps (arXiv 2010.02502) with classifier-free
-    guidance.
+    The image is noised (SDEdit, arXiv 2108.01073) and then denoised by DDIM (arXiv 2010.02502) with
+    classifier-free guidance.
+
+    pixels: the image to begin with, (1, 3, h, w) in -1..1. noise: float32 noise of variance 1 in
+    the shape of the image's latents. image: context of an IP-Adapter, as `UNet2D.forward` takes it,
+    for a batch of two: first the branch of the negative prompt, then that of the prompt; None for
+    no adapter. residuals: features of a T2I-Adapter, as `UNet2D.forward` takes them, for a batch of
+    one; both branches use the same.
+
+    Returns pixels in the shape of the argument, nominally in -1..1 and not clamped. Raises
+    NotFiniteError if latents or pixels have infinite or NaN values.
     """
     device, dtype = model.device, model.dtype
     context = model.unet.read(model.encode_text(settings.negative, prompt))

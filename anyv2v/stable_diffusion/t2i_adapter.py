@@ -1,4 +1,4 @@
-"""T2I-Adapter (arXiv 2302.08453): an image of structure or color as features for a UNet."""
+"""T2I-Adapter (arXiv 2302.08453), which guides a UNet by an image of structure or color."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from anyv2v.errors import InputError
 from anyv2v.nn.resnet import Conv2d
 
 KINDS = ("full", "light")
+"""The kinds of T2I-Adapter; see `T2IAdapterConfig.kind`."""
 
 
 @dataclass(frozen=True)
 class T2IAdapterConfig:
-    """Section "adapter" of config.json. Raises InputError for values that do not fit together."""
+    """Section "adapter" of a T2I-Adapter's config.json.
+
+    Raises InputError if a value is unknown or out of range, or the channels of a level of a "light"
+    adapter are not divisible by 4.
+    """
 
     kind: str
-    """"full", or "light", whose residual blocks have a quarter of the channels."""
+    """"full", or "light" for residual blocks with a quarter of the level's channels."""
     channels: int
-    """Channels of the image: 1 for canny and sketch, 3 for depth and color."""
+    """Channels of the input image: 1 for canny and sketch, 3 for depth and color."""
     level_channels: tuple[int, ...] = field(metadata={"key": "widths"})
-    """Channels of the features at each level, those of the UNet."""
+    """Channels of the UNet's features at each level (resolution), from full resolution down."""
     layers: int
-    """Residual blocks per level."""
+    """Number of residual blocks per level."""
     factor: int
-    """Pixels per latent, in height and in width."""
+    """Number of pixels per latent, in height and in width."""
 
     def __post_init__(self):
         object.__setattr__(self, "level_channels", tuple(self.level_channels))
@@ -44,21 +49,21 @@ class T2IAdapterConfig:
 
 
 class ResidualBlock(nn.Module):
-    """Convolution, ReLU, convolution; + input."""
+    """A residual block: 3x3 convolution, ReLU, convolution; + input."""
 
     def __init__(self, channels: int, last_kernel: int):
-        """Builds the block; `last_kernel` is the second convolution's kernel size."""
+        """Builds the block; `last_kernel` (odd) is the second convolution's kernel size."""
         super().__init__()
         self.conv1 = Conv2d(channels, channels, 3, padding=1)
         self.conv2 = Conv2d(channels, channels, last_kernel, padding=last_kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (b, h, w, c) to the same shape."""
+        """Maps features x (b, h, w, c) to the same shape."""
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, half that of the level before unless it is the first."""
+    """Residual blocks at one resolution: the input's in the `first` level, half of it in others."""
 
     def __init__(
         self, in_channels: int, out_channels: int, config: T2IAdapterConfig, *, first: bool
@@ -75,7 +80,10 @@ class Level(nn.Module):
         self.proj_out = Conv2d(inner, out_channels, 1) if light else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (b, h, w, c) to (b, h', w', c')."""
+        """Maps features x (b, h, w, c) to (b, h', w', c').
+
+        h' and w' are h and w in the first level, and half of them, rounded up, in every other.
+        """
         x = x if self.first else halve(x)
         x = x if self.proj_in is None else self.proj_in(x)
         for block in self.res:
@@ -84,7 +92,7 @@ class Level(nn.Module):
 
 
 class T2IAdapterNetwork(nn.Module):
-    """Turns an image into features for the levels of a UNet, from full resolution down."""
+    """The network of a T2I-Adapter, which computes features for a UNet's levels from an image."""
 
     def __init__(self, config: T2IAdapterConfig):
         super().__init__()
@@ -100,11 +108,12 @@ class T2IAdapterNetwork(nn.Module):
         )
 
     def forward(self, picture: Tensor) -> list[Tensor]:
-        """Maps a picture (b, c, h, w) with values 0..1 to one feature (b, h', w', c') per level.
+        """Maps images (b, c, h, w) with values 0..1 to one feature (b, h', w', c') per level.
 
-        They are the `residuals` of `UNet2D.forward`: the first has h / factor by w / factor
-        positions, each other one half as many per side, rounded up. Raises InputError for another
-        number of channels and for sides that the factor does not divide.
+        The features, from full resolution down, are the argument `residuals` of `UNet2D.forward`.
+        The first is of the latents' size, h / factor by w / factor; each other one is half as high
+        and wide as the one before, rounded up. Raises InputError if the images do not have the
+        config's `channels`, or `factor` does not divide h and w.
         """
         channels, factor = self.config.channels, self.config.factor
         b, c, h, w = picture.shape
@@ -123,6 +132,9 @@ class T2IAdapterNetwork(nn.Module):
 
 
 def halve(x: Tensor) -> Tensor:
-    """Averages every 2x2 of x (b, h, w, c); at an odd edge, the pixels that exist."""
+    """Averages every 2x2 pixels of x (b, h, w, c): (b, h / 2, w / 2, c), rounded up.
+
+    If a size is odd, the last row or column averages the pixels that exist.
+    """
     small = F.avg_pool2d(x.permute(0, 3, 1, 2), 2, stride=2, ceil_mode=True)
     return small.permute(0, 2, 3, 1)

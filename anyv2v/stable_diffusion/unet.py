@@ -1,8 +1,8 @@
-"""Stable Diffusion's UNet (arXiv 2112.10752): the spatial half of I2VGen-XL's, for images.
+"""Stable Diffusion's UNet (arXiv 2112.10752) for images.
 
-Features are channels-last inside, (b, h, w, c). Besides a text, two things may condition it: an
-image as a second context of the cross-attentions (IP-Adapter, arXiv 2308.06721), and features that
-are added on the way down (T2I-Adapter, arXiv 2302.08453).
+Inside the network, features are channels-last, (b, h, w, c). Besides a text, the network may be
+conditioned on an image, as a second context of the cross-attentions (IP-Adapter, arXiv 2308.06721),
+and on features that are added on the way down (T2I-Adapter, arXiv 2302.08453).
 """
 
 from __future__ import annotations
@@ -27,23 +27,27 @@ from anyv2v.nn.transformer import AddNorm, GegluFeedForward
 from anyv2v.stable_diffusion.config import UNet2DConfig
 
 Context = Mapping[str, tuple[Tensor, Tensor]]
-"""Site of a cross-attention -> key and value of the text, (b, n, heads, d) each."""
+"""Site (path in the network) of a cross-attention -> key and value of the text's n tokens there,
+(b, n, heads, d) each."""
 
 ImageContext = Mapping[str, tuple[Tensor, Tensor, float]]
-"""Site of a cross-attention -> key and value of an image, (b, m, heads, d) each, and the scale of
-the attention to it."""
+"""Site (path in the network) of a cross-attention -> key and value of an image's m tokens there,
+(b, m, heads, d) each, and the weight with which attention to the image is added."""
 
 
 @dataclass(frozen=True)
 class ForwardContext2D(ForwardContext):
-    """What the blocks of one forward pass have in common, with an image as a second context."""
+    """The inputs that all blocks share in one forward pass, with an image as a second context."""
 
     image: ImageContext = field(default_factory=dict)
-    """The image's keys and values, at the sites that see it; empty if there is no image."""
+    """The image's keys and values, for the cross-attentions that read it; empty for no image."""
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to the text and the image, feed-forward."""
+    """A transformer block: self-attention, cross-attention to text and image, feed-forward.
+
+    `site` is the block's path in the network; its cross-attention is called `site.cross`.
+    """
 
     def __init__(self, site: str, dim: int, config: UNet2DConfig):
         super().__init__()
@@ -57,7 +61,7 @@ class Block(nn.Module):
         self.ff = GegluFeedForward(dim)
 
     def forward(self, x: Tensor, ctx: ForwardContext2D) -> Tensor:
-        """Maps x (b, h w, c) to the same shape."""
+        """Maps tokens x (b, h w, c) to the same shape; ctx holds the keys and values to read."""
         x, normed = self.norm2(x, self.self(self.norm1(x), taps=NO_TAPS))
         x, normed = self.norm3(x, self._cross_attend(normed, ctx))
         return x + self.ff(normed)
@@ -74,7 +78,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Norm, projection, block over the h w tokens of an image, projection; + input."""
+    """Norm, projection, `Block` on the h w tokens of an image, projection; + input.
+
+    `site` is the module's path in the network.
+    """
 
     def __init__(self, site: str, channels: int, config: UNet2DConfig):
         super().__init__()
@@ -84,18 +91,26 @@ class Transformer(nn.Module):
         self.proj_out = Linear(channels, channels)
 
     def forward(self, x: Tensor, ctx: ForwardContext2D) -> Tensor:
-        """Maps x (b, h, w, c) to the same shape."""
+        """Maps features x (b, h, w, c) to the same shape; ctx holds the keys and values to read."""
         tokens = self.proj_in(self.norm(x).flatten(1, 2))
         return x + self.proj_out(self.block(tokens, ctx)).reshape(x.shape)
 
 
 class Level(nn.Module):
-    """The layers of one resolution: layer i is res[i] and, if the level attends, spatial[i]."""
+    """The layers of a UNet at one resolution.
+
+    Layer i is res[i] (a resnet) and, if the level attends, spatial[i] (a transformer).
+    """
 
     def __init__(
         self, name: str, in_channels: list[int], channels: int, attends: bool, config: UNet2DConfig
     ):
-        """Builds the level called `name`; `in_channels` are the input channels of its layers."""
+        """Builds the level with one layer per entry of `in_channels`.
+
+        name: path of the level in the network, such as "up.1". in_channels: input channels of each
+        layer. channels: output channels of every layer. attends: whether the layers have
+        transformers.
+        """
         super().__init__()
         self.res = nn.ModuleList(
             ResnetBlock(
@@ -114,13 +129,13 @@ class Level(nn.Module):
         )
 
     def layer(self, i: int, x: Tensor, ctx: ForwardContext2D) -> Tensor:
-        """Runs layer i on x (b, h, w, c): (b, h, w, c')."""
+        """Runs layer i on features x (b, h, w, c) and returns its output (b, h, w, c')."""
         x = self.res[i](x, ctx.time_embedding, taps=NO_TAPS)
         return self.spatial[i](x, ctx) if self.spatial else x
 
 
 class DownLevel(Level):
-    """A level on the way down, with a downsampler at its end unless it is the `last`."""
+    """A level on the way down, which ends with a downsampler unless it is the `last`."""
 
     def __init__(self, name, in_channels, channels, attends, config, *, last: bool):
         super().__init__(name, in_channels, channels, attends, config)
@@ -129,10 +144,11 @@ class DownLevel(Level):
     def forward(
         self, x: Tensor, ctx: ForwardContext2D, residual: Tensor | None = None
     ) -> list[Tensor]:
-        """Returns the outputs of all layers and of the downsampler.
+        """Returns the outputs of all layers, then that of the downsampler.
 
-        They are skips for the way up, and the last of them is the input of the next level.
-        `residual` (b, h, w, c) is added to the output of the last layer.
+        x (b, h, w, c): input of the first layer. residual: tensor (b, h, w, c') to add to the
+        output of the last layer; None adds nothing. The outputs are the skip features for the way
+        up; the last output is also the input of the next level.
         """
         outs = []
         for i in range(len(self.res)):
@@ -146,27 +162,30 @@ class DownLevel(Level):
 
 
 class MidLevel(Level):
-    """Two layers, the second of which has no transformer."""
+    """The level between down and up levels: two layers, the second of which has no transformer."""
 
     def __init__(self, name: str, channels: int, config: UNet2DConfig):
         super().__init__(name, [channels, channels], channels, True, config)
         del self.spatial[1:]
 
     def forward(self, x: Tensor, ctx: ForwardContext2D) -> Tensor:
-        """Maps x (b, h, w, c) to the same shape."""
+        """Maps features x (b, h, w, c) to the same shape."""
         x = self.layer(0, x, ctx)
         return self.res[1](x, ctx.time_embedding, taps=NO_TAPS)
 
 
 class UpLevel(Level):
-    """A level on the way up, with an upsampler at its end unless it is the `last`."""
+    """A level on the way up, which ends with an upsampler unless it is the `last`."""
 
     def __init__(self, name, in_channels, channels, attends, config, *, last: bool):
         super().__init__(name, in_channels, channels, attends, config)
         self.upsample = None if last else Upsample(channels)
 
     def forward(self, x: Tensor, skips: list[Tensor], ctx: ForwardContext2D) -> Tensor:
-        """Maps x (b, h, w, c) to the next level's size; pops a skip per layer off the list."""
+        """Maps features x (b, h, w, c) to the input (b, h', w', c') of the next level.
+
+        Every layer takes one skip feature off the end of the list `skips`, which is modified.
+        """
         for i in range(len(self.res)):
             x = self.layer(i, torch.cat([x, skips.pop()], dim=-1), ctx)
         if self.upsample is None:
@@ -176,7 +195,7 @@ class UpLevel(Level):
 
 
 class UNet2D(nn.Module):
-    """Predicts the noise in latents from the timestep and a text."""
+    """Stable Diffusion's UNet, which predicts the noise in latents from the timestep and a text."""
 
     def __init__(self, config: UNet2DConfig):
         super().__init__()
@@ -201,10 +220,10 @@ class UNet2D(nn.Module):
         self.conv_out = Conv2d(channels[0], config.out_channels, 3, padding=1)
 
     def read(self, text: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Computes the key and value of a text (b, n, c') at every cross-attention.
+        """Computes the keys and values of b encoded texts (b, n, c') at every cross-attention.
 
-        Returns site -> (b, n, heads, d) each. They do not depend on the timestep, so a run needs
-        them once.
+        Returns site (path of the attention in the network) -> key and value, (b, n, heads, d) each.
+        These do not depend on the timestep, so that a run computes them only once.
         """
         return {site: m.read(text) for site, m in _cross_attentions(self)}
 
@@ -216,12 +235,14 @@ class UNet2D(nn.Module):
         image: ImageContext | None = None,
         residuals: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Predicts the noise (b, c', h, w) in latents (b, c, h, w), in the network's dtype.
+        """Predicts the noise (b, out_channels, h, w) in latents (b, in_channels, h, w).
 
-        t (b,): timesteps, in any number type. context: the result of `read` for b texts. image: the
-        key and value of b images at some of the same sites, and the scale of each. residuals: one
-        tensor (b, h, w, c) for each of the first levels on the way down, at the level's own size,
-        added to the output of its last layer. Raises InputError for more residuals than levels.
+        Latents and result have the network's dtype. t (b,): timesteps, in any number type. context:
+        the result of `read` for b texts. image: key and value of b images, and the weight of
+        attention to them, at some of the cross-attentions in `context` (see
+        `ip_adapter.image_context`); None for no images. residuals: features to add on the way down,
+        one (b, h', w', c') for each of the first levels, added to the output of the level's last
+        layer and of the same shape. Raises InputError if there are more residuals than levels.
         """
         if len(residuals) > len(self.down):
             raise InputError(f"{len(residuals)} residuals are given for {len(self.down)} levels")
@@ -242,7 +263,7 @@ class UNet2D(nn.Module):
 
 
 def cross_sites(unet: UNet2D) -> tuple[str, ...]:
-    """Returns the sites of all cross-attentions, in the order in which `forward` runs them."""
+    """Returns the sites (paths in the UNet) of all cross-attentions, in the order of `forward`."""
     return tuple(site for site, _ in _cross_attentions(unet))
 
 

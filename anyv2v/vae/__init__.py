@@ -1,1 +1,1 @@
-"""Autoencoders between frames and latents."""
+"""Autoencoders, which convert frames to latents and back."""

@@ -1,4 +1,7 @@
-"""The image autoencoder of latent diffusion (AutoencoderKL; arXiv 2112.10752)."""
+"""The image autoencoder of latent diffusion (arXiv 2112.10752), diffusers' AutoencoderKL.
+
+In the shapes below s is the number of pixels per latent, in height and in width.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,28 @@ from anyv2v.nn.resample import Downsample, Upsample
 from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock
 
 EPS = 1e-6
+"""Epsilon of every group normalization."""
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Section "vae" of config.json. Raises InputError for a scaling factor that cannot be right."""
+    """Section "vae" of a weights folder's config.json.
+
+    Raises InputError if the scaling factor is not between 1e-4 and 1e4.
+    """
 
     channels: int
-    """Channels of the pixels."""
+    """Channels of the pixels, 3 for RGB."""
     latent_channels: int
+    """Channels of the latents."""
     level_channels: tuple[int, ...] = field(metadata={"key": "widths"})
-    """Channels of the features at each level, from full resolution down."""
+    """Channels of the features at each level (resolution), from full resolution down."""
     layers: int
-    """Resnets per level of the encoder; the decoder has one more."""
+    """Number of resnets in each level of the encoder; the decoder's levels have one more."""
     groups: int
-    """Groups of every group normalization."""
+    """Number of channel groups in every group normalization."""
     scaling_factor: float
-    """Factor that the latents are multiplied by for the diffusion model."""
+    """Factor by which latents are multiplied for the diffusion model."""
 
     def __post_init__(self):
         object.__setattr__(self, "level_channels", tuple(self.level_channels))
@@ -43,12 +51,12 @@ class AutoencoderConfig:
 
     @property
     def spatial_compression(self) -> int:
-        """Pixels per latent, s, in height and in width."""
+        """Number of pixels per latent in height and in width, s: 2 ** (number of levels - 1)."""
         return 2 ** (len(self.level_channels) - 1)
 
 
 class MidAttention(nn.Module):
-    """Self-attention among the pixels of a feature map, with one head; + input."""
+    """Norm and self-attention, with one head, among the positions of a feature map; + input."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -56,14 +64,14 @@ class MidAttention(nn.Module):
         self.q, self.k, self.v, self.out = (Linear(channels, channels) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (b, h, w, c) to the same shape."""
+        """Maps features x (b, h, w, c) to the same shape."""
         tokens = self.norm(x).flatten(1, 2)
         q, k, v = (proj(tokens).unsqueeze(2) for proj in (self.q, self.k, self.v))
         return x + self.out(attention(q, k, v).flatten(2)).reshape(x.shape)
 
 
 class Mid(nn.Module):
-    """Resnet, attention, resnet, at the lowest resolution."""
+    """The blocks at the lowest resolution: a resnet, a self-attention and another resnet."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -71,13 +79,13 @@ class Mid(nn.Module):
         self.attention = MidAttention(channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (b, h, w, c) to the same shape."""
+        """Maps features x (b, h, w, c) to the same shape."""
         x = self.attention(self.res[0](x, taps=NO_TAPS))
         return self.res[1](x, taps=NO_TAPS)
 
 
 class Level(nn.Module):
-    """Resnets at one resolution, then a change of resolution if one is given."""
+    """Resnets at one resolution, then a downsampler or upsampler if one is given."""
 
     def __init__(
         self,
@@ -87,13 +95,16 @@ class Level(nn.Module):
         downsample: Downsample | None = None,
         upsample: Upsample | None = None,
     ):
-        """Builds one resnet per entry of `in_channels`, the input channels of each."""
+        """Builds one resnet per entry of `in_channels`, which are the resnets' input channels.
+
+        channels: output channels of every resnet. groups: groups of every group normalization.
+        """
         super().__init__()
         self.res = nn.ModuleList(_resnets(in_channels, channels, groups))
         self.downsample, self.upsample = downsample, upsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (b, h, w, c) to (b, h', w', c')."""
+        """Maps features x (b, h, w, c) to (b, h', w', c'), of the size after resampling, if any."""
         for res in self.res:
             x = res(x, taps=NO_TAPS)
         resample = self.downsample or self.upsample
@@ -101,7 +112,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Encodes pixels (b, h, w, 3) as mean and log-variance, together (b, h/s, w/s, 2 c)."""
+    """Encodes pixels as mean and log-variance of the latents, before the layer `quant_conv`."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -119,7 +130,10 @@ class Encoder(nn.Module):
         self.conv_out = Conv2d(channels, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps pixels x (b, h, w, 3) to moments (b, h/s, w/s, 2 c)."""
+        """Maps pixels x (b, h, w, 3) to (b, h/s, w/s, 2 c): mean, then log-variance.
+
+        There are s pixels per latent in height and in width, and c channels of the latents.
+        """
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
@@ -127,7 +141,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decodes latents (b, h/s, w/s, c) to pixels (b, h, w, 3)."""
+    """Decodes latents, after the layer `post_quant_conv`, to pixels."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -145,7 +159,7 @@ class Decoder(nn.Module):
         self.conv_out = Conv2d(channels, config.channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps latents x (b, h/s, w/s, c) to pixels (b, h, w, 3)."""
+        """Maps latents x (b, h/s, w/s, c) to pixels (b, h, w, 3), s pixels per latent and side."""
         x = self.mid(self.conv_in(x))
         for level in self.up:
             x = level(x)
@@ -153,7 +167,11 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encodes images as scaled latents and decodes them; its own methods are channels-first."""
+    """Encodes images as scaled latents and decodes latents to images.
+
+    Inputs and outputs of its methods are channels-first, unlike those of `encoder` and `decoder`.
+    There are s pixels per latent in height and in width (`AutoencoderConfig.spatial_compression`).
+    """
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -163,12 +181,19 @@ class Autoencoder(nn.Module):
         self.quant_conv, self.post_quant_conv = Conv2d(2 * c, 2 * c, 1), Conv2d(c, c, 1)
 
     def activation_bytes(self, height: int, width: int) -> int:
-        """Returns a lower bound, in bytes, of the memory for one image, without the weights."""
+        """Returns a lower bound on the memory, in bytes, that the activations of one image need.
+
+        height, width: size of the image in pixels.
+        """
         values = 4 * self.config.level_channels[0] * height * width
         return values * self.quant_conv.weight.itemsize
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes pixels (b, 3, h, w) in [-1, 1]: mean and log-variance, (b, c, h/s, w/s) each."""
+        """Encodes pixels (b, 3, h, w) in [-1, 1] as a normal distribution of unscaled latents.
+
+        Returns mean and log-variance, (b, c, h/s, w/s) each; the log-variance is clamped to
+        -30..20.
+        """
         moments = self.quant_conv(
             self.encoder(rearrange(pixels, "b c h w -> b h w c").contiguous())
         )
@@ -178,7 +203,8 @@ class Autoencoder(nn.Module):
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encodes pixels (b, 3, h, w) in [-1, 1] as scaled latents (b, c, h/s, w/s).
 
-        The latents are the mean of the posterior or, with a generator, a sample from it.
+        The latents are the mean of `posterior`, or a sample from it if there is a generator. The
+        result has the dtype of the weights, which `pixels` must have.
         """
         latents, log_variance = self.posterior(pixels)
         if generator is not None:
@@ -189,7 +215,10 @@ class Autoencoder(nn.Module):
         return latents * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decodes scaled latents (b, c, h/s, w/s) to pixels (b, 3, h, w), about [-1, 1]."""
+        """Decodes scaled latents (b, c, h/s, w/s) to pixels (b, 3, h, w), nominally in [-1, 1].
+
+        Latents and result have the dtype of the weights. Pixels are not clamped.
+        """
         x = rearrange(latents / self.config.scaling_factor, "b c h w -> b h w c").contiguous()
         return rearrange(self.decoder(self.post_quant_conv(x)), "b h w c -> b c h w")
 

@@ -1,4 +1,4 @@
-"""The interface to autoencoders of clips, and its implementation by an image autoencoder."""
+"""The interface of autoencoders for clips, `LatentCodec`, and one that works image by image."""
 
 from __future__ import annotations
 
@@ -15,137 +15,168 @@ from anyv2v.vae.autoencoder import Autoencoder
 
 
 class LatentCodec(Protocol):
-    """An autoencoder of clips, whose memory does not grow with their length.
+    """An autoencoder for clips, which encodes and decodes them piece by piece.
 
-    Latents are (1, c, f', h', w'). The first latent frame encodes the first frame alone.
+    The memory that a codec needs does not grow with the length of a clip. Latents of a clip are
+    (1, c, f', h', w'); the first latent frame encodes the clip's first frame alone.
     """
 
     @property
     def channels(self) -> int:
-        """Channels of the latents, c."""
+        """Number of channels of the latents, c."""
         ...
 
     @property
     def spatial_compression(self) -> int:
-        """Pixels per latent, in height and in width."""
+        """Number of pixels per latent, in height and in width."""
         ...
 
     @property
     def size_multiple(self) -> int:
-        """The number of pixels that must divide both sides of a frame.
+        """The number of pixels that must divide width and height of a frame.
 
-        It is `spatial_compression`, or a multiple of it where a network takes several latents as
-        one token.
+        The number is `spatial_compression`, or a multiple of it if the diffusion network takes
+        several latents as one token.
         """
         ...
 
     @property
     def encoder(self) -> nn.Module:
-        """The part of the autoencoder that decoding does not need."""
+        """The network that only encoding uses, which may be offloaded while latents are decoded."""
         ...
 
     def check_frames(self, frames: int) -> int:
-        """Returns `frames` if a clip may have that many.
+        """Returns `frames` if the codec can encode a clip of that many frames.
 
-        Raises InputError otherwise, with the nearest numbers that work.
+        Raises InputError otherwise; the message says which nearby numbers are possible.
         """
         ...
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Returns the shape (c, f', h', w') of a clip's latents; height and width in pixels."""
+        """Returns the shape (c, f', h', w') of the latents of a clip.
+
+        frames: number of frames of the clip. height, width: size of the frames in pixels.
+        """
         ...
 
     def frames_of(self, latent_frames: int) -> int:
-        """Returns how many frames that many latent frames decode to."""
+        """Returns the number of frames to which `latent_frames` latent frames are decoded."""
         ...
 
     def activation_bytes(self, height: int, width: int) -> int:
-        """Returns a lower bound, in bytes, of the memory for the smallest piece of a clip.
+        """Returns a lower bound on the memory, in bytes, that the activations of a piece need.
 
-        The weights are not counted. height, width: of the frames, in pixels.
+        A piece is the smallest part of a clip that the codec encodes or decodes at once. height,
+        width: size of the frames in pixels.
         """
         ...
 
     def encode(
         self, frames: Tensor, at_once: int = 1, generator: torch.Generator | None = None
     ) -> Iterator[Tensor]:
-        """Encodes uint8 frames (f, h, w, 3), yielding float32 pieces (1, c, k, h', w') along time.
+        """Encodes uint8 frames (f, h, w, 3), yielding latents of consecutive pieces of the clip.
 
-        The latents are scaled means of the posterior or, with a generator, samples from it. A codec
-        that can choose encodes `at_once` frames together. The frames may hold no data, as they do
-        when a run's cost is predicted.
+        Each piece is float32 (1, c, k, h', w'): scaled means of the posterior, or samples from it
+        if there is a generator. at_once: number of frames to encode together, if the codec has a
+        choice. The frames may be meta tensors, from which a run's cost is predicted.
         """
         ...
 
     def decode(self, latents: Tensor, at_once: int = 1) -> Iterator[Tensor]:
-        """Decodes latents (1, c, f', h', w'), yielding pixels (k, 3, h, w), about [-1, 1]."""
+        """Decodes scaled latents (1, c, f', h', w'), yielding consecutive pieces of the clip.
+
+        Each piece is pixels (k, 3, h, w), nominally in [-1, 1] and not clamped, in the dtype of the
+        weights. at_once: number of latent frames to decode together, if the codec has a choice.
+        """
         ...
 
     def meta_copy(self, device: torch.device) -> LatentCodec:
-        """Returns a copy of the codec on `device` whose weights hold no data."""
+        """Returns a copy of the codec on `device` with uninitialized weights.
+
+        Such a copy serves to count operations and find shapes; see `anyv2v.runtime.meta`.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class ImageCodec:
-    """An autoencoder of images that encodes every frame by itself; see `LatentCodec`."""
+    """A codec that encodes every frame of a clip by itself, with an image autoencoder.
+
+    It implements `LatentCodec`.
+    """
 
     vae: Autoencoder
+    """The image autoencoder."""
 
     @property
     def channels(self) -> int:
-        """Channels of the latents."""
+        """Number of channels of the latents."""
         return self.vae.config.latent_channels
 
     @property
     def spatial_compression(self) -> int:
-        """Pixels per latent, in height and in width."""
+        """Number of pixels per latent, in height and in width."""
         return self.vae.config.spatial_compression
 
     @property
     def size_multiple(self) -> int:
-        """The number of pixels that must divide both sides of a frame: one latent."""
+        """The number of pixels that must divide a frame's sides, equal to `spatial_compression`."""
         return self.spatial_compression
 
     @property
     def encoder(self) -> nn.Module:
-        """The part of the autoencoder that decoding does not need."""
+        """The network that only encoding uses, which may be offloaded while latents are decoded."""
         return self.vae.encoder
 
     def check_frames(self, frames: int) -> int:
-        """Returns `frames`: any number will do."""
+        """Returns `frames`: a clip may have any number of frames."""
         return frames
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Returns the shape (c, f, h', w') of a clip's latents; height and width in pixels."""
+        """Returns the shape (c, frames, h', w') of a clip's latents; height and width in pixels."""
         s = self.spatial_compression
         return self.channels, frames, height // s, width // s
 
     def frames_of(self, latent_frames: int) -> int:
-        """Returns `latent_frames`: each decodes to one frame."""
+        """Returns `latent_frames`: each latent frame is decoded to one frame."""
         return latent_frames
 
     def activation_bytes(self, height: int, width: int) -> int:
-        """Returns a lower bound, in bytes, of the memory for one frame, without the weights."""
+        """Returns a lower bound on the memory, in bytes, that the activations of one frame need.
+
+        height, width: size of the frame in pixels.
+        """
         return self.vae.activation_bytes(height, width)
 
     def encode(
         self, frames: Tensor, at_once: int = 1, generator: torch.Generator | None = None
     ) -> Iterator[Tensor]:
-        """Encodes frames (f, h, w, 3), yielding latents (1, c, k, h', w'), k being `at_once`."""
+        """Encodes uint8 frames (f, h, w, 3), yielding latents of consecutive pieces of the clip.
+
+        Each piece is float32 (1, c, k, h', w'), with `at_once` frames or, in the last piece, fewer:
+        scaled means of the posterior. With a generator, pieces are single frames, sampled from the
+        posterior.
+        """
         # samples are drawn for one frame after the other, as the original draws them
         for chunk in frames.split(at_once if generator is None else 1):
             pixels = pixels_of(chunk).to(self._weight.device, self._weight.dtype)
             yield self.vae.encode(pixels, generator).float().transpose(0, 1)[None]
 
     def decode(self, latents: Tensor, at_once: int = 1) -> Iterator[Tensor]:
-        """Decodes latents (1, c, f, h', w'), yielding pixels (k, 3, h, w), k being `at_once`."""
+        """Decodes scaled latents (1, c, f, h', w'), yielding consecutive pieces of the clip.
+
+        Each piece is pixels (k, 3, h, w), nominally in [-1, 1] and not clamped, in the dtype of the
+        weights, with `at_once` frames or, in the last piece, fewer.
+        """
         images = latents[0].transpose(0, 1).to(self._weight.device, self._weight.dtype)
         for chunk in images.split(at_once):
             yield self.vae.decode(chunk)
 
     def meta_copy(self, device: torch.device) -> ImageCodec:
-        """Returns a copy of the codec on `device` whose weights hold no data."""
+        """Returns a copy of the codec on `device` with uninitialized weights.
+
+        Such a copy serves to count operations and find shapes; see `anyv2v.runtime.meta`.
+        """
         return replace(self, vae=meta_copy(self.vae, device))
 
     @property

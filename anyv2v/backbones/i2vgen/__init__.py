@@ -1,1 +1,1 @@
-"""I2VGen-XL (arXiv 2311.04145), the network that AnyV2V edits with."""
+"""I2VGen-XL (arXiv 2311.04145), an image-to-video network."""

@@ -1,7 +1,7 @@
-"""All inputs of the I2VGen-XL UNet but the latents and the timestep (arXiv 2311.04145, section 3).
+"""The conditions of I2VGen-XL's UNet: text, first frame, frame rate (arXiv 2311.04145, section 3).
 
-None of them depends on the timestep, so they are encoded once per run and stored as `Conditions`,
-together with the keys and values that every cross-attention makes of the context.
+The conditions do not depend on the timestep, so they are encoded once per run and stored as
+`Conditions`, with the keys and values that every cross-attention computes from the context.
 """
 
 from __future__ import annotations
@@ -24,28 +24,31 @@ from anyv2v.nn.embeddings import mlp, sinusoids
 class Conditions:
     """What the UNet is conditioned on, for g branches of n samples.
 
-    A sample is noisy latents with a first frame. The branches of a sample differ only in their
-    context, so whatever else they read is stored, and computed, once per sample.
+    A sample is noisy latents with a first frame. Its branches, such as those of the negative prompt
+    and of the prompt, differ only in their context, so that everything else is stored and computed
+    once per sample.
     """
 
     context: Mapping[str, tuple[Tensor, Tensor]]
-    """Site of each cross-attention -> key and value, (g, m, heads, d) each."""
+    """Site (path in the UNet) of each cross-attention -> key and value of the m context tokens
+    there, (g, m, heads, d) each."""
     latents: Tensor
-    """(n, c, f, h, w): encoded first frame, concatenated with the noisy latents as channels."""
+    """(n, c, f, h, w): the encoded first frame, which the UNet concatenates with the noisy latents
+    along the channels."""
     fps: Tensor
-    """(n, t): embedding of the frame rate, added to that of the timestep."""
+    """(n, t): embedding of the frame rate, which is added to the embedding of the timestep."""
     samples: Tensor
-    """(g,) int64: index of the sample that each branch belongs to."""
+    """(g,) int64: for each branch, the index of the sample that it belongs to."""
 
     @classmethod
     def stack(
         cls, branches: Sequence[Conditions], samples: Sequence[int] | None = None
     ) -> Conditions:
-        """Stacks the conditions of single branches, in order.
+        """Stacks the conditions of single branches into those of a batch, in order.
 
-        samples: index of the sample that each branch belongs to; by default every branch has a
-        sample of its own. Indices count from 0 in order of appearance. Branches of one sample must
-        have been made of the same first frame.
+        samples: for each branch, the index of the sample (noisy latents with a first frame) that it
+        belongs to, numbered from 0 in order of appearance; None gives every branch a sample of its
+        own. Branches of one sample must have the same first frame and frame rate.
         """
         samples = tuple(range(len(branches)) if samples is None else samples)
         firsts = [branches[samples.index(sample)] for sample in range(len(set(samples)))]
@@ -64,13 +67,13 @@ class Conditions:
         )
 
     def one_per_branch(self) -> Conditions:
-        """Returns the same conditions with a sample of its own for every branch."""
+        """Returns the same conditions with a separate sample for every branch, so that n = g."""
         own = torch.arange(len(self.samples), device=self.samples.device)
         return Conditions(self.context, self.latents[self.samples], self.fps[self.samples], own)
 
 
 class LatentsFeedForward(nn.Module):
-    """Linear, exact GELU, linear."""
+    """A feed-forward network: linear to 4 dim channels, exact GELU, linear back to `dim`."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -83,10 +86,10 @@ class LatentsFeedForward(nn.Module):
 
 
 class LatentsTemporal(nn.Module):
-    """A transformer layer that mixes the image latents along the frames.
+    """A transformer layer that mixes encoded image latents along the frames.
 
-    Its attention has two heads, whose dim is the number of latent channels. As in the original, the
-    feed-forward has no norm before it.
+    The attention has two heads of `channels` dims each. As in the original code, there is no norm
+    before the feed-forward.
     """
 
     def __init__(self, channels: int):
@@ -96,13 +99,13 @@ class LatentsTemporal(nn.Module):
         self.ff = LatentsFeedForward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps x (b, f, h w, c) to the same shape."""
+        """Maps latents x (b, f, h w, c), as channels-last tokens of f frames, to the same shape."""
         x = x + self.self(self.norm(x), taps=NO_TAPS)
         return x + self.ff(x)
 
 
 class Conditioning(nn.Module):
-    """Encodes image latents, CLIP image embedding and frame rate."""
+    """The part of I2VGen-XL's UNet that encodes text, first frame and frame rate."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -133,10 +136,12 @@ class Conditioning(nn.Module):
         """Encodes the conditions of b branches.
 
         text (b, n, c'): hidden states of the text encoder. image_embedding (b, c'): CLIP embedding
-        of the first frame. image_latents (b, c, f, h, w). fps (b,): frames per second.
+        of the first frame. image_latents (b, c, f, h, w): the first frame's latents, extended to a
+        clip by `backbone.image_latents`. fps (b,): frames per second.
 
-        Returns the context (b, n + 64 + 4, c'), which is tokens of the text, of the first frame's
-        latents and of its CLIP embedding; then `Conditions.latents`; then `Conditions.fps`.
+        Returns (context, latents, fps). The context (b, n + 64 + c, c') consists of the n text
+        tokens, 64 tokens of the first frame's latents and c tokens of its CLIP embedding. The other
+        two are as in `Conditions`.
         """
         image_latents = image_latents.contiguous()
         first = self.latent_tokens(image_latents[:, :, 0].contiguous())

@@ -1,4 +1,4 @@
-"""The sizes of an I2VGen-XL network."""
+"""The sizes of I2VGen-XL's UNet, as config.json in a weights folder states them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from anyv2v.errors import InputError
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Section "unet" of config.json. Raises InputError for sizes that do not fit together."""
+    """Section "unet" of a weights folder's config.json.
+
+    Raises InputError if `level_channels` and `attention` differ in length, or a level's channels
+    are not divisible by `groups` or are fewer than `head_dim`.
+    """
 
     channels: int
     """Channels of the latents."""
     level_channels: tuple[int, ...] = field(metadata={"key": "widths"})
-    """Channels of the features at each level, from full resolution down."""
+    """Channels of the features at each level (resolution), from full resolution down."""
     attention: tuple[bool, ...]
-    """Whether each level has transformers as well as convolutions."""
+    """For each level, from full resolution down, whether it has transformers."""
     layers: int
-    """Layers per level on the way down; a level on the way up has one more."""
+    """Number of layers in each down level; each up level has one more."""
     head_dim: int
-    """Length of the vectors of one attention head; a level has channels / head_dim heads."""
+    """Length of an attention head's vectors; a level has channels // head_dim heads."""
     context_dim: int = field(metadata={"key": "context_width"})
     """Length of the context vectors that the cross-attentions read."""
     groups: int
-    """Groups of every group normalization."""
+    """Number of channel groups in every group normalization."""
 
     def __post_init__(self):
         object.__setattr__(self, "level_channels", tuple(self.level_channels))
@@ -41,10 +45,10 @@ class UNetConfig:
                 )
 
     def heads(self, channels: int) -> int:
-        """Returns the number of attention heads at a level with that many channels."""
+        """Returns the number of attention heads at a level whose features have `channels`."""
         return channels // self.head_dim
 
     @property
     def time_dim(self) -> int:
-        """Length of the time embedding."""
+        """Length of the time embedding: four times the channels of the first level."""
         return 4 * self.level_channels[0]

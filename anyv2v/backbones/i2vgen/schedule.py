@@ -1,6 +1,6 @@
-"""The noise schedule of I2VGen-XL: cosine, zero terminal SNR, v-prediction.
+"""The noise schedule of I2VGen-XL: cosine, with zero terminal SNR, for v-prediction.
 
-alpha-bar is 0.99996 at t = 0 and exactly 0 at t = 999.
+alpha-bar (the clean latents' share of the variance) is 0.99996 at t = 0 and exactly 0 at t = 999.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from torch import Tensor
 from anyv2v.diffusion.schedule import TableSchedule
 
 TRAIN_STEPS = 1000
+"""Number of timesteps in training."""
 OFFSET = 1
 """The least noisy timestep of every run."""
 
 
 def schedule() -> TableSchedule:
-    """Returns the schedule of inversion and sampling."""
+    """Returns I2VGen-XL's noise schedule, which inversion and sampling both use."""
     return TableSchedule(alphas_cumprod(), "v", OFFSET)
 
 
 def alphas_cumprod() -> Tensor:
-    """Computes the table of alpha-bar, (1000,) float32, bit for bit as the original does.
+    """Computes alpha-bar of timesteps 0 to 999: (1000,) float32, bit for bit the original's.
 
-    It is the cosine schedule (arXiv 2102.09672, eq. 17), rescaled to zero terminal SNR (arXiv
-    2305.08891, algorithm 1). The original converts alpha-bar to betas and back in float32, and so
-    does this: squaring directly would give values that differ by 5e-7.
+    The table is the cosine schedule (arXiv 2102.09672, eq. 17), rescaled to zero terminal SNR
+    (arXiv 2305.08891, algorithm 1). The original code converts alpha-bar to betas and back in
+    float32, and so does this function: squaring directly gives values that differ by up to 5e-7.
     """
 
     def remaining(u: float) -> float:

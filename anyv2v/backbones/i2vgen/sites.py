@@ -1,6 +1,6 @@
-"""The sites of I2VGen-XL's UNet, and the paper's choice of those to inject.
+"""The sites of I2VGen-XL's UNet, and the AnyV2V paper's choice of those to inject.
 
-Sites are the layers whose features can be recorded, replayed and injected.
+A site is a named layer whose features can be recorded, replayed and injected.
 """
 
 from __future__ import annotations
@@ -10,19 +10,24 @@ from collections.abc import Sequence
 from torch import nn
 
 STAGES = ("transformer_in", "down", "mid", "up")
+"""The UNet's parts, in the order of the forward pass; names of sites begin with them."""
 LAYER = ("res", "spatial", "temporal")
+"""The blocks of a layer that have sites, in the order of the forward pass."""
 ATTENTIONS = ("self", "cross", "self2")
+"""The attentions of a transformer, in the order of the forward pass; names of sites end with them.
+No transformer has all three."""
 
 
 def paper_sites(attention: Sequence[bool], layers: int) -> dict[str, list[str]]:
-    """Returns the paper's choice of sites for each injection group (arXiv 2403.14468, section 4).
+    """Returns the layers that AnyV2V injects, by group (arXiv 2403.14468, section 4).
 
-    The group conv has the residual feature of one resnet of the second up block. The groups spatial
-    and temporal have query and key of the self-attentions from the second layer of the second up
-    block to the end, as in the original code.
+    The keys are the injection groups: "conv" (the residual feature of one resnet of the second up
+    level), "spatial" and "temporal" (query and key of the self-attentions within a frame and along
+    the frames, from the second layer of the second up level to the end, as in the original code).
+    The values are site names, such as "up.1.res.1".
 
-    attention: whether each level of the UNet has transformers, in the order of the way down.
-    layers: layers per level on the way down; a level on the way up has one more.
+    attention: for each level of the UNet, from full resolution down, whether it has transformers.
+    layers: number of layers in each down level; each up level has one more.
     """
     upwards = attention[::-1]
     layers_injected = [
@@ -39,12 +44,14 @@ def paper_sites(attention: Sequence[bool], layers: int) -> dict[str, list[str]]:
 
 
 def find_sites(network: nn.Module) -> tuple[str, ...]:
-    """Finds the sites of all blocks of a network, in the order of the forward pass.
+    """Returns the names of all sites (layers that call taps), in the order of the forward pass.
 
-    A site is called like the path of its module in the network. I2VGen-XL has three kinds:
+    The name of a site is the path of its module in the network. Raises AssertionError if a module
+    has another `site`. I2VGen-XL has three kinds:
 
     - `up.1.res.1`: the residual branch of a resnet, after its second convolution;
-    - `up.1.spatial.1.block.self`, `.cross`: query, key and value within a frame, to the context;
+    - `up.1.spatial.1.block.self`, `.cross`: query, key and value of the self-attention within a
+      frame, and of the cross-attention to the context;
     - `up.1.temporal.1.block.self`, `.self2`: query, key and value along the frames.
     """
     blocks = network.named_modules()

@@ -1,8 +1,8 @@
-"""The I2VGen-XL 3D UNet (arXiv 2311.04145), on channels-last features.
+"""The 3D UNet of I2VGen-XL (arXiv 2311.04145), on channels-last features.
 
-Inside, features are (g f, h, w, c): the frames of g branches as one batch of images, with the
-frames of a branch next to each other. Every layer works on a view of that, so nothing is permuted
-between space and time.
+Inside the network, features are (g f, h, w, c): the f frames of each of g branches (passes under
+different conditions) as one batch of images, with the frames of a branch next to each other. Every
+layer works on a view of this layout, so nothing is permuted between space and time.
 """
 
 from __future__ import annotations
@@ -26,21 +26,26 @@ from anyv2v.nn.resnet import Conv2d, GroupNorm, ResnetBlock, TemporalConv
 from anyv2v.nn.transformer import SpatialTransformer, TemporalTransformer
 
 FIRST_CROSS = "down.0.spatial.0.block.cross"
-"""The first cross-attention. The branches of one sample differ only in their context, so this is
-where their features begin to differ."""
+"""Site of the first cross-attention. The branches of one sample (noisy latents with a first frame)
+differ only in their context, which is read here first, so their features are equal up to here."""
 
 
 class Level(nn.Module):
-    """The layers of one resolution: resnet, temporal convolution and, if it attends, transformers.
+    """The layers of a UNet at one resolution.
 
-    Layer i is res[i], temporal_conv[i], spatial[i], temporal[i]: one list per kind of block, as the
-    published checkpoint has them.
+    Layer i is res[i] (a resnet), temporal_conv[i] and, if the level attends, the transformers
+    spatial[i] and temporal[i]: one list per kind of block, as in the published checkpoint.
     """
 
     def __init__(
         self, name: str, in_channels: list[int], channels: int, attends: bool, config: UNetConfig
     ):
-        """Builds the level called `name`; `in_channels` are the input channels of its layers."""
+        """Builds the level with one layer per entry of `in_channels`.
+
+        name: path of the level in the network, such as "up.1", which begins the names of its sites.
+        in_channels: input channels of each layer. channels: output channels of every layer.
+        attends: whether the layers have transformers.
+        """
         super().__init__()
         sizes = dict(heads=config.heads(channels), head_dim=config.head_dim, groups=config.groups)
         self.res = nn.ModuleList(
@@ -69,18 +74,25 @@ class Level(nn.Module):
         )
 
     def layer(self, i: int, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
-        """Runs layer i on x (g f, h, w, c): (g f, h, w, c')."""
+        """Runs layer i on features x (g f, h, w, c) and returns its output (g f, h, w, c')."""
         x = self.convolve(i, x, ctx.time_embedding, ctx.frames, taps=taps)
         return self.attend(i, x, ctx, taps=taps)
 
     def convolve(
         self, i: int, x: Tensor, time_embedding: Tensor, frames: int, *, taps: Taps
     ) -> Tensor:
-        """Runs the convolutional half of layer i on x (g f, h, w, c): (g f, h, w, c')."""
+        """Runs the resnet and the temporal convolution of layer i.
+
+        Maps features x (g f, h, w, c) of f = `frames` frames and time_embedding (g, t) to
+        (g f, h, w, c').
+        """
         return self.temporal_conv[i](self.res[i](x, time_embedding, taps=taps), frames)
 
     def attend(self, i: int, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
-        """Runs the transformers of layer i, if the level has any, on x (g f, h, w, c)."""
+        """Runs the transformers of layer i on features x (g f, h, w, c), keeping the shape.
+
+        Returns x itself if the level has no transformers.
+        """
         if not self.spatial:
             return x
         x = self.spatial[i](x, ctx, taps=taps)
@@ -88,7 +100,7 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    """A level on the way down, with a downsampler at its end unless it is the `last`."""
+    """A level on the way down, which ends with a downsampler unless it is the `last`."""
 
     def __init__(self, name, in_channels, channels, attends, config, *, last: bool):
         super().__init__(name, in_channels, channels, attends, config)
@@ -97,9 +109,10 @@ class DownLevel(Level):
     def forward(
         self, x: Tensor, ctx: ForwardContext, *, taps: Taps, start: int = 0
     ) -> list[Tensor]:
-        """Returns the outputs of all layers from `start` on, and of the downsampler.
+        """Returns the outputs of the layers from index `start` on, then that of the downsampler.
 
-        They are skips for the way up, and the last of them is the input of the next level.
+        x (g f, h, w, c): input of the first layer that is run. The outputs are the skip features
+        for the way up; the last output is also the input of the next level.
         """
         outs = []
         for i in range(start, len(self.res)):
@@ -111,27 +124,30 @@ class DownLevel(Level):
 
 
 class MidLevel(Level):
-    """Two layers, the second of which has no transformers."""
+    """The level between down and up levels: two layers, the second of which has no transformers."""
 
     def __init__(self, name: str, channels: int, config: UNetConfig):
         super().__init__(name, [channels, channels], channels, True, config)
         del self.spatial[1:], self.temporal[1:]
 
     def forward(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
-        """Maps x (g f, h, w, c) to the same shape."""
+        """Maps features x (g f, h, w, c) of g branches with f frames each to the same shape."""
         x = self.layer(0, x, ctx, taps=taps)
         return self.convolve(1, x, ctx.time_embedding, ctx.frames, taps=taps)
 
 
 class UpLevel(Level):
-    """A level on the way up, with an upsampler at its end unless it is the `last`."""
+    """A level on the way up, which ends with an upsampler unless it is the `last`."""
 
     def __init__(self, name, in_channels, channels, attends, config, *, last: bool):
         super().__init__(name, in_channels, channels, attends, config)
         self.upsample = None if last else Upsample(channels)
 
     def forward(self, x: Tensor, skips: list[Tensor], ctx: ForwardContext, *, taps: Taps) -> Tensor:
-        """Maps x (g f, h, w, c) to the next level's size; pops a skip per layer off the list."""
+        """Maps features x (g f, h, w, c) to the input (g f, h', w', c') of the next level.
+
+        Every layer takes one skip feature off the end of the list `skips`, which is modified.
+        """
         for i in range(len(self.res)):
             x = torch.cat([x, skips.pop()], dim=-1)
             # not `layer`: its caller would hold the concatenated features during the attention
@@ -144,7 +160,10 @@ class UpLevel(Level):
 
 
 class UNet(nn.Module):
-    """Predicts v from noisy latents, the timestep and `Conditions`."""
+    """I2VGen-XL's UNet, which predicts v (arXiv 2202.00512) from noisy latents and `Conditions`.
+
+    `sites` has the names of the layers that call taps, in the order of the forward pass.
+    """
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -177,11 +196,12 @@ class UNet(nn.Module):
     def condition(
         self, text: Tensor, image_embedding: Tensor, image_latents: Tensor, fps: Tensor
     ) -> Conditions:
-        """Computes what the network needs of its conditions, once for a whole run.
+        """Computes everything that depends on the conditions alone, once for a whole run.
 
-        text (b, n, c'): the text encoder's hidden states. image_embedding (b, c'): CLIP embedding
-        of the first frame. image_latents (b, c, f, h, w): the first frame's latents as the
-        function `image_latents` lays them out. fps (b,): frames per second.
+        text (b, n, c'): hidden states of the text encoder, for b branches. image_embedding (b, c'):
+        CLIP embedding of the first frame. image_latents (b, c, f, h, w): the first frame's latents,
+        extended to a clip by the function `image_latents`. fps (b,): frames per second. Each branch
+        becomes a sample of its own, see `Conditions`.
         """
         context, latents, fps_embedding = self.conditioning(
             text, image_embedding, image_latents, fps
@@ -195,10 +215,11 @@ class UNet(nn.Module):
     def forward(
         self, latents: Tensor, t: Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        """Predicts v (g, c, f, h, w) for g branches of n samples, as `conditions` stack them.
+        """Predicts v (g, c, f, h, w), in the network's dtype, for g branches of n samples.
 
         latents (n, c, f, h, w): the noisy latents of the samples, in the network's dtype. t (n,):
-        their timesteps, in any number type.
+        the timesteps of the samples, in any number type. conditions: those of the g branches; see
+        `Conditions.stack`. taps: the hooks to call at the sites.
         """
         latents, t, conditions = self._prefix_batch(latents, t, conditions, taps)
         frames = latents.shape[2]
@@ -246,10 +267,10 @@ class UNet(nn.Module):
     def _first_layer(
         self, x: Tensor, time_embedding: Tensor, conditions: Conditions, taps: Taps
     ) -> tuple[list[Tensor], ForwardContext]:
-        """Runs layer 0 of level 0 on x (n f, h, w, c), which has an entry per sample or per branch.
+        """Runs layer 0 of level 0 on x (n f, h, w, c), with an entry per sample or per branch.
 
-        Returns x and the layer's output, (g f, h, w, c) each, and the context of all other layers,
-        with an entry per branch.
+        Returns x and the layer's output, (g f, h, w, c) each, in a list, then the context that all
+        other layers read, with an entry per branch.
         """
         level, samples = cast(DownLevel, self.down[0]), conditions.samples
         frames = conditions.latents.shape[2]
