@@ -379,12 +379,12 @@ class Replay(Capturable):
     """
 
     def __init__(self, features: Features):
-        """Replays `features`, which `Record` recorded of the source at this step, at their sites."""
+        """Injects `features`, recorded by `Record` from the source at this step, at their sites."""
         checks.kind("features", features, Mapping, "a mapping of sites to what `Record` recorded")
         self.features, self.sites = features, frozenset(features)
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """Returns (h,), (q, k, v) or (probabilities, v): recorded tensors, and v of every branch."""
+        """Returns (h,), (q, k, v) or (probabilities, v): recorded tensors, v of every branch."""
         return feature.replay(self.features[site])
 
     def cache_key(self) -> Hashable:
