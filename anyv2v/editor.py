@@ -94,16 +94,17 @@ class Editor(Planner):
         `video`: a Video, an array of frames (f, h, w, 3) uint8, or a path, which is read with the
         weights' own size, number of frames and rate. `method`: "fixed-point" solves each step of
         sampling to the relative `tolerance`; "ddim" is the original's plain DDIM. `steps`: None is
-        500 for "ddim", else the weights' own number. `prompt` describes the source; with a
-        `guidance` other than 1, `negative_prompt` is what it leads away from. `fps` and `options`
-        are settings that the network is given, see `backbone.options`. `on_step(index, t, latents)`
-        is called after each step, with index counted in the order of the inversion and all latents
-        (1, c, f', h', w') reached. `plan`: the edit run that will read the source, see `step_plan`;
-        only the latents that it reads are stored. None stores those of all steps. `recording`: the
-        features to record, see `recording()`; None records nothing. `unfinished`: the file in which
-        an interrupted inversion is saved, and from which it is resumed. `taps` are called in every
-        prediction in whose step they are active, and may change what the network computes. Raises
-        InputError for an argument that is wrong, and names it.
+        500 for "ddim", else the weights' own number. `prompt` describes the source; with `guidance`
+        above 1, `negative_prompt` is what it leads away from. `fps` and `options` are settings that
+        the network is given, see `backbone.options`.
+
+        `on_step(index, t, latents)` is called after each step with the latents (1, c, f', h', w')
+        that it reached; index 0 is the first step, the least noisy. `plan`: the edit run that will
+        read the source, see `step_plan`; only the latents that it reads are stored. None stores
+        those of all steps. `recording`: the features to record, see `recording()`; None records
+        nothing. `unfinished`: the file in which an interrupted inversion is saved, and from which
+        it is resumed. `taps` are called in the steps in which they are active, and may change what
+        the network computes. Raises InputError for an argument that is wrong, and names it.
 
         On the GPU remain the weights and the source: its latents, and those features that
         `recording` placed there, see `Source`. Conditions, captured graphs and the latents of
