@@ -84,8 +84,8 @@ def ddim(
 
     Yields the state after each step that `state` has left of `steps`. In a step from one level up
     to a noisier one the network is given the noisier level, but the latents of the cleaner one:
-    that costs one evaluation per step and is inexact. check: see this module; None raises
-    NotFiniteError with a plain message.
+    that costs one evaluation per step and is inexact. Raises NotFiniteError if latents are not
+    finite; `check` words its message, and None words it plainly.
     """
     check = check or FiniteCheck()
     for level, below in _remaining_steps(state, schedule, steps):
@@ -125,8 +125,8 @@ def fixed_point(
 
     The trajectory stores the iterate x that was evaluated last, so that the network computes the
     same features there as it will for the source in sampling. The next step starts from g(x), which
-    is nearer to the fixed point and costs no evaluation. check: see this module; None raises
-    NotFiniteError with a plain message.
+    is nearer to the fixed point and costs no evaluation. Raises NotFiniteError if latents are not
+    finite; `check` words its message, and None words it plainly.
     """
     check = check or FiniteCheck()
     budget = default_budget(steps) if budget is None else budget
