@@ -30,8 +30,8 @@ SHOWN = 80
 def whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
     """Returns `value` as an int if it is a whole number from `least` to `most`, both included.
 
-    A `most` of None is no bound. Integers of numpy are whole numbers; floats and bools are not. Raises InputError, which names
-    the argument `name`, otherwise.
+    A `most` of None is no bound. Integers of numpy are whole numbers; floats and bools are not.
+    Raises InputError, which names the argument `name`, otherwise.
     """
     try:
         if isinstance(value, bool) or not isinstance(value, SupportsIndex):
