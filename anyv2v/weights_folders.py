@@ -16,14 +16,15 @@ from anyv2v.weights.manifest import IP_ADAPTER, STABLE_DIFFUSION, T2I_ADAPTER, S
 from anyv2v.weights.verify import Report, verify
 
 Builders = Callable[[dict], dict[str, Callable[[], nn.Module]]]
+"""(content of config.json) -> component -> a function that builds its network."""
 
 BUILDERS: dict[str, Builders] = {
     STABLE_DIFFUSION: stable_diffusion.builders,
     IP_ADAPTER: adapters.ip_adapter_builders,
     T2I_ADAPTER: adapters.t2i_adapter_builders,
 }
-"""The "model" in the config.json of a frame editor or its adapters -> a function that returns, for
-this config, component -> function that builds its network."""
+"""The "model" in the config.json of a frame editor or its adapters -> the function that names its
+networks and how they are built."""
 
 
 def expected_shapes(config: dict) -> dict[str, Shapes]:

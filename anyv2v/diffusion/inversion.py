@@ -35,7 +35,7 @@ HISTORY = 4
 
 @dataclass(frozen=True)
 class InversionState:
-    """An inversion after some of its steps."""
+    """An inversion after some of its steps, from which it can go on."""
 
     clean: Tensor
     """The clean latents of the video, (1, c, f, h, w) float32."""
@@ -49,8 +49,8 @@ class InversionState:
     """Index of a level -> relative residual |g(x) - x| / |x| of the latents x stored there, where g
     is the fixed-point iteration; empty for plain DDIM."""
     predictions: tuple[Tensor, ...] = ()
-    """The network's predictions at the last two levels, float32: `fixed_point` extrapolates them
-    linearly for its next initial guess. Empty for plain DDIM."""
+    """The network's predictions at the last two levels or fewer, float32, which `fixed_point`
+    extrapolates for its next initial guess; empty for plain DDIM."""
 
     @classmethod
     def start(cls, clean: Tensor) -> InversionState:

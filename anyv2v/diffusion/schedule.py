@@ -20,7 +20,7 @@ from anyv2v.diffusion.prediction import PREDICTIONS
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level of a run."""
+    """One noise level of a run, where the latents are x = alpha * clean + sigma * noise."""
 
     index: int
     """Position of the level in the run; 0 is the noisiest."""
@@ -53,8 +53,11 @@ class Coefficients(NamedTuple):
     """
 
     a: float
+    """Factor of the latents x."""
     b: float
+    """Factor of the prediction."""
     noise: float = 0.0
+    """Standard deviation of the noise that the step adds."""
 
 
 class NoiseSchedule(Protocol):
@@ -69,12 +72,12 @@ class NoiseSchedule(Protocol):
         ...
 
     def coefficients(self, level: Level, target: Level) -> Coefficients:
-        """Returns the step from `level` to `target`, which may be less noisy or noisier."""
+        """Returns the step from `level` to `target`, which may be noisier or less noisy."""
         ...
 
 
 class TableSchedule:
-    """A noise schedule given by a table of alpha-bar, with deterministic steps (DDIM).
+    """A noise schedule given by a table of alpha-bar, with deterministic steps.
 
     alpha-bar[t] is the share of the clean latents in the variance at timestep t, a whole number
     below `train_steps`: alpha is its square root, and sigma the square root of 1 - alpha-bar[t].
@@ -113,7 +116,7 @@ class TableSchedule:
         return tuple(self._level(t, i) for i, t in enumerate(timesteps))
 
     def coefficients(self, level: Level, target: Level) -> Coefficients:
-        """Returns the deterministic DDIM step from `level` to `target`, cleaner or noisier."""
+        """Returns the deterministic step from `level` to `target`, which may be noisier or less noisy."""
         return Coefficients(*self._coefficients(level, target))
 
     def alpha_bar(self, t: int) -> float:
@@ -121,7 +124,7 @@ class TableSchedule:
         return self._alpha_bars[t] if t >= 0 else 1.0
 
     def step(self, prediction: Tensor, t: int, latents: Tensor, steps: int) -> Tensor:
-        """Returns the latents after one DDIM step from timestep t, in a run of `steps`.
+        """Returns the latents after one step of sampling from timestep t, in a run of `steps`.
 
         prediction: the network's for t and `latents`. The result, float32, is at timestep
         t - `train_steps` // steps; below 0 lie the clean latents.

@@ -23,6 +23,7 @@ class Group:
     """A group of sites (names of layers) that are injected at the same steps."""
 
     sites: frozenset[str]
+    """Names of the sites."""
     until: float
     """Fraction of the steps, 0 to 1, counted from the noisiest; 0.2 is the first fifth."""
 

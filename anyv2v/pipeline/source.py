@@ -35,6 +35,7 @@ UNFINISHED = "anyv2v unfinished inversion 2"
 BEFORE = {FORMAT: "anyv2v source 2", UNFINISHED: "anyv2v unfinished inversion 1"}
 """Name of a file format -> that of its previous version, which is read too, see `upgraded`."""
 SUFFIX = ".safetensors"
+"""The end of the name of a saved source."""
 SAVE_EVERY = 30.0
 """Seconds after which a running inversion replaces its state on disk."""
 FEATURES = (torch.float32, torch.float16, torch.bfloat16)

@@ -77,6 +77,7 @@ class StepPlan:
     """
 
     steps: tuple[PlannedStep, ...]
+    """The steps in the order in which they run, the noisiest first."""
 
     def at(self, index: int) -> PlannedStep:
         """Returns the step with this index in the whole schedule, whose noisiest step is 0.
