@@ -10,7 +10,7 @@ from anyv2v.cli.process import Signals
 def main() -> int:
     """Runs the command in `sys.argv` and returns its exit status.
 
-    If a signal interrupts the imports, that is 128 + the signal's number; if they fail, 1.
+    The status is 128 + the signal's number if a signal interrupts the imports, and 1 if they fail.
     """
     with Signals() as signals:
         try:

@@ -259,9 +259,9 @@ class Editor(Planner):
     ) -> Edit:
         """Samples the source video again from its inverted latents, with nothing injected.
 
-        `prompt`, `negative_prompt` and `guidance` default to those of `invert`. `start`: index of
-        the first step that is run; 0, the noisiest, runs all `steps` (None: the weights' own
-        number). `seed` draws the noise of samplers that add some, if `step_noise` is None. The
+        `prompt`, `negative_prompt` and `guidance` have the same defaults as in `invert`. `start`:
+        index of the first step that is run; 0, the noisiest, runs all `steps` (None: the weights'
+        own number). `seed` draws the noise of samplers that add some, if `step_noise` is None. The
         other arguments, the errors and the result are those of `edit`.
         """
         self.check_source(source)

@@ -25,8 +25,8 @@ class InputError(ValueError):
 class NotFiniteError(RuntimeError):
     """A network produced infinities or NaN.
 
-    The message says which network did, where, and what to do. Steps and frames are counted from 0,
-    as `on_step` counts them. The command line exits with status 1 and writes nothing.
+    The message says which network did so, where, and what to do. Steps and frames are counted from
+    0, as `on_step` counts them. The command line exits with status 1 and writes nothing.
     """
 
     def __init__(self, message: str, batch_indices: Iterable[int] = ()):

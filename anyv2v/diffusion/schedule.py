@@ -116,7 +116,7 @@ class TableSchedule:
         return tuple(self._level(t, i) for i, t in enumerate(timesteps))
 
     def coefficients(self, level: Level, target: Level) -> Coefficients:
-        """Returns the deterministic step from `level` to `target`, which may be noisier or less noisy."""
+        """Returns the step from `level` to `target`, noisier or less noisy, which adds no noise."""
         return Coefficients(*self._coefficients(level, target))
 
     def alpha_bar(self, t: int) -> float:
@@ -168,7 +168,7 @@ def match_levels(levels: Sequence[Level], others: Sequence[Level]) -> dict[int, 
 
 
 def steps_within(schedule: NoiseSchedule, levels: Collection[Level]) -> list[int]:
-    """Returns the numbers of steps, ascending, whose runs visit none but `levels`.
+    """Returns, ascending, the numbers of steps whose runs visit only levels among `levels`.
 
     The level where a run ends does not count, because the network is not called there.
     """

@@ -44,9 +44,9 @@ class FeatureCache:
     """The ends of copies to the host, one for each device and recorded step."""
 
     def add(self, index: int, features: Features) -> None:
-        """Stores the features of step `index`, and starts copying them to the host if placed there.
+        """Stores the features of step `index`, and starts to copy them to where `placement` says.
 
-        Features of a step that `placement` does not name are dropped. `wait` waits for the copies.
+        A step that it does not name is dropped. `wait` waits for copies to the host.
         """
         if index not in self.placement:
             return
@@ -83,7 +83,7 @@ NO_FEATURES = FeatureCache({})
 
 
 class Playback:
-    """Reads a cache in the order of a run's steps, and prefetches those of the next from the host.
+    """Reads a cache step by step in a known order, and prefetches the next step from the host.
 
     `open_playback` makes one for the time of a run.
     """
@@ -146,9 +146,10 @@ class Playback:
 def open_playback(
     cache: FeatureCache, order: Iterable[int], device: torch.device
 ) -> Iterator[Playback]:
-    """Context with a `Playback` for one run, which fetches the steps of `cache` in this order.
+    """Context with a `Playback` that reads `cache` for one run.
 
-    order: indices of steps in the cache. device: where the run needs the features.
+    order: indices of steps in the cache, in the order in which they will be fetched. device: where
+    the run needs the features.
     """
     order = list(order)
     if device.type != "cuda" or not order:

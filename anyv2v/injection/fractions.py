@@ -37,9 +37,10 @@ class Injection:
     that a model has, by its name. A group that is not given (None) keeps the weights' own fraction,
     for I2VGen-XL conv 0.2, spatial 0.2 and temporal 0.5, as in the original's configuration; 0
     turns a group off. So `Injection(spatial=0, temporal=0)` still injects conv, and
-    `Injection.none()` injects nothing. `sites` replaces the model's choice of sites: group name ->
-    names of sites (layers), all of them in `Editor.sites`. Raises InputError for a fraction outside
-    of 0 to 1 and for names that are not strings; unknown names are refused when an edit is planned.
+    `Injection.none()` injects nothing. `sites` replaces the model's choice for the groups that it
+    names: group name -> names of sites (layers), which are in `Editor.sites`. Raises InputError for
+    a fraction outside of 0 to 1 and for names that are not strings; unknown names are refused when
+    an edit is planned.
     """
 
     _fractions: tuple[tuple[str, float], ...]

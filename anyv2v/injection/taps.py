@@ -50,7 +50,7 @@ class Feature(Protocol):
 
     @property
     def unmodified(self) -> Feature:
-        """The feature as the network itself computes it, before any other taps changed it."""
+        """The feature as the network itself computes it, before other taps changed it."""
         ...
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
@@ -305,7 +305,7 @@ class ShareSource(Capturable):
     of the edit by those of the source. Here `feature.compute(branches)` computes them for the first
     branch, the source, alone; the result has the batch of one branch, and all branches share it
     (`repeat_to_batch` for residual features, one softmax for all values in the attention kernels).
-    The edit's own are never computed. v stays every branch's own.
+    The edit's own are never computed. The value v stays every branch's own.
     """
 
     def __init__(self, sites: Iterable[str], branches: int):
@@ -314,9 +314,9 @@ class ShareSource(Capturable):
         self.branches = checks.whole("branches", branches)
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """Returns (h,) or (q, k, v): h, or q and k, of the source alone, and v of every branch.
+        """Returns a residual (h,) or an attention's (q, k, v), with h, q and k of the source alone.
 
-        All branches share the source's tensors, whose dim 0 is that of one branch.
+        All branches share these, whose dim 0 is that of one branch; v is that of every branch.
         """
         return feature.compute(self.branches)
 
@@ -332,8 +332,8 @@ class Recorded(Exception):
 class Record(Capturable):
     """Records the features at `sites` in the dict `features`, while the source is predicted alone.
 
-    compact: record the smallest form of each feature, see `Feature.record`; by default h, or q and
-    k. stop: raise `Recorded` once all sites are recorded, which ends the forward pass.
+    compact: record the smallest form of each feature, see `Feature.record`; by default residuals,
+    or queries and keys. stop: raise `Recorded` once all sites are recorded, to end the forward pass.
     """
 
     def __init__(self, sites: Iterable[str], compact: bool = False, stop: bool = False):
@@ -374,8 +374,9 @@ class Record(Capturable):
 class Replay(Capturable):
     """AnyV2V's injection with recorded features: the source is not part of the batch.
 
-    At the recorded sites the edit's h, or q and k, are not computed: `feature.replay` puts the
-    source's in their place, see `ShareSource`. v is computed for every branch.
+    At the recorded sites the edit's residual h, or query q and key k, are not computed:
+    `feature.replay` puts the source's in their place, see `ShareSource`. The value v is computed
+    for every branch.
     """
 
     def __init__(self, features: Features):
@@ -420,7 +421,7 @@ class Chain(Taps):
             self.sites = first.sites | then.sites
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """Returns the tensors, (h,) or (q, k, v), after `first` and then `then` handled them."""
+        """Returns a site's tensors, (h,) or (q, k, v), as changed by `first` and then by `then`."""
         if not calls(self.first, site):
             return self.then.feature(site, feature)
         tensors = self.first.feature(site, feature)
@@ -429,9 +430,9 @@ class Chain(Taps):
         return self.then.feature(site, _Modified(tensors, feature))
 
     def output(self, site: str, y: Tensor) -> Tensor:
-        """Passes the output y of a site through `first.output`, then `then.output`, and returns it.
+        """Passes the output y of an attention through `first.output`, then `then.output`.
 
-        Raises InputError if one of them returns another shape or dtype.
+        Each is called only if it names the site. Raises InputError if one of them returns another shape or dtype.
         """
         for taps in (self.first, self.then):
             y = check_returned("output", site, taps.output(site, y), y) if calls(taps, site) else y

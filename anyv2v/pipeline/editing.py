@@ -78,7 +78,7 @@ class EditRun:
     """Several edits of one source; `run` samples some of them in one batch."""
 
     stages: Stages
-    """The editor."""
+    """The editor, with the networks that the run calls."""
     source: Source
     """The inverted video."""
     jobs: Sequence[Job]
@@ -209,7 +209,7 @@ class PlainRun:
     """A run that samples one clip with nothing injected."""
 
     stages: Stages
-    """The editor."""
+    """The editor, with the networks that the run calls."""
     steps: int
     """Number of steps in the schedule."""
     start: int

@@ -33,7 +33,7 @@ class InversionRun:
     """
 
     stages: Planner
-    """The editor."""
+    """The editor, with the networks that the run calls."""
     video: Video
     """The video to invert."""
     settings: InversionSettings
