@@ -44,9 +44,10 @@ class FeatureCache:
     """The ends of copies to the host, one for each device and recorded step."""
 
     def add(self, index: int, features: Features) -> None:
-        """Stores the features of step `index`, and starts to copy them to where `placement` says.
+        """Stores the features of step `index`, in host memory if `placement` says so.
 
-        A step that it does not name is dropped. `wait` waits for copies to the host.
+        A copy to the host may still be running on return, see `wait`. The features of a step that
+        `placement` does not name are dropped.
         """
         if index not in self.placement:
             return

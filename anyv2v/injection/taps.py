@@ -333,7 +333,7 @@ class Record(Capturable):
     """Records the features at `sites` in the dict `features`, while the source is predicted alone.
 
     compact: record the smallest form of each feature, see `Feature.record`; by default residuals,
-    or queries and keys. stop: raise `Recorded` once all sites are recorded, to end the forward pass.
+    or queries and keys. stop: raise `Recorded` once all sites are recorded, to end the pass early.
     """
 
     def __init__(self, sites: Iterable[str], compact: bool = False, stop: bool = False):
@@ -432,7 +432,8 @@ class Chain(Taps):
     def output(self, site: str, y: Tensor) -> Tensor:
         """Passes the output y of an attention through `first.output`, then `then.output`.
 
-        Each is called only if it names the site. Raises InputError if one of them returns another shape or dtype.
+        Each is called only if it names the site. Raises InputError if one of them returns another
+        shape or dtype.
         """
         for taps in (self.first, self.then):
             y = check_returned("output", site, taps.output(site, y), y) if calls(taps, site) else y

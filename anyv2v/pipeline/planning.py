@@ -199,7 +199,7 @@ class Planner(Stages):
             raise InputError("the source's noise levels are not those of its weights")
 
     def load_source(self, path: str | os.PathLike) -> Source:
-        """Reads a file that `Source.save` wrote into host memory, and returns the source.
+        """Reads a source, which `Source.save` wrote to a file, into host memory and returns it.
 
         Raises InputError if the file is no source, was made with other weights, or holds features
         that do not fit the network.
@@ -238,7 +238,7 @@ def recording_is_free(
 
 
 def source_frame(stages: Stages, source: Source) -> FirstFrame:
-    """Returns the source's first frame, and its latents on the backbone's device, as conditions."""
+    """Returns the source's own first frame, with its latents on the backbone's device."""
     frames = source.video.frames
     clean = source.trajectory.clean[:, :, :1].to(stages.backbone.device)
     return stages._first_frame(frames[0], len(frames), clean)

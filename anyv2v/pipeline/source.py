@@ -147,7 +147,7 @@ class Source:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Source:
-        """Reads a file that `save` wrote into host memory, and returns the source.
+        """Reads a source, which `save` wrote to a file, into host memory and returns it.
 
         Files of the previous format are read too. Raises InputError for any other file, and for
         values that cannot be right. `Editor.load_source` also checks that the weights are the same.

@@ -31,7 +31,7 @@ from anyv2v.runtime.offload import Offload, OffloadMode
 
 
 class Encoders(Protocol):
-    """The encoders of texts and pictures that a backbone may have; no `Backbone` must have them."""
+    """Encoders of texts and pictures: methods that a `Backbone` may have, and need not."""
 
     def tokenize(self, text: str) -> Tensor:
         """Returns the tokens of a text as int64 (1, n)."""

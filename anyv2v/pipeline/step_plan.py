@@ -17,8 +17,8 @@ from anyv2v.injection.feature_cache import Placement
 SourcePass = Literal["shared", "always", "separate"]
 """How an edit gets the source's features that it injects.
 
-shared: recorded features are replayed; a step that injects and has none has the source as a branch
-of its batch.
+shared: recorded features are replayed; without them, the source is a branch of the batch in the
+steps that inject something.
 always: the source is a branch of the batch in every step, as in the original.
 separate: before each step that injects, the source is predicted alone, and its features are
 recorded; the step replays them.
