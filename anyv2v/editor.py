@@ -10,9 +10,9 @@ z_T            sample                    each level: f = predict(batch, t, condi
                                          f = combine(branches of f); z = a z + b f
 z_0            decode                    frames   (f, h, w, 3) uint8
 
-f is the network's prediction, a and b the coefficients of the sampler's step, and a site is a layer
-whose features can be injected. The batch of a step depends on where the source's features come from
-(I2VGen-XL, one edit):
+In the equations f is the network's prediction, and a and b are the coefficients of the sampler's
+step. A site is a layer whose features can be injected. The batch of a step depends on where the
+source's features come from (I2VGen-XL, one edit):
 
 replayed       the inversion recorded    [negative, edited]          2 branches, taps = Replay
 batched        it did not                [source, negative, edited]  3 branches, taps = ShareSource
