@@ -1,4 +1,4 @@
-"""The command line's entry: ready for signals before all that takes long is imported."""
+"""The entry point of the command line, which handles signals before it imports PyTorch."""
 
 import os
 import sys
@@ -8,7 +8,10 @@ from anyv2v.cli.process import Signals
 
 
 def main() -> int:
-    """Runs the command in `sys.argv`; gives its exit status."""
+    """Runs the command in `sys.argv` and returns its exit status.
+
+    The status is 128 + the signal's number if a signal interrupts the imports, and 1 if they fail.
+    """
     with Signals() as signals:
         try:
             from anyv2v.cli.main import main as run
@@ -28,7 +31,10 @@ def main() -> int:
 
 
 def command() -> NoReturn:
-    """`main` as a process of its own, which a signal no longer disturbs once it is ending."""
+    """Runs `main` as the whole process, and ends the process with its exit status.
+
+    Signals that arrive while the process is ending are ignored.
+    """
     with Signals(last=True) as signals:
         status = main()
     if signals.received is not None:

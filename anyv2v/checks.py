@@ -1,4 +1,7 @@
-"""Checks of arguments: each returns the valid value, or raises an InputError that names it."""
+"""Checks of arguments: each returns a valid value, or raises an InputError.
+
+`name` is the argument's name, with which the error's message begins.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,22 @@ from typing import Any, SupportsIndex
 from anyv2v.errors import InputError
 
 MOST = 2**24
-"""Bound of every count (frames, pixels of a side, frames per second); none is this large."""
+"""The largest count that is accepted (frames, pixels of a side, frames per second); no real one
+comes near."""
 MOST_SEED = 2**64 - 1
-"""The largest seed of a `torch.Generator`."""
+"""The largest seed that a `torch.Generator` takes."""
 FEW = 8
-"""Up to this many names a message lists all."""
+"""The most allowed names that a message lists; of more it lists only similar ones."""
 SHOWN = 80
-"""Most characters of a value in a message."""
+"""The most characters of a value that a message quotes."""
 
 
 def whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
-    """A whole number from `least` to `most` (None: unbounded), as an int; True is none."""
+    """Returns `value` as an int if it is a whole number from `least` to `most`, both included.
+
+    A `most` of None is no bound. Integers of numpy are whole numbers; floats and bools are not.
+    Raises InputError, which names the argument `name`, otherwise.
+    """
     try:
         if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise TypeError
@@ -38,45 +46,67 @@ def whole(name: str, value: object, least: int = 1, most: int | None = None) -> 
 
 
 def count(name: str, value: object) -> int:
-    """A whole number from 1 to MOST."""
+    """Returns `value` as an int if it is a whole number from 1 to `MOST` (2**24).
+
+    Raises InputError, which names the argument `name`, otherwise.
+    """
     return whole(name, value, 1, MOST)
 
 
 def seed(value: int) -> int:
-    """A seed of a `torch.Generator`: a whole number from 0 to 2**64 - 1."""
+    """Returns `value` as an int if it is a seed of a `torch.Generator`: 0 to 2**64 - 1.
+
+    Raises InputError otherwise.
+    """
     return whole("seed", value, 0, MOST_SEED)
 
 
 def finite(name: str, value: object) -> float:
-    """A finite number, as a float."""
+    """Returns `value` as a float if it is a finite number; bools and strings are none.
+
+    Raises InputError, which names the argument `name`, otherwise.
+    """
     if not math.isfinite(number := _number(value)):
         raise InputError(f"{name}: {shown(value)} is not a finite number")
     return number
 
 
 def positive(name: str, value: object) -> float:
-    """A finite number above 0, as a float."""
+    """Returns `value` as a float if it is a finite number above 0; bools and strings are none.
+
+    Raises InputError, which names the argument `name`, otherwise.
+    """
     if not (number := finite(name, value)) > 0:
         raise InputError(f"{name}: {shown(value)} is not above 0")
     return number
 
 
 def fraction(name: str, value: object) -> float:
-    """A number from 0 to 1, as a float."""
+    """Returns `value` as a float if it is a number from 0 to 1; bools and strings are none.
+
+    Raises InputError, which names the argument `name`, otherwise.
+    """
     if not 0.0 <= (number := _number(value)) <= 1.0:
         raise InputError(f"{name}: {shown(value)} is not between 0 and 1")
     return number
 
 
 def one_of(name: str, value: object, known: tuple[str, ...]) -> str:
-    """One of the `known` names."""
+    """Returns `value` if it is one of the strings in `known`.
+
+    Raises InputError, which names the argument `name` and lists `known`, otherwise.
+    """
     if not isinstance(value, str) or value not in known:
         raise InputError(f"{name}: {shown(value)} is not one of {', '.join(known)}")
     return value
 
 
 def size(value: Iterable[int], factor: int = 1) -> tuple[int, int]:
-    """(width, height) in pixels, both divisible by `factor`; the error names the nearest size."""
+    """Returns `value` as (width, height) if these are two pixel counts divisible by `factor`.
+
+    Raises InputError unless both are whole numbers from 1 to `MOST`. If `factor` does not divide
+    both, the error names the nearest size that it divides.
+    """
     try:
         width, height = (operator.index(x) for x in value)
     except (TypeError, ValueError):
@@ -95,20 +125,27 @@ def size(value: Iterable[int], factor: int = 1) -> tuple[int, int]:
 
 
 def text(name: str, value: object) -> str:
-    """A str."""
+    """Returns `value` if it is a str.
+
+    Raises InputError, which names the argument `name`, otherwise.
+    """
     if not isinstance(value, str):
         raise InputError(f"{name}: {shown(value)} is not a text")
     return value
 
 
 def texts(**values: str) -> None:
-    """Checks several strs, by the names of their arguments."""
+    """Raises InputError unless every keyword argument is a str; its message names the argument."""
     for name, value in values.items():
         text(name, value)
 
 
 def path(name: str, value: str | os.PathLike) -> Path:
-    """A valid path with `~` expanded, whether or not there is a file."""
+    """Returns `value` as a Path with `~` expanded; there need not be a file of this name.
+
+    Raises InputError, which names the argument `name`, if no file can have such a name: if it is
+    empty, too long, contains a null character, or is no str or path of strs.
+    """
     expanded = ""
     try:
         expanded = os.path.expanduser(os.fspath(value))
@@ -125,28 +162,42 @@ def path(name: str, value: str | os.PathLike) -> Path:
 
 
 def flag(name: str, value: bool) -> bool:
-    """A bool of Python or numpy, as a bool. Other types are refused, whatever their truth value."""
+    """Returns `value` as a bool if it is a bool of Python or numpy.
+
+    Raises InputError, which names the argument `name`, for every other type, such as 0 and 1.
+    """
     if type(value).__name__ not in ("bool", "bool_"):
         raise InputError(f"{name}: {shown(value)} is neither True nor False")
     return bool(value)
 
 
 def kind(name: str, value: Any, kinds: type | tuple[type, ...], right: str) -> Any:
-    """A value of one of these types; `right` says in the error what is expected."""
+    """Returns `value` if it is an instance of one of the types `kinds`.
+
+    Raises InputError otherwise, which names the argument `name`, and says with the words in `right`
+    what is expected ("a list of tensors").
+    """
     if not isinstance(value, kinds):
         raise InputError(f"{name}: {shown(value)} is not {right}")
     return value
 
 
 def called(name: str, value: Any) -> Any:
-    """A callable, or None."""
+    """Returns `value` if it is callable or None.
+
+    Raises InputError, which names the argument `name`, otherwise.
+    """
     if value is not None and not callable(value):
         raise InputError(f"{name}: {shown(value)} is not a function")
     return value
 
 
 def names(name: str, value: Iterable[str]) -> frozenset[str]:
-    """A set of names. A single str is refused, because it would be split into its letters."""
+    """Returns the strings in `value`, any iterable of strings, as a frozenset.
+
+    Raises InputError, which names the argument `name`, for anything else, a single str included: it
+    would be split into its letters.
+    """
     try:
         unique = None if isinstance(value, (str, bytes)) else frozenset(value)
     except TypeError:
@@ -157,9 +208,10 @@ def names(name: str, value: Iterable[str]) -> frozenset[str]:
 
 
 def known(name: str, values: Collection[str], allowed: Collection[str], what: str) -> None:
-    """InputError for `values` that are not `allowed`, with similar names, or all if they are few.
+    """Raises InputError, which names the argument `name`, if some of `values` are not in `allowed`.
 
-    what: the word for one of them in the message, such as "site".
+    The message lists what is allowed, or, of more than 8 names (`FEW`), similar ones. what: the
+    word for one of the values in the message, such as "site".
     """
     unknown = sorted(map(str, set(values).difference(allowed)))
     if not unknown:
@@ -172,7 +224,10 @@ def known(name: str, values: Collection[str], allowed: Collection[str], what: st
 
 
 def shown(value: Any) -> str:
-    """A value as text for a message, at most `SHOWN` characters; tensors by dtype and shape."""
+    """Returns `value` as text for a message: its repr, cut to 80 characters (`SHOWN`).
+
+    Arrays and tensors are described by type, dtype and shape.
+    """
     if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"{type(value).__name__} {value.dtype} {tuple(value.shape)}"
     try:

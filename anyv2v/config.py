@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 LONGEST = 8
-"""The longest list that a config may hold: levels of a network, channels of an image."""
+"""The length of the longest list that a config may hold, such as channels by level of a network."""
 DEEPEST = 64
-"""The most layers that a CLIP encoder, or one level of a UNet, may have."""
+"""The largest value of a "layers" key: layers of a CLIP encoder, or of one level of a UNet."""
 
 
 @contextmanager
 def config_errors(folder: Path) -> Iterator[None]:
-    """Turns every error inside the block into an InputError that names `folder`/config.json."""
+    """Turns errors that a wrong config can cause inside the block into InputErrors.
+
+    The message begins with the path of config.json in `folder`. An InputError that names the folder
+    already is raised as it is.
+    """
     try:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -35,12 +39,13 @@ def config_errors(folder: Path) -> Iterator[None]:
 
 
 def section(config: dict, name: str, cls: type[T]) -> T:
-    """Reads config[name] into the dataclass `cls`.
+    """Reads config[name], a section of config.json, into the dataclass `cls` and returns it.
 
-    The section must hold exactly one key per field: the field's name or, where the field says
-    `field(metadata={"key": ...})`, that key. Values must have the field's type: whole numbers from
-    1 to `checks.MOST`, finite numbers, strings, booleans, and lists and mappings of those; a field
-    of type `object` takes a number or a string. Raises InputError otherwise.
+    The section must hold exactly one key for each field: the field's name or, where the field is
+    declared with `field(metadata={"key": ...})`, that key. Values must have the field's type: whole
+    numbers from 1 to 2**24 (`checks.MOST`), finite numbers, strings, booleans, and lists (of 1 to
+    8) and mappings of those; a field of type `object` takes a number or a string. Raises InputError
+    otherwise.
     """
     values = config.get(name)
     if not isinstance(values, dict):

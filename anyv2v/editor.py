@@ -1,4 +1,4 @@
-"""Invert a video, edit it: the whole of AnyV2V (arXiv 2403.14468), start to end.
+"""`Editor` inverts a video and edits it: the whole of AnyV2V (arXiv 2403.14468), start to end.
 
 video file     read_video                frames   (f, h, w, 3) uint8
 frames         encode_frames             z0       (1, c, f', h', w')
@@ -10,7 +10,9 @@ z_T            sample                    each level: f = predict(batch, t, condi
                                          f = combine(branches of f); z = a z + b f
 z_0            decode                    frames   (f, h, w, 3) uint8
 
-The batch of a step depends on where the source's features come from (I2VGen-XL, one edit):
+In the equations f is the network's prediction, and a and b are the coefficients of the sampler's
+step. A site is a layer whose features can be injected. The batch of a step depends on where the
+source's features come from (I2VGen-XL, one edit):
 
 replayed       the inversion recorded    [negative, edited]          2 branches, taps = Replay
 batched        it did not                [source, negative, edited]  3 branches, taps = ShareSource
@@ -54,10 +56,11 @@ __all__ = ["Defaults", "Editor"]
 
 
 class Editor(Planner):
-    """Inverts and edits videos; each stage of that is a method too.
+    """Inverts and edits videos; `anyv2v.load` makes an editor from a folder of weights.
 
-    An editor holds no state of a run, so several threads may use one at once. In every method an
-    argument of None stands for the weights' own default.
+    The single stages (encoding, conditions, a prediction, plans) are methods too. An editor holds
+    no state of a run, so several threads may use one at once. In `edit` and the other methods that
+    sample, settings that are None have the weights' own default, see `defaults`.
     """
 
     def __repr__(self) -> str:
@@ -89,16 +92,21 @@ class Editor(Planner):
         """Inverts a video into the noise that it would have been sampled from (section 4.1).
 
         `video`: a Video, an array of frames (f, h, w, 3) uint8, or a path, which is read with the
-        weights' own size, number of frames and rate. `method`: "fixed-point" solves each of the
-        `steps` of a sampling run to the relative `tolerance` (default 3e-3); "ddim" is the
-        original's plain DDIM, by default in 500 steps. `prompt` describes the source. `fps` and
-        `options` are given to the network, see `backbone.options`. `plan`: the run that will read
-        the source; latents of other steps are not stored. `recording`: the features to record, see
-        `recording()`; None records nothing. `unfinished`: the file in which an interrupted
-        inversion is saved, and from which it is resumed. `taps` are called in every prediction and
-        may change what the network computes. InputError names a wrong argument.
+        weights' own size, number of frames and rate. `method`: "fixed-point" solves each step of
+        sampling to the relative `tolerance`; "ddim" is the original's plain DDIM. `steps`: None is
+        500 for "ddim", else the weights' own number. `prompt` describes the source; with `guidance`
+        above 1, `negative_prompt` is what it leads away from. `fps` and `options` are settings that
+        the network is given, see `backbone.options`.
 
-        On the GPU remain the weights and the source: all latents, and those features that
+        `on_step(index, t, latents)` is called after each step with the latents (1, c, f', h', w')
+        that it reached; index 0 is the first step, the least noisy. `plan`: the edit run that will
+        read the source, see `step_plan`; only the latents that it reads are stored. None stores
+        those of all steps. `recording`: the features to record, see `recording()`; None records
+        nothing. `unfinished`: the file in which an interrupted inversion is saved, and from which
+        it is resumed. `taps` are called in the steps in which they are active, and may change what
+        the network computes. Raises InputError for an argument that is wrong, and names it.
+
+        On the GPU remain the weights and the source: its latents, and those features that
         `recording` placed there, see `Source`. Conditions, captured graphs and the latents of
         iterations are freed, though PyTorch's allocator may keep their memory for the next run.
         """
@@ -146,13 +154,17 @@ class Editor(Planner):
     ) -> Edit:
         """Makes a video that begins with `frame` and moves as the source does (section 4.2).
 
-        `frame`: a path, a uint8 array (h, w, 3) or a PIL image; `fit` ("crop", "stretch" or "pad")
-        brings it to the clip's size. `start`: index of the first of the `steps` that is run.
-        `random_ratio`: the weight, 0 to 1, of `noise` mixed into the inverted latents; None draws
-        it from `seed`. `injection`: an `Injection`, or any object with its method `groups`.
-        `guidance`: a number, or a mapping with one for each scale. `step_noise`: one tensor for
-        each step, for samplers that add noise. `source_pass`, `taps`, `after_step`, `options`: see
-        `edit_many`. InputError names a wrong argument.
+        `frame`: the edited first frame, a path, a uint8 array (h, w, 3) or a PIL image; `fit`
+        ("crop", "stretch" or "pad", see `fit_frame`) brings it to the clip's size. `start`: index
+        of the first step that is run; 0, the noisiest, runs all `steps`. `guidance`: a number, or a
+        mapping from names of scales to numbers. `injection`: for which part of the steps features
+        of the source are injected; an `Injection`, or any object with its method `groups`.
+        `random_ratio`: the weight, 0 to 1, of random `noise` mixed into the inverted latents.
+        `noise`: standard normal, in the shape of the source's latents (1, c, f', h', w'); None
+        draws it from `seed`. `step_noise`: the same for each step, used only by samplers that add
+        noise; None draws it. `fps`, `on_step`, `source_pass`, `taps`, `after_step`, `options`: see
+        `edit_many`. Other arguments that are None have the weights' own default. Raises InputError
+        for an argument that is wrong, and names it.
         """
         request = EditRequest(
             frame, prompt, negative_prompt, guidance, random_ratio, seed, fit, noise, step_noise
@@ -176,15 +188,19 @@ class Editor(Planner):
         after_step: AfterStep | None = None,
         options: Options | None = None,
     ) -> list[Edit]:
-        """Makes several edits of one source, in batches as large as memory allows; see `edit`.
+        """Makes several edits of one source, in batches as large as memory allows.
 
-        The edits of a batch share the source: its branch, or its recorded features. They equal
-        those of single edits to rounding. `on_step(index, t, latents)` gets the latents of a batch
-        after each step, (edits, c, f', h', w'); `after_step(index, latents)` gets them too, and may
-        return others to go on with. `taps` are called after the injection's own; in steps in which
-        they are active the source is the first branch of the batch. `source_pass` ("shared",
-        "always", "separate", see `pipeline.step_plan`) changes the cost, not the result. `fps` and
-        `options` are given to the network, see `backbone.options`.
+        Returns one `Edit` for each request in `edits`, in order; it equals that of `edit` up to
+        rounding. The edits of a batch share the source, which is one branch or recorded features.
+        Arguments not named here are those of `edit`. `on_step(index, t, latents)` is called after
+        each step with the latents (edits, c, f', h', w') of the batch; `after_step(index, latents)`
+        is called before it, and may return other latents to go on with, or None. `taps`: hooks that
+        are called after the injection's own; in steps in which they are active the source is the
+        first branch of the batch. `source_pass`: how steps get the source's features; "shared"
+        replays recorded ones where there are any, "always" has the source in every batch, and
+        "separate" predicts the source alone before each step that injects. It changes the cost, not
+        the result. `fps` and `options` are settings that the network is given, see
+        `backbone.options`. Raises InputError, before the first edit, for an argument that is wrong.
         """
         common = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
         run, done = self._edits(source, edits, *common), []
@@ -210,11 +226,11 @@ class Editor(Planner):
         after_step: AfterStep | None = None,
         options: Options | None = None,
     ) -> Iterator[Edit | Exception]:
-        """Makes several edits of one source one by one, and yields each as soon as it is done.
+        """Makes several edits of one source one by one, and yields each `Edit` once it is done.
 
-        If an edit fails, its exception is yielded in its place and the others go on. The latents
-        are exactly those of `edit`. InputError for the arguments of any edit is raised before the
-        first one runs.
+        If an edit fails, its exception is yielded in its place, and the others go on. The latents
+        are exactly those of `edit`. The arguments are those of `edit_many`; InputError for any that
+        is wrong is raised at the first `next()`, before any edit runs.
         """
         common = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
         run = self._edits(source, edits, *common)
@@ -241,7 +257,13 @@ class Editor(Planner):
         seed: int = 0,
         options: Options | None = None,
     ) -> Edit:
-        """Samples the source video again from its inverted latents, with nothing injected."""
+        """Samples the source video again from its inverted latents, with nothing injected.
+
+        `prompt`, `negative_prompt` and `guidance` have the same defaults as in `invert`. `start`:
+        index of the first step that is run; 0, the noisiest, runs all `steps` (None: the weights'
+        own number). `seed` draws the noise of samplers that add some, if `step_noise` is None. The
+        other arguments, the errors and the result are those of `edit`.
+        """
         self.check_source(source)
         checks.texts(prompt=prompt, negative_prompt=negative_prompt)
         steps = self.defaults.steps if steps is None else steps
@@ -283,7 +305,9 @@ class Editor(Planner):
     ) -> Edit:
         """Samples a clip that begins with `frame` from random noise, without any source.
 
-        `size`: (width, height) in pixels. The other arguments are those of `edit`.
+        `frames`: number of frames of the clip. `size`: its (width, height) in pixels. `noise`: the
+        initial latents, (1, c, f', h', w'), standard normal; None draws them from `seed`. The other
+        arguments, the errors and the result are those of `edit`; None is the weights' own default.
         """
         defaults, codec = self.defaults, self.backbone.codec
         steps = defaults.steps if steps is None else steps

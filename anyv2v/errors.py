@@ -1,17 +1,18 @@
-"""The exceptions of this package: wrong input, and values that are not finite."""
+"""The exceptions of this package, for wrong input and for values that are not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 LONGEST = 2000
-"""Most characters of a message, because a file may put text of any length into one."""
+"""The most characters of an InputError's message: text from a file, quoted in it, may be longer."""
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line: what is wrong, with its value, and what would be right.
+    """An argument, a file or another input is wrong.
 
-    The command line prints it and exits with status 2.
+    The message is one line: what is wrong, with its value, and what would be right. The command
+    line prints the message and exits with status 2.
     """
 
     def __init__(self, message: str):
@@ -22,13 +23,14 @@ class InputError(ValueError):
 
 
 class NotFiniteError(RuntimeError):
-    """A network gave infinities or NaN. The message says which one, where, and what to do.
+    """A network produced infinities or NaN.
 
-    Steps and frames are counted from 0, as `on_step` counts them. The command line exits with
-    status 1 and writes nothing.
+    The message says which network did so, where, and what to do. Steps and frames are counted from
+    0, as `on_step` counts them. The command line exits with status 1 and writes nothing.
     """
 
     def __init__(self, message: str, batch_indices: Iterable[int] = ()):
         super().__init__(message)
         self.batch_indices = tuple(batch_indices)
-        """Positions, within the batch, of the edits or frames whose values are not finite."""
+        """Positions, counted from 0 within the batch, of edits or frames whose values are not
+        finite."""

@@ -1,4 +1,4 @@
-"""Loads a folder of weights into an `Editor`."""
+"""Loads a weights folder, which `anyv2v convert` wrote, into an `Editor`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from anyv2v.weights.manifest import Shapes, components
 from anyv2v.weights.verify import Report, verify
 
 DEMO = "demo"
-"""The name of the weights that come with the package."""
+"""The name that stands for the folder of small weights that comes with the package."""
 
 
 def load(
@@ -41,11 +41,12 @@ def load(
     """Loads the weights in a folder that `anyv2v convert` wrote, or "demo", into an editor.
 
     `device`: None is cuda if there is one, else cpu. `dtype`: None is float16 on cuda, float32
-    elsewhere. `graphs`: None captures steps in CUDA graphs where that is possible, True raises
-    where it is not, False never does. `offload`: whether the networks that make conditions and the
-    autoencoder's encoder are moved to the host while they are not needed; "auto" does so from the
-    first job on for which the GPU's memory is short. On a CPU nothing is moved. InputError says
-    what is wrong with a folder.
+    elsewhere. `graphs`: None captures steps in CUDA graphs where that is possible; True requires
+    it, so a step that cannot be captured raises RuntimeError; False captures none. `offload`:
+    whether the networks that make conditions and the autoencoder's encoder are moved to the host
+    while they are not needed; "auto" does so from the first job on for which the GPU's memory is
+    short. On a CPU nothing is moved. Raises InputError, which says what is wrong, for an unusable
+    folder or argument.
     """
     device = choose_device(device)
     dtype, graphs, offload = (
@@ -93,24 +94,30 @@ def _assemble(
 
 
 def folder_of(weights: str | os.PathLike) -> Path:
-    """The folder of `weights`; "demo" is the one that comes with the package."""
+    """Returns the path of a weights folder; "demo" is the one that comes with the package.
+
+    Raises InputError if `weights` is no valid path; the folder need not exist.
+    """
     folder = checks.path("weights", weights)
     return DEMO_FOLDER if os.fspath(weights) == DEMO else folder
 
 
 class Peek(NamedTuple):
-    """What is known of a weights folder from its config alone."""
+    """What the config of a weights folder says, without its networks."""
 
     defaults: Defaults
-    """The weights' own settings."""
+    """The settings that the weights work best with."""
     original: Defaults
-    """The settings of the original code, for clips of the weights' size."""
+    """The settings of the original code, with size, frames and fps of the weights' own."""
     multiple: int
-    """Both sides of a frame, in pixels, must be multiples of this."""
+    """The number of pixels of which both sides of a frame must be multiples."""
 
 
 def peek(weights: str | os.PathLike) -> Peek:
-    """Reads a folder's config without loading its networks."""
+    """Reads the config of a weights folder, or of "demo", without loading its networks.
+
+    Raises InputError if it is no folder that `anyv2v convert` wrote for editing videos.
+    """
     folder = folder_of(weights)
     config = Checkpoint.open(folder).config
     with config_errors(folder):
@@ -123,9 +130,10 @@ def peek(weights: str | os.PathLike) -> Peek:
 def inspect(
     weights: str | os.PathLike, progress: Callable[[int, int], None] | None = None
 ) -> Report:
-    """Reads a whole folder and reports what it is; InputError names the first fault in it.
+    """Reads the whole weights folder of a video backbone, verifies it, and returns a report.
 
-    progress: called with (bytes read, bytes in all).
+    weights: a folder, or "demo". progress: called with (bytes read so far, bytes in all). Raises
+    InputError, which names the first error that is found.
     """
     folder = folder_of(weights)
 
@@ -138,7 +146,11 @@ def inspect(
 
 
 def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:
-    """Component -> a function that makes its network, without weights, for a folder's config."""
+    """Returns component -> a function that builds its network, whose weights are not loaded.
+
+    config: the content of a folder's config.json. Components are the networks of its backbone, by
+    name. Raises InputError if the config lists others.
+    """
     networks = _backbone(config).networks(config)
     if {*networks} != {*components(config)}:
         raise InputError(
@@ -149,12 +161,19 @@ def builders(config: dict) -> dict[str, Callable[[], nn.Module]]:
 
 
 def expected_shapes(config: dict) -> dict[str, Shapes]:
-    """Component -> name of a parameter -> its shape, for a folder's config."""
+    """Returns component -> name of a parameter or buffer -> its shape, for a backbone's config.
+
+    config: the content of a folder's config.json. Raises InputError if it is wrong.
+    """
     return shapes_of(builders(config))
 
 
 def shapes_of(builders: dict[str, Callable[[], nn.Module]]) -> dict[str, Shapes]:
-    """Component -> name of a parameter -> its shape; builds the networks on the meta device."""
+    """Returns component -> name of a parameter or buffer -> its shape.
+
+    builders: component -> a function that builds its network, which is called on the meta device,
+    without memory for weights. Raises InputError, which names the component, if that fails.
+    """
     networks = {}
     with torch.device("meta"):
         for name, build in builders.items():

@@ -1,4 +1,4 @@
-"""Shapes and verification of any kind of weights folder, of a backbone or of an image editor."""
+"""Shapes and verification of any weights folder, of a video backbone or of a frame editor."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ from anyv2v.weights.manifest import IP_ADAPTER, STABLE_DIFFUSION, T2I_ADAPTER, S
 from anyv2v.weights.verify import Report, verify
 
 Builders = Callable[[dict], dict[str, Callable[[], nn.Module]]]
+"""(content of config.json) -> component -> a function that builds its network."""
 
 BUILDERS: dict[str, Builders] = {
     STABLE_DIFFUSION: stable_diffusion.builders,
     IP_ADAPTER: adapters.ip_adapter_builders,
     T2I_ADAPTER: adapters.t2i_adapter_builders,
 }
-"""The "model" of a config that is not of a backbone -> the function that names its networks."""
+"""The "model" in the config.json of a frame editor or its adapters -> the function that names its
+networks and how they are built."""
 
 
 def expected_shapes(config: dict) -> dict[str, Shapes]:
-    """Return component -> parameter -> shape for the config of any weights folder."""
+    """Returns component -> name of a parameter or buffer -> its shape, for any folder's config.
+
+    config: the content of config.json. Components are the networks of the folder, by name. Builds
+    them on the meta device, without memory for weights. Raises InputError for a wrong config.
+    """
     builders = _builders(config)
     if builders is None:
         return loading.expected_shapes(config)
@@ -36,9 +42,10 @@ def expected_shapes(config: dict) -> dict[str, Shapes]:
 def inspect(
     weights: str | os.PathLike, progress: Callable[[int, int], None] | None = None
 ) -> Report:
-    """Read a whole folder and report what it holds; InputError names the first error.
+    """Reads a whole weights folder, verifies it, and returns a report of what it holds.
 
-    weights: a folder, or "demo". progress: called with the bytes read so far and in all.
+    weights: a folder, of a video backbone or of a frame editor, or "demo". progress: called with
+    (bytes read so far, bytes in all). Raises InputError, which names the first error that is found.
     """
     folder = loading.folder_of(weights)
     if _builders(Checkpoint.open(folder).config) is None:

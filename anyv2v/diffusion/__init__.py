@@ -1,1 +1,1 @@
-"""Noise levels, samplers and inversions; nothing here knows a network."""
+"""Noise levels, sampling and inversion, independent of any network."""

@@ -1,9 +1,11 @@
 """Inversion: from clean latents up to the noise that sampling would have made them from.
 
-Both methods are generators. They yield an `InversionState` after each step and can go on from any
-of them. Latents between the steps are float32, whatever the network computes in. Values that are
-not finite raise a NotFiniteError, whose message `check` makes of (steps done before, timestep). On
-a GPU plain DDIM may notice them some steps later, and those of its last steps in `check.finish()`.
+Both methods are generators that yield an `InversionState` after each step, and can be started from
+any such state. Latents between the steps are float32, whatever dtype the network computes in.
+
+Latents that are not finite raise NotFiniteError; the caller's `check` words its message, given
+(number of steps done before, timestep). On a GPU plain DDIM may raise it some steps later, and for
+its last steps only when the caller calls `check.finish()`.
 """
 
 from __future__ import annotations
@@ -22,51 +24,53 @@ from anyv2v.diffusion.schedule import Level, NoiseSchedule, advance
 from anyv2v.runtime.finite import FiniteCheck
 
 TOLERANCE = 3e-3
-"""Default tolerance of the fixed point: the residual, relative to the latents. README says why."""
+"""Default for the largest relative residual of a fixed point; README.md explains the value."""
 LAST_FACTOR = 0.1
-"""The last, noisiest step has to reach this much of the tolerance."""
+"""Default factor on the tolerance in the last, noisiest step of an inversion."""
 STEP_CAP = 12
-"""Most evaluations in one step."""
+"""The most evaluations of the network in one step of a fixed-point inversion."""
 HISTORY = 4
-"""Iterates of one step that Anderson's acceleration combines, the latest included."""
+"""The most iterates of one step that Anderson's acceleration combines, the latest included."""
 
 
 @dataclass(frozen=True)
 class InversionState:
-    """An inversion after some of its steps."""
+    """An inversion after some of its steps, from which it can go on."""
 
     clean: Tensor
-    """(1, c, f, h, w) float32."""
+    """The clean latents of the video, (1, c, f, h, w) float32."""
     latents: Tensor
-    """The latents that the next step starts from, the shape of `clean`."""
+    """The latents that the next step starts from, float32 in the shape of `clean`."""
     trajectory: Mapping[int, Tensor] = field(default_factory=dict)
-    """Index of a level (0: the noisiest) -> latents there, in the order of the inversion."""
+    """Index of a level (0: the noisiest) -> latents there; the least noisy level comes first."""
     evaluations: int = 0
-    """Calls of the network so far."""
+    """Number of calls of the network so far."""
     residuals: Mapping[int, float] = field(default_factory=dict)
-    """Index of a level -> relative residual of its fixed point: |solve(x) - x| / |x|."""
+    """Index of a level -> relative residual |g(x) - x| / |x| of the latents x stored there, where g
+    is the fixed-point iteration; empty for plain DDIM."""
     predictions: tuple[Tensor, ...] = ()
-    """The last two predictions; the next step's initial guess extrapolates them linearly."""
+    """The network's predictions at the last two levels or fewer, float32, which `fixed_point`
+    extrapolates for its next initial guess; empty for plain DDIM."""
 
     @classmethod
     def start(cls, clean: Tensor) -> InversionState:
-        """The state before the first step."""
+        """Returns the state before the first step of inverting `clean` (1, c, f, h, w)."""
         clean = clean.float()
         return cls(clean, clean)
 
     @property
     def steps(self) -> int:
-        """Number of steps that are done."""
+        """The number of steps that are done."""
         return len(self.trajectory)
 
     @property
     def latest(self) -> int:
-        """Index of the noisiest level so far, the last of `trajectory`, which must not be empty."""
+        """The index of the noisiest level reached so far; at least one step must be done."""
         return [*self.trajectory][-1]
 
 
 Inversion = Callable[..., Iterator[InversionState]]
-"""(predict, state, schedule, steps, ..., check) -> the states after each step that is left."""
+"""(predict, state, schedule, steps, ..., check) -> the state after each step that is left."""
 
 
 def ddim(
@@ -78,8 +82,10 @@ def ddim(
 ) -> Iterator[InversionState]:
     """Inverts by plain DDIM (arXiv 2105.05233, appendix F), as the original AnyV2V does.
 
-    The network is asked about the level that is stepped to, but given the latents that are stepped
-    from. This costs one evaluation per step and is inexact.
+    Yields the state after each step that `state` has left of `steps`. In a step from one level up
+    to a noisier one the network is given the noisier level, but the latents of the cleaner one:
+    that costs one evaluation per step and is inexact. Raises NotFiniteError if latents are not
+    finite; `check` words its message, and None words it plainly.
     """
     check = check or FiniteCheck()
     for level, below in _remaining_steps(state, schedule, steps):
@@ -105,20 +111,22 @@ def fixed_point(
     last_factor: float = LAST_FACTOR,
     check: FiniteCheck | None = None,
 ) -> Iterator[InversionState]:
-    """Solves each step of sampling for the latents it would have come from.
+    """Inverts by solving each step of sampling for the latents that it would have started from.
 
-    Sampling makes x_s = a x_t + b f(x_t, t) of x_t, where f is what the network predicts. So x_t is
-    the fixed point of x -> (x_s - b f(x, t)) / a, which contracts where b is small; with
-    v-prediction a and b are the cosine and the negative sine of a small angle, so nothing is
-    singular at any level. The first guess of a step uses the linear extrapolation of the last two
-    f. Anderson's acceleration (doi 10.1145/321296.321305) then iterates until the relative residual
-    is at most `tolerance` or the evaluations are spent: `STEP_CAP` in one step, `budget` (see
-    `default_budget`) in all steps together. The last, noisiest step has to reach `last_factor` *
-    tolerance, because sampling starts from its latents exactly as they are stored.
+    Yields the state after each step that `state` has left of `steps`. Sampling computes
+    x_s = a x_t + b f(x_t, t) from x_t, where f is the network's prediction. So x_t is the fixed
+    point of g(x) = (x_s - b f(x, t)) / a, a contraction where b is small; with v-prediction a and b
+    are the cosine and the negative sine of a small angle, so nothing is singular at any level. The
+    first guess of a step is g with f extrapolated linearly from the last two predictions.
+    Anderson's acceleration (doi 10.1145/321296.321305) then iterates until the relative residual is
+    at most `tolerance` or the evaluations are spent: `STEP_CAP` in one step, `budget` in all steps
+    together (None: `default_budget(steps)`). In the last, noisiest step the tolerance is multiplied
+    by `last_factor`, because sampling starts from its latents exactly as they are stored.
 
-    The trajectory stores the iterate that was evaluated last, so that what the network computed
-    there is what it will compute of the source in sampling. The next step starts from solve() of
-    that iterate, which is nearer to the fixed point by one contraction and costs nothing.
+    The trajectory stores the iterate x that was evaluated last, so that the network computes the
+    same features there as it will for the source in sampling. The next step starts from g(x), which
+    is nearer to the fixed point and costs no evaluation. Raises NotFiniteError if latents are not
+    finite; `check` words its message, and None words it plainly.
     """
     check = check or FiniteCheck()
     budget = default_budget(steps) if budget is None else budget
@@ -158,12 +166,12 @@ def fixed_point(
 
 
 def default_budget(steps: int) -> int:
-    """The default `budget` of `fixed_point`: three evaluations for every two steps."""
+    """Returns the default `budget` of `fixed_point`: 1.5 evaluations per step, rounded up."""
     return steps + (steps + 1) // 2
 
 
 METHODS: dict[str, Inversion] = {"fixed-point": fixed_point, "ddim": ddim}
-"""Name of an inversion method -> its generator."""
+"""Name of an inversion method -> the function that yields its states."""
 
 
 def _remaining_steps(

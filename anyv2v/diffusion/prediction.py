@@ -1,8 +1,8 @@
-"""What a network predicts, as the step that it makes: x_target = a * x + b * prediction.
+"""The deterministic sampling step for each kind of prediction: x_target = a * x + b * prediction.
 
-Each function takes two levels, where x = alpha * clean + sigma * noise, and returns (a, b) of the
-deterministic one-step sampler between them. With any of them, a network that predicts exactly moves
-x exactly along the line between its clean latents and its noise.
+Each function takes the level of x and the target level, where x = alpha * clean + sigma * noise,
+and returns (a, b). If the prediction is exact, so is the step: x_target has the same clean latents
+and the same noise, with the weights of the target level.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 class NoiseLevel(Protocol):
-    """The weights of clean latents and noise at a level: x = alpha * clean + sigma * noise."""
+    """A noise level: the latents there are x = alpha * clean + sigma * noise."""
 
     @property
     def alpha(self) -> float:
@@ -27,23 +27,32 @@ class NoiseLevel(Protocol):
 
 
 def velocity(level: NoiseLevel, target: NoiseLevel) -> tuple[float, float]:
-    """Steps with v = alpha * noise - sigma * clean (arXiv 2202.00512), alpha^2 + sigma^2 = 1.
+    """Returns (a, b) of the DDIM step x_target = a * x + b * v from `level` to `target`.
 
-    DDIM (arXiv 2010.02502) then rotates (x, v) by the angle between the levels, which is singular
-    nowhere, not even where alpha is 0.
+    The network predicts v = alpha * noise - sigma * clean (arXiv 2202.00512), and the levels must
+    have alpha^2 + sigma^2 = 1. DDIM (arXiv 2010.02502) then rotates (x, v) by the angle between the
+    levels, which is singular nowhere, not even where alpha is 0.
     """
     turn = math.atan2(level.sigma, level.alpha) - math.atan2(target.sigma, target.alpha)
     return math.cos(turn), -math.sin(turn)
 
 
 def epsilon(level: NoiseLevel, target: NoiseLevel) -> tuple[float, float]:
-    """Steps with the noise (arXiv 2006.11239), by DDIM (arXiv 2010.02502, eq. 12); alpha > 0."""
+    """Returns (a, b) of the DDIM step x_target = a * x + b * noise from `level` to `target`.
+
+    The network predicts the noise (arXiv 2006.11239); the step is eq. 12 of arXiv 2010.02502. The
+    alpha of `level` must be above 0.
+    """
     a = target.alpha / level.alpha
     return a, target.sigma - level.sigma * a
 
 
 def flow(level: NoiseLevel, target: NoiseLevel) -> tuple[float, float]:
-    """Steps with noise - clean (arXiv 2210.02747), alpha + sigma = 1: a step of Euler's method."""
+    """Returns (a, b) of the Euler step x_target = a * x + b * u from `level` to `target`.
+
+    The network predicts the velocity u = noise - clean (arXiv 2210.02747), and the levels must have
+    alpha + sigma = 1.
+    """
     return 1.0, target.sigma - level.sigma
 
 
@@ -52,4 +61,4 @@ PREDICTIONS: dict[str, Callable[[NoiseLevel, NoiseLevel], tuple[float, float]]] 
     "epsilon": epsilon,
     "flow": flow,
 }
-"""Name of what a network predicts -> the function that makes its steps."""
+"""Name of what a network predicts -> the function that returns (a, b) of a step."""

@@ -1,6 +1,6 @@
 """Sampling: from noisy latents to clean ones, one step of the schedule after another.
 
-Latents between the steps are float32, whatever the network computes in.
+Latents between the steps are float32, whatever dtype the network computes in.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from anyv2v.diffusion.schedule import Level, NoiseSchedule, advance
 from anyv2v.runtime.finite import FiniteCheck
 
 OnStep = Callable[[int, float, Tensor], None]
-"""Called after each step with (index of the step, its timestep, latents after it)."""
+"""Called after each step with (index of the step, timestep before the step, latents after it)."""
 
 AfterStep = Callable[[int, Tensor], Tensor | None]
-"""(index of the step, latents after it) -> the latents to go on with; None keeps them."""
+"""Called after each step with (index of the step, latents after it); returns the latents to go on
+with, or None to keep those that it was given."""
 
 Predict = Callable[[Level, Tensor], Tensor]
-"""(level, latents) -> what the network predicts for them, float32, the shape of the latents."""
+"""(level, latents) -> the guided prediction for these latents, float32 in their shape."""
 
 
 def sample(
@@ -34,11 +35,13 @@ def sample(
     after_step: AfterStep | None = None,
     step_noise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
-    """Samples clean latents, from latents at the level of index `start` of a run of `steps`.
+    """Samples clean latents from `latents` at the level of index `start` in a run of `steps`.
 
-    step_noise: index of a step -> standard normal noise of the latents' shape; needed by samplers
-    that add noise. NotFiniteError if latents are not finite after a step; `check` makes its message
-    of (index, timestep).
+    start: index of the first step, counted from the noisiest, 0. after_step is called before
+    on_step. step_noise: index of a step -> standard normal noise of the latents' shape; only
+    samplers that add noise need it. Returns float32 latents. Raises NotFiniteError if latents are
+    not finite after a step; `check` words its message, given (index, timestep), and None words it
+    plainly.
     """
     check = check or FiniteCheck()
     for level, target in pairwise(schedule.levels(steps)[start:]):

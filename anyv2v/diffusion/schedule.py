@@ -1,8 +1,8 @@
 """Noise levels: which of them a run visits, and how a sampler steps between two.
 
 At a level the latents are x = alpha * clean + sigma * noise. Everything that differs between noise
-schedules, parametrizations and one-step samplers is behind `NoiseSchedule`: sampling and inversion
-know nothing else of them.
+schedules, parametrizations and one-step samplers is behind `NoiseSchedule`, the only part of them
+that sampling and inversion use.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from anyv2v.diffusion.prediction import PREDICTIONS
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level of a run."""
+    """One noise level of a run, where the latents are x = alpha * clean + sigma * noise."""
 
     index: int
-    """Position in the run; 0 is the noisiest."""
+    """Position of the level in the run; 0 is the noisiest."""
     t: float
     """The timestep that the network is given: a whole number or a fraction, as in its training."""
     alpha: float
@@ -31,15 +31,15 @@ class Level:
     sigma: float
     """Weight of the noise."""
     inversion_level: Level | None = None
-    """The level of the inversion at which a run reads its source; None: this level. Needed by
-    samplers whose levels are not those of the inversion."""
+    """The level of the inversion whose latents of the source an edit reads here; None: this level
+    itself. Samplers whose levels differ from those of the inversion set it."""
 
     @property
     def identity(self) -> tuple[float, float, float]:
-        """(t, alpha, sigma) to 9 digits; equal for the same level in two runs.
+        """(t, alpha, sigma), by which the same level is recognized in two runs.
 
-        Rounded, because another number of steps or another machine may compute the same level with
-        another last bit. A level with an `inversion_level` has the identity of that one.
+        The values are rounded to 9 digits, because another number of steps or another machine may
+        compute them with another last bit. If there is an `inversion_level`, they are its values.
         """
         level = self.inversion_level or self
         t, alpha, sigma = (float(f"{x:.9g}") for x in (level.t, level.alpha, level.sigma))
@@ -47,40 +47,47 @@ class Level:
 
 
 class Coefficients(NamedTuple):
-    """One step of a sampler: x_target = a * x + b * prediction + noise * z, z standard normal."""
+    """One step of a sampler, x_target = a * x + b * prediction + noise * z, with z standard normal.
+
+    A step whose `noise` is 0 is deterministic.
+    """
 
     a: float
+    """Factor of the latents x."""
     b: float
+    """Factor of the prediction."""
     noise: float = 0.0
+    """Standard deviation of the noise that the step adds."""
 
 
 class NoiseSchedule(Protocol):
-    """The levels of a run, and the steps between them."""
+    """The noise levels that a run visits, and the steps between them."""
 
     def levels(self, steps: int) -> Sequence[Level]:
-        """The steps + 1 levels of a run, the noisiest first; the last is where it ends.
+        """Returns the steps + 1 levels of a run of `steps`, the noisiest first.
 
-        InputError if the schedule has no run of so many steps.
+        The network is called at all levels but the last, where the run ends. Raises InputError if
+        the schedule allows no run of so many steps.
         """
         ...
 
     def coefficients(self, level: Level, target: Level) -> Coefficients:
-        """The step from `level` to `target`, which may be less noisy or noisier."""
+        """Returns the step from `level` to `target`, which may be noisier or less noisy."""
         ...
 
 
 class TableSchedule:
-    """A schedule of `len(alphas_cumprod)` whole timesteps, with deterministic steps (DDIM).
+    """A noise schedule given by a table of alpha-bar, with deterministic steps.
 
-    alpha-bar[t] is the share of the clean latents' variance at timestep t: alpha is its square
-    root, and sigma is the square root of 1 - alpha-bar[t].
+    alpha-bar[t] is the share of the clean latents in the variance at timestep t, a whole number
+    below `train_steps`: alpha is its square root, and sigma the square root of 1 - alpha-bar[t].
     """
 
     def __init__(self, alphas_cumprod: Tensor, prediction: str, offset: int = 0):
-        """Makes a schedule of a table.
+        """Takes alpha-bar as `alphas_cumprod`, float32 (train_steps,), from clean to noisy.
 
-        alphas_cumprod: alpha-bar, float32 (train_steps,). prediction: what the network predicts,
-        a name in `PREDICTIONS`. offset: the least noisy timestep of every run.
+        prediction: what the network predicts, "v", "epsilon" or "flow" (`PREDICTIONS`). offset: the
+        least noisy timestep of every run. Raises InputError for another prediction.
         """
         checks.one_of("prediction", prediction, tuple(PREDICTIONS))
         self.alphas_cumprod, self.offset = alphas_cumprod, offset
@@ -89,34 +96,48 @@ class TableSchedule:
         self._alpha_bars: list[float] = alphas_cumprod.tolist()
 
     def timesteps(self, steps: int) -> list[int]:
-        """The timesteps of a run, the noisiest first: 981, 961, ..., 1 for 50 and offset 1."""
+        """Returns the timesteps of a run of `steps`, the noisiest first.
+
+        They are evenly spaced: with 1000 training steps and offset 1, 50 steps visit 981, 961, ...,
+        1. Raises InputError unless steps is from 1 to `train_steps` - `offset`.
+        """
         stride = self._stride(steps)
         return [i * stride + self.offset for i in reversed(range(steps))]
 
     def levels(self, steps: int) -> tuple[Level, ...]:
-        """The levels of `timesteps`, and the one below the last; see `NoiseSchedule.levels`."""
+        """Returns the levels of the timesteps of a run, the noisiest first, and where it ends.
+
+        The end is one stride of timesteps below the last one; below timestep 0 lie the clean
+        latents (alpha 1, sigma 0). Raises InputError unless steps is from 1 to `train_steps` -
+        `offset`.
+        """
         timesteps = self.timesteps(steps)
         timesteps.append(timesteps[-1] - self._stride(steps))
         return tuple(self._level(t, i) for i, t in enumerate(timesteps))
 
     def coefficients(self, level: Level, target: Level) -> Coefficients:
-        """The DDIM step from `level` to `target`."""
+        """Returns the step from `level` to `target`, noisier or less noisy, which adds no noise."""
         return Coefficients(*self._coefficients(level, target))
 
     def alpha_bar(self, t: int) -> float:
-        """alpha-bar[t]; 1 for the clean latents, which lie before t = 0."""
+        """Returns alpha-bar at timestep t; it is 1 for a negative t, the clean latents."""
         return self._alpha_bars[t] if t >= 0 else 1.0
 
     def step(self, prediction: Tensor, t: int, latents: Tensor, steps: int) -> Tensor:
-        """The DDIM step of a run of `steps` from timestep t to the next less noisy one."""
+        """Returns the latents after one step of sampling from timestep t, in a run of `steps`.
+
+        prediction: the network's for t and `latents`. The result, float32, is at timestep
+        t - `train_steps` // steps; below 0 lie the clean latents.
+        """
         level, target = self._level(t), self._level(t - self._stride(steps))
         return advance(latents, prediction, self.coefficients(level, target))
 
     def inverse_step(self, prediction: Tensor, t: int, latents: Tensor, steps: int) -> Tensor:
-        """The step from the level below t up to t of DDIM inversion (arXiv 2105.05233, app. F).
+        """Returns the latents at t after a step of DDIM inversion (arXiv 2105.05233, app. F).
 
-        `prediction` is the network's for timestep t and `latents`, which are still at the level
-        below: the approximation that makes this inversion inexact.
+        `latents` are at the level before, timestep t - `train_steps` // steps. `prediction` is the
+        network's for timestep t and these latents, the approximation that makes the inversion
+        inexact. The result is float32.
         """
         level, target = self._level(t - self._stride(steps)), self._level(t)
         return advance(latents, prediction, self.coefficients(level, target))
@@ -130,18 +151,27 @@ class TableSchedule:
 
 
 def advance(latents: Tensor, prediction: Tensor, coefficients: Coefficients) -> Tensor:
-    """One step of a sampler without its noise: a * latents + b * prediction, in float32."""
+    """Returns the latents after a sampler's step, without its noise: a * latents + b * prediction.
+
+    `coefficients` holds a and b. Both tensors are converted to float32 first.
+    """
     return coefficients.a * latents.float() + coefficients.b * prediction.float()
 
 
 def match_levels(levels: Sequence[Level], others: Sequence[Level]) -> dict[int, int]:
-    """Index of each level that is also among `others` -> its index there."""
+    """Returns a dict: index of each level that is also among `others` -> its index there.
+
+    Levels are the same if they have the same `identity`.
+    """
     indices = {level.identity: level.index for level in others}
     return {x.index: indices[x.identity] for x in levels if x.identity in indices}
 
 
 def steps_within(schedule: NoiseSchedule, levels: Collection[Level]) -> list[int]:
-    """The numbers of steps whose runs visit only these levels before their end."""
+    """Returns, ascending, the numbers of steps whose runs visit only levels among `levels`.
+
+    The level where a run ends does not count, because the network is not called there.
+    """
     known = {level.identity for level in levels}
 
     def fits(steps: int) -> bool:

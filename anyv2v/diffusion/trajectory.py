@@ -13,26 +13,26 @@ from anyv2v.errors import InputError
 
 
 class Trajectory(Mapping[int, Tensor]):
-    """The clean latents of a video, and those at the levels that its inversion stored.
+    """The clean latents of a video, and its latents at the levels that its inversion stored.
 
-    All are (1, c, f, h, w) float32. After an inversion they lie on the editor's device, 1 MB per
+    All are (1, c, f, h, w) float32. After an inversion they are on the editor's device, 1 MB per
     level for 16 frames of 512x512 (about 52 MB for all 50 levels); nothing moves them to the host.
-    Latents that were read from a file lie on the CPU, and each is copied when an edit reads it.
+    Latents that were read from a file are on the CPU, and are copied each time an edit reads them.
 
-    `clean` and `at(index)` work with every schedule. If the timesteps of a run are distinct whole
-    numbers, a trajectory is also a mapping from these timesteps to latents, with the clean latents
-    at 0 unless 0 is one of the timesteps.
+    `clean` and `at(index)` work with every schedule. If the timesteps of the inversion are distinct
+    whole numbers, a trajectory is also a mapping from these timesteps to latents, with the clean
+    latents at 0 unless 0 is one of the timesteps.
     """
 
     def __init__(self, clean: Tensor, latents: Mapping[int, Tensor], levels: Sequence[Level]):
-        """Checks that all latents have the shape of `clean` and belong to the run.
+        """Takes the clean latents, and a dict of latents by their index in the inversion's run.
 
-        latents: index in the inversion's run (0: the noisiest) -> latents. levels: all levels of
-        that run, its end included.
+        Index 0 is the noisiest level. levels: all levels of that run, the noisiest first, its
+        clean end included. Raises InputError if shapes differ, or an index is not in the run.
         """
         self.clean, self.levels = clean, tuple(levels)
         self.latents = {index: latents[index] for index in sorted(latents, reverse=True)}
-        """Index in the inversion's run -> latents, the least noisy first."""
+        """Index in the inversion's run (0: the noisiest) -> latents, the least noisy first."""
         if wrong := [index for index in latents if not 0 <= index < len(self.levels) - 1]:
             raise InputError(f"trajectory: there is no step {wrong[0]} of {len(self.levels) - 1}")
         shapes = {tuple(x.shape) for x in (clean, *latents.values())}
@@ -40,9 +40,9 @@ class Trajectory(Mapping[int, Tensor]):
             raise InputError(f"trajectory: shapes of the latents differ: {sorted(shapes)}")
 
     def at(self, index: int) -> Tensor:
-        """The latents at step `index` of the inversion's run, 0 the noisiest.
+        """Returns the latents at step `index` of the inversion's run, 0 the noisiest.
 
-        InputError if they were not stored.
+        Raises InputError if there is no such step, or if its latents were not stored.
         """
         index = checks.whole("index", index, 0, len(self.levels) - 2)
         if index not in self.latents:
@@ -52,7 +52,7 @@ class Trajectory(Mapping[int, Tensor]):
 
     @property
     def stored_levels(self) -> list[Level]:
-        """The levels whose latents are stored, the least noisy first."""
+        """The levels whose latents are stored, the least noisy first, without the clean latents."""
         return [self.levels[index] for index in self.latents]
 
     def __getitem__(self, t: int) -> Tensor:

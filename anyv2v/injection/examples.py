@@ -1,10 +1,12 @@
-"""Published injections as `Taps`, as models for one of your own.
+"""Published methods of injection, written as `Taps`: models for a method of your own.
 
-    keys = [site for site in editor.sites if site.startswith("up.3") and site.endswith(".self")]
-    editor.edit(source, frame, prompt, taps=SourceValues(keys, until=0.2))
+    sites = [site for site in editor.sites if site.startswith("up.3") and site.endswith(".self")]
+    editor.edit(source, frame, prompt, taps=SourceValues(sites, until=0.2))
 
-Such taps are called after the paper's own injection, which stays on. To replace it, pass
-`injection=anyv2v.Injection.none()` too. `until` is a fraction of the steps, as in `Injection`.
+Taps are called after AnyV2V's own injection, which stays on. To replace it, also pass
+`injection=anyv2v.Injection.none()`. To keep its residual features ("conv") and replace its queries
+and keys, pass `anyv2v.Injection(spatial=0, temporal=0)`. `until` is the fraction of the steps,
+counted from the noisiest, in which the taps are active, as in `Injection`.
 """
 
 from __future__ import annotations
@@ -31,33 +33,42 @@ class _FirstSteps(Taps):
 
 
 class SourceValues(_FirstSteps):
-    """Uses the source's values in self-attentions, as RF-Solver-Edit does (arXiv 2411.04746)."""
+    """Injects the source's values into self-attentions, as RF-Solver-Edit does (arXiv 2411.04746).
+
+    sites: names of self-attentions. until: fraction of the steps, counted from the noisiest, in
+    which the taps are active.
+    """
 
     def __init__(self, sites: Iterable[str], until: float = 0.2):
         super().__init__(sites, until)
 
     def qkv(self, site: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Replaces v by the source's."""
+        """Returns q and k unchanged, and the source's values for every branch; see `Taps.qkv`."""
         return q, k, self.source(v)
 
 
 class SourceQueries(_FirstSteps):
-    """Uses the source's queries alone; they carry motion and some identity (arXiv 2412.07750)."""
+    """Injects the source's queries alone, which carry motion and some identity (arXiv 2412.07750).
+
+    sites: names of self-attentions. until: fraction of the steps, counted from the noisiest, in
+    which the taps are active.
+    """
 
     def __init__(self, sites: Iterable[str], until: float = 0.5):
         super().__init__(sites, until)
 
     def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Replaces q by the source's."""
+        """Returns the source's queries for every branch, and k unchanged; see `Taps.qk`."""
         return self.source(q), k
 
 
 class OutsideOfMask(_FirstSteps):
-    """Injects the paper's features outside of a mask only, as FREE-Edit does (arXiv 2603.01164).
+    """Injects AnyV2V's features outside of a mask only, as FREE-Edit does (arXiv 2603.01164).
 
-    FREE-Edit finds the mask where the first frames differ and moves it with the video. Here `mask`
-    (h, w) is nonzero where the video is edited, and stays in place. It works for residual features
-    and self-attentions. At its sites it overrides an `Injection`.
+    `mask` (h, w) of any dtype is nonzero where the video is edited, and is the same for all frames;
+    FREE-Edit computes it where the first frames differ, and moves it with the video. `sites` may
+    name residual features and self-attentions; there these taps override an `Injection`. `until`:
+    fraction of the steps, counted from the noisiest, in which the taps are active.
     """
 
     def __init__(self, sites: Iterable[str], mask: np.ndarray | Tensor, until: float = 0.5):
@@ -65,7 +76,10 @@ class OutsideOfMask(_FirstSteps):
         self.mask = torch.as_tensor(mask) != 0
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """The source's h, or q and k, outside of the mask; each branch's own within it."""
+        """Returns (h,) or (q, k, v), with h, or q and k, of the source outside of the mask.
+
+        Within the mask, and in v, each branch has its own values.
+        """
         # unmodified: an `Injection` at the same site has already put the source's everywhere
         *q_and_k, last = feature.unmodified.compute()
         if q_and_k:
@@ -74,16 +88,19 @@ class OutsideOfMask(_FirstSteps):
         return (self.outside(last.flatten(1, 2)[..., None]).reshape(last.shape),)
 
     def outside(self, x: Tensor) -> Tensor:
-        """Replaces x (..., tokens, heads, d) by the source's where the mask is zero."""
+        """Returns x (..., tokens, heads, d), with the source's values outside of the mask.
+
+        Raises ValueError if no grid of the mask has as many tokens, see `token_mask`.
+        """
         edited = token_mask(self.mask, x.shape[-3]).to(x.device)[:, None, None]
         return torch.where(edited, x, self.source(x))
 
 
 def token_mask(mask: Tensor, tokens: int) -> Tensor:
-    """The tokens of a frame, row by row, that hold any pixel of a mask.
+    """Returns bool (tokens,): whether each token of a frame, row by row, holds a pixel of the mask.
 
-    Takes (h, w) bool and returns (tokens,) bool. A token is a square of pixels, its side a power of
-    two. ValueError if no such grid has that many tokens.
+    mask: (h, w) bool. tokens: the number of tokens of a frame; each is a square of pixels whose
+    side is a power of two. Raises ValueError if no such grid has that many tokens.
     """
     grid = mask[None].float()
     while grid.numel() > tokens:

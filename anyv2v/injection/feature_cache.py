@@ -1,6 +1,6 @@
-"""The feature cache: where a source's recorded features lie, and how they reach the GPU in time.
+"""The cache of a source's recorded features, on the GPU or the host, and their prefetching.
 
-Steps are counted in the run of the source's inversion: index 0 is the noisiest step.
+A step's index is its position in the run of the source's inversion; 0 is the noisiest step.
 """
 
 from __future__ import annotations
@@ -17,32 +17,37 @@ from anyv2v.injection.taps import Features
 from anyv2v.runtime.streams import side_stream
 
 Placement = Literal["device", "host"]
-"""Where a step's features lie: on the device (the GPU), or in the host's pinned memory."""
+"""Where a step's features are kept: on the device (the GPU), or in the host's pinned memory."""
 
 
 class Event(Protocol):
-    """A point in a stream's work that the host can wait for (`torch.cuda.Event`)."""
+    """A marker in the work of a CUDA stream that the host can wait for (`torch.cuda.Event`)."""
 
     def synchronize(self) -> None:
-        """Waits until the work before this point is done."""
+        """Blocks the host until the stream's work before this marker is done."""
         ...
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features recorded from one source, by step and site. An edit only reads them."""
+    """Features recorded from one source, by step and site; edits read them and never change them.
+
+    A step's index is its position in the inversion of the source, 0 the noisiest. A site is the
+    name of a layer at which `Taps` are called.
+    """
 
     placement: Mapping[int, Placement]
-    """Index of each step that may be cached -> where its features lie."""
+    """Index of each step whose features may be added -> where they are kept."""
     by_step: dict[int, Features] = field(default_factory=dict)
-    """Index of each step that was recorded -> site -> tensors."""
+    """Index of each step whose features were added -> site -> tensors."""
     _copies: list[Event] = field(default_factory=list, init=False, repr=False, compare=False)
     """The ends of copies to the host, one for each device and recorded step."""
 
     def add(self, index: int, features: Features) -> None:
-        """Stores the features of a step, and starts their copy to the host if they belong there.
+        """Stores the features of step `index`, in host memory if `placement` says so.
 
-        Steps without a placement are dropped.
+        A copy to the host may still be running on return, see `wait`. The features of a step that
+        `placement` does not name are dropped.
         """
         if index not in self.placement:
             return
@@ -57,20 +62,20 @@ class FeatureCache:
 
     @property
     def sites(self) -> frozenset[str]:
-        """All sites that were recorded at any step."""
+        """The names of all sites that have features at some step."""
         return frozenset(site for features in self.by_step.values() for site in features)
 
     def wait(self) -> None:
-        """Waits for the copies to the host; until then the host must not read the features.
+        """Waits until all copies to the host are done; only then may the host read the features.
 
-        It waits for events, not for the whole device: another thread may be capturing a graph
-        there, which a synchronization of the device would break.
+        Another thread may be capturing a CUDA graph meanwhile: this waits for events, because a
+        synchronization of the whole device would break the capture.
         """
         for event in self._copies:
             event.synchronize()
 
     def covers(self, index: int, sites: frozenset[str]) -> bool:
-        """Whether all of these sites were recorded at a step."""
+        """Whether there are features of all these sites at the step of this index."""
         return index in self.by_step and sites <= self.by_step[index].keys()
 
 
@@ -79,7 +84,10 @@ NO_FEATURES = FeatureCache({})
 
 
 class Playback:
-    """Reads a cache in the order of a run's steps, and prefetches the next step from the host."""
+    """Reads a cache step by step in a known order, and prefetches the next step from the host.
+
+    `open_playback` makes one for the time of a run.
+    """
 
     def __init__(
         self,
@@ -88,9 +96,11 @@ class Playback:
         device: torch.device,
         stream: torch.cuda.Stream | None,
     ):
-        """`order`: the indices of the steps that will be fetched.
+        """Starts to prefetch the first step if there is a stream.
 
-        `stream`: the stream of the copies from the host; None if nothing has to be copied.
+        order: the indices of the steps in the cache, in the order in which they will be fetched.
+        device: where the edit needs the features. stream: a CUDA stream for the copies from the
+        host; None: features are moved to `device` in `fetch` itself.
         """
         self._cache, self._order, self._device = cache, order, device
         self._fetched: dict[int, tuple[Features, torch.cuda.Event | None]] = {}
@@ -101,9 +111,9 @@ class Playback:
             self._prefetch(self._order[0])
 
     def fetch(self, index: int) -> Features:
-        """Returns a step's features on the device and starts to copy those of the next step.
+        """Returns the features of step `index` on the device, and starts to copy the next step's.
 
-        Each step can be fetched once; its copy is not held here afterwards.
+        Each step of the order can be fetched once; the playback keeps no reference to its tensors.
         """
         self._prefetch(index)
         features, copied = self._fetched.pop(index)
@@ -137,7 +147,11 @@ class Playback:
 def open_playback(
     cache: FeatureCache, order: Iterable[int], device: torch.device
 ) -> Iterator[Playback]:
-    """A `Playback` of the steps of one run, which fetches them in this order."""
+    """Context with a `Playback` that reads `cache` for one run.
+
+    order: indices of steps in the cache, in the order in which they will be fetched. device: where
+    the run needs the features.
+    """
     order = list(order)
     if device.type != "cuda" or not order:
         yield Playback(cache, order, device, None)

@@ -1,4 +1,7 @@
-"""`Injection`: which sites are injected at which step, in fractions of the schedule."""
+"""`Injection`: for which fraction of a run's steps each group of sites is injected.
+
+A site is the name of a layer whose features can be injected, such as "up.1.res.1".
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,35 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 
 USUAL = ("conv", "spatial", "temporal")
-"""The paper's groups. A fraction of 0 may name one of them even for a model that lacks it."""
+"""The groups of sites in the AnyV2V paper: residual features, spatial and temporal attention.
+
+An `Injection` may give them a fraction of 0 even for a model that has no such group.
+"""
 
 
 @dataclass(frozen=True)
 class Group:
-    """An injection group: sites that are injected during the same part of the schedule."""
+    """A group of sites (names of layers) that are injected at the same steps."""
 
     sites: frozenset[str]
+    """Names of the sites."""
     until: float
-    """Fraction of the steps, counted from the noisiest; 0.2 is the first fifth."""
+    """Fraction of the steps, 0 to 1, counted from the noisiest; 0.2 is the first fifth."""
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Injection:
     """For how many of the steps each group of the source's features is injected.
 
-    The values are fractions of the steps, counted from the noisiest: the paper's tau_conv,
-    tau_spatial (its "sa") and tau_temporal ("ta"), arXiv 2403.14468, section 4.2, and any other
-    group that a model has, by its name. A group that is not given has the weights' own fraction.
-    For I2VGen-XL these are 0.2, 0.2 and 0.5, as in the original's configuration. `sites` replaces
-    the model's choice of sites: group name -> site names. InputError for a fraction outside of 0
-    to 1.
+    The values are fractions of the steps, 0 to 1, counted from the noisiest: tau_conv, tau_spatial
+    ("sa") and tau_temporal ("ta") of AnyV2V (arXiv 2403.14468, section 4.2), and any other group
+    that a model has, by its name. A group that is not given (None) keeps the weights' own fraction,
+    for I2VGen-XL conv 0.2, spatial 0.2 and temporal 0.5, as in the original's configuration; 0
+    turns a group off. So `Injection(spatial=0, temporal=0)` still injects conv, and
+    `Injection.none()` injects nothing. `sites` replaces the model's choice for the groups that it
+    names: group name -> names of sites (layers), which are in `Editor.sites`. Raises InputError for
+    a fraction outside of 0 to 1 and for names that are not strings; unknown names are refused when
+    an edit is planned.
     """
 
     _fractions: tuple[tuple[str, float], ...]
@@ -61,7 +71,7 @@ class Injection:
 
     @classmethod
     def none(cls) -> Injection:
-        """An injection of nothing, whatever the weights' own fractions are."""
+        """Returns an injection of nothing, whatever the weights' own fractions are."""
         nothing = cls()
         nothing._set({}, {}, alone=True)
         return nothing
@@ -74,12 +84,12 @@ class Injection:
 
     @property
     def fractions(self) -> dict[str, float]:
-        """Group name -> fraction of the steps, for the groups that were given."""
+        """Group name -> fraction of the steps, for the groups whose fractions were given."""
         return dict(self._fractions)
 
     @property
     def sites(self) -> dict[str, frozenset[str]] | None:
-        """Group name -> sites, for the groups whose sites were given; None if there are none."""
+        """Group name -> names of sites, for groups whose sites were given; None if none were."""
         return dict(self._sites) or None
 
     @property
@@ -107,16 +117,21 @@ class Injection:
         return f"Injection({', '.join(parts)})"
 
     def over(self, own: Injection) -> Injection:
-        """This injection, with the fractions and sites of `own` where it has none itself."""
+        """Returns this injection, completed by fractions and sites of `own`, the weights' own.
+
+        The result of `Injection.none()` is itself: nothing is injected.
+        """
         if self._alone:
             return self
         sites = {**(own.sites or {}), **(self.sites or {})}
         return Injection(**{**own.fractions, **self.fractions}, sites=sites)
 
     def groups(self, default: Mapping[str, frozenset[str]]) -> tuple[Group, ...]:
-        """The groups that are on, with the sites of `default` (the model's) where none were given.
+        """Returns the groups of sites whose fraction is above 0; groups without a fraction are off.
 
-        A group without a fraction is off. InputError for a group that the model lacks.
+        default: the model's groups, name -> names of sites; `sites` overrides them. Raises
+        InputError for a group that the model lacks; "conv", "spatial" and "temporal" are allowed
+        with a fraction of 0, or with sites of their own.
         """
         chosen = {**default, **(self.sites or {})}
         unknown = {*self.fractions, *(self.sites or {})}.difference(default, USUAL)
@@ -130,16 +145,17 @@ class Injection:
 
 
 NO_INJECTION = Injection.none()
-"""Nothing is injected."""
+"""An injection of nothing, whatever the weights' own fractions are."""
 
 
 def sites_per_step(
     groups: Iterable[Group], steps: int, start: int, known: frozenset[str]
 ) -> dict[int, frozenset[str]]:
-    """Index of a step -> the sites that are injected there, for range(start, steps).
+    """Returns for each step in range(start, steps) the names of the sites that are injected there.
 
-    A group is on for the first int(steps * until) steps of the whole schedule; the product is
-    truncated as in the original (50 * 0.58 gives 28). InputError for a site that is not in `known`.
+    A group is injected in the first int(steps * until) of all `steps`, those before `start`
+    included; the product is truncated as in the original (50 * 0.58 gives 28). Raises InputError
+    for a site of a group that is not in `known`, the network's sites.
     """
     groups = tuple(groups)
     checks.known("injection", frozenset().union(*(g.sites for g in groups)), known, "site")

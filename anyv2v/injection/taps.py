@@ -1,4 +1,4 @@
-"""Hooks at the named sites of a network, and the paper's injection written as such hooks.
+"""Hooks at the sites (named layers) of a network, and AnyV2V's injection written as such hooks.
 
 The paper (AnyV2V, arXiv 2403.14468, section 4.2) replaces the edit's own features by the source's.
 No line here says `q_edit = q_source`: at an injected site the edit's own residual feature, or its
@@ -15,8 +15,8 @@ h is added to every branch      nn/resnet.py: `repeat_to_batch`
 one softmax for every branch    kernels/attention, kernels/short_attention: q and k of one branch,
                                 v of all
 
-A network comes to a site twice: with what it is about to compute there (`Taps.feature`), and, in
-an attention, with the result (`Taps.output`). This module knows names and tensors, and no network.
+A network calls its taps at a site with what it is about to compute there (`Taps.feature`) and, in
+an attention, once more with the result (`Taps.output`). This module depends on no network.
 """
 
 from __future__ import annotations
@@ -32,112 +32,122 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 
 Features = Mapping[str, tuple[Tensor, ...]]
-"""Site -> the tensors that `Record` recorded there."""
+"""Name of a site -> the tensors that `Record` recorded there."""
 
 
 class Feature(Protocol):
-    """What a network is about to compute at one site.
+    """What a network is about to compute at one site (named layer), not computed yet.
 
-    The tensors are (h,) for a residual branch and (q, k, v) for an attention. Dim 0 is the batch,
-    branch outermost. A tensor with a smaller dim 0 than `batch` is shared by all branches.
+    Its tensors are (h,) for the residual of a resnet and (q, k, v) for an attention. Dim 0 is the
+    batch, one part for each branch (source, negative, edited). A tensor with a smaller dim 0 than
+    `batch` is shared by all branches.
     """
 
     @property
     def batch(self) -> int:
-        """Length of dim 0 for all branches together."""
+        """The length of dim 0 of h, or of q, k and v, with all branches included."""
         ...
 
     @property
     def unmodified(self) -> Feature:
-        """This feature as the network computes it, before other taps changed it."""
+        """The feature as the network itself computes it, before other taps changed it."""
         ...
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
-        """Computes (h,), or (q, k, v).
+        """Computes and returns (h,), or (q, k, v).
 
-        `branches`: how many branches the batch consists of. With more than one, h or q and k are
-        computed for the first branch alone, and v for all of them. ValueError if the batch is not a
-        multiple of `branches`.
+        branches: the number of equal parts that dim 0 consists of. With more than one, h or q and k
+        are computed for the first branch alone, and v for all of them. Raises ValueError if `batch`
+        is not a multiple of `branches`.
         """
         ...
 
     def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
-        """Returns what `replay` needs to use computed `tensors` again: h, or q and k.
+        """Returns what `replay` needs to reuse `tensors`, a result of `compute`: h, or q and k.
 
-        `compact` selects the smallest such tensor: the layer's input for spatial attention, the
-        probabilities for temporal attention. Cross-attention and h have no smaller form.
+        compact: return the smallest tensor that will do instead, which is the layer's input for
+        spatial attention and the probabilities for temporal attention. Cross-attention and h have
+        no smaller form.
         """
         ...
 
     def replay(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Returns the tensors of `compute`, with recorded ones in place of h, or q and k.
+        """Returns (h,) or (q, k, v), with h, or q and k, from `recorded`, a result of `record`.
 
-        v is computed for the batch. Recorded probabilities come back as (probabilities, v).
+        v is computed for all branches. If attention probabilities were recorded, the result is
+        (probabilities, v).
         """
         ...
 
 
 class Taps:
-    """Hooks that a network calls at its named sites; what they return is used instead.
+    """Hooks that a network calls at its sites (named layers); it goes on with what they return.
 
-    This class changes nothing. Subclass it, override one of `hidden`, `qk`, `qkv` and `output`, and
-    pass an object to `predict` or to a run. Dim 0 of every tensor is the batch, branch outermost;
-    in an edit the source is the first branch. An object serves one run at a time.
+    This class changes nothing. Subclass it, override `hidden`, `qk`, `qkv` or `output`, and pass an
+    object as `taps=` to `Editor.predict`, `edit` or `invert`. Dim 0 of every tensor is the batch,
+    one equal part for each branch; in an edit the source is the first branch. In the shapes, g is
+    the number of branches, b the batch entries of one branch (1 in an edit), and f the frames. An
+    object serves one run at a time.
     """
 
     sites: frozenset[str] | None = None
-    """The sites at which the hooks are called; None: all sites."""
+    """The names of the sites at which the hooks are called; None: all sites of the network."""
     step: int = -1
-    """Index of the current step. A run sets this and the next two attributes before each step."""
+    """Index of the current step, 0 the noisiest; a run sets it before each step."""
     steps: int = 0
-    """Number of steps in the schedule."""
+    """Number of steps in the whole schedule of the run; a run sets it before each step."""
     branches: int = 1
-    """Number of branches in the batch, the source included."""
+    """Number of branches in the batch, the source included; a run sets it before each step."""
 
     def active(self, step: int, steps: int) -> bool:
-        """Whether the hooks are called in a step of a run of `steps`; asked while it is planned.
+        """Whether the hooks are called in step `step` (0 the noisiest) of a run of `steps`.
 
-        In an active step of an edit the source is part of the batch: [source, branch, branch, ...].
-        In all other steps no hook of this object is called.
+        A run asks for every step before it starts. In an active step of an edit the source is part
+        of the batch: [source, branch, branch, ...]. The answer holds for all `sites`: to stop
+        earlier at some of them, test `self.step` against `self.steps` in the hook itself.
         """
         return True
 
     def hidden(self, site: str, h: Tensor) -> Tensor:
-        """Hook for a residual feature h (g b f, h, w, c), before the block's input is added.
+        """Returns what replaces h (g b f, h, w, c), a resnet's residual before its input is added.
 
-        Returns the same shape, or a dim 0 that divides it: all branches then share the result.
+        The result has the shape and dtype of h; a shorter dim 0 that divides the original is
+        repeated, so that all branches share the result.
         """
         return h
 
     def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Hook for query and key of an attention, after their projections.
+        """Returns what replaces the query and key of an attention, after their projections.
 
         Spatial: (g b f, h w, heads, d). Temporal: (g b, f, h w, heads, d). Cross: q
-        (g b, f h w, heads, d), k (g b, m, heads, d). Returns the same shapes, or a dim 0 that
-        divides theirs: all branches then share the result.
+        (g b, f h w, heads, d), k (g b, m, heads, d) for m context tokens. The results have the same
+        shapes and dtypes; all branches share those of a shorter dim 0 that divides the original.
         """
         return q, k
 
     def qkv(self, site: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hook for query, key and value of an attention; v has the shape of k.
+        """Returns what replaces the query, key and value of an attention; by default calls `qk`.
 
-        Returns the same shapes; q and k may be shared as in `qk`, v may not.
+        The shapes are those of `qk`, and v has that of k. All branches may share a q and a k with a
+        shorter dim 0, as in `qk`; v has to have its full dim 0.
         """
         q, k = check_returned_or_shared("qk", site, self.qk(site, q, k), (q, k))
         return q, k, v
 
     def output(self, site: str, y: Tensor) -> Tensor:
-        """Hook for the result of an attention after its output projection: same shape.
+        """Returns what replaces y, the result of an attention after its output projection.
 
-        Spatial (g b f, h w, c), temporal (g b, f, h w, c), cross (g b, f h w, c). The layer's input
-        has not been added yet.
+        Spatial: (g b f, h w, c). Temporal: (g b, f, h w, c). Cross: (g b, f h w, c). The layer's
+        input has not been added yet. The result has the shape and dtype of y.
         """
         return y
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """Returns the tensors to go on with at a site, (h,) or (q, k, v).
+        """Returns the tensors that the network uses at a site, (h,) or (q, k, v).
 
-        Computes the feature and calls the hooks above. Override it to decide what is computed.
+        By default computes the feature and passes it through `hidden`, or through `qkv`, which
+        calls `qk`. Override it to decide what is computed at all. Raises InputError if a hook
+        returns another shape or dtype.
         """
         tensors = feature.compute()
         if len(tensors) == 1:
@@ -147,21 +157,28 @@ class Taps:
         return q, k, check_returned("qkv", site, v, tensors[2])
 
     def source(self, x: Tensor) -> Tensor:
-        """The source's part of x (g rest, ...), repeated for every branch: the shape of x."""
+        """Returns the first branch's part of x, the source's, repeated to the full shape of x.
+
+        Raises ValueError if dim 0 of x is not a multiple of `branches`.
+        """
         return torch.cat([x[: branch_size(x, self.branches)]] * self.branches)
 
 
 def calls(taps: Taps, site: str | None) -> bool:
-    """Whether taps are called at a site; a block without a site calls none.
+    """Whether `taps` are called at this site; a block without a site (None) calls none.
 
-    Where they are not, a residual feature need not exist by itself: its bias may be added in a
-    later sum.
+    Where none are called, a network need not compute the residual feature by itself: it may add
+    the feature's bias in a later sum.
     """
     return site is not None and (taps.sites is None or site in taps.sites)
 
 
 def active_steps(taps: Taps | None, steps: int) -> frozenset[int]:
-    """The indices of the steps of a run in which taps are active; asked once, before the run."""
+    """Returns the indices of the steps, of a run of `steps`, in which `taps` are active.
+
+    Calls `Taps.active` once for each step; taps of None are never active. Raises InputError if
+    `active` returns anything but True or False.
+    """
     if taps is None:
         return frozenset()
     return frozenset(
@@ -170,14 +187,20 @@ def active_steps(taps: Taps | None, steps: int) -> frozenset[int]:
 
 
 def branch_size(x: Tensor, branches: int) -> int:
-    """Length along dim 0 of one branch of x. ValueError unless `branches` divides the batch."""
+    """Returns the length of one branch along dim 0 of x, a batch of `branches` equal parts.
+
+    Raises ValueError if `branches` does not divide the length of dim 0.
+    """
     if x.shape[0] % branches:
         raise ValueError(f"a batch of {x.shape[0]} is not a multiple of {branches} branches")
     return x.shape[0] // branches
 
 
 def repeat_to_batch(x: Tensor, batch: int) -> Tensor:
-    """Repeats x (r, ...) along dim 0 to (batch, ...). ValueError unless r divides `batch`."""
+    """Repeats x (r, ...) along dim 0 to (batch, ...), without a copy if r is `batch`.
+
+    Raises ValueError unless r divides `batch`.
+    """
     times, rest = divmod(batch, x.shape[0])
     if rest or not times:
         raise ValueError(f"a feature of batch {x.shape[0]} cannot be shared by a batch of {batch}")
@@ -185,7 +208,10 @@ def repeat_to_batch(x: Tensor, batch: int) -> Tensor:
 
 
 def check_returned(method: str, site: str, returned: object, expected: Tensor) -> Tensor:
-    """`returned` if it has the shape and dtype of `expected`, else InputError with the hook."""
+    """Returns `returned` if it is a tensor of the shape and dtype of `expected`.
+
+    Otherwise raises InputError, which names the hook that returned it (`method`) and the site.
+    """
     if not isinstance(returned, Tensor) or (returned.shape, returned.dtype) != (
         expected.shape,
         expected.dtype,
@@ -197,9 +223,10 @@ def check_returned(method: str, site: str, returned: object, expected: Tensor) -
 def check_returned_or_shared(
     method: str, site: str, returned: object, expected: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """`returned` if it is as many tensors as `expected`, of their shapes and dtypes.
+    """Returns `returned` as a tuple if it holds tensors of the shapes and dtypes of `expected`.
 
-    Dim 0 may also be a divisor of the expected one: such a tensor is shared by all branches.
+    Dim 0 of a tensor may also be a divisor of the expected length: all branches share such a
+    tensor. Otherwise raises InputError, which names the hook (`method`) and the site.
     """
     if not isinstance(returned, Sequence) or len(returned) != len(expected):
         raise InputError(_wrong_return(method, site, returned, *expected))
@@ -216,27 +243,36 @@ def _wrong_return(method: str, site: str, returned: object, *expected: Tensor) -
 
 
 class Capturable(Taps):
-    """Taps that may run inside a captured CUDA graph, which never calls them when it is replayed.
+    """Taps whose forward pass may be captured in a CUDA graph; the graph's replay never calls them.
 
-    All objects with equal `cache_key` must do the same operations on the tensors of
-    `graph_inputs`, and nothing else. A subclass has to promise this itself: an inherited key knows
-    nothing of what the subclass overrides.
+    All objects with equal `cache_key()` must do the same operations on the tensors of
+    `graph_inputs()`, and nothing else. Keys are not inherited, because a base class does not know
+    what a subclass overrides: a subclass without a `cache_key` of its own is not captured.
     """
 
     def cache_key(self) -> Hashable | None:
-        """Taps with equal keys may share a captured graph. None: no graph is captured."""
+        """Returns a key; taps with equal keys share a captured graph. None: nothing is captured."""
         return None
 
     def graph_inputs(self) -> Features:
-        """The tensors that a forward pass reads; before a replay new ones are copied over them."""
+        """Returns the tensors, by site, that these taps read in a forward pass.
+
+        A captured pass reads copies of them, which are overwritten with new values for each replay.
+        """
         return {}
 
     def graph_outputs(self) -> dict[str, tuple[Tensor, ...]]:
-        """The tensors that a forward pass recorded; after a replay they are copied out."""
+        """Returns the dict, site -> tensors, that these taps fill in a forward pass.
+
+        After a replay, copies of the tensors that the graph has filled are put into it.
+        """
         return {}
 
     def with_inputs(self, features: Features) -> Capturable:
-        """The same taps with other input tensors of the same shapes, and nothing recorded."""
+        """Returns taps that do the same with the inputs `features`, and have recorded nothing yet.
+
+        features: site -> tensors, with the sites, shapes and dtypes of `graph_inputs()`.
+        """
         return self
 
     def __init_subclass__(cls):
@@ -263,26 +299,29 @@ NO_TAPS = _NoTaps()
 
 
 class ShareSource(Capturable):
-    """The paper's injection with the source in the batch: [source, branch, branch, ...].
+    """AnyV2V's injection with the source in the batch: [source, branch, branch, ...].
 
     Section 4.2 of arXiv 2403.14468 replaces, at `sites`, the residual feature or the query and key
     of the edit by those of the source. Here `feature.compute(branches)` computes them for the first
     branch, the source, alone; the result has the batch of one branch, and all branches share it
     (`repeat_to_batch` for residual features, one softmax for all values in the attention kernels).
-    The edit's own are never computed. v stays every branch's own.
+    The edit's own are never computed. The value v stays every branch's own.
     """
 
     def __init__(self, sites: Iterable[str], branches: int):
-        """`branches`: how many branches the batch has, the source included."""
+        """Injects at `sites` (names of layers) in a batch of `branches`, the source included."""
         self.sites = checks.names("sites", sites)
         self.branches = checks.whole("branches", branches)
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """The source's h, or q and k, for all branches to share; v of every branch."""
+        """Returns a residual (h,) or an attention's (q, k, v), with h, q and k of the source alone.
+
+        All branches share these, whose dim 0 is that of one branch; v is that of every branch.
+        """
         return feature.compute(self.branches)
 
     def cache_key(self) -> Hashable:
-        """The sites and the number of branches."""
+        """Returns a key made of the sites and the number of branches."""
         return "share", self.sites, self.branches
 
 
@@ -291,10 +330,10 @@ class Recorded(Exception):
 
 
 class Record(Capturable):
-    """Records the features at `sites` into `features`, while the source runs through the network.
+    """Records the features at `sites` in the dict `features`, while the source is predicted alone.
 
-    The batch is the source alone. `compact` records the smallest form of each feature, see
-    `Feature.record`. `stop` raises `Recorded` at the last of the sites.
+    compact: record the smallest form of each feature, see `Feature.record`; by default residuals,
+    or queries and keys. stop: raise `Recorded` once all sites are recorded, to end the pass early.
     """
 
     def __init__(self, sites: Iterable[str], compact: bool = False, stop: bool = False):
@@ -305,11 +344,14 @@ class Record(Capturable):
 
     @property
     def kept(self) -> dict[str, tuple[Tensor, ...]]:
-        """The former name of `features`."""
+        """The same as `features`, which once had this name."""
         return self.features
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """Computes the feature, records it, and passes it on unchanged."""
+        """Computes the feature, records it, and returns it unchanged.
+
+        Raises `Recorded` with `stop`, if this was the last site to be recorded.
+        """
         tensors = feature.compute()
         self.features[site] = feature.record(tensors, self.compact)
         if self.stop and len(self.features) == len(self._sites):
@@ -317,56 +359,58 @@ class Record(Capturable):
         return tensors
 
     def cache_key(self) -> Hashable:
-        """The sites and both settings."""
+        """Returns a key made of the sites and the settings `compact` and `stop`."""
         return "record", self.sites, self.compact, self.stop
 
     def graph_outputs(self) -> dict[str, tuple[Tensor, ...]]:
-        """The recorded features."""
+        """Returns `features`, the dict of the recorded tensors by site."""
         return self.features
 
     def with_inputs(self, features: Features) -> Record:
-        """A new recorder with the same settings."""
+        """Returns a new recorder with the same settings; a recorder reads no `features`."""
         return Record(self._sites, self.compact, self.stop)
 
 
 class Replay(Capturable):
-    """The paper's injection with recorded features: the source is not part of the batch.
+    """AnyV2V's injection with recorded features: the source is not part of the batch.
 
-    At the recorded sites the edit's h, or q and k, are not computed: `feature.replay` puts the
-    source's in their place, see `ShareSource`. v is computed for every branch.
+    At the recorded sites the edit's residual h, or query q and key k, are not computed:
+    `feature.replay` puts the source's in their place, see `ShareSource`. The value v is computed
+    for every branch.
     """
 
     def __init__(self, features: Features):
-        """`features`: what `Record` recorded from the source at this step."""
+        """Injects `features`, recorded by `Record` from the source at this step, at their sites."""
         checks.kind("features", features, Mapping, "a mapping of sites to what `Record` recorded")
         self.features, self.sites = features, frozenset(features)
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """The recorded h, or q and k (or probabilities), and v of every branch."""
+        """Returns (h,), (q, k, v) or (probabilities, v): recorded tensors, v of every branch."""
         return feature.replay(self.features[site])
 
     def cache_key(self) -> Hashable:
-        """The sites, with the shapes and dtypes of their tensors."""
+        """Returns a key made of the sites, and the shapes and dtypes of their tensors."""
         return "replay", frozenset(
             (site, tuple((x.shape, x.dtype) for x in tensors))
             for site, tensors in self.features.items()
         )
 
     def graph_inputs(self) -> Features:
-        """The recorded features."""
+        """Returns the recorded features, which a forward pass reads."""
         return self.features
 
     def with_inputs(self, features: Features) -> Replay:
-        """Replays other features of the same shapes."""
+        """Returns taps that replay other features, of the same sites and shapes."""
         return Replay(features)
 
 
 class Chain(Taps):
-    """Calls two taps at each site, one after the other: an injection's own, then a caller's.
+    """Calls the taps `first`, then the taps `then`, at each site that both of them name.
 
-    The second taps get the features as the first returned them, with the full batch: what branches
-    share is repeated for each. `first` must not be a `Replay` of compact features, because
-    replayed probabilities are no feature that the second could be given.
+    At a site that only one of them names, that one alone is called. `then` gets the features as
+    `first` returned them, with the full batch: tensors that branches share are repeated for each.
+    `first` must not be a `Replay` of compact features, because `then` could not be given queries
+    and keys that are replayed as probabilities.
     """
 
     def __init__(self, first: Taps, then: Taps):
@@ -377,7 +421,7 @@ class Chain(Taps):
             self.sites = first.sites | then.sites
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """The tensors of the second taps, which were given those of the first."""
+        """Returns a site's tensors, (h,) or (q, k, v), as changed by `first` and then by `then`."""
         if not calls(self.first, site):
             return self.then.feature(site, feature)
         tensors = self.first.feature(site, feature)
@@ -386,7 +430,11 @@ class Chain(Taps):
         return self.then.feature(site, _Modified(tensors, feature))
 
     def output(self, site: str, y: Tensor) -> Tensor:
-        """The output after both hooks."""
+        """Passes the output y of an attention through `first.output`, then `then.output`.
+
+        Each is called only if it names the site. Raises InputError if one of them returns another
+        shape or dtype.
+        """
         for taps in (self.first, self.then):
             y = check_returned("output", site, taps.output(site, y), y) if calls(taps, site) else y
         return y

@@ -1,4 +1,4 @@
-"""Turns the arguments of callers into the objects of a run; InputError names a wrong argument."""
+"""Turns callers' arguments into the objects of a run; an InputError names a wrong argument."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from anyv2v.runtime.finite import FiniteCheck, not_finite_message
 
 
 def as_video(video: Video | str | os.PathLike | np.ndarray, defaults: Defaults) -> Video:
-    """The caller's video, with frames that nobody else can change.
+    """Returns the caller's video as a `Video` with a copy of its frames.
 
-    A path is read with the weights' own size, number of frames and rate. An array of frames
-    (f, h, w, 3) uint8 is taken to have that rate.
+    A path is read with the size, number of frames and rate of `defaults`. An array of frames
+    (f, h, w, 3) uint8 is taken to have that rate. Raises InputError for anything else, and for a
+    saved source.
     """
     if isinstance(video, Source):
         raise InputError(f"video: {video} is inverted already; editor.edit takes it")
@@ -49,7 +50,11 @@ def as_video(video: Video | str | os.PathLike | np.ndarray, defaults: Defaults) 
 
 
 def options_of(backbone: Backbone, fps: int | None, options: Options | None) -> Options:
-    """All options of a backbone, its defaults included; `fps` is short for the option "fps"."""
+    """Returns a value for every option of the backbone: the caller's `options`, else its default.
+
+    fps: the option "fps", if it is not None. Raises InputError if `options` contradicts it, and for
+    unknown options and invalid values.
+    """
     chosen = {} if options is None else dict(checks.kind("options", options, Mapping, "a mapping"))
     if fps is not None:
         if chosen.get("fps", fps) != fps:
@@ -59,9 +64,11 @@ def options_of(backbone: Backbone, fps: int | None, options: Options | None) -> 
 
 
 def injection_of(injection: Injection | None, defaults: Defaults) -> Injection:
-    """The injection, with the weights' own fractions where it has none.
+    """Returns the caller's injection, completed by the weights' own (`defaults.injection`).
 
-    Besides an `Injection`, any object with its method `groups` will do.
+    An `Injection` takes from there the fractions and sites that it does not state; None stands for
+    the weights' own. Any other object with a method `groups` like `Injection.groups` is returned as
+    it is; without one, InputError is raised.
     """
     if injection is None:
         return defaults.injection
@@ -73,7 +80,10 @@ def injection_of(injection: Injection | None, defaults: Defaults) -> Injection:
 
 
 def check_taps(taps: Taps | None, sites: frozenset[str]) -> None:
-    """InputError unless `taps` are None, or taps whose sites the network has."""
+    """Raises InputError unless `taps` is None, or a `Taps` whose sites are all in `sites`.
+
+    sites: the names of the network's layers at which taps can be called.
+    """
     if taps is None:
         return
     checks.kind("taps", taps, Taps, "an anyv2v.Taps")
@@ -84,7 +94,11 @@ def check_taps(taps: Taps | None, sites: frozenset[str]) -> None:
 def check_inversion(
     plan: object, recording: object, unfinished: object, taps: Taps | None, sites: frozenset[str]
 ) -> None:
-    """InputError unless each is None or of its type, and they fit together and to the sites."""
+    """Raises InputError unless these arguments of `Editor.invert` are valid together.
+
+    Each is None, or a `StepPlan`, a `CachePlan`, an `Unfinished` and a `Taps` in this order. The
+    taps' sites must be in `sites`, those of the network; with taps nothing can be recorded.
+    """
     check_taps(taps, sites)
     for name, value, kind in (
         ("plan", plan, StepPlan),
@@ -101,7 +115,10 @@ def check_inversion(
 
 
 class NoiseGenerator:
-    """Draws the noise of one edit: first the initial noise, then that of its steps."""
+    """Draws the noise of one edit from a seed: first the initial noise, then that of its steps.
+
+    The same seed draws the same noise for every device.
+    """
 
     def __init__(self, seed: int, device: torch.device):
         # drawn on the CPU, so that a seed means the same on every device
@@ -109,13 +126,14 @@ class NoiseGenerator:
         self._device = device
 
     def draw(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal noise of this shape, float32, on the device."""
+        """Returns standard normal noise of this shape, float32, on the device."""
         return torch.randn(tuple(shape), generator=self._generator).to(self._device)
 
     def use(self, noise: Tensor | None, shape: Sequence[int], name="noise") -> Tensor:
-        """The caller's `noise` on the device, float32; if it is None, noise that is drawn.
+        """Returns the caller's `noise` as float32 on the device, or draws some if it is None.
 
-        InputError, with the argument's `name`, for another shape or values that are not finite.
+        Raises InputError, which names the argument `name`, unless `noise` is a tensor of this shape
+        with finite values.
         """
         if noise is None:
             return self.draw(shape)
@@ -133,7 +151,12 @@ class NoiseGenerator:
         sampler: NoiseSchedule,
         steps: int,
     ) -> Callable[[int], Tensor]:
-        """Index of a step -> the noise that it adds: the caller's, or drawn when asked for."""
+        """Returns a function: index of a step -> standard normal noise for it, of this shape.
+
+        It returns the caller's tensors, one for each of the `steps`, or, if `step_noise` is None,
+        draws new noise in every call. Raises InputError if the `sampler` adds no noise although
+        `step_noise` is given, and for another number or another shape of the tensors.
+        """
         if step_noise is None:
             return lambda index: self.draw(shape)
         pairs = pairwise(sampler.levels(steps))
@@ -151,7 +174,13 @@ class NoiseGenerator:
 def step_callbacks(
     on_step: OnStep | None, after_step: AfterStep | None, pinned: Tensor
 ) -> tuple[OnStep | None, AfterStep | None]:
-    """Adapts the caller's functions, which get all frames, to a sampler without pinned frames."""
+    """Adapts the caller's functions to a sampler whose latents do not contain the pinned frames.
+
+    The caller's functions get the latents of all frames: `pinned` (n, c, p, h, w), which are never
+    noised, then those of the sampler. What `after_step` returns must have the shape of all frames;
+    its pinned ones are ignored. Functions that are None stay None. Raises InputError if one is not
+    callable, and, when `after_step` is called, for a return value of another type or shape.
+    """
     checks.called("on_step", on_step)
     checks.called("after_step", after_step)
     return on_step and _show(on_step, pinned), after_step and _replace(after_step, pinned)

@@ -1,4 +1,4 @@
-"""What an inversion and its edits will cost, found by running their code on fake tensors."""
+"""Predicts the cost of an inversion and its edits, by running their code on fake tensors."""
 
 from __future__ import annotations
 
@@ -24,34 +24,38 @@ from anyv2v.runtime.accounting import Cost, count, fake_mode
 from anyv2v.runtime.memory import comfortable_bytes
 
 HEAP = 1.35
-"""On a CPU: memory of a process over that of its live tensors, after many forward passes: the
-allocator's holes and the kernels' own buffers. Measured between 1.12 and 1.47."""
+"""On a CPU: the factor from the memory of a process's live tensors to that of the process after
+many forward passes, which also holds the allocator's gaps and the kernels' own buffers. Measured
+between 1.12 and 1.47."""
 CODE = 100_000_000
-"""On a CPU: bytes of PyTorch's own code and tables that a process loads on first use."""
+"""On a CPU: bytes of code and tables of PyTorch that a process loads on first use."""
 
 
 @dataclass(frozen=True)
 class EditCost:
-    """The predicted cost of inverting a video and editing it, once or several times together."""
+    """The predicted cost of inverting a video and editing it, in one or several edits at once."""
 
     inversion_evaluations: int
-    """Evaluations of single branches; the most, for a method that stops at a tolerance."""
+    """Evaluations of the network in the inversion; the most there can be, for a method that stops
+    at a tolerance."""
     sampling_branches: int
-    """Evaluations of single branches in sampling, all steps together."""
+    """Evaluations of the network in sampling, each branch of a batch counted as one."""
     flops: dict[str, int]
-    """Part of the run -> operations; a multiplication and an addition are two."""
+    """Floating-point operations by part of the run ("conditions", "encode", "invert", "sample",
+    "decode"); a multiply-add counts as two."""
     recording: CachePlan
-    """The features that the inversion records."""
+    """The features that are recorded while the video is inverted."""
     weights: int
-    """Bytes of all weights."""
+    """Bytes of the weights of all networks."""
     peak: int
-    """Most bytes on the device, weights included, over what the process had allocated before."""
+    """Most bytes on the device at one time, weights included, in addition to what the process had
+    allocated before it loaded them."""
     offloaded: int
-    """Bytes of weights that are on the host while predictions are made."""
+    """Bytes of weights that are kept on the host while predictions are made."""
 
     @property
     def total(self) -> int:
-        """Operations of all parts."""
+        """The floating-point operations of all parts together."""
         return sum(self.flops.values())
 
     def __str__(self) -> str:
@@ -88,11 +92,13 @@ def predict_cost(
     source_pass: SourcePass = "shared",
     options: Options | None = None,
 ) -> EditCost:
-    """Predicts the cost of `Editor.invert`, and of `Editor.edit_many` with `edits` in one batch.
+    """Predicts the cost of `Editor.invert`, then of `Editor.edit_many` with `edits` in one batch.
 
-    The arguments are theirs. `feature_memory`: most bytes of recorded features, see
-    `Editor.recording`. `evaluations`: those of the inversion if they are known, 0 if it is done;
-    None: the most that `method` may take. Allocates no tensors.
+    Arguments not named here are those of these two methods; `inversion_steps` is the `steps` of
+    `invert`. `feature_memory`: most bytes of recorded features, the `memory` of `Editor.recording`;
+    nothing is recorded if that takes evaluations of its own. `evaluations`: the number of
+    evaluations of the inversion if it is known, 0 if the video is inverted already; None: the most
+    that `method` may take. Allocates no tensors. Raises InputError for a wrong argument.
     """
     steps = editor.defaults.steps if steps is None else steps
     inversion_steps = STEPS.get(method, steps) if inversion_steps is None else inversion_steps

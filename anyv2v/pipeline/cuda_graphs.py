@@ -1,13 +1,14 @@
 """Forward passes in CUDA graphs: a pass's kernel launches are captured once and then replayed.
 
 A forward pass launches well over a thousand kernels; the replay of a graph launches all of them
-with one call of the host. They work on the addresses that they were captured with. So each captured
+with one call from the host. The kernels use the memory addresses of the capture. So each captured
 pass has input tensors of its own, into which the arguments of a call are copied, and its outputs
 are copied out.
 
-Python does not run in a replay. So one graph is captured for each kind of call: its conditions, the
-shape of the latents, and the cache key of the taps (`Capturable.cache_key`). Taps without a key
-have to be called, so their passes are not captured. An edit has at most three kinds of step.
+Python does not run in a replay. So one graph is captured for each kind of call, which is given by
+its conditions, the shape and dtype of the latents, the type of the timestep, and the cache key of
+the taps (`Capturable.cache_key`). Taps without a key have to be called, so passes with them are not
+captured. An edit has at most three kinds of step.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from anyv2v.injection.taps import NO_TAPS, Capturable, Features, Recorded, Taps
 from anyv2v.runtime.streams import side_stream
 
 Forward = Callable[..., Tensor]
-"""(latents, t, conditions, taps) -> a prediction; t is a number, or a tensor of shape ()."""
+"""(latents, t, conditions, taps) -> a prediction; the timestep t is a number, or a tensor ()."""
 
 Outputs = tuple[Tensor | None, Features]
-"""The prediction, or None if `Recorded` ended the pass before it; and the recorded features."""
+"""A pass's prediction, None if the exception `Recorded` ended it early, and recorded features."""
 
 if TYPE_CHECKING:
     # the type exists in PyTorch's stubs alone
@@ -55,10 +56,11 @@ threads.
 
 
 def resolve_graphs(graphs: bool | None, device: torch.device) -> bool | None:
-    """The setting for graphs: True (required), False (off), or None (used where possible).
+    """Returns the setting for graphs: True (required), False (off), or None (where possible).
 
-    None takes that of $ANYV2V_GRAPHS (0 or 1) if it is set. InputError for another value of it, or
-    if graphs are required on a device without CUDA.
+    If `graphs` is None, the environment variable ANYV2V_GRAPHS decides, if it is set: 1 is True, 0
+    is False. Raises InputError for another value of it, if graphs are required on a `device`
+    without CUDA, and if `graphs` is no bool.
     """
     graphs = None if graphs is None else checks.flag("graphs", graphs)
     variable = os.environ.get("ANYV2V_GRAPHS")
@@ -75,10 +77,10 @@ def resolve_graphs(graphs: bool | None, device: torch.device) -> bool | None:
 def captured_forward(
     forward: Forward, device: torch.device, graphs: bool | None
 ) -> Iterator[Forward]:
-    """Context of one run in one thread: `forward` with its passes captured in graphs.
+    """Context of one run in one thread: yields `forward`, captured in CUDA graphs where possible.
 
-    `graphs`: the setting that `resolve_graphs` returned. The graphs and their memory belong to the
-    run and are freed at its end.
+    graphs: the result of `resolve_graphs`; with False, or on a device without CUDA, `forward`
+    itself is yielded. The graphs and their memory are freed when the context is left.
     """
     if device.type != "cuda" or graphs is False:
         yield forward
@@ -94,22 +96,26 @@ def captured_forward(
 
 
 class Backend(Protocol):
-    """How `Graphs` captures; the tests have one without a GPU."""
+    """The means by which `Graphs` captures a pass: `Cuda`, or in tests one that needs no GPU."""
 
     def warm_up(self, run: Callable[[], Outputs]) -> Outputs:
-        """Runs run() where it will be captured, so that one-time work is done before."""
+        """Returns run(), called where it will be captured, so that one-time work is done before."""
         ...
 
     def capture(self, run: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
-        """The outputs of run(), whose memory holds no data yet, and a function that fills it."""
+        """Captures run(); returns its outputs and a replay function.
+
+        The outputs hold no data until the replay function has been called. Raises RuntimeError if
+        run() cannot be captured.
+        """
         ...
 
 
 class Cuda:
-    """Captures on one stream, into a memory pool that the graphs of a run share.
+    """Captures CUDA graphs on one stream, into one memory pool that all graphs of a run share.
 
-    Sharing is safe because no graph reads what another wrote there: inputs lie outside of the pool,
-    and outputs are copied out before the next replay, on the same stream.
+    Sharing the pool is safe because no graph reads what another wrote there: inputs are outside of
+    the pool, and outputs are copied out before the next replay, on the same stream.
     """
 
     def __init__(self, stream: torch.cuda.Stream):
@@ -118,7 +124,7 @@ class Cuda:
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def warm_up(self, run: Callable[[], Outputs]) -> Outputs:
-        """Runs run() on the capturing stream, so that libraries set up their state for it."""
+        """Returns run(), called on the capturing stream, so that libraries initialize for it."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -127,7 +133,10 @@ class Cuda:
         return outputs
 
     def capture(self, run: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], object]]:
-        """Captures run() in a graph; the returned function replays it."""
+        """Captures run() in a graph; returns its outputs, and a function that replays the graph.
+
+        The outputs hold no data before the first replay. Raises the error if the capture fails.
+        """
         with _LOCK:
             if not self._graphs:
                 # the allocator keeps the pools of past runs until memory runs out, but cannot free
@@ -144,10 +153,10 @@ class Cuda:
         return outputs, replay
 
     def clear(self) -> None:
-        """Destroys the graphs now, even if a traceback still refers to them.
+        """Destroys all graphs now, even if a traceback still refers to them.
 
-        In some versions of PyTorch the destruction of a graph frees cuBLAS's workspace of this
-        stream. Later it could do so under the next run, which gets the same stream.
+        In some versions of PyTorch the destruction of a graph frees cuBLAS's workspace of its
+        stream. If that came later, the next run, which gets the same stream, could be using it.
         """
         with _LOCK:
             for graph in self._graphs:
@@ -158,10 +167,11 @@ class Cuda:
 def capture(
     run: Callable[[], T], stream: torch.cuda.Stream, pool: PoolHandle
 ) -> tuple[T, torch.cuda.CUDAGraph]:
-    """The result of run(), whose memory holds no data yet, and the graph that computes it.
+    """Captures run() on `stream`, into the memory pool `pool`; returns its result and the graph.
 
-    If run() cannot be captured, the error is raised, and PyTorch's allocator and random generator
-    are left such that the process can go on, and capture again.
+    Tensors in the result hold no data before the graph is replayed. If run() cannot be captured,
+    the error is raised, and PyTorch's allocator and random generator are left in a state in which
+    the process can go on, and capture again.
     """
     graph = torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream(stream.device))
@@ -224,11 +234,13 @@ def _abandon(
 
 
 class Graphs:
-    """A `forward` that captures: of each kind of call the first warms up, the second is captured.
+    """A callable like `forward` that captures its passes in CUDA graphs and replays them.
 
-    Both calls return their predictions as usual, so no evaluation is wasted. If a pass cannot be
-    captured, this and all later ones run eagerly: `reason` says why, and so does the log, once in a
-    process; `strict` raises a RuntimeError instead.
+    Calls are of the same kind if they have the same conditions (the same object), shape and dtype
+    of latents, type of timestep, and cache key of taps. The first call of a kind runs eagerly, as a
+    warm-up; the second is captured and replayed; later ones are replayed. All return predictions as
+    usual. If a pass cannot be captured, it and all later ones run eagerly: `reason` says why, and
+    so does the log, once in a process. With `strict` a RuntimeError is raised instead.
     """
 
     def __init__(
@@ -242,7 +254,7 @@ class Graphs:
     def __call__(
         self, latents: Tensor, t: float, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        """The prediction of `forward` for these arguments, to the bit."""
+        """Returns exactly what `forward` returns for these arguments."""
         if not isinstance(taps, Capturable) or self.reason is not None:
             return self._forward(latents, t, conditions, taps)
         taps_key = taps.cache_key()
@@ -270,7 +282,7 @@ class Graphs:
         return self._forward(latents, t, conditions, taps)
 
     def clear(self) -> None:
-        """Frees the captured passes and their memory."""
+        """Drops all captured passes with their input tensors."""
         with _LOCK:
             self._passes.clear()
 

@@ -1,8 +1,8 @@
-"""One prediction of a run: from the branches' network outputs to what a sampler steps with.
+"""One prediction of a run: the branches of a batch, their hooks, and guidance.
 
 `Forward` is `Editor.predict`: (latents, t, conditions, taps) -> what the network predicts, float32.
-Latents that are sampled or inverted do not contain the pinned frames; these are prepended for the
-network alone.
+Latents that are sampled or inverted do not contain the pinned frames, the p first latent frames
+that are never noised (p is 0 or 1); these are prepended for the network alone.
 """
 
 from __future__ import annotations
@@ -34,12 +34,18 @@ from anyv2v.pipeline.step_plan import CachePlan, StepPlan
 
 
 def prepend_pinned(pinned: Tensor, latents: Tensor) -> Tensor:
-    """All latent frames: the pinned ones (n, c, p, h, w), then the others."""
+    """Returns all latent frames: `pinned` (n, c, p, h, w), which are never noised, then `latents`.
+
+    latents: (n, c, f - p, h, w), the other frames; returned as they are if p is 0.
+    """
     return torch.cat([pinned, latents], dim=2) if pinned.shape[2] else latents
 
 
 def set_step(taps: Taps, step: int, steps: int, branches: int) -> Taps:
-    """Sets the attributes that taps read during a step, and returns the taps."""
+    """Sets the attributes that hooks of `taps` may read during a step, and returns `taps`.
+
+    step: index of the step, 0 the noisiest, of `steps`. branches: branches in its batch.
+    """
     taps.step, taps.steps, taps.branches = step, steps, branches
     return taps
 
@@ -50,9 +56,11 @@ def guided_predictor(
     pinned: Tensor,
     taps: Callable[[Level], Taps] = lambda level: NO_TAPS,
 ) -> Predict:
-    """Makes the predictions of one clip under guidance, with nothing injected.
+    """Returns a function that predicts one clip under guidance, with nothing injected.
 
-    taps: level -> the taps of the prediction there.
+    forward: `Editor.predict`, or the same captured in CUDA graphs. pinned: the latent frames that
+    are never noised, (1, c, p, h, w); the function takes and returns latents without them. taps:
+    noise level -> the hooks to call in the prediction there; by default none are called.
     """
     count, p = len(branches.conditions), pinned.shape[2]
     conditions = type(branches.conditions[0]).stack(branches.conditions, [0] * count)
@@ -67,8 +75,9 @@ def guided_predictor(
 class Recorder:
     """Records features during an inversion, at the levels and sites of a `CachePlan`.
 
-    A fixed point predicts several times at a level. The features of its last prediction there are
-    those of the stored latents, so `commit` takes them into the cache and drops the earlier ones.
+    A fixed-point inversion predicts several times at a level. The last prediction there is that of
+    the latents that are stored, so `commit` adds its features to `cache`, a `FeatureCache`, and
+    those of earlier predictions are dropped.
     """
 
     def __init__(
@@ -79,10 +88,11 @@ class Recorder:
         steps: int,
         branches: int,
     ):
-        """Plans the hooks of a run of `steps`, whose batch has so many branches.
+        """Plans the hooks of an inversion of `steps`, whose batch has so many `branches`.
 
-        indices: index of a step of the plan -> its index in the inversion's run. caller: taps of
-        the caller's own, called after the recording's.
+        plan: the features to record; None: none. indices: index of a step of the plan -> its index
+        in the inversion's run. caller: hooks of the caller's own, called after the recording's in
+        the steps in which they are active.
         """
         self._sites = {} if plan is None else {indices[i]: plan.sites[i] for i in plan.placement}
         self._compact = plan is not None and plan.compact
@@ -92,7 +102,7 @@ class Recorder:
         self._last = Record(())
 
     def taps(self, level: Level) -> Taps:
-        """The taps of the next prediction, at a level."""
+        """Returns the hooks for the next prediction, at this level of the inversion."""
         records = level.index in self._sites
         sites = self._sites[level.index] if records else ()
         self._last = Record(sites, records and self._compact)
@@ -102,7 +112,10 @@ class Recorder:
         return Chain(self._last, caller)
 
     def commit(self, index: int) -> None:
-        """Adds the features of the last prediction to the cache, as those of step `index`."""
+        """Adds the features of the latest prediction to `cache`, as those of step `index`.
+
+        index: position of the step in the inversion's run, 0 the noisiest.
+        """
         self.cache.add(index, self._last.features)
         # frees the features on the device if the cache copied them to the host
         self._last = Record(())
@@ -110,13 +123,16 @@ class Recorder:
 
 @dataclass(frozen=True)
 class SourceBranch:
-    """The source's own branch in an edit."""
+    """The source as a branch of an edit's batch, from which features are injected."""
 
     conditions: Conditions
+    """What the network is conditioned on for the source."""
     latents: Callable[[Level], Tensor]
-    """Level -> the source's latents there, all frames, on the device."""
+    """Noise level of the edit -> the source's latents there, (1, c, f', h', w') float32, with the
+    frames that are never noised, on the network's device."""
     index: Mapping[int, int]
-    """Index of a step of the edit -> its index in the inversion's run, the key of its features."""
+    """Index of a step of the edit -> its index in the inversion's run, by which recorded features
+    are found."""
 
 
 def injecting_predictor(
@@ -129,11 +145,17 @@ def injecting_predictor(
     taps: Taps | None = None,
     steps: int = 0,
 ) -> Predict:
-    """Makes the predictions of several edits under guidance, with the source's features injected.
+    """Returns a function that predicts several edits under guidance, with the source injected.
 
-    Latents are (edits, c, f, h, w); branches of the batch [source |] those of the first edit | of
-    the second | ... Each step runs as `plan` says. taps: the caller's own, called after the
-    injection's in the steps that the plan names.
+    The function takes and returns latents (edits, c, f - p, h, w), without the pinned frames. The
+    batch of a step, its injected sites and its hooks are those of `plan`: [source, if batched; the
+    branches of the first edit; of the second; ...].
+
+    forward: `Editor.predict`, or the same captured in CUDA graphs. branches: those of each edit.
+    pinned: the latent frames of each edit that are never noised, (edits, c, p, h, w). playback:
+    reads recorded features for the steps that replay them. taps: the caller's own hooks, called
+    after the injection in the steps that the plan names. steps: number of steps in the schedule,
+    which these hooks may read.
     """
     stack = type(source.conditions).stack
     flat = [conditions for edit in branches for conditions in edit.conditions]
@@ -181,7 +203,12 @@ def record_features(
     sites: frozenset[str],
     compact: bool = False,
 ) -> Features:
-    """Records the features at `sites` in one forward pass, which ends at the last of them."""
+    """Returns the features at `sites`, recorded in a forward pass that ends at the last of them.
+
+    forward: `Editor.predict`, or the same captured in CUDA graphs. latents: (1, c, f, h, w), all
+    frames. t: timestep. compact: record the smallest form of each feature, see `Feature.record`; by
+    default residuals, or queries and keys.
+    """
     taps = Record(sites, compact, stop=True)
     with suppress(Recorded):
         forward(latents, t, conditions, taps)

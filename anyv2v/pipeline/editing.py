@@ -1,4 +1,4 @@
-"""Runs that sample: edits of one source in batches that share it, and clips without a source."""
+"""Runs that sample: edits of one source in shared batches, and clips with nothing injected."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ from anyv2v.runtime.finite import DescribeEdits, ordinal
 
 @dataclass(frozen=True)
 class Job:
-    """One edit whose arguments have all been checked."""
+    """One edit of a source, with all its arguments checked and its noise drawn."""
 
     prompts: Prompts
+    """Its prompt, negative prompt and guidance scales."""
     image: np.ndarray
-    """The edited frame at the clip's size, uint8 (h, w, 3)."""
+    """The edited first frame at the clip's size, uint8 RGB (h, w, 3)."""
     begin: Tensor
     """The latents that sampling starts from, all frames: (1, c, f', h', w') float32."""
     step_noise: Callable[[int], Tensor]
-    """Index of a step -> the noise that the step adds."""
+    """Index of a step -> standard normal noise in the shape of `begin`, for a sampler that adds
+    noise in its steps."""
 
     @classmethod
     def prepare(
@@ -54,9 +56,12 @@ class Job:
         sampler: NoiseSchedule,
         steps: int,
     ) -> Job:
-        """Checks a request and draws its noise; InputError names the argument that is wrong.
+        """Makes the job of a request: checks its arguments, draws its noise and fits its frame.
 
-        `begin`: the source's latents at the level where sampling starts.
+        begin: the source's latents at the level where sampling starts, (1, c, f', h', w') float32,
+        into which noise is mixed with the request's `random_ratio` as its weight. sampler, steps:
+        the run's noise schedule and number of steps. Raises InputError, which names the argument
+        that is wrong.
         """
         checks.kind("edits", request, EditRequest, "an EditRequest")
         prompts = request.prompts(stages.defaults)
@@ -70,21 +75,31 @@ class Job:
 
 @dataclass(frozen=True)
 class EditRun:
-    """Several edits of one source; `run` makes some of them in one batch."""
+    """Several edits of one source; `run` samples some of them in one batch."""
 
     stages: Stages
+    """The editor, with the networks that the run calls."""
     source: Source
+    """The inverted video."""
     jobs: Sequence[Job]
+    """One job for each edit."""
     plan: StepPlan
+    """What each step does, the same for all edits."""
     steps: int
+    """Number of steps in the schedule, those before the start of the run included."""
     options: Options
+    """A value for every option of the backbone."""
     taps: Taps | None
+    """The caller's own hooks, called after the injection in the steps that `plan` names."""
     on_step: OnStep | None
+    """Called after each step of a batch with (index, timestep, latents of all frames)."""
     after_step: AfterStep | None
+    """Called before `on_step` with (index, latents of all frames); may return other latents."""
     index: Mapping[int, int] = field(init=False)
     """Index of a step of this run -> its index in the inversion's run."""
     source_branch: SourceBranch | None = field(init=False)
-    """The source's branch, which all edits share; None if it depends on each edited frame."""
+    """The source's branch, which all edits share; None if the backbone conditions it on each edited
+    frame, so that every edit has its own."""
 
     def __post_init__(self):
         levels = [step.level for step in self.plan.steps]
@@ -111,7 +126,11 @@ class EditRun:
         return SourceBranch(conditions, latents, index)
 
     def run(self, batch: slice) -> list[Edit]:
-        """Makes the edits of a slice of `jobs` in one batch."""
+        """Samples the edits `jobs[batch]` in one batch, decodes them, and returns them in order.
+
+        Raises NotFiniteError, which names the edits concerned, if a network produces infinities or
+        NaN.
+        """
         stages, jobs = self.stages, self.jobs[batch]
         p, device = stages.backbone.pinned_frames, stages.backbone.device
         branches, firsts = zip(*(self._branches(job) for job in jobs), strict=True)
@@ -178,7 +197,7 @@ class EditRun:
 
 
 def check_requests(edits: Sequence[EditRequest]) -> list[EditRequest]:
-    """The requests as a list; InputError if there are none."""
+    """Returns the requests as a list; raises InputError if there are none, or it is no sequence."""
     edits = list(checks.kind("edits", edits, Sequence, "a list of EditRequest"))
     if not edits:
         raise InputError("edits: the list is empty; it holds one EditRequest for each edit")
@@ -187,14 +206,20 @@ def check_requests(edits: Sequence[EditRequest]) -> list[EditRequest]:
 
 @dataclass(frozen=True)
 class PlainRun:
-    """Samples one clip, with nothing injected."""
+    """A run that samples one clip with nothing injected."""
 
     stages: Stages
+    """The editor, with the networks that the run calls."""
     steps: int
+    """Number of steps in the schedule."""
     start: int
+    """Index of the first step that is run; 0, the noisiest, runs all steps."""
     options: Options
+    """A value for every option of the backbone."""
     on_step: OnStep | None
+    """Called after each step with (index, timestep, latents of all frames)."""
     after_step: AfterStep | None
+    """Called before `on_step` with (index, latents of all frames); may return other latents."""
 
     def run(
         self,
@@ -205,7 +230,13 @@ class PlainRun:
         generator: NoiseGenerator,
         fps: float,
     ) -> Edit:
-        """Samples from the latents `begin`, all frames (1, c, f', h', w') float32."""
+        """Samples from the latents `begin`, decodes the result and returns it.
+
+        prompts: prompt, negative prompt and guidance scales. first: the clip's first frame. begin:
+        (1, c, f', h', w') float32, all frames, at the level of index `start`. step_noise: one
+        tensor for each step, for samplers that add noise; None draws it from `generator`. fps: the
+        frame rate of the result. Raises NotFiniteError if a network produces infinities or NaN.
+        """
         stages, p = self.stages, self.stages.backbone.pinned_frames
         prompt, negative_prompt, guidance = prompts
         pinned = first.latents.to(begin.device)[:, :, :p]

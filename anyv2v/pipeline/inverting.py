@@ -1,4 +1,4 @@
-"""One inversion, from a video to a source."""
+"""The run of an inversion: from a video to a `Source`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,32 @@ from anyv2v.pipeline.stages import size_of
 from anyv2v.pipeline.step_plan import CachePlan, StepPlan
 
 STEPS = {"ddim": 500}
-"""Default steps of the methods that do not solve the steps of sampling (the original's)."""
+"""Name of an inversion method -> its default number of steps, that of the original. Methods that
+are not named here take the number of steps of sampling."""
 
 
 @dataclass(frozen=True)
 class InversionRun:
-    """One video, how it is inverted, and what of the inversion is stored."""
+    """The inversion of one video: its settings, and what of it is stored.
+
+    Raises InputError, when it is made, if the video, the plan or the recording do not fit the
+    weights or the settings, or if memory is too short.
+    """
 
     stages: Planner
+    """The editor, with the networks that the run calls."""
     video: Video
+    """The video to invert."""
     settings: InversionSettings
+    """Method, number of steps, tolerance, and what the network is conditioned on."""
     plan: StepPlan | None = None
-    """The run that will read the source; only its latents are stored. None: those of all steps."""
+    """The edit run that will read the source: only the latents that it reads are stored, and the
+    inversion ends at the noisiest of them. None stores the latents of all steps."""
     recording: CachePlan | None = None
-    """The features to record; None: none."""
+    """The features to record during the inversion; None records none."""
 
     def __post_init__(self):
-        """Raises InputError for everything that can be wrong, before any work."""
+        """Checks the fields, and moves networks to the host if memory is short."""
         frames, method = self.video.frames, self.settings.method
         if len(frames) < 2:
             raise InputError("the video has 1 frame; at least 2 are needed")
@@ -65,28 +74,34 @@ class InversionRun:
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
-        """All levels of the inversion, the noisiest first."""
+        """All noise levels of the inversion, the noisiest first, the clean end included."""
         return tuple(self.stages.schedule.levels(self.settings.steps))
 
     @cached_property
     def read(self) -> set[int]:
-        """The indices of the levels whose latents are stored, because the run reads them."""
+        """The indices in `levels` whose latents are stored: those that `plan` reads, or all."""
         if self.plan is None:
             return set(range(self.settings.steps))
         return set(match_levels(self.plan.source_levels, self.levels).values())
 
     @cached_property
     def last(self) -> int:
-        """The index of the noisiest of these levels, where the inversion ends."""
+        """The index of the noisiest level whose latents are stored, where the inversion ends."""
         return min(self.read)
 
     def run(
         self, unfinished: Unfinished | None, taps: Taps | None, on_step: OnStep | None
     ) -> Source:
-        """Inverts the video, from where `unfinished` left off if it did.
+        """Inverts the video and returns the source.
 
-        Conditions, the last prediction's features and the iterates are freed at the end; captured
-        graphs and their memory end with the run. See `Source` for what remains.
+        unfinished: the file in which the state is saved from time to time; if it holds a state of
+        the same inversion, the run goes on from there. taps: hooks that are called in the steps in
+        which they are active. on_step: called after each step with (index counted from the least
+        noisy, timestep, latents of all frames). Raises NotFiniteError if latents are not finite,
+        and InputError if the file is of another inversion.
+
+        Conditions, captured graphs, iterates and features that are not recorded are freed at the
+        end. See `Source` for what remains in memory.
         """
         stages, settings, frames = self.stages, self.settings, self.video.frames
         p = stages.backbone.pinned_frames

@@ -1,7 +1,7 @@
-"""Planning an edit: what each step reads of its source, what is recorded for it, and where.
+"""Planning an edit: what each step reads of its source, and which features are recorded for it.
 
-An inversion and its edits are separate runs. `Planner` is what connects them: it decides which
-latents and features an edit reads, records features, and refuses sources that do not fit.
+An inversion and the edits of its source are separate runs. `Planner` connects them: it decides
+which latents and features an edit reads, records features, and refuses sources that do not fit.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from anyv2v.runtime.memory import free_bytes
 class Planner(Stages):
     """The stages of an edit, and the plans that connect an inversion with the edits of its source.
 
-    `step_plan` decides how each step of an edit runs, `recording` which features fit into memory,
-    `record` records them after an inversion. `check_kept`, `check_source` and `load_source` refuse
-    a source that does not serve an edit.
+    `step_plan` decides how each step of an edit runs, `recording` decides which features fit into
+    memory, and `record` records these after an inversion. `check_kept`, `check_source` and
+    `load_source` raise InputError for a source that cannot be edited as planned.
     """
 
     def __init__(self, *args, **kwargs):
@@ -54,11 +54,12 @@ class Planner(Stages):
         taps: Taps | None = None,
         options: Options | None = None,
     ) -> StepPlan:
-        """What each step of an edit does: where it injects, and where the features come from.
+        """Decides what each step of an edit does: where it injects, and how it gets the features.
 
-        Steps replay the features that `source` has, or that will be recorded as `recording` says;
-        without them the source is part of the batch. See `StepPlan` for the default plan, and
-        `edit` for the other arguments. InputError for an unknown group, site or option.
+        Steps that inject replay the features that `source` has or, if it is None, those that will
+        be recorded as `recording` plans; without them the source is a branch of the batch. See
+        `StepPlan` for the default plan. The other arguments are those of `edit_many`. Raises
+        InputError for invalid ones, such as an unknown group, site or option.
         """
         steps = self.defaults.steps if steps is None else steps
         checks.one_of("source_pass", source_pass, get_args(SourcePass))
@@ -92,12 +93,14 @@ class Planner(Stages):
         compact: bool = True,
         options: Options | None = None,
     ) -> CachePlan:
-        """Plans which features of a video's source to record, and where they will lie.
+        """Plans which features of a video to record for its edits, and where to keep them.
 
-        The result is for `invert(..., recording=)` or `record`. `memory`: most bytes, filled on the
-        device first and then in pinned host memory; never more than half of what is free on either
-        (None: that half). `compact`: record the smallest form of each feature, not queries and
-        keys. Computes shapes alone.
+        The result is for `invert(..., recording=)` or `record`. `video`: as in `invert`.
+        `injection`, `steps`, `start` and `options`: those of the edits, see `edit`; features are
+        recorded where they inject. `memory`: the most bytes, of which the device is filled first,
+        then pinned host memory; of each at most half of what is free is used. None: both halves.
+        `compact`: record the smallest form of each feature, instead of queries and keys. Computes
+        shapes alone. Raises InputError for arguments that are wrong.
         """
         compact, device = checks.flag("compact", compact), self.backbone.device
         options = options_of(self.backbone, None, options)
@@ -123,8 +126,12 @@ class Planner(Stages):
     ) -> Source:
         """Records features of a source, so that edits of it run without the source in their batch.
 
-        Takes one evaluation for each step of `recording` that `features` does not have yet, of the
-        source alone and as far as its last site. Returns the same source with the feature cache.
+        `recording`: a plan made by the method `recording`. `features`: a cache made by the same
+        plan, to which missing steps are added; None starts an empty one, also if `source` has
+        features. Each missing step takes one evaluation for the source alone, which ends at the
+        last site. Returns a copy of `source` with the cache. Raises InputError if the source was
+        made with other weights or has no latents at a level of the plan, and NotFiniteError if a
+        feature is not finite.
         """
         checks.kind("recording", recording, CachePlan, "a CachePlan: see editor.recording")
         self.check_source(source)
@@ -156,7 +163,12 @@ class Planner(Stages):
         return replace(source, features=cache)
 
     def check_kept(self, stored: Collection[Level], needed: Collection[Level]) -> None:
-        """InputError if an inversion stored latents at these levels, but not at one needed."""
+        """Raises InputError if a level in `needed` is not among those in `stored`.
+
+        stored: the levels at which an inversion stored latents. needed: those at which an edit
+        reads them. Levels are the same if they have the same `identity`. The message names the
+        numbers of steps for which the stored levels suffice.
+        """
         known = {level.identity for level in stored}
         if missing := [level for level in needed if level.identity not in known]:
             others = ", ".join(map(str, steps_within(self.schedule, stored))) or "no number of"
@@ -167,7 +179,10 @@ class Planner(Stages):
             )
 
     def check_source(self, source: Source) -> None:
-        """InputError unless the source was made with these weights and fits their codec."""
+        """Raises InputError unless `source` is a `Source` that was made with these weights.
+
+        Its weights' fingerprint, the shape of its latents and its noise levels are compared.
+        """
         if not isinstance(source, Source):
             hint = "editor.load_source(path) reads one, editor.invert(video) makes one"
             raise InputError(f"source: {checks.shown(source)} is not a Source; {hint}")
@@ -184,9 +199,10 @@ class Planner(Stages):
             raise InputError("the source's noise levels are not those of its weights")
 
     def load_source(self, path: str | os.PathLike) -> Source:
-        """Reads a saved source into host memory.
+        """Reads a source, which `Source.save` wrote to a file, into host memory and returns it.
 
-        InputError if the file is no source, or was made with other weights.
+        Raises InputError if the file is no source, was made with other weights, or holds features
+        that do not fit the network.
         """
         path = checks.path("path", path)
         source = Source.load(path)
@@ -210,10 +226,10 @@ class Planner(Stages):
 def recording_is_free(
     backbone: Backbone, method: str, inversion_steps: int, steps: int, options: Options | None
 ) -> bool:
-    """Whether an inversion makes the predictions whose features sampling will need.
+    """Whether features can be recorded during an inversion, at no evaluations of their own.
 
-    A fixed-point inversion does, if sampling visits the same levels and gives the network the same
-    timesteps there: then recording costs no evaluations of its own.
+    That holds for the method "fixed-point" if sampling in `steps` visits the same noise levels as
+    the inversion in `inversion_steps`, and gives the network the same timesteps there.
     """
     sampler = backbone.sampler(options_of(backbone, None, options))
     runs = backbone.schedule.levels(inversion_steps), sampler.levels(steps)
@@ -222,7 +238,7 @@ def recording_is_free(
 
 
 def source_frame(stages: Stages, source: Source) -> FirstFrame:
-    """The first frame of a source's own branch."""
+    """Returns the source's own first frame, with its latents on the backbone's device."""
     frames = source.video.frames
     clean = source.trajectory.clean[:, :, :1].to(stages.backbone.device)
     return stages._first_frame(frames[0], len(frames), clean)

@@ -1,4 +1,4 @@
-"""`EditRequest` and `Edit`: what an edit is made of, and its result."""
+"""`EditRequest` and `Edit`: the arguments of one of several edits, and its result."""
 
 from __future__ import annotations
 
@@ -18,30 +18,40 @@ from anyv2v.media.image import Frame
 
 @dataclass(frozen=True, repr=False)
 class EditRequest:
-    """One of several edits of a source, with the arguments of `Editor.edit` that are its own.
+    """One of several edits of a source, with its own values for arguments of `Editor.edit`.
 
-    None stands for the weights' own default.
+    `Editor.edit_many` and `edit_each` check the values.
     """
 
     frame: Frame
+    """The edited first frame: a path, a uint8 array (h, w, 3) or a PIL image."""
     prompt: str
+    """The description of the edited video."""
     negative_prompt: str | None = None
+    """The prompt that guidance leads away from; None: the weights' own."""
     guidance: float | Mapping[str, float] | None = None
+    """The strength of guidance, or a mapping with one for each scale; None: the weights' own."""
     random_ratio: float = 0.0
+    """Weight, 0 to 1, of random noise mixed into the inverted latents."""
     seed: int = 0
+    """Seed of all noise that is drawn."""
     fit: str = "crop"
+    """How `frame` is brought to the clip's size: "crop", "stretch" or "pad"."""
     noise: Tensor | None = None
+    """The noise for `random_ratio`, in the shape of the latents; None draws it from `seed`."""
     step_noise: Sequence[Tensor] | None = None
-    """One tensor per step in the shape of the latents, for samplers that add noise."""
+    """One tensor per step in the shape of the latents, for samplers that add noise; None draws
+    them from `seed`."""
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return f"EditRequest({', '.join(f'{name}={shown(x)}' for name, x in values.items())})"
 
     def prompts(self, defaults: Defaults) -> Prompts:
-        """Prompt, negative prompt and guidance, with the weights' own in place of None.
+        """Returns prompt, negative prompt and guidance, with those of `defaults` in place of None.
 
-        InputError for them, and for `random_ratio` and `seed`; frame and noise are not checked.
+        Raises InputError if one of them, `random_ratio` or `seed` is invalid; the other fields are
+        not checked here.
         """
         negative = (
             defaults.negative_prompt if self.negative_prompt is None else self.negative_prompt
@@ -53,23 +63,26 @@ class EditRequest:
 
 
 class Prompts(NamedTuple):
-    """What the branches of one edit are conditioned on, besides its first frame."""
+    """The prompts of one edit, and how strongly guidance leads from one to the other."""
 
     prompt: str
+    """The description of the edited video."""
     negative_prompt: str
+    """The prompt that guidance leads away from."""
     guidance: Guidance
+    """Name of each guidance scale of the backbone -> its value."""
 
 
 @dataclass(frozen=True, repr=False)
 class Edit:
-    """The result of an edit."""
+    """The result of an edit, or of another run that samples a video."""
 
     frames: np.ndarray
-    """(f, h, w, 3) uint8 RGB."""
+    """The frames of the video, uint8 RGB (f, h, w, 3)."""
     fps: float
-    """Frames per second of the source's clip."""
+    """Frames per second; those of the source's video for an edit of it."""
     latents: Tensor
-    """(1, c, f', h', w') float32: the clean latents that were decoded."""
+    """The clean latents that the frames were decoded from, (1, c, f', h', w') float32."""
 
     def __repr__(self) -> str:
         return f"Edit({describe_clip(self.frames, self.fps)}, latents {tuple(self.latents.shape)})"

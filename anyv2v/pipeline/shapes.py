@@ -1,4 +1,4 @@
-"""The shapes of a source's features, found without computing them."""
+"""The shapes of a source's recorded features, found without computing the features."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from anyv2v.injection.taps import Features
 from anyv2v.pipeline.denoise import record_features
 
 KNOWN = 16
-"""Number of recordings (clip shape, sites, form) whose shapes are remembered."""
+"""Number of results of `FeatureShapes.features` that are remembered."""
 
 
 class FeatureShapes:
-    """The features that recording a clip would give, as tensors on the meta device."""
+    """Finds the shapes of the features that would be recorded of a clip, without computing them."""
 
     def __init__(self, backbone: Backbone):
         self._backbone = backbone
@@ -26,7 +26,11 @@ class FeatureShapes:
     def features(
         self, frames: int, size: tuple[int, int], sites: frozenset[str], compact: bool
     ) -> Features:
-        """The features at `sites` of a clip of so many frames of `size` (width, height)."""
+        """Returns the features of a clip at `sites` (names of layers), as tensors without data.
+
+        frames, size: number of frames of the clip, and their (width, height) in pixels. compact:
+        whether the smallest form of each feature is recorded, see `Feature.record`.
+        """
         if not sites:
             return {}
         key = frames, size, sites, compact
@@ -47,7 +51,11 @@ class FeatureShapes:
         return features
 
     def check(self, cache: FeatureCache, frames: int, size: tuple[int, int]) -> None:
-        """InputError unless the cached features have the shapes of such a clip's."""
+        """Raises InputError if features in `cache` have other shapes than those of such a clip.
+
+        frames, size: number of frames of the clip, and their (width, height) in pixels. Features
+        may be in the smallest form or not, see `Feature.record`.
+        """
         forms = [self.features(frames, size, cache.sites, compact) for compact in (True, False)]
         for index, features in cache.by_step.items():
             for site, parts in features.items():

@@ -1,4 +1,4 @@
-"""`Source`: an inverted video, what every edit of it starts from, in memory and on disk."""
+"""`Source`, an inverted video that edits start from, and the files of sources and inversions."""
 
 from __future__ import annotations
 
@@ -29,21 +29,23 @@ from anyv2v.pipeline.source_upgrade import upgraded
 from anyv2v.runtime.atomic_files import atomic_path, check_output
 
 FORMAT = "anyv2v source 3"
-"""Format of a saved source."""
+"""The name of the file format of a saved source, with its version."""
 UNFINISHED = "anyv2v unfinished inversion 2"
-"""Format of an interrupted inversion."""
+"""The name of the file format of an unfinished inversion, with its version."""
 BEFORE = {FORMAT: "anyv2v source 2", UNFINISHED: "anyv2v unfinished inversion 1"}
-"""Format -> its previous version, which is read too: see `upgraded`."""
+"""Name of a file format -> that of its previous version, which is read too, see `upgraded`."""
 SUFFIX = ".safetensors"
+"""The end of the name of a saved source."""
 SAVE_EVERY = 30.0
-"""Seconds between two states of an inversion on disk."""
+"""Seconds after which a running inversion replaces its state on disk."""
 FEATURES = (torch.float32, torch.float16, torch.bfloat16)
-"""Dtypes of features: those that a network runs in."""
+"""The dtypes that features in a file may have: those that a network runs in."""
 # InputError and what a bad number or bad JSON raises are ValueErrors; JSON may be nested too deeply
 UNREADABLE = (SafetensorError, OSError, LookupError, TypeError, AttributeError, ValueError)
 UNREADABLE += (ArithmeticError, RecursionError)
 LARGEST = torch.finfo(torch.float16).max
-"""Bound of latents and features: the original computes them in float16."""
+"""The largest absolute value of latents and features in a file: that of float16, in which the
+original computes them."""
 
 
 @dataclass(frozen=True)
@@ -51,47 +53,54 @@ class InversionSettings:
     """How a video was inverted, and what the network was given besides its latents."""
 
     method: str
+    """The inversion method: "fixed-point", or "ddim" for plain DDIM."""
     steps: int
+    """Number of steps of the whole inversion."""
     prompt: str
+    """The description of the source video; "" for none."""
     negative_prompt: str
+    """The prompt that guidance led away from, if there was guidance."""
     guidance: Mapping[str, float]
-    """Name of a guidance scale of the backbone -> its value."""
+    """Name of each guidance scale of the backbone -> its value; 1 is no guidance."""
     options: Mapping[str, object]
-    """Settings of the backbone alone, numbers and texts: {"fps": 8}."""
+    """Name of each option of the backbone -> its value, a number or a string: {"fps": 8}."""
     tolerance: float
-    """Relative tolerance of the fixed point; plain DDIM ignores it."""
+    """The relative residual down to which "fixed-point" iterated; "ddim" ignores it."""
 
 
 @dataclass(frozen=True, repr=False)
 class Source:
     """An inverted video: its frames, its latents at the levels of the inversion, and features.
 
-    After `Editor.invert` its parts lie
+    Steps are counted by their index in the inversion's run, 0 the noisiest. After `Editor.invert`
+    the parts are kept
 
     video, residuals    in host memory
     trajectory          on the editor's device: float32 latents, 1 MB per level for 16 frames of
                         512x512; of all levels, or with `plan=` of those that the run reads
-    features            with `recording=` alone: per step, on the device or in pinned host memory,
+    features            only with `recording=`: per step, on the device or in pinned host memory,
                         as `CachePlan.placement` says. For the default edit of I2VGen-XL, 16
                         frames of 512x512 in float16: 273 MB for each of the steps 0-9, 52 MB for
                         each of 10-24, 3.5 GB in all
 
-    No network and no conditions belong to it, and nothing of it is freed before the source is. A
-    source that was loaded from a file lies in host memory as a whole; edits copy what they read.
+    A source holds no network and no conditions, and frees nothing of its own as long as it exists.
+    A source that was loaded from a file is in host memory as a whole; edits copy what they read.
     """
 
     video: Video
+    """The frames that were inverted, at the size of the clip, and their rate."""
     trajectory: Trajectory
-    """Latents (1, c, f', h', w') float32: the clean ones, and those of the stored levels."""
+    """The clean latents, and those of the stored levels, (1, c, f', h', w') float32."""
     evaluations: int
-    """Number of times the inversion called the network, counted in single branches."""
+    """Number of evaluations of the network in the inversion, each branch of a batch counted."""
     settings: InversionSettings
+    """How the video was inverted."""
     fingerprint: str
-    """Fingerprint of the weights that the video was inverted with."""
+    """Fingerprint of the weights that the video was inverted with; "" if it is unknown."""
     residuals: Mapping[int, float] = field(default_factory=dict)
-    """Index of a step -> relative residual of the fixed-point solve; empty for plain DDIM."""
+    """Index of a step -> relative residual of its fixed point; empty for plain DDIM."""
     features: FeatureCache = NO_FEATURES
-    """The recorded features. All indices count the steps of the inversion's run, 0 the noisiest."""
+    """The recorded features, by index of a step and site; empty if none were recorded."""
 
     def __repr__(self) -> str:
         made, video = self.settings, describe_clip(self.video.frames, self.video.fps)
@@ -101,14 +110,18 @@ class Source:
         )
 
     def at(self, index: int) -> Tensor:
-        """The latents (1, c, f', h', w') float32 at step `index` of the inversion, 0 the noisiest.
+        """Returns the latents at step `index` of the inversion's run, 0 the noisiest.
 
-        InputError if they were not stored.
+        They are (1, c, f', h', w') float32. Raises InputError if they were not stored.
         """
         return self.trajectory.at(index)
 
     def save(self, path: str | os.PathLike, force: bool = True, features: bool = False) -> None:
-        """Writes one safetensors file, whole or not at all; `features`: the recorded ones too."""
+        """Writes the source to one safetensors file, whole or not at all.
+
+        path: its name, which ends with ".safetensors". force: replace a file that exists. features:
+        write the recorded features too. Raises InputError if the file cannot be written there.
+        """
         path, force = checks.path("path", path), checks.flag("force", force)
         features = checks.flag("features", features)
         check_output(path, force, (SUFFIX,))
@@ -134,7 +147,11 @@ class Source:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Source:
-        """Reads a saved source into host memory; InputError if `save` did not write the file."""
+        """Reads a source, which `save` wrote to a file, into host memory and returns it.
+
+        Files of the previous format are read too. Raises InputError for any other file, and for
+        values that cannot be right. `Editor.load_source` also checks that the weights are the same.
+        """
         path = checks.path("path", path)
         with _reading(path, FORMAT, "a source written by `anyv2v invert`") as (facts, tensors):
             settings = section(facts, "settings", InversionSettings)
@@ -155,7 +172,10 @@ class Source:
 
     @staticmethod
     def frame_size(path: str | os.PathLike) -> tuple[int, int]:
-        """(width, height) of the frames in a saved source, from the file's header alone."""
+        """Returns (width, height) of the frames in a saved source, from the file's header alone.
+
+        Raises InputError if the file cannot be read as a source.
+        """
         if not os.path.exists(path):
             raise InputError(f"{path}: no such file")
         try:
@@ -180,17 +200,28 @@ class Source:
 
 
 class Unfinished:
-    """The file with the state of a running inversion, replaced every `SAVE_EVERY` seconds."""
+    """The file with the state of a running inversion, from which the inversion can be resumed.
+
+    The inversion replaces the file about every 30 seconds (`SAVE_EVERY`).
+    """
 
     def __init__(self, path: str | os.PathLike, resume: bool = True):
-        """`resume`: go on from the state in the file if there is one, instead of starting anew."""
+        """Names the file; it need not exist.
+
+        resume: go on from the state in the file if there is one; False starts anew.
+        """
         self.path, self._resume = checks.path("path", path), resume
         self._saved = time.monotonic()
 
     def load(
         self, begin: InversionState, video: Video, settings: InversionSettings, fingerprint: str
     ) -> InversionState:
-        """The state in the file, else `begin`; InputError if it is of another inversion."""
+        """Returns the state in the file, on the device of `begin`, to resume the inversion from.
+
+        Returns `begin`, the state before the first step, if there is no file or nothing is to be
+        resumed. Raises InputError if the file holds the state of another video, of other settings
+        or other weights (`fingerprint`), or cannot be read.
+        """
         if not (self._resume and self.path.exists()):
             return begin
         with _reading(self.path, UNFINISHED, "an unfinished inversion") as (facts, tensors):
@@ -223,13 +254,19 @@ class Unfinished:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save again."""
+        """Whether 30 seconds (`SAVE_EVERY`) have passed since the file was last saved.
+
+        Before the first save they are counted from the creation of this object.
+        """
         return time.monotonic() - self._saved >= SAVE_EVERY
 
     def save(
         self, state: InversionState, video: Video, settings: InversionSettings, fingerprint: str
     ) -> None:
-        """Replaces the file by this state."""
+        """Replaces the file by one with this state of an inversion, whole or not at all.
+
+        `load` recognizes the inversion by video, settings and fingerprint of the weights.
+        """
         facts = {
             "format": UNFINISHED,
             "evaluations": state.evaluations,
@@ -246,7 +283,7 @@ class Unfinished:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Deletes the file if there is one."""
+        """Deletes the file if it exists."""
         self.path.unlink(missing_ok=True)
 
 

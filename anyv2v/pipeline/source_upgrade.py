@@ -1,7 +1,8 @@
-"""Converts files of the previous formats into those of the current ones.
+"""Converts the content of files of the previous formats into the current ones.
 
-Sources of version 2 and unfinished inversions of version 1 named everything by timestep. They had
-one schedule, I2VGen-XL's, one guidance scale, and one option, the frames per second.
+Sources of version 2 and unfinished inversions of version 1 named latents and features by timestep,
+not by index of a step. They knew one schedule, I2VGen-XL's, one guidance scale, and one option, the
+frames per second.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ class _Settings:
 
 
 def upgraded(facts: dict, tensors: Mapping[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    """Facts and tensors of an old file of either kind, as the current format names them.
+    """Returns (facts, tensors) of a file of a previous format, as the current format names them.
 
-    InputError for settings that are not valid, and for timesteps that the run does not visit.
+    facts: the file's JSON metadata. tensors: its tensors by name. The file is a source or an
+    unfinished inversion. Raises InputError for settings that are not valid, and for timesteps that
+    the run does not visit.
     """
     old = section(facts, "settings", _Settings)
     levels = schedule().levels(old.steps)

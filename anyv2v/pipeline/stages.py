@@ -1,4 +1,4 @@
-"""The stages of an edit as single calls: frames to latents and back, conditions, a prediction."""
+"""The stages of an edit as single calls: encode, decode, make conditions, predict."""
 
 from __future__ import annotations
 
@@ -31,25 +31,33 @@ from anyv2v.runtime.offload import Offload, OffloadMode
 
 
 class Encoders(Protocol):
-    """The encoders that a backbone may have besides the methods of `Backbone`."""
+    """Encoders of texts and pictures: methods that a `Backbone` may have, and need not."""
 
     def tokenize(self, text: str) -> Tensor:
-        """See `Stages.tokenize`."""
+        """Returns the tokens of a text as int64 (1, n)."""
         ...
 
     def encode_text(self, text: str, clip_skip: int) -> Tensor:
-        """See `Stages.encode_text`."""
+        """Returns the text's hidden states (1, n, d) before the last `clip_skip` layers.
+
+        The encoder's final norm is applied to them.
+        """
         ...
 
     def encode_image(self, image: np.ndarray, width: int, black_edge: bool) -> Tensor:
-        """See `Stages.encode_image`."""
+        """Returns the CLIP embedding (1, d) of a picture, uint8 RGB (h, w, 3).
+
+        The picture is first cropped as for a video of `width` pixels; black_edge: see
+        `center_crop`.
+        """
         ...
 
 
 class Stages:
-    """A backbone with its codec on a device, and everything that takes no run of several steps.
+    """The stages of an edit that take a single call: encode, decode, make conditions, predict.
 
-    Frames are uint8 (f, h, w, 3). Returned tensors have no grad and lie on the backbone's device.
+    Frames are uint8 RGB (f, h, w, 3). Latents are (1, c, f', h', w'), with the sizes of the
+    autoencoder. Returned tensors require no grad and are on the backbone's device.
     """
 
     def __init__(
@@ -60,11 +68,12 @@ class Stages:
         offload: OffloadMode = False,
         reload: Mapping[nn.Module, Callable[[], Iterable[Tensor]]] | None = None,
     ):
-        """Takes a loaded backbone; `load` makes one from a folder of weights.
+        """Takes a loaded backbone; `anyv2v.load` does all of this from a folder of weights.
 
-        `fingerprint` identifies the weights; a saved source is bound to it. `graphs` and `offload`:
-        see `load`. `reload`: networks whose weights are in memory only while conditions are made ->
-        a function that reads their parameters and buffers from disk, in order.
+        `fingerprint` identifies the weights: a source can be edited only with the weights that
+        inverted it. `graphs` and `offload`: see `load`. `reload`: a network whose weights are in
+        memory only while conditions are made -> a function that reads its parameters, then its
+        buffers, from disk. Raises InputError for arguments that are wrong.
         """
         if not hasattr(backbone, "branches"):
             raise InputError(f"backbone: {checks.shown(backbone)} is not a Backbone")
@@ -76,12 +85,12 @@ class Stages:
 
     @property
     def sites(self) -> frozenset[str]:
-        """The names of all sites whose features can be recorded, replayed and injected."""
+        """The names of all sites: the layers whose features can be recorded and injected."""
         return frozenset(self.backbone.sites)
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The noise levels of an inversion and the steps between them."""
+        """The noise schedule of inversions; sampling may use another, see `Backbone.sampler`."""
         return self.backbone.schedule
 
     @property
@@ -95,12 +104,20 @@ class Stages:
         return cast(Encoders, self.backbone)
 
     def tokenize(self, text: str) -> Tensor:
-        """int64 (1, n) tokens of a text, as the backbone's text encoder takes them (CLIP: 77)."""
+        """Returns the tokens of a text as int64 (1, n), padded for the text encoder (CLIP: n = 77).
+
+        Raises AttributeError for a backbone without a tokenizer.
+        """
         return self._encoders.tokenize(checks.text("text", text))
 
     @torch.no_grad()
     def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
-        """(1, n, d): text hidden states before the last `clip_skip` layers, final norm applied."""
+        """Returns the hidden states (1, n, d) of a text, one for each of its n tokens.
+
+        They are those before the last `clip_skip` layers of the text encoder, with its final norm
+        applied. Raises InputError for another type or more layers than there are, and
+        AttributeError for a backbone without such an encoder.
+        """
         with self._conditioning():
             clip_skip = checks.whole("clip_skip", clip_skip, 0)
             return self._encoders.encode_text(checks.text("text", text), clip_skip)
@@ -109,10 +126,11 @@ class Stages:
     def encode_image(
         self, frame: Frame, width: int | None = None, black_edge: bool = False
     ) -> Tensor:
-        """(1, d): CLIP embedding of a frame, cropped as for a video of `width` pixels.
+        """Returns the CLIP embedding (1, d) of a frame: a path, an array or a PIL image.
 
-        `width` None: the frame's own. `black_edge` reproduces a fault of the original's crop, see
-        `center_crop`.
+        The frame is first cropped as for a video of `width` pixels; None is the frame's own width.
+        `black_edge` reproduces a fault of the original's crop, see `center_crop`. Raises
+        AttributeError for a backbone without an image encoder.
         """
         image = read_argument("frame", frame)
         width = checks.count("width", image.shape[1] if width is None else width)
@@ -124,9 +142,11 @@ class Stages:
     def encode_frames(
         self, frames: np.ndarray | Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Encodes (f, h, w, 3) uint8 to scaled posterior means (1, c, f', h', w') float32.
+        """Encodes frames (f, h, w, 3) uint8 to scaled latents (1, c, f', h', w') float32.
 
-        With a `generator`, to samples of the posterior, as in the original.
+        The latents are the means of the autoencoder's posterior; with a `generator` they are
+        samples of it, as in the original. Raises InputError for frames of a size or number that
+        the autoencoder does not take, and NotFiniteError for latents that are not finite.
         """
         frames, codec = as_frames(frames), self.backbone.codec
         if generator is not None:
@@ -149,7 +169,11 @@ class Stages:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Decodes scaled latents (1, c, f', h', w') to frames (f, h, w, 3) uint8."""
+        """Decodes scaled latents (1, c, f', h', w') to frames (f, h, w, 3) uint8.
+
+        Raises InputError for another shape, and NotFiniteError for latents or pixels that are not
+        finite.
+        """
         checks.kind("latents", latents, Tensor, "a tensor (1, c, f, h/s, w/s)")
         c = self.backbone.codec.channels
         if latents.ndim != 5 or latents.shape[:2] != (1, c) or not latents.numel():
@@ -170,9 +194,12 @@ class Stages:
         negative: bool = False,
         options: Options | None = None,
     ) -> Conditions:
-        """The conditions of one branch, for a clip of so many `frames` of `size` (width, height).
+        """Makes the conditions of one branch: what `predict` is given besides latents and timestep.
 
-        `negative`: of the branch that guidance leads away from; I2VGen-XL's has no image embedding.
+        They are for a clip of so many `frames` of `size` (width, height) in pixels that begins with
+        `frame`. `negative`: make those of the branch that guidance leads away from, which in
+        I2VGen-XL has no image embedding. `fps` and `options` are settings that the network is
+        given, see `backbone.options`. Raises InputError for an argument that is wrong.
         """
         checks.text("prompt", prompt)
         negative, image = checks.flag("negative", negative), read_argument("frame", frame)
@@ -187,11 +214,13 @@ class Stages:
     def predict(
         self, latents: Tensor, t: float | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        """Predicts from latents (b, c, f, h, w) at timestep t, float32; I2VGen-XL predicts v.
+        """Predicts from latents (b, c, f, h, w) at timestep t; I2VGen-XL predicts v.
 
-        `conditions`: those of all branches of the batch; `type(conditions).stack` joins those of
-        single branches. `taps` are called at the sites of the network. Returns one prediction for
-        each branch.
+        `latents`: those of each sample, of any float dtype. `t`: one timestep for all samples, or a
+        tensor with one for each. `conditions`: those of all branches of the batch, as `condition`
+        makes them; `type(conditions).stack` joins those of g single branches. `taps`: hooks that
+        are called at sites (named layers) of the network. Returns the predictions of all branches
+        without guidance, (g, c, f, h, w) float32. Raises InputError for an argument that is wrong.
         """
         checks.kind("latents", latents, Tensor, "a tensor (b, c, f, h, w)")
         if latents.ndim != 5:
@@ -208,13 +237,18 @@ class Stages:
         return self.backbone.predict(latents, t, conditions, taps).float()
 
     def check_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """`size` (width, height) if the model takes it, else InputError with the nearest size."""
+        """Returns `size` (width, height) in pixels if the model takes frames of this size.
+
+        Raises InputError, which names the nearest size that it takes, otherwise.
+        """
         return checks.size(size, self.backbone.codec.size_multiple)
 
     def check_memory(self, size: tuple[int, int], frames: int, branches: int | None = None) -> None:
-        """InputError, with a size that fits, if a prediction of such a clip exceeds free memory.
+        """Raises InputError, which names a size that fits, if a prediction exceeds free memory.
 
-        `branches` None: those of an edit with its source and the weights' own guidance.
+        The prediction is for a clip of so many `frames` of `size` (width, height) in pixels, with
+        so many `branches` in the batch; None: those of an edit under the weights' own guidance,
+        with its source.
         """
         codec = self.backbone.codec
         if branches is None:
@@ -303,5 +337,5 @@ class Stages:
 
 
 def size_of(frames: np.ndarray) -> tuple[int, int]:
-    """(width, height) of frames (f, h, w, 3)."""
+    """Returns (width, height) of frames (f, h, w, 3)."""
     return frames.shape[2], frames.shape[1]

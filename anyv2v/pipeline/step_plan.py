@@ -1,7 +1,7 @@
 """`StepPlan`: what each step of an edit does, decided once, before anything runs.
 
-The editor runs it, `anyv2v plan` and the benchmarks count its cost, and the command line asks it
-which latents and features an inversion has to store.
+The editor runs the plan, `anyv2v plan` and the benchmarks compute its cost, and the command line
+reads from it which latents and features an inversion has to store.
 """
 
 from __future__ import annotations
@@ -15,41 +15,48 @@ from anyv2v.errors import InputError
 from anyv2v.injection.feature_cache import Placement
 
 SourcePass = Literal["shared", "always", "separate"]
-"""How a step that injects gets the source's features.
+"""How an edit gets the source's features that it injects.
 
-shared: recorded features are replayed; without them the source is part of the batch, in the steps
-that inject something.
-always: the source is part of the batch in every step, as in the original.
-separate: the source runs through the network by itself just before, is recorded, and replayed.
+shared: recorded features are replayed; without them, the source is a branch of the batch in the
+steps that inject something.
+always: the source is a branch of the batch in every step, as in the original.
+separate: before each step that injects, the source is predicted alone, and its features are
+recorded; the step replays them.
 """
 
 Way = Literal["plain", "batched", "replayed", "separate"]
-"""How one step runs.
+"""How one step of an edit runs.
 
-plain: without the source. batched: with the source as first branch of the batch. replayed: with
-features that were recorded before the run. separate: with features recorded just before the step.
+plain: without the source, so nothing is injected. batched: with the source as the first branch of
+the batch. replayed: with features of the source that were recorded before the run. separate: with
+features that are recorded just before the step.
 """
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """What one step of a run does."""
+    """What one step of an edit does."""
 
     level: Level
+    """The noise level that the step starts from."""
     sites: frozenset[str]
-    """Where the source's features are injected."""
+    """The names of the sites (layers) where the source's features are injected."""
     way: Way
+    """How the step gets them: "plain", "batched", "replayed" or "separate"."""
     taps: bool
-    """Whether the caller's own taps are called."""
+    """Whether the caller's own taps (hooks at sites) are called."""
 
     def branches(self, edit_branches: int) -> int:
-        """Number of branches in the batch, if those of all edits are `edit_branches`."""
+        """Returns the number of branches in the step's batch, the source included if it is one.
+
+        edit_branches: the branches (negative, edited) of all edits together.
+        """
         return edit_branches + (self.way == "batched")
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The steps of one run in order, from its start on.
+    """The steps of one edit run in order, from its start on.
 
     The defaults of I2VGen-XL (50 steps; conv 0.2, spatial 0.2, temporal 0.5) give
 
@@ -63,25 +70,34 @@ class StepPlan:
     A step is replayed if its features were recorded, and else batched. `anyv2v edit` records by
     itself while it inverts, as far as memory allows. `Editor.invert(video)` records nothing unless
     it is given `recording=`, so an edit of its source is batched. "negative" is the branch of the
-    negative prompt; each further edit of the same batch adds its own two branches.
-    `editor.step_plan(source=source).at(12)` is step 12 of a default edit of `source`.
+    negative prompt; each further edit of the same batch adds its own two branches. Before the first
+    cross-attention the branches of one edit share one row, since they have the same latents, unless
+    taps are called there. `editor.step_plan(source=source).at(12)` is step 12 of a default edit of
+    `source`.
     """
 
     steps: tuple[PlannedStep, ...]
+    """The steps in the order in which they run, the noisiest first."""
 
     def at(self, index: int) -> PlannedStep:
-        """The step of this index; indices count from the first step of the schedule, 0."""
+        """Returns the step with this index in the whole schedule, whose noisiest step is 0.
+
+        Steps before the start of the run are not in the plan, so `index` must not be smaller.
+        """
         return self.steps[index - self.steps[0].level.index]
 
     @property
     def source_levels(self) -> list[Level]:
-        """The levels whose latents of the source the run reads, that of its start first."""
+        """The levels at which the run reads latents of the source, in order.
+
+        They are the level that the run starts from, and those of all later steps but plain ones.
+        """
         first, *others = self.steps
         return [first.level, *(step.level for step in others if step.way != "plain")]
 
     @property
     def replayed(self) -> list[Level]:
-        """The levels of the steps that replay recorded features, in order."""
+        """The levels of the steps that replay features recorded before the run, in order."""
         return [step.level for step in self.steps if step.way == "replayed"]
 
 
@@ -92,11 +108,12 @@ def plan_steps(
     source_pass: SourcePass = "shared",
     active: Collection[int] = (),
 ) -> StepPlan:
-    """Decides how each step runs.
+    """Returns the plan of a run: decides for each of its steps how it gets the source's features.
 
-    levels: all levels of the run. sites: index of each step that is run -> where it injects.
-    cached: (level, sites) -> whether these features of the source are recorded. active: the steps
-    in which the caller's own taps are called; they see the source in the batch.
+    levels: all levels of the schedule, by index. sites: index of each step that is run, ascending
+    -> names of the sites where it injects. cached: (level, sites) -> whether these features of the
+    source are recorded, or will be. active: indices of the steps in which the caller's own taps are
+    called; these steps are batched, so that the taps see the source.
     """
 
     def way(level: Level, injected: frozenset[str], taps: bool) -> Way:
@@ -117,16 +134,20 @@ def plan_steps(
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Which features of a source will be recorded, and where they will lie."""
+    """Which features of a source will be recorded for an edit, and where they will be kept.
+
+    All indices are those of steps of the edit, counted from the noisiest, 0.
+    """
 
     levels: Mapping[int, Level]
-    """Index of a step that injects something -> its level."""
+    """Index of each step that injects something -> its noise level."""
     sites: Mapping[int, frozenset[str]]
-    """Index -> where it injects."""
+    """Index of each step that injects something -> names of the sites (layers) where it does."""
     sizes: Mapping[int, int]
-    """Index -> bytes of the features."""
+    """Index of each step that injects something -> bytes of all features that it injects."""
     placement: Mapping[int, Placement]
-    """Index of each step that fits -> where its features will lie. Others are not recorded."""
+    """Index of each step whose features fit into memory -> where they will be kept ("device" or
+    "host"). Features of other steps are not recorded."""
     compact: bool
     """Whether the smallest form of each feature is recorded, see `Feature.record`."""
 
@@ -139,10 +160,12 @@ class CachePlan:
         host: int,
         compact: bool,
     ) -> CachePlan:
-        """Fits as many steps as possible into `device` bytes, then into `host` bytes.
+        """Returns a plan that records the features of as many steps as fit into memory.
 
-        A step that does not fit costs one more branch whatever its size, so the smallest steps are
-        placed first.
+        site_bytes: name of a site -> bytes of its features at one step. device, host: bytes that
+        may be used there; the device is filled first. A step that does not fit costs one more
+        branch, whatever its size, so the steps with the smallest features are placed first.
+        compact: whether `site_bytes` are those of the smallest forms.
         """
         steps = {step.level.index: step for step in plan.steps if step.sites}
         sizes = {i: sum(site_bytes[s] for s in step.sites) for i, step in steps.items()}
@@ -158,18 +181,19 @@ class CachePlan:
         return cls(levels, {i: step.sites for i, step in steps.items()}, sizes, placement, compact)
 
     def bytes(self, where: Placement | None = None) -> int:
-        """Bytes of the features that will lie there; None: of all that will be recorded."""
+        """Returns the bytes of the features that will be kept in one place; None: in both."""
         return sum(self.sizes[i] for i, p in self.placement.items() if where in (None, p))
 
     def covers(self, level: Level, sites: frozenset[str]) -> bool:
-        """Whether all of these sites will be recorded at a level."""
+        """Whether features of all these sites will be recorded at this level."""
         same = [i for i in self.placement if self.levels[i].identity == level.identity]
         return bool(same) and sites <= self.sites[same[0]]
 
     def placement_for(self, indices: Mapping[int, int]) -> dict[int, Placement]:
-        """The placement by another run's indices: `indices` maps those of this plan to them.
+        """Returns `placement` with the indices of another run, such as an inversion, as its keys.
 
-        InputError if the other run does not visit one of the levels.
+        indices: index of a step of this plan -> its index in the other run. Raises InputError if a
+        step with a placement is missing there, because the other run does not visit its level.
         """
         if missing := [i for i in self.placement if i not in indices]:
             t = self.levels[missing[0]].t
