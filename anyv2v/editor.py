@@ -43,7 +43,7 @@ from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
 from anyv2v.media.image import Frame, fit_frame, read_argument
 from anyv2v.pipeline.arguments import NoiseGenerator, as_video, check_inversion, options_of
-from anyv2v.pipeline.editing import EditRun, Job, PlainRun, check_requests
+from anyv2v.pipeline.editing import EditRun, PlainRun, most_branches
 from anyv2v.pipeline.inverting import STEPS, InversionRun
 from anyv2v.pipeline.planning import Planner, source_frame
 from anyv2v.pipeline.request import Edit, EditRequest, Prompts
@@ -203,11 +203,11 @@ class Editor(Planner):
         `backbone.options`. Raises InputError, before the first edit, for an argument that is wrong.
         """
         common = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
-        run, done = self._edits(source, edits, *common), []
+        run, done = EditRun.prepare(self, source, edits, *common), []
         while (left := len(run.jobs) - len(done)) > 0:
             size, frames = size_of(source.video.frames), len(source.video.frames)
             left = 1 if self.backbone.uses_edited_source_frame(run.options) else left
-            count = self._batch(size, frames, left, self._branches(run.jobs))
+            count = self._batch(size, frames, left, most_branches(self, run.jobs))
             done += run.run(slice(len(done), len(done) + count))
         return done
 
@@ -233,7 +233,7 @@ class Editor(Planner):
         is wrong is raised at the first `next()`, before any edit runs.
         """
         common = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
-        run = self._edits(source, edits, *common)
+        run = EditRun.prepare(self, source, edits, *common)
         for i in range(len(run.jobs)):
             try:
                 (edit,) = run.run(slice(i, i + 1))
@@ -327,39 +327,6 @@ class Editor(Planner):
         # options are numbers or texts, and a rate is a number
         rate = cast(float, options.get("fps", defaults.fps))
         return run.run(prompts, first, noise, step_noise, generator, rate)
-
-    def _edits(
-        self,
-        source: Source,
-        edits: Sequence[EditRequest],
-        steps: int | None,
-        start: int,
-        injection: Injection | None,
-        fps: int | None,
-        on_step: OnStep | None,
-        source_pass: SourcePass,
-        taps: Taps | None,
-        after_step: AfterStep | None,
-        options: Options | None,
-    ) -> EditRun:
-        """Prepares the run of all edits; InputError for everything that can be wrong with any."""
-        edits = check_requests(edits)
-        self.check_source(source)
-        steps = self.defaults.steps if steps is None else steps
-        options = options_of(self.backbone, fps, options)
-        plan = self.step_plan(steps, start, injection, source, None, source_pass, taps, options)
-        self.check_kept(source.trajectory.stored_levels, plan.source_levels)
-        index = match_levels(plan.source_levels, source.trajectory.levels)
-        begin = source.at(index[plan.steps[0].level.index]).to(self.backbone.device)
-        sampler = self.backbone.sampler(options)
-        jobs = [Job.prepare(self, edit, source, begin, sampler, steps) for edit in edits]
-        frames, branches = source.video.frames, self._branches(jobs)
-        self._reserve(size_of(frames), len(frames), 1 + branches)
-        return EditRun(self, source, jobs, plan, steps, options, taps, on_step, after_step)
-
-    def _branches(self, jobs: Sequence[Job]) -> int:
-        """The most branches that one of the edits has, not counting the source's."""
-        return max(self.backbone.branch_count(job.prompts.guidance) for job in jobs)
 
     def _batch(self, size: tuple[int, int], frames: int, edits: int, branches: int) -> int:
         """How many of the `edits`, with so many branches each, fit into memory together."""

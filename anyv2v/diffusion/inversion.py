@@ -119,17 +119,15 @@ def fixed_point(
     are the cosine and the negative sine of a small angle, so nothing is singular at any level. The
     first guess of a step is g with f extrapolated linearly from the last two predictions.
     Anderson's acceleration (doi 10.1145/321296.321305) then iterates until the relative residual is
-    at most `tolerance` or the evaluations are spent: `STEP_CAP` in one step, `budget` in all steps
-    together (None: `default_budget(steps)`). In the last, noisiest step the tolerance is multiplied
-    by `last_factor`, because sampling starts from its latents exactly as they are stored.
+    at most `tolerance` or the evaluations are spent: `STEP_CAP` in one step, `budget` in all
+    (None: `default_budget(steps)`). In the last, noisiest step the tolerance is multiplied by
+    `last_factor`, because sampling starts from its latents exactly as they are stored.
 
-    The trajectory stores the iterate x that was evaluated last, so that the network computes the
-    same features there as it will for the source in sampling. The next step starts from g(x), which
-    is nearer to the fixed point and costs no evaluation. Raises NotFiniteError if latents are not
-    finite; `check` words its message, and None words it plainly.
+    The trajectory stores the iterate x that was evaluated last: the network computes the same
+    features there as for the source in sampling. The next step starts from g(x), nearer to the
+    fixed point. Raises NotFiniteError, worded by `check`, for latents that are not finite.
     """
-    check = check or FiniteCheck()
-    budget = default_budget(steps) if budget is None else budget
+    check, budget = check or FiniteCheck(), default_budget(steps) if budget is None else budget
     for level, below in _remaining_steps(state, schedule, steps):
         a, b, _ = schedule.coefficients(level, below)
 

@@ -94,11 +94,10 @@ def predict_cost(
 ) -> EditCost:
     """Predicts the cost of `Editor.invert`, then of `Editor.edit_many` with `edits` in one batch.
 
-    Arguments not named here are those of these two methods; `inversion_steps` is the `steps` of
-    `invert`. `feature_memory`: most bytes of recorded features, the `memory` of `Editor.recording`;
-    nothing is recorded if that takes evaluations of its own. `evaluations`: the number of
-    evaluations of the inversion if it is known, 0 if the video is inverted already; None: the most
-    that `method` may take. Allocates no tensors. Raises InputError for a wrong argument.
+    Arguments not named here are theirs; `inversion_steps` is the `steps` of `invert`.
+    `feature_memory`: most bytes of recorded features; nothing is recorded if that takes evaluations
+    of its own. `evaluations`: those of the inversion, 0 if it is done; None: the most that `method`
+    may take. No tensor is allocated. Raises InputError for a wrong argument.
     """
     steps = editor.defaults.steps if steps is None else steps
     inversion_steps = STEPS.get(method, steps) if inversion_steps is None else inversion_steps
@@ -133,10 +132,10 @@ def predict_cost(
         "decode": edits * parts.decode.flops,
     }
     passes = [cost.peak_bytes for cost in (*sampling.values(), *inverting.values())]
-    # the clean latents and those of the trajectory, float32
-    latents = 4 * parts.latents * (1 + len(plan.source_levels))
     features = recording.bytes("device")
-    peak, offloaded = parts.peak(passes, latents + features, features)
+    # the clean latents and those of the trajectory, float32
+    held = 4 * parts.latents * (1 + len(plan.source_levels)) + features
+    peak, offloaded = parts.peak(passes, held, features)
     total = sum(step.branches(edits * branches) for step in plan.steps)
     return EditCost(evaluations, total, flops, recording, parts.weights, peak, offloaded)
 

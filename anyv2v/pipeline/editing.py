@@ -15,20 +15,21 @@ from anyv2v.diffusion.samplers import AfterStep, OnStep, sample
 from anyv2v.diffusion.schedule import Level, NoiseSchedule, match_levels
 from anyv2v.errors import InputError
 from anyv2v.injection.feature_cache import open_playback
+from anyv2v.injection.fractions import Injection
 from anyv2v.injection.taps import Taps
 from anyv2v.media.image import fit_frame, read_argument
-from anyv2v.pipeline.arguments import NoiseGenerator, step_callbacks
+from anyv2v.pipeline.arguments import NoiseGenerator, options_of, step_callbacks
 from anyv2v.pipeline.denoise import (
     SourceBranch,
     guided_predictor,
     injecting_predictor,
     prepend_pinned,
 )
-from anyv2v.pipeline.planning import source_frame
+from anyv2v.pipeline.planning import Planner, source_frame
 from anyv2v.pipeline.request import Edit, EditRequest, Prompts
 from anyv2v.pipeline.source import Source
 from anyv2v.pipeline.stages import Stages, size_of
-from anyv2v.pipeline.step_plan import StepPlan
+from anyv2v.pipeline.step_plan import SourcePass, StepPlan
 from anyv2v.runtime.finite import DescribeEdits, ordinal
 
 
@@ -100,6 +101,42 @@ class EditRun:
     source_branch: SourceBranch | None = field(init=False)
     """The source's branch, which all edits share; None if the backbone conditions it on each edited
     frame, so that every edit has its own."""
+
+    @classmethod
+    def prepare(
+        cls,
+        editor: Planner,
+        source: Source,
+        edits: Sequence[EditRequest],
+        steps: int | None,
+        start: int,
+        injection: Injection | None,
+        fps: int | None,
+        on_step: OnStep | None,
+        source_pass: SourcePass,
+        taps: Taps | None,
+        after_step: AfterStep | None,
+        options: Options | None,
+    ) -> EditRun:
+        """Returns the run of all requests in `edits`; the arguments are those of `edit_many`.
+
+        Raises InputError for everything that can be wrong with any of them, and offloads networks
+        if memory is short.
+        """
+        edits = check_requests(edits)
+        editor.check_source(source)
+        steps = editor.defaults.steps if steps is None else steps
+        options = options_of(editor.backbone, fps, options)
+        plan = editor.step_plan(steps, start, injection, source, None, source_pass, taps, options)
+        editor.check_kept(source.trajectory.stored_levels, plan.source_levels)
+        index = match_levels(plan.source_levels, source.trajectory.levels)
+        begin = source.at(index[plan.steps[0].level.index]).to(editor.backbone.device)
+        sampler = editor.backbone.sampler(options)
+        jobs = [Job.prepare(editor, edit, source, begin, sampler, steps) for edit in edits]
+        frames, branches = source.video.frames, most_branches(editor, jobs)
+        # before the run is made, which conditions the source's branch
+        editor._reserve(size_of(frames), len(frames), 1 + branches)
+        return cls(editor, source, jobs, plan, steps, options, taps, on_step, after_step)
 
     def __post_init__(self):
         levels = [step.level for step in self.plan.steps]
@@ -194,6 +231,11 @@ class EditRun:
             return f", of edit {', '.join(names)}"
 
         return which
+
+
+def most_branches(stages: Stages, jobs: Sequence[Job]) -> int:
+    """Returns the most branches that one of the edits has, not counting the source's."""
+    return max(stages.backbone.branch_count(job.prompts.guidance) for job in jobs)
 
 
 def check_requests(edits: Sequence[EditRequest]) -> list[EditRequest]:
