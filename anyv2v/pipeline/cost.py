@@ -112,7 +112,6 @@ def predict_cost(
     if evaluations is None:
         spare = default_budget(inversion_steps) - inversion_steps if method == "fixed-point" else 0
         evaluations = len(visited) + spare
-
     branches = editor.backbone.branch_count(scales)
     with fake_mode(editor.backbone.device) as device:
         parts = _Parts(editor, video, device, edits, branches, recording.compact)
