@@ -105,11 +105,11 @@ class TableSchedule:
         return [i * stride + self.offset for i in reversed(range(steps))]
 
     def levels(self, steps: int) -> tuple[Level, ...]:
-        """Returns the levels of the timesteps of a run, the noisiest first, and where it ends.
+        """Returns steps + 1 levels: those of the timesteps of a run, noisiest first, and its end.
 
-        The end is one stride of timesteps below the last one; below timestep 0 lie the clean
-        latents (alpha 1, sigma 0). Raises InputError unless steps is from 1 to `train_steps` -
-        `offset`.
+        The end lies one stride (`train_steps` // steps) below the last timestep; below timestep 0
+        it is the clean latents (alpha 1, sigma 0). Raises InputError unless steps is from 1 to
+        `train_steps` - `offset`.
         """
         timesteps = self.timesteps(steps)
         timesteps.append(timesteps[-1] - self._stride(steps))

@@ -56,10 +56,11 @@ class Planner(Stages):
     ) -> StepPlan:
         """Decides what each step of an edit does: where it injects, and how it gets the features.
 
-        Steps that inject replay the features that `source` has or, if it is None, those that will
-        be recorded as `recording` plans; without them the source is a branch of the batch. See
-        `StepPlan` for the default plan. The other arguments are those of `edit_many`. Raises
-        InputError for invalid ones, such as an unknown group, site or option.
+        A step that injects replays the features that `source` has or, if it is None, those that
+        will be recorded as `recording` plans. Where the features of a step are in neither, the
+        source is a branch of that step's batch. See `StepPlan` for the default plan. The other
+        arguments are those of `edit_many`. Raises InputError for invalid ones, such as an unknown
+        group, site or option.
         """
         steps = self.defaults.steps if steps is None else steps
         checks.one_of("source_pass", source_pass, get_args(SourcePass))

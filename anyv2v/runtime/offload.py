@@ -33,13 +33,13 @@ class Offload:
     """Keeps some networks of an editor on the device only while they are used, inside `on_device`.
 
     mode: True keeps unused networks in `host` memory from the start; "auto" does so from the first
-    job on for which memory is short; False, or a `device` that is the host, leaves all on the
-    device. Several threads may share an Offload: a network moves to the device for its first user,
-    and away after its last.
+    job on that needs more memory than the device has free (`applies_to`); False, or a `device` that
+    is the host, leaves all on the device but those in `reload`. Several threads may share an
+    Offload: a network moves to the device for its first user, and away after its last.
 
-    reload: network -> a function that returns its weights, in the order of its parameters and
-    buffers. Such a network is never kept in host memory, whatever the mode: its weights are loaded
-    by that function for each use and dropped afterwards.
+    reload: a network of `networks` -> a function that returns its weights, in the order of its
+    parameters and buffers. Whatever the mode, such a network is kept nowhere between its uses: that
+    function loads its weights for each use, and they are dropped afterwards.
     """
 
     def __init__(
