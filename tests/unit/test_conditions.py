@@ -1,5 +1,7 @@
 """What branches of I2VGen-XL are conditioned on, and which of it they share."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from anyv2v import Taps
 from anyv2v.backbones.base import FirstFrame
 from anyv2v.backbones.i2vgen.conditioning import Conditions
 from anyv2v.backbones.i2vgen.unet import FIRST_CROSS
+from anyv2v.clip.preprocess import preprocess
 from anyv2v.runtime.accounting import count
 from tests.oracles import golden
 
@@ -220,3 +223,23 @@ def test_a_picture_is_cropped_for_the_width_of_its_clip(editor, monkeypatch):
     editor.encode_image(large)
     editor.encode_image(large, 40, black_edge=True)
     assert asked == [((32, 48, 3), 24, False), ((32, 48, 3), 48, False), ((32, 48, 3), 40, True)]
+
+
+@torch.no_grad()
+def test_the_towers_are_told_what_the_call_says(editor):
+    """The layers that are skipped; the width of the crop, and whether it is the original's."""
+    text, vision = editor.backbone.text, editor.backbone.vision
+    ids = editor.tokenize("a robot")
+    states = [text(ids, skipped) for skipped in range(len(text.layers) + 1)]
+    assert not any(torch.equal(x, y) for x, y in pairwise(states))
+    for skipped, state in enumerate(states):
+        assert torch.equal(editor.encode_text("a robot", skipped), state)
+    assert torch.equal(editor.encode_text("a robot"), states[1])
+
+    calls = [(10, True), (10, False), (16, False), (24, False)]
+    config = editor.backbone.preprocess
+    embeddings = [vision(preprocess(PICTURE, width, config, black)) for width, black in calls]
+    assert not any(torch.equal(x, y) for x, y in pairwise(embeddings))
+    for call, embedding in zip(calls, embeddings, strict=True):
+        assert torch.equal(editor.encode_image(PICTURE, *call), embedding)
+    assert torch.equal(editor.encode_image(PICTURE), embeddings[-1])

@@ -4,7 +4,9 @@ import shutil
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from filelock import Timeout
@@ -213,6 +215,33 @@ def test_nothing_stays_open(tmp_path):
     assert descriptors() == before
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_locks_are_released_and_not_left_to_their_finalizers(tmp_path, monkeypatch):
+    """Of writing, of failing, of clearing, and of a file that is ended in another thread."""
+    locks, make = [], anyv2v.runtime.atomic_files._lock
+
+    def made(folder):
+        locks.append(make(folder))
+        return locks[-1]
+
+    monkeypatch.setattr(anyv2v.runtime.atomic_files, "_lock", made)
+    before = descriptors()
+    for name in (".anyv2v-0000.part", ".anyv2v-1111.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MARKER).touch()
+    (tmp_path / ".anyv2v-1111.part" / "old").mkdir()
+    with suppress(RuntimeError), scratch(tmp_path):
+        raise RuntimeError
+    assert len(locks) == 3 and descriptors() == before
+    writing, paths = atomic_path(tmp_path / "out.mp4"), []
+    thread = Thread(target=lambda: paths.append(writing.__enter__()))
+    thread.start()
+    thread.join()
+    paths[0].write_bytes(b"whole")
+    writing.__exit__(None, None, None)
+    assert (tmp_path / "out.mp4").exists() and len(locks) == 5 and descriptors() == before
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "link to a file", "link to a folder"])
 def test_a_scratch_folder_goes_with_all_that_is_in_it_and_nothing_else(tmp_path, kind):
     other = tmp_path / "other"
@@ -255,6 +284,22 @@ def test_a_folder_of_a_dead_run_that_cannot_go_hinders_nobody(tmp_path, monkeypa
         with atomic_path(tmp_path / "out.mp4") as temporary:
             temporary.write_bytes(b"whole")
     assert (tmp_path / "out.mp4").read_bytes() == b"whole"
+
+
+def test_what_can_go_of_a_scratch_folder_goes_beside_what_cannot(tmp_path, monkeypatch):
+    """As where NFS still holds a file in a folder of it."""
+    removed = os.rmdir
+
+    def refused(path, *rest, **named):
+        if Path(path).name == "held":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        removed(path, *rest, **named)
+
+    with scratch(tmp_path) as folder:
+        (folder / "a" / "held").mkdir(parents=True)
+        (folder / "b").write_bytes(b"half")
+        monkeypatch.setattr(os, "rmdir", refused)
+    assert {path.name for path in tmp_path.rglob("*")} == {folder.name, "a", "held"}
 
 
 def test_a_link_to_a_name_without_a_suffix_can_be_written(tmp_path):

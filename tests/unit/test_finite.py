@@ -16,6 +16,7 @@ from anyv2v.cli.main import main
 from anyv2v.diffusion.inversion import InversionState, ddim, fixed_point
 from anyv2v.diffusion.samplers import sample
 from anyv2v.pipeline import planning
+from anyv2v.pipeline.request import Edit
 from anyv2v.pipeline.source import Unfinished
 from anyv2v.runtime.finite import FLAGS_PER_BUFFER, FiniteCheck, finite_flags, remedy
 from anyv2v.vae.autoencoder import Autoencoder
@@ -259,6 +260,31 @@ def test_one_edit_of_several_is_named(editor, source, edited_frame, spoil, monke
         with pytest.raises(NotFiniteError, match=rf"in step 3 .*, of edit {told}: ") as error:
             editor.edit_many(source, requests, steps=4)
         assert error.value.batch_indices == (at_once - 1,)
+
+
+def test_an_edit_of_a_later_batch_is_named_by_its_place_among_all(
+    editor, source, edited_frame, monkeypatch
+):
+    vae, told = editor.backbone.codec.vae, r"in {}, of edit 1 \(number 2 of 2\) 'b': "
+    decode, decoded = vae.decode, []
+
+    def second(guidance=1.0):
+        scales = {"a": 1.0, "b": guidance}
+        requests = [EditRequest(edited_frame, x, guidance=scales[x]) for x in scales]
+        first, second = editor.edit_each(source, requests, steps=2)
+        assert isinstance(first, Edit)
+        raise second
+
+    def spoil(x):
+        decoded.append(x)
+        # frame 1 of the second edit's three
+        return decode(x) * math.nan if len(decoded) == 5 else decode(x)
+
+    with pytest.raises(NotFiniteError, match=told.format(r"step . \(.*\)")):
+        second(guidance=3e38)
+    monkeypatch.setattr(vae, "decode", spoil)
+    with pytest.raises(NotFiniteError, match=told.format(r"frame 1 \(number 2 of 3\)")):
+        second()
 
 
 @pytest.mark.slow

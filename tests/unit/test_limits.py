@@ -100,6 +100,15 @@ def test_sizes(size, factor, right):
         assert checks.size(size, factor) == tuple(size)
 
 
+def test_a_size_without_pixels_is_no_size():
+    """No multiple is near that would do; the message says what a size is."""
+    for size in ((0, 8), (8, 0), (0, 0), (-8, 8), (8, -8)):
+        with pytest.raises(
+            InputError, match=r"is not \(width, height\), two whole numbers from 1 "
+        ):
+            checks.size(size, 8)
+
+
 def test_the_nearest_sizes_that_work_are_told():
     for size, nearest in (((12, 21), "16x24"), ((3, 64), "8x64"), ((11, 13), "8x16")):
         width, height = size

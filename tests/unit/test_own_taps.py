@@ -362,6 +362,9 @@ def test_rows_that_are_shared_are_repeated_whole():
     x = draw(2, 3)
     assert repeat_to_batch(x, 2) is x
     assert torch.equal(repeat_to_batch(x, 6), torch.cat([x, x, x]))
+    for batch in (1, 3, 5):
+        with pytest.raises(ValueError, match=f"batch 2 cannot be shared by a batch of {batch}$"):
+            repeat_to_batch(x, batch)
 
 
 def test_an_author_meets_few_names():
