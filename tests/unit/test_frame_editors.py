@@ -27,7 +27,7 @@ from anyv2v.frame_editors import (
 from anyv2v.frame_editors import registry as choose
 from anyv2v.frame_editors import run as running
 from anyv2v.frame_editors.base import FrameRequest
-from anyv2v.frame_editors.command import Command
+from anyv2v.frame_editors.command import Command, _resized
 from anyv2v.frame_editors.mask import as_mask, blend, detect_changes
 from anyv2v.frame_editors.recolor import dye, find_region, most_colorful, parse_colors
 from anyv2v.frame_editors.run import candidates
@@ -813,6 +813,20 @@ def test_a_tool_is_given_the_pictures_and_the_seed():
     ):
         assert np.array_equal(tool(copy, what)(request, [4])[0], truth)
     assert tool(copy, "{seed}", "{mask}").uses == {"output", "seed", "mask"}
+
+
+@pytest.mark.parametrize("width, height", [(1009, 1000), (1000, 1009), (50, 50), (100, 100)])
+def test_a_tool_s_picture_may_be_of_another_size(width, height, caplog):
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    resized = Image.fromarray(picture).resize((100, 100), Image.Resampling.LANCZOS)
+    assert np.array_equal(_resized(picture, (100, 100)), np.array(resized))
+    assert len(caplog.records) == ((width, height) != (100, 100))
+
+
+@pytest.mark.parametrize("width, height", [(1011, 1000), (1000, 1011), (1050, 1000), (50, 100)])
+def test_a_tool_s_picture_has_the_frame_s_proportions_up_to_a_hundredth(width, height):
+    with pytest.raises(InputError, match=f"{width}x{height}, which has not the proportions"):
+        _resized(np.zeros((height, width, 3), np.uint8), (100, 100))
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "soon"])

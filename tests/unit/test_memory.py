@@ -1,6 +1,8 @@
 """What counts as enough memory, what would fit where it is not, and where features wait."""
 
+import os
 import weakref
+from io import StringIO
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from anyv2v.injection.feature_cache import FeatureCache, Playback
 from anyv2v.runtime import memory
 
 CPU, META = torch.device("cpu"), torch.device("meta")
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize("short_by", [1, 2, 4, 100])
@@ -56,6 +59,37 @@ def test_free_memory_of_a_gpu_counts_what_its_allocator_keeps(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (500, 10_000))
     assert memory.free_bytes(torch.device("cuda")) == 540
+
+
+MEMINFO = "MemTotal:  900 kB\nMemFree:  100 kB\nMemAvailable:  500 kB\nBuffers:  7 kB\n"
+LIMITS = "Limit  Soft Limit  Hard Limit  Units\nMax address space  {}  unlimited  bytes\n"
+
+
+@pytest.mark.parametrize(
+    "meminfo, limit, pages, free",
+    [
+        (MEMINFO, "unlimited", 3, 500 * 1024),
+        (MEMINFO, 10**9, 3, 500 * 1024),
+        (MEMINFO, 10 * PAGE, 3, 7 * PAGE),
+        (MEMINFO, 10 * PAGE, 11, 0),
+        ("MemTotal:  900 kB\n", "unlimited", 3, os.sysconf("SC_PHYS_PAGES") * PAGE),
+        (None, "unlimited", 3, os.sysconf("SC_PHYS_PAGES") * PAGE),
+    ],
+)
+def test_free_memory_of_the_host_is_what_a_process_may_still_get(
+    monkeypatch, meminfo, limit, pages, free
+):
+    """What the system would give, caches included, and a limit leaves; else all there is."""
+    files = {"meminfo": meminfo, "limits": LIMITS.format(limit), "statm": f"{pages} 2 1 1 0 1 0"}
+
+    def opened(path, **_):
+        text = files[path.rpartition("/")[2]]
+        if text is None:
+            raise FileNotFoundError(path)
+        return StringIO(text)
+
+    monkeypatch.setattr(memory, "open", opened, raising=False)
+    assert memory.free_bytes(CPU) == free
 
 
 def kept(value):

@@ -10,6 +10,7 @@ from PIL import Image
 from anyv2v.cli import main as cli
 from anyv2v.errors import InputError
 from anyv2v.media import container, sequence
+from anyv2v.media.image import FITS, fit_frame
 from anyv2v.media.sequence import check_sequence_output, is_sequence, moves
 from anyv2v.media.video import read_video, write_video
 from tests import icc
@@ -67,6 +68,21 @@ def test_a_folder_is_read_in_natural_order(tmp_path, suffix):
     # a picture is a frame, whatever the rate
     video = read_video(folder, fps=25, frames=3, start_time=0.08, size=(8, 4))
     assert numbers(video) == [2, 3, 4] and video.fps == 25 and video.frames.shape[1:3] == (4, 8)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("kind", ["folder", "pattern", "webp"])
+def test_pictures_get_to_the_size_as_is_asked(tmp_path, kind, fit):
+    """And so do those of a part of the clip."""
+    pattern = tmp_path / "f" / "%02d.png"
+    pattern.parent.mkdir()
+    path = {"folder": pattern.parent, "pattern": pattern, "webp": tmp_path / "a.webp"}[kind]
+    write_video(path if kind == "webp" else pattern, FRAMES, fps=8)
+    size = (20, 24)
+    whole = np.stack([fit_frame(frame, size, fit) for frame in FRAMES])
+    assert np.array_equal(read_video(path, size, fit=fit).frames, whole)
+    part = read_video(path, size, frames=3, fps=8, start_time=0.5, fit=fit)
+    assert np.array_equal(part.frames, whole[4:7]) and part.fps == 8
 
 
 @pytest.mark.parametrize("first", [0, 1, 37])

@@ -119,6 +119,16 @@ def test_frames_have_the_times_of_their_rate(written, suffix, fps):
     assert abs(found.rate / rate - 1) < 1e-3
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_equal_frames_give_equal_files(tmp_path, suffix):
+    """Matroska has a number that is drawn by chance unless it is told not to."""
+    paths = [tmp_path / f"{name}.{suffix}" for name in "ab"]
+    for path in paths:
+        write_video(path, clip(3), fps=8, comment="the same")
+    first, second = (path.read_bytes() for path in paths)
+    assert first == second
+
+
 def test_a_video_is_no_part_of_what_it_was_made_of():
     given = clip(3)
     for array in (given, given[::-1], given[:, ::2]):
