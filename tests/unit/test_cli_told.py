@@ -31,6 +31,7 @@ FOLDER = str(loading.DEMO_FOLDER)
 # command -> its call with what it requires
 LINES = {
     "edit": "edit clip.mp4 --frame a.png --prompt x -o out.mp4 --steps 4",
+    "edit by an editor": "edit clip.mp4 --editor posterise --prompt x -o out.mp4 --steps 4",
     "invert": "invert clip.mp4 -o out.safetensors",
     "reconstruct": "reconstruct clip.mp4 --steps 4",
     "plan": "plan clip.mp4 --steps 4",
@@ -153,6 +154,16 @@ TOLD = [
         },
     ),
     (
+        "edit by an editor",
+        {
+            "seed": ("7", "candidates.seeds", [7]),
+            "instruction": ("hat", "candidates.request.instruction", "hat"),
+            "keep-unchanged": (None, "candidates.keep_unchanged", True),
+            "dtype": ("bfloat16", "make.dtype", torch.bfloat16),
+            "editor-option": ("colours=3", "candidates.editor.colours", 3),
+        },
+    ),
+    (
         "demo",
         LOAD | {"seed": ("7", "demo.seed", 7), "kind": ("shape", "demo.kind", "shape")},
     ),
@@ -248,7 +259,8 @@ def told(own, source, folder, monkeypatch, tmp_path):
     note(Source, "save", "save", ends)
     note(invert, "Unfinished", "half")
     note(cost, "predict_cost", "plan", ends)
-    note(edit, "candidates", "candidates", lambda _, request, seeds, *__: [request.frame] * 2)
+    for owner in (edit, first_frame):
+        note(owner, "candidates", "candidates", lambda _, request, *__: [request.frame] * 2)
     note(edit, "fit_frame", "fit")
     note(first_frame, "make", "make")
     note(demo, "run", "demo", ends)
@@ -276,7 +288,7 @@ def value(calls, place):
 def test_options_arrive(told, unasked, command, options):
     before = unasked[command] = unasked.get(command) or told(command)
     # that run has written the output
-    words = ["--force"] * (command in ("edit", "edit-frame"))
+    words = ["--force"] * command.startswith("edit")
     for option, (text, _, _) in options.items():
         words += [f"--{option}"] if text is None else [f"--{option}", text]
     after = told(command, *words)
@@ -285,7 +297,7 @@ def test_options_arrive(told, unasked, command, options):
         assert value(after, place) == expected, f"--{option} did not come to {place}"
 
 
-@pytest.mark.parametrize("command", LINES)
+@pytest.mark.parametrize("command", sorted(LINES.keys() - {"edit by an editor"}))
 def test_no_option_is_forgotten_here(command):
     args = parser(dict.fromkeys([*LINES, "weights verify"], print)).parse_args(
         LINES[command].split()
@@ -300,3 +312,22 @@ def test_what_an_edit_requires_arrives(told, folder):
         frame = np.asarray(picture)
     request = told("edit")["request"]
     assert request.prompt == "x" and np.array_equal(request.frame, frame)
+
+
+def test_the_demo_draws_by_its_seed(own, source, monkeypatch, tmp_path):
+    drawn, draw = [], demo.draw_edit
+
+    def draw_edit(*args):
+        drawn.append(args)
+        return draw(*args)
+
+    def edited(*_, seed, **__):
+        drawn.append(seed)
+        raise Enough
+
+    monkeypatch.setattr(demo, "draw_edit", draw_edit)
+    monkeypatch.setattr(Editor, "invert", lambda *_, **__: source)
+    monkeypatch.setattr(Editor, "edit", edited)
+    with pytest.raises(Enough):
+        demo.run(own, tmp_path, "shape", seed=7)
+    assert drawn == [("shape", "held-out", demo.FIRST + 7), 7]
