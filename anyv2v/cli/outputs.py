@@ -55,7 +55,7 @@ class Outputs:
                 raise InputError(f"-o {path}: needs a folder of its own, for its {sidecar.name}")
 
     def check_one(self, path: str, suffixes: tuple[str, ...]) -> None:
-        """Raises InputError if a file cannot be written, or is an input or in the folder of the weights.
+        """Raises InputError if a file cannot be written, is an input or lies among the weights.
 
         path: an output, or one of several files that `--output` stands for.
         """
