@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from anyv2v import loading
+from anyv2v.cli.arguments import listed
 from anyv2v.cli.clip import size_of
 from anyv2v.cli.sidecar import check_sidecar, comment, sidecar_of, with_sidecar
 from anyv2v.errors import InputError
@@ -79,11 +80,6 @@ class Outputs:
         """Writes the frames of an edit to the file `path`, and `facts` to its sidecar."""
         with with_sidecar(path, facts):
             write_video(path, edit.frames, edit.fps, self.force, comment(facts))
-
-
-def listed(value: str | list[str] | None) -> list[str]:
-    """Returns a list of the values of an option that may have one, several or none."""
-    return [value] if isinstance(value, str) else value or []
 
 
 def report(path: str, frames: np.ndarray, fps: float) -> None:
