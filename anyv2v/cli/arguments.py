@@ -16,3 +16,8 @@ def typed(group: type[T], args: Namespace) -> T:
     """
     names = [field.name for field in fields(group)]  # pyright: ignore[reportArgumentType]
     return group(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+
+
+def listed(value: str | list[str] | None) -> list[str]:
+    """Returns a list of the values of an option that may have one, several or none."""
+    return [value] if isinstance(value, str) else value or []

@@ -63,10 +63,10 @@ def run_demo(args: argparse.Namespace) -> None:
     editor = typed(Model, args).load()
     tell(without_effect(args))
     with progress_of(args) as progress:
-        scores = run(editor, folder, args.kind, args.seed, progress)
+        results = run(editor, folder, args.kind, args.seed, progress)
     with with_sidecar(folder / EDITED, provenance.of(editor)):
         pass  # the clips are there; which kernels made them is known now
-    for name, values in scores.items():
+    for name, values in results.items():
         print(f"{name:13} PSNR to the truth {values['psnr']:.2f} dB")
     print(f"{folder}: {', '.join(FILES)}")
 

@@ -80,7 +80,8 @@ def run_edit_frame(args: argparse.Namespace) -> None:
     """Runs `anyv2v edit-frame`: edits the first frame of VIDEO once for each candidate."""
     first, outputs, model = typed(FirstFrame, args), typed(Outputs, args), typed(Model, args)
     files = frame_files(args.output, args.candidates)
-    outputs.check((".png",), files)
+    for file in files:
+        outputs.check_one(file, (".png",))
     provenance = Provenance.begin(args)
     editor = first.make_editor(model.torch_device, model.torch_dtype)
     if editor is None:

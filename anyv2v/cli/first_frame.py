@@ -89,10 +89,11 @@ class FirstFrame:
         `media.image.FITS`. Raises InputError if a picture cannot be read, or if its proportions are
         those of neither the clip nor the target size and no `--fit` says what to do.
         """
+        sizes = clip.sizes()  # first, as VIDEO comes first in the call
         fit = self.fit or ("stretch" if self.paper else None)
         frames = [read_image(path) for path in self.frame or []]
         return [
-            (frame, fit or check_fit(path, size_of(frame), *clip.sizes()))
+            (frame, fit or check_fit(path, size_of(frame), *sizes))
             for path, frame in zip(self.frame or [], frames, strict=True)
         ]
 

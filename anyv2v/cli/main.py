@@ -61,7 +61,7 @@ def _is_lost(failure: Exception | None) -> TypeGuard[OSError]:
 def _run(argv: list[str], commands: dict[str, Callable], signals: Signals, out: Unfailing) -> int:
     debug = "--debug" in argv
     try:
-        # until it is known that more is done: --help, --version, --list
+        # --help, --version and --list end here, and do nothing but print
         out.needed = True
         args = parser(commands).parse_args(argv)
         out.needed = args.command in PRINTING or getattr(args, "output", "") is None

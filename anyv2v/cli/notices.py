@@ -9,6 +9,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator
 
+from anyv2v.cli.arguments import listed
 from anyv2v.clip.tokenizer import cut_text
 from anyv2v.media.proportions import ALIKE, Size, part_cut, size_of_short_side
 
@@ -64,10 +65,10 @@ def unread(args: Namespace, lost: Callable[[str], str], tokens: int) -> list[str
     """
     if args.command == "plan":
         return []
-    texts = [("prompt", text) for text in _listed(getattr(args, "prompt", None))]
+    texts = [("prompt", text) for text in listed(getattr(args, "prompt", None))]
     if "negative-prompt" in args.given and not _unguided(args):
         texts.append(("negative-prompt", args.negative_prompt))
-    texts += [("inversion-prompt", text) for text in _listed(args.inversion_prompt)]
+    texts += [("inversion-prompt", text) for text in listed(args.inversion_prompt)]
     return [
         cut_text(f"--{name}", tokens, words)
         for name, text in dict.fromkeys(texts)
@@ -226,10 +227,6 @@ def _is_fitting(args: Namespace, command: str, inverted: bool) -> bool:
 
 def _no_effect(option: str, why: str) -> str:
     return f"--{option} has no effect: {why}"
-
-
-def _listed(text: str | list[str] | None) -> list[str]:
-    return [text] if isinstance(text, str) else text or []
 
 
 def _by(size: Size) -> str:

@@ -257,8 +257,7 @@ def _injection(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument_group("injection").add_argument
     kinds = ("residual features", "spatial attention", "temporal attention")
     for name, kind, default in zip(USUAL, kinds, (0.2, 0.2, 0.5), strict=True):
-        text = f"share of the steps, from the noisiest, in which {kind} of the source is injected "
-        text = text.replace("features of the source is", "features of the source are")
+        text = f"share of the steps, from the noisiest on, that inject {kind} of the source "
         add(f"--{name}", type=number, metavar="0..1", help=text + OF_WEIGHTS.format(default))
     text = "the same for any injection groups of the backbone, such as conv=0.2,cross=0"
     add("--inject", action=ByName, type=numbers_by_name, metavar="NAME=0..1,...", help=text)

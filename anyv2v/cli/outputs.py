@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from anyv2v import loading
+from anyv2v.cli.arguments import listed
 from anyv2v.cli.clip import size_of
 from anyv2v.cli.sidecar import check_sidecar, comment, sidecar_of, with_sidecar
 from anyv2v.errors import InputError
@@ -35,19 +36,17 @@ class Outputs:
     reference: list[str] | None = None
     mask: list[str] | None = None
 
-    def check(self, suffixes: tuple[str, ...], paths: list[str] | None = None) -> None:
+    def check(self, suffixes: tuple[str, ...]) -> None:
         """Raises InputError if an output cannot be written, is an input, or is named twice.
 
-        suffixes: the suffixes that outputs may have. paths: the outputs, where `--output` stands
-        for several; None takes `--output` itself. Sidecars of the outputs and the files of
+        suffixes: those that `--output` may have. Sidecars of the outputs and the files of
         `--save-frame` are checked too.
         """
-        paths = listed(self.output) if paths is None else paths
-        pictures = self.save_frame or []
+        paths, pictures = listed(self.output), self.save_frame or []
         for path in paths:
-            self._check_one(path, suffixes)
+            self.check_one(path, suffixes)
         for path in pictures:
-            self._check_one(path, (".png",))
+            self.check_one(path, (".png",))
         for i, path in enumerate(all_paths := [*paths, *pictures]):
             before = all_paths[:i]
             if os.path.realpath(path) in map(os.path.realpath, before):
@@ -56,7 +55,11 @@ class Outputs:
             if os.path.realpath(sidecar) in (os.path.realpath(sidecar_of(x)) for x in before):
                 raise InputError(f"-o {path}: needs a folder of its own, for its {sidecar.name}")
 
-    def _check_one(self, path: str, suffixes: tuple[str, ...]) -> None:
+    def check_one(self, path: str, suffixes: tuple[str, ...]) -> None:
+        """Raises InputError if a file cannot be written, is an input or lies among the weights.
+
+        path: an output, or one of several files that `--output` stands for.
+        """
         output = Path(os.path.realpath(path))
         inputs = [*listed(self.video), *listed(self.frame)]
         inputs += [*listed(self.reference), *listed(self.mask)]
@@ -77,11 +80,6 @@ class Outputs:
         """Writes the frames of an edit to the file `path`, and `facts` to its sidecar."""
         with with_sidecar(path, facts):
             write_video(path, edit.frames, edit.fps, self.force, comment(facts))
-
-
-def listed(value: str | list[str] | None) -> list[str]:
-    """Returns a list of the values of an option that may have one, several or none."""
-    return [value] if isinstance(value, str) else value or []
 
 
 def report(path: str, frames: np.ndarray, fps: float) -> None:

@@ -20,6 +20,9 @@ NOT_SETTINGS = (*NOT_IN_FILES, "force", "quiet", "debug")
 class Parser(argparse.ArgumentParser):
     """A parser that raises InputError for errors, and also reads options from --config's file."""
 
+    names: frozenset[str] = frozenset()
+    """Names of the options of all commands that a file of --config may have."""
+
     def error(self, message: str) -> NoReturn:
         """Raises InputError instead of printing the usage and ending the process."""
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -70,9 +73,6 @@ class Parser(argparse.ArgumentParser):
                 setattr(known, action.dest, value)
         known.unused, known.given, known.filed = unused, given | filed, filed - given
         return known, rest
-
-    names: frozenset[str] = frozenset()
-    """Names of the options of all commands that a file of --config may have."""
 
     @property
     def settable(self) -> list[str]:

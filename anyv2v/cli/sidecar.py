@@ -237,7 +237,7 @@ def versions() -> dict[str, str | int]:
 
 
 def _residuals(source: Source) -> dict[str, float]:
-    """By the timestep, as text; by the step's index where timesteps are no whole numbers."""
+    """Timestep -> residual; step index -> residual where timesteps are no whole numbers."""
     levels = source.trajectory.levels
     whole = all(level.t == int(level.t) for level in levels[:-1])
     return {str(levels[i].t if whole else i): r for i, r in source.residuals.items()}

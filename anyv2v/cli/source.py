@@ -51,7 +51,7 @@ def obtain(
         return _loaded(args, uses)
     method, inversion_steps = settings.of_the_inversion(args)
     video = clip.read() if video is None else video
-    editor = typed(Model, args).load()
+    editor = model.load()
     # only the latents that the edit reads are kept; `anyv2v invert` keeps all
     plan = None if args.command == "invert" else editor.step_plan(**settings.of_the_run(args))
     last, levels = 0, editor.schedule.levels(inversion_steps)

@@ -322,6 +322,14 @@ def test_bad_frames(edit, data):
     check_refused(edit(frame="frame.png"), "frame.png")
 
 
+@pytest.mark.parametrize("fit", [None, "crop"])
+def test_the_video_is_looked_at_before_the_frame(edit, clip, fit):
+    check_refused(edit("gone.mp4", frame="gone.png", fit=fit), "gone.mp4: no such file")
+    gone = edit("gone.safetensors", fit=fit, frames=None, inversion_steps=None)
+    check_refused(gone, "gone.safetensors: no such file")
+    check_refused(edit(clip, frame="gone.png", size="60x64", fit=fit), "60x64")
+
+
 @pytest.mark.parametrize(
     "changed, words",
     [

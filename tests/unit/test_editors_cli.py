@@ -233,6 +233,14 @@ def test_candidates_and_their_sheet(run, picture):
     assert status == 2 and "f.png already exists" in err
 
 
+def test_candidates_may_be_called_like_numbered_files(run, picture):
+    told = ("--editor", "posterise", "--candidates", 2, "-o", "%d.png")
+    status, out, err = run("edit-frame", picture, *told)
+    assert (status, err) == (0, "")
+    assert out.split() == ["%d.png", "%d-1.png", "%d-2.png", "%d-sheet.png"]
+    assert sorted(os.listdir()) == sorted([*out.split(), "edit.json"])
+
+
 def test_a_mask_lets_only_its_part_change(run, picture, tmp_path):
     mask = np.zeros((32, 32), np.uint8)
     mask[8:16] = 255
