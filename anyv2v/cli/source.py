@@ -27,9 +27,8 @@ DEMO_NOTICE = (
     "Give --weights a folder written by `anyv2v convert` for videos"
 )
 FIXED = ("size", "frames", "sample_fps", "start_time")
-"""Options that cannot be given with a source, because they were fixed when it was made."""
 FIXED += ("inversion_steps", "inversion_prompt", "method", "tolerance")
-"""Options that were fixed when a source was made."""
+"""Options that cannot be given with a source, because they were fixed when it was made."""
 
 
 def obtain(

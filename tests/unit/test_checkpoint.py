@@ -18,6 +18,7 @@ from anyv2v.weights.folder import Part, check_target, write_folder
 from anyv2v.weights.manifest import difference
 from anyv2v.weights.tensors import write
 from anyv2v.weights.verify import verify
+from tests.interpreter import WITH_TESTS
 
 CONFIG = {"format": 1, "backbone": "i2vgen", "note": "made up"}
 
@@ -441,7 +442,7 @@ def test_loading_takes_no_second_copy(tmp_path, kept, used, size):
         module = SIZES[size]()
     make(tmp_path / "w", dtype=getattr(torch, kept), unet=module)
     run = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / "w"), used, size],
+        [sys.executable, "-c", WITH_TESTS + LOAD, str(tmp_path / "w"), used, size],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
