@@ -36,6 +36,7 @@ setup(
     package_dir={f"anyv2v.{top}": top for top in TOP},
     package_data={
         "anyv2v": ["py.typed"],
+        "anyv2v.kernels": ["registers.md"],
         "anyv2v.weights.demo": ["files/*", "files/tokenizer/*", "*.md"],
         "anyv2v.convert": ["merges/*"],
     },

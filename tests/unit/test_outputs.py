@@ -77,4 +77,4 @@ def test_a_name_says_what_is_written(here):
     refuses("cannot write out.txt: the name must end in one of .mp4", output="out.txt")
     refuses("cannot write f.jpg: the name must end in one of .png", save_frame=["f.jpg"])
     with pytest.raises(InputError, match="must end in one of .png"):
-        Outputs(output="out.mp4").check((".png",), ["a.mp4"])
+        Outputs(output="out.mp4").check_one("a.mp4", (".png",))
