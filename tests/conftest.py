@@ -26,7 +26,8 @@ torch.set_num_threads(1)
 def pytest_addoption(parser):
     parser.addoption(
         "--reference",
-        type=Path,
+        # the suite leaves the folder in which it was begun
+        type=lambda text: Path(text).absolute(),
         metavar="HF_FOLDER",
         help="a Hugging Face folder of I2VGen-XL that tests/parity compares with, "
         "in place of a tiny one with random weights",
