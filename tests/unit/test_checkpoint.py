@@ -445,7 +445,6 @@ def test_loading_takes_no_second_copy(tmp_path, kept, used, size):
         [sys.executable, "-c", WITH_TESTS + LOAD, str(tmp_path / "w"), used, size],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr

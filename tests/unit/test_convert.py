@@ -950,7 +950,6 @@ def test_converting_holds_one_tensor_at_a_time(src, tmp_path, monkeypatch, form)
         [sys.executable, "-c", WITH_TESTS + CONVERT, str(src), str(tmp_path / "out")],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr

@@ -302,7 +302,6 @@ def test_the_real_hub_told_to_stay_offline(tmp_path):
     pytest.importorskip("huggingface_hub")
     done = subprocess.run(
         [sys.executable, "-m", "anyv2v", "weights", "fetch", str(tmp_path / "out")],
-        cwd=Path(__file__).parents[2],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         text=True,
