@@ -287,6 +287,7 @@ WRONG = {
     ),
     "sequences-beyond-the-last": dict(
         case=("apply", torch.float16, 2, 16, 64),
+        within="_weights",
         replace=("(sequence < sequences) & (query < N)", "(query < N)"),
     ),
     "rows-beyond-the-last": dict(

@@ -187,13 +187,15 @@ def check(
     remove: tuple[str, int | None] | None = None,
     add: tuple[str, int] | None = None,
     replace: tuple[str, str] | None = None,
+    within: str | None = None,
     **options: Any,
 ) -> Errors:
     """Run a case, perhaps with a fault.
 
     `remove`: an operation and which of its instructions is taken out of the PTX, None for all;
     `add`: an argument and what is added to it; `replace`: a piece of the kernel's source and what
-    stands for it.
+    stands for it; `within`: the function of the kernel's module whose source that is, if it is not
+    the kernel's own.
     """
 
     def change(ptx: str, values: Values) -> tuple[str, Values]:
@@ -207,7 +209,9 @@ def check(
         options["place"] = within_nan
     with contextlib.ExitStack() as stack:
         if replace is not None:
-            stack.enter_context(rewritten(KERNELS[case], *replace))
+            kernel = KERNELS[case]
+            function = kernel if within is None else kernel.fn.__globals__[within]
+            stack.enter_context(rewritten(function, *replace))
         stack.enter_context(interpreted(change))
         stack.enter_context(_tiles_of_a_gpu())
         return CASES[case](*args, **options)

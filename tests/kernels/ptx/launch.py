@@ -80,7 +80,7 @@ def interpreted(
 
 @contextlib.contextmanager
 def rewritten(kernel: jit.JITFunction, old: str, new: str) -> Iterator[None]:
-    """Within, a kernel has another line in its source."""
+    """Within, a kernel, or a function that kernels call, has another line in its source."""
     source = kernel.src
     if old not in source:
         raise ValueError(f"{kernel.__name__} has no {old!r} any more")
