@@ -34,7 +34,8 @@ entry."""
 PublishedSettings = Mapping[str, object]
 """The settings of a backbone's original code, which apply where the config of the weights states
 no others, and with the option `--paper`: "steps", "guidance" (name of a scale -> value, the text's
-first), "negative_prompt" and "injection" (injection group -> fraction of the steps)."""
+first), "negative_prompt", "injection" (injection group -> fraction of the steps) and, if not 0,
+"start" (index of the first step that an edit runs)."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ class Defaults:
     """The prompt that guidance leads away from."""
     injection: Injection = Injection()
     """The fraction of the steps in which each injection group (set of layers) is injected."""
+    start: int = 0
+    """Index of the first of `steps` steps that an edit runs; 0, the noisiest, runs all."""
+
+    def start_of(self, steps: int) -> int:
+        """Returns the index of the first step of an edit in `steps` steps: `start` in proportion.
+
+        It is rounded down, to a step that is as noisy as `start` or noisier.
+        """
+        return self.start * steps // self.steps
 
     def scales(self, guidance: float | Guidance | None) -> Guidance:
         """Returns the value of every guidance scale of the backbone.
@@ -90,6 +100,9 @@ class FirstFrame:
     """Width of the clip in pixels."""
     frames: int
     """Number of frames of the clip, in pixel space."""
+    begin: Tensor | None = None
+    """(1, c, f', h', w') float32: the latents of all frames that sampling starts from, before the
+    pinned frames are replaced. None outside sampling."""
 
 
 C = TypeVar("C", bound="Conditions")

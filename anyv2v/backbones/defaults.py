@@ -38,14 +38,16 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     settings = {**published, **stated}
     where = "section 'defaults'"
     injection = _injection(where, settings["injection"])
+    steps = checks.whole(f"{where}: steps", settings["steps"])
     return Defaults(
         checks.size(clip.size),
         checks.count("frames", clip.frames),
         checks.count("fps", clip.fps),
-        steps=checks.whole(f"{where}: steps", settings["steps"]),
+        steps=steps,
         guidance=_scales(f"{where}: guidance", settings["guidance"], published["guidance"]),
         negative_prompt=checks.text(f"{where}: negative_prompt", settings["negative_prompt"]),
         injection=injection.over(_injection(where, published["injection"])),
+        start=checks.whole(f"{where}: start", settings.get("start", 0), 0, steps - 1),
     )
 
 

@@ -242,8 +242,8 @@ def _sampling(sub: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
     add = sub.add_argument_group("sampling").add_argument
     text = f"number of sampling steps {OF_WEIGHTS.format(50)}"
     add("--steps", type=from_1, metavar="N", help=text)
-    text = "index of the first step that is run; 0 is the noisiest"
-    add("--start", type=from_0, default=0, metavar="N", help=text)
+    text = f"index of the first step that is run; 0 is the noisiest {OF_WEIGHTS.format(0)}"
+    add("--start", type=from_0, metavar="N", help=text)
     return add
 
 

@@ -84,6 +84,8 @@ def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
     values: dict[str, Any] = {name: own.injection.fractions.get(name) for name in USUAL}
     values |= {"inject": _others(own), "steps": own.steps}
     values |= {"guidance": own.guidance, "negative_prompt": own.negative_prompt}
+    steps = getattr(args, "steps", None) or own.steps
+    values["start"] = 0 if args.command == "reconstruct" else own.start_of(steps)
     if args.paper:
         values |= PAPER if inverted else PAPER | PAPER_INVERSION
     elif args.command == "reconstruct":

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from anyv2v import checks
@@ -83,17 +84,21 @@ class TableSchedule:
     below `train_steps`: alpha is its square root, and sigma the square root of 1 - alpha-bar[t].
     """
 
-    def __init__(self, alphas_cumprod: Tensor, prediction: str, offset: int = 0):
+    def __init__(
+        self, alphas_cumprod: Tensor, prediction: str, offset: int = 0, end: float | None = 1.0
+    ):
         """Takes alpha-bar as `alphas_cumprod`, float32 (train_steps,), from clean to noisy.
 
         prediction: what the network predicts, "v", "epsilon" or "flow" (`PREDICTIONS`). offset: the
-        least noisy timestep of every run. Raises InputError for another prediction.
+        least noisy timestep of every run. end: alpha-bar of the level below timestep 0, where a run
+        ends; None takes that of timestep 0. Raises InputError for another prediction.
         """
         checks.one_of("prediction", prediction, tuple(PREDICTIONS))
         self.alphas_cumprod, self.offset = alphas_cumprod, offset
         self.train_steps = len(alphas_cumprod)
         self._coefficients = PREDICTIONS[prediction]
         self._alpha_bars: list[float] = alphas_cumprod.tolist()
+        self._end = self._alpha_bars[0] if end is None else end
 
     def timesteps(self, steps: int) -> list[int]:
         """Returns the timesteps of a run of `steps`, the noisiest first.
@@ -108,7 +113,7 @@ class TableSchedule:
         """Returns steps + 1 levels: those of the timesteps of a run, noisiest first, and its end.
 
         The end lies one stride (`train_steps` // steps) below the last timestep; below timestep 0
-        it is the clean latents (alpha 1, sigma 0). Raises InputError unless steps is from 1 to
+        it has the alpha-bar `end`, 1 for clean latents. Raises InputError unless steps is from 1 to
         `train_steps` - `offset`.
         """
         timesteps = self.timesteps(steps)
@@ -120,8 +125,8 @@ class TableSchedule:
         return Coefficients(*self._coefficients(level, target))
 
     def alpha_bar(self, t: int) -> float:
-        """Returns alpha-bar at timestep t; it is 1 for a negative t, the clean latents."""
-        return self._alpha_bars[t] if t >= 0 else 1.0
+        """Returns alpha-bar at timestep t; for a negative t it is that of the end of a run."""
+        return self._alpha_bars[t] if t >= 0 else self._end
 
     def step(self, prediction: Tensor, t: int, latents: Tensor, steps: int) -> Tensor:
         """Returns the latents after one step of sampling from timestep t, in a run of `steps`.
@@ -148,6 +153,15 @@ class TableSchedule:
     def _level(self, t: int, index: int = 0) -> Level:
         alpha_bar = self.alpha_bar(t)
         return Level(index, t, math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+
+
+def linear_alphas_cumprod(first: float, last: float, train_steps: int = 1000) -> Tensor:
+    """Returns alpha-bar of all timesteps, float32, where beta grows linearly (arXiv 2006.11239).
+
+    first, last: beta at timesteps 0 and `train_steps` - 1; alpha-bar is the running product of
+    1 - beta.
+    """
+    return (1 - torch.linspace(first, last, train_steps, dtype=torch.float32)).cumprod(0)
 
 
 def advance(latents: Tensor, prediction: Tensor, coefficients: Coefficients) -> Tensor:

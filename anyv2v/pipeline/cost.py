@@ -82,7 +82,7 @@ def predict_cost(
     video: Video,
     edits: int = 1,
     steps: int | None = None,
-    start: int = 0,
+    start: int | None = None,
     guidance: float | Guidance | None = None,
     injection: Injection | None = None,
     method: str = "fixed-point",

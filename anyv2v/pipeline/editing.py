@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class EditRun:
         source: Source,
         edits: Sequence[EditRequest],
         steps: int | None,
-        start: int,
+        start: int | None,
         injection: Injection | None,
         fps: int | None,
         on_step: OnStep | None,
@@ -206,7 +206,7 @@ class EditRun:
     def _branches(self, job: Job) -> tuple[Branches, FirstFrame]:
         stages = self.stages
         prompt, negative_prompt, guidance = job.prompts
-        first = stages._first_frame(job.image, len(self.source.video.frames))
+        first = stages._first_frame(job.image, len(self.source.video.frames), begin=job.begin)
         with stages._conditioning():
             branches = stages.backbone.branches(
                 prompt, negative_prompt, first, guidance, self.options
@@ -281,7 +281,7 @@ class PlainRun:
         """
         stages, p = self.stages, self.stages.backbone.pinned_frames
         prompt, negative_prompt, guidance = prompts
-        pinned = first.latents.to(begin.device)[:, :, :p]
+        pinned, first = first.latents.to(begin.device)[:, :, :p], replace(first, begin=begin)
         on_step, after_step = step_callbacks(self.on_step, self.after_step, pinned)
         sampler = stages.backbone.sampler(self.options)
         noise = generator.for_steps(step_noise, begin.shape, sampler, self.steps)

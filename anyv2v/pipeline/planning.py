@@ -46,7 +46,7 @@ class Planner(Stages):
     def step_plan(
         self,
         steps: int | None = None,
-        start: int = 0,
+        start: int | None = None,
         injection: Injection | None = None,
         source: Source | None = None,
         recording: CachePlan | None = None,
@@ -67,6 +67,7 @@ class Planner(Stages):
         check_taps(taps, self.sites)
         options = options_of(self.backbone, None, options)
         levels = self.backbone.sampler(options).levels(steps)
+        start = self.defaults.start_of(steps) if start is None else start
         checks.whole("start", start, 0, len(levels) - 2)
         groups = injection_of(injection, self.defaults).groups(self.backbone.groups)
         sites = sites_per_step(groups, steps, start, self.sites)
@@ -89,7 +90,7 @@ class Planner(Stages):
         video: Video,
         injection: Injection | None = None,
         steps: int | None = None,
-        start: int = 0,
+        start: int | None = None,
         memory: int | None = None,
         compact: bool = True,
         options: Options | None = None,

@@ -291,11 +291,15 @@ class Stages:
         return captured_forward(self.predict, self.backbone.device, self.graphs)
 
     def _first_frame(
-        self, image: np.ndarray, frames: int, latents: Tensor | None = None
+        self,
+        image: np.ndarray,
+        frames: int,
+        latents: Tensor | None = None,
+        begin: Tensor | None = None,
     ) -> FirstFrame:
         """The first frame of a clip of so many `frames`; `image` has the clip's size."""
         latents = self.encode_frames(image[None]) if latents is None else latents
-        return FirstFrame(image, latents, image.shape[1], frames)
+        return FirstFrame(image, latents, image.shape[1], frames, begin)
 
     def _decode(self, latents: Tensor, which: DescribeEdits = lambda positions: "") -> np.ndarray:
         """`decode` for latents that are known to be finite; `which` names the edit in errors."""
