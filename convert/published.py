@@ -1,11 +1,11 @@
-"""Conversion of a published I2VGen-XL, Stable Diffusion 1.x, or adapter for the latter."""
+"""Conversion of a published video model, Stable Diffusion 1.x, or adapter for the latter."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-from anyv2v.convert.formats import adapters, huggingface, stable_diffusion, vgen
+from anyv2v.convert.formats import adapters, consisti2v, huggingface, stable_diffusion, vgen
 from anyv2v.convert.model import FLOATS, Model, write_model
 from anyv2v.errors import InputError
 from anyv2v.weights import hub
@@ -16,7 +16,7 @@ Reader = Callable[[Path, torch.dtype | None], Model]
 """Opens a published model: (its folder or file, the dtype to convert to or None) -> the model."""
 
 SUPPORTED = (
-    "needed is a Hugging Face folder of I2VGen-XL, or of an image editor, with "
+    "needed is a Hugging Face folder of I2VGen-XL, ConsistI2V, or of an image editor, with "
     f"{huggingface.INDEX}, or a folder with the files of I2VGen-XL's original release, "
     f"{', '.join(vgen.FILES)}, or the file of an IP-Adapter, {' or '.join(adapters.SUFFIXES)}"
 )
@@ -25,6 +25,7 @@ LORA = "pytorch_lora_weights.safetensors"
 """File name of a published LoRA, which cannot be converted."""
 PIPELINES: dict[str, Reader] = {
     "I2VGenXLPipeline": huggingface.read,
+    **dict.fromkeys(consisti2v.PIPELINES, consisti2v.read),
     "StableDiffusionPipeline": stable_diffusion.read,
     "StableDiffusionInstructPix2PixPipeline": stable_diffusion.read,
 }
