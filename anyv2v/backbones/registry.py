@@ -2,6 +2,7 @@
 
 from anyv2v.backbones.base import Backbone
 from anyv2v.backbones.i2vgen.backbone import I2VGen
+from anyv2v.backbones.seine.backbone import Seine
 
-BACKBONES: dict[str, type[Backbone]] = {"i2vgen": I2VGen}
+BACKBONES: dict[str, type[Backbone]] = {"i2vgen": I2VGen, "seine": Seine}
 """Name of a backbone in config.json -> its class."""
