@@ -116,12 +116,13 @@ def open_files(
     training_keys: tuple[str, ...] = (),
     ignored_globals: tuple[str, ...] = (),
     groups: tuple[str, ...] = (),
+    entry: str = "",
 ) -> Weights:
     """Opens files that together hold the tensors of one network.
 
-    origin: the file or index that error messages name. training_keys, ignored_globals and groups
-    apply to files written by torch.save; see `BinFile`. Raises InputError if a file cannot be read,
-    or if two files hold a tensor of the same name.
+    origin: the file or index that error messages name. training_keys, ignored_globals, groups and
+    entry apply to files written by torch.save; see `BinFile`. Raises InputError if a file cannot be
+    read, or if two files hold a tensor of the same name.
     """
     layout, files = {}, {}
     for path in paths:
@@ -129,7 +130,7 @@ def open_files(
         if path.suffix == ".safetensors":
             file = SafetensorsFile(path)
         else:
-            file = BinFile(path, training_keys, ignored_globals, groups)
+            file = BinFile(path, training_keys, ignored_globals, groups, entry)
         for name, entry in file.layout.items():
             if name in files:
                 raise InputError(f"{name} is in {files[name].path} and in {path}")
@@ -234,7 +235,8 @@ class BinFile:
     these are the other keys that are allowed there, and ignored. ignored_globals: full names of
     classes and functions that the pickle may refer to; each is replaced by `Ignored`. groups: keys
     of a dict of dicts of tensors; if the file holds exactly these keys, its tensors are named
-    "group.name".
+    "group.name". entry: if it is not "", the tensors are those of this entry of a larger dict, all
+    other entries of which are ignored.
 
     Raises InputError if the file cannot be read or holds anything else.
     """
@@ -249,8 +251,10 @@ class BinFile:
         training_keys: tuple[str, ...] = (),
         ignored_globals: tuple[str, ...] = (),
         groups: tuple[str, ...] = (),
+        entry: str = "",
     ):
         self.path, self._training_keys, self._groups = path, training_keys, groups
+        self._entry = entry
         self._safe_globals: list[Callable | tuple[Callable, str]] = [
             (Ignored, name) for name in ignored_globals
         ]
@@ -286,7 +290,7 @@ class BinFile:
                 f"{self.path}: cannot be read as tensors alone (torch.load, weights_only, the zip "
                 f"format that torch writes since 1.6): {_reason(error)}"
             ) from error
-        state = self._without_training(state)
+        state = self._entry_of(state) if self._entry else self._without_training(state)
         if isinstance(state, dict) and set(state) == set(self._groups):
             state = _flatten(state)
         if not isinstance(state, dict) or not all(
@@ -299,6 +303,12 @@ class BinFile:
                 known = ", ".join(map(str, NAMES))
                 raise InputError(f"{self.path}: {name} is {tensor.dtype}; known are {known}")
         return state
+
+    def _entry_of(self, state: object) -> object:
+        """The entry of a larger dict that holds the tensors."""
+        if not isinstance(state, dict) or self._entry not in state:
+            raise InputError(f"{self.path}: holds no dict with the entry {self._entry!r}")
+        return state[self._entry]
 
     def _without_training(self, state: object) -> object:
         """The weights alone, where they are the state_dict of a training run's dict."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from anyv2v.convert.formats import adapters, consisti2v, huggingface, stable_diffusion, vgen
+from anyv2v.convert.formats import adapters, consisti2v, huggingface, seine, stable_diffusion, vgen
 from anyv2v.convert.model import FLOATS, Model, write_model
 from anyv2v.errors import InputError
 from anyv2v.weights import hub
@@ -18,7 +18,8 @@ Reader = Callable[[Path, torch.dtype | None], Model]
 SUPPORTED = (
     "needed is a Hugging Face folder of I2VGen-XL, ConsistI2V, or of an image editor, with "
     f"{huggingface.INDEX}, or a folder with the files of I2VGen-XL's original release, "
-    f"{', '.join(vgen.FILES)}, or the file of an IP-Adapter, {' or '.join(adapters.SUFFIXES)}"
+    f"{', '.join(vgen.FILES)}, or a folder with SEINE's {seine.UNET_FILE} and {seine.FOLDER}, "
+    f"or the file of an IP-Adapter, {' or '.join(adapters.SUFFIXES)}"
 )
 """The end of an error message: the folders and files that can be converted."""
 LORA = "pytorch_lora_weights.safetensors"
@@ -86,6 +87,8 @@ def _reader(src: Path) -> Reader:
                 "is needed"
             )
         return PIPELINES[pipeline]
+    if (src / seine.UNET_FILE).is_file():
+        return seine.read
     if adapters.is_t2i_adapter(src):
         return adapters.read_t2i_adapter
     if any((src / name).is_file() for name in vgen.FILES):
