@@ -12,7 +12,7 @@ sys.path[:] = [p for p in sys.path if Path(p).resolve() != ROOT] + [str(ROOT)]
 import anyv2v
 from anyv2v.convert.published import convert
 from anyv2v.loading import expected_shapes
-from tests.oracles import golden
+from tests.oracles import consisti2v_snapshot, golden
 from tests.oracles import snapshot as hf
 
 # kernels look for it when triton is imported, and diffusers imports triton
@@ -68,6 +68,26 @@ def weights(snapshot, tmp_path_factory):
 @pytest.fixture(scope="session")
 def editor(weights):
     return anyv2v.load(weights, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def consisti2v_snapshot_folder(tmp_path_factory):
+    """The tiny ConsistI2V in Hugging Face layout that its goldens were made with."""
+    return consisti2v_snapshot.write(tmp_path_factory.mktemp("huggingface") / "consisti2v")
+
+
+@pytest.fixture(scope="session")
+def consisti2v_weights(consisti2v_snapshot_folder, tmp_path_factory):
+    """The tiny ConsistI2V as a folder of ours."""
+    folder = tmp_path_factory.mktemp("weights") / "consisti2v"
+    convert(consisti2v_snapshot_folder, folder, expected_shapes)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def consisti2v(consisti2v_weights):
+    """An editor with the tiny ConsistI2V."""
+    return anyv2v.load(consisti2v_weights, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
