@@ -84,7 +84,11 @@ UNET_DEFAULTS = config_defaults("2D") | {
     "n_temp_heads": 8,
 }
 """The values that the UNet's class assumes for fields that config.json lacks."""
-UNET_FIXED = SD_FIXED | {"addition_embed_type": None}
+# attention is computed in float32 where `upcast_attention` asks for it, and here anyway
+UNET_FIXED = {
+    **{name: value for name, value in SD_FIXED.items() if name != "upcast_attention"},
+    "addition_embed_type": None,
+}
 """Fields of the UNet's config.json -> the value that its class assumes if they are absent, and the
 only one that is supported, because any other means another network."""
 UNET_SWITCHES = {
@@ -175,9 +179,8 @@ def read_config(src: Path, vocab: dict[str, int]) -> dict:
     src: the folder. vocab: the tokenizer's token -> id. Raises InputError if a network is not
     implemented, or if the networks and the tokenizer do not match each other.
     """
-    path = src / "unet/config.json"
-    unet = translate(path, unet_config)
-    frames = translate(path, clip_frames)["frames"]
+    unet = translate(src / "unet/config.json", unet_config)
+    clip_defaults = translate(src / "unet/config.json", clip_config)
     text = translate(src / "text_encoder/config.json", clip.text_config)
     if text["width"] != unet["context_width"]:
         raise InputError(
@@ -189,8 +192,7 @@ def read_config(src: Path, vocab: dict[str, int]) -> dict:
         "format": FORMAT,
         "backbone": "consisti2v",
         "components": ["unet", "vae", "text"],
-        # the size that the network was trained on
-        "defaults": {"size": [256, 256], "frames": frames, "fps": 8},
+        "defaults": clip_defaults,
         "unet": unet,
         "vae": translate(src / "vae/config.json", vae.vae_config),
         "text": text,
@@ -243,16 +245,16 @@ def _spatial_heads(config: HFConfig, level_channels: list[int]) -> list[int]:
     return heads
 
 
-def clip_frames(where: str, values: dict) -> dict:
-    """Returns {"frames": the number of frames of a clip} from the published config of the UNet.
+def clip_config(where: str, values: dict) -> dict:
+    """Returns the section "defaults" of our config.json: the clips that the network was trained on.
 
-    where: the file, as error messages name it. values: its content. Raises InputError if the number
-    is not a whole number from 2 up.
+    where: the published config of the UNet, as error messages name it. values: its content. Raises
+    InputError if its number of frames is not a whole number from 2 up.
     """
     config = HFConfig(where, values, UNET_DEFAULTS)
     if (frames := config.count("n_frames")) < 2:
         raise config.error("n_frames", "a clip has 2 frames or more")
-    return {"frames": frames}
+    return {"size": [256, 256], "frames": frames, "fps": 8}
 
 
 def schedule_config(where: str, values: dict) -> dict:

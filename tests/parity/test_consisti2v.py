@@ -281,6 +281,7 @@ def test_inversion(consisti2v, source, clip):
     assert min(original.relative_error(stacked, x) for x in (kept, kept.flip(1))) <= WHOLE
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_predictions_of_the_inversion(consisti2v):
     """From the original's own latents of the step before."""
