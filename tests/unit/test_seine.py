@@ -24,6 +24,7 @@ from tests.oracles import golden, seine_golden
 from tests.oracles.seine_golden import about, error, tensors
 
 BOUND = 1e-5
+GROUPS = ("conv", "spatial", "temporal", "cross")
 INNER = {
     "norm1": "norm1",
     "attn1": "self",
@@ -236,8 +237,14 @@ def small():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("branches", [1, 2, 4])
-@pytest.mark.parametrize("group", ["conv", "spatial", "temporal", "cross", "all"])
+@pytest.mark.parametrize(
+    "group, branches",
+    [
+        *(("all", branches) for branches in (1, 2, 4)),
+        *((group, 2) for group in GROUPS),
+        *(pytest.param(group, n, marks=pytest.mark.slow) for group in GROUPS for n in (1, 4)),
+    ],
+)
 def test_sharing_and_replay_equal_replacing(small, group, branches):
     groups, total = paper_sites(2, 1), branches + 1
     sites = sum(groups.values(), []) if group == "all" else groups[group]
@@ -357,7 +364,7 @@ def test_options_and_defaults(seine):
     assert (defaults.steps, defaults.guidance, defaults.negative_prompt) == (50, {"text": 4.0}, "")
     assert defaults.injection == Injection(conv=0.2, spatial=0.2, temporal=0.5, cross=0.0)
     assert (defaults.size, defaults.frames, defaults.fps) == ((512, 512), 16, 8)
-    assert [len(backbone.groups[g]) for g in ("conv", "spatial", "temporal", "cross")] == [
+    assert [len(backbone.groups[g]) for g in GROUPS] == [
         1,
         *[8] * 3,
     ]

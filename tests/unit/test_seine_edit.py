@@ -76,6 +76,7 @@ def test_inversion_equals_the_original(sources, tag):
         assert error(source.trajectory.clean, "inversion", "n10.start") <= BOUND
 
 
+@slow
 @torch.no_grad()
 def test_predictions_of_an_inversion_equal_the_original(seine, seine_video):
     """The network is asked about t with the latents of the timestep before."""
@@ -203,6 +204,7 @@ def test_ways_to_get_the_features_agree(seine, seine_video, sampler):
             assert golden.relative_error(ours.latents, right.latents) <= 1e-5
 
 
+@slow
 def test_a_seed_gives_the_noise_of_the_steps(seine, sources):
     common = dict(steps=2, injection=NOTHING)
     frame = sources("n10").video.frames[0]
@@ -226,6 +228,7 @@ def test_a_step_whose_latents_were_not_kept_is_refused(seine, sources):
         seine.edit(sources("n10"), sources("n10").video.frames[0], "", steps=20)
 
 
+@slow
 def test_the_encoder_makes_conditions_and_is_counted_once(seine, seine_video, monkeypatch):
     """It is on the device while gray frames are encoded, and leaves it once in a plan."""
     backbone, encoder, users = seine.backbone, seine.backbone.codec.encoder, []
