@@ -12,7 +12,7 @@ sys.path[:] = [p for p in sys.path if Path(p).resolve() != ROOT] + [str(ROOT)]
 import anyv2v
 from anyv2v.convert.published import convert
 from anyv2v.loading import expected_shapes
-from tests.oracles import consisti2v_snapshot, golden
+from tests.oracles import consisti2v_snapshot, golden, seine_golden, seine_snapshot
 from tests.oracles import snapshot as hf
 
 # kernels look for it when triton is imported, and diffusers imports triton
@@ -105,3 +105,28 @@ def edited_frame():
 def sources(editor, video):
     """Inversions of the clip, by number of steps."""
     return {steps: editor.invert(video, "ddim", steps) for steps in (10, 20)}
+
+
+@pytest.fixture(scope="session")
+def seine_folder(tmp_path_factory):
+    """SEINE as it is published, small: the model that its goldens were made with."""
+    return seine_snapshot.write(tmp_path_factory.mktemp("seine") / "published")
+
+
+@pytest.fixture(scope="session")
+def seine_weights(seine_folder):
+    """The same as a folder of ours."""
+    folder = seine_folder.parent / "weights"
+    convert(seine_folder, folder, expected_shapes, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def seine(seine_weights):
+    return anyv2v.load(seine_weights, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def seine_video():
+    """The clip that SEINE's goldens are of."""
+    return anyv2v.Video(seine_golden.tensors("inputs")["frames"].numpy(), 8)

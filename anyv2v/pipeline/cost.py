@@ -171,7 +171,8 @@ class _Parts:
         self.decode = _count_pieces(codec.decode(small, at_once), 0, frames)
         networks = _networks(fake)
         self.weights = sum(map(_bytes, networks))
-        towers = editor.backbone.conditioners
+        # an encoder of frames that makes conditions, too, is counted below
+        towers = [x for x in editor.backbone.conditioners if x is not editor.backbone.codec.encoder]
         # weights that are in memory only while conditions are made, however much memory there is
         self._reloaded = sum(_bytes(x) for x in towers if editor.offload.reloads(x))
         self._towers = sum(map(_bytes, towers)) - self._reloaded

@@ -23,6 +23,7 @@ from anyv2v.backbones.base import (
 from anyv2v.backbones.seine.conditioning import Conditions, masked_video
 from anyv2v.backbones.seine.config import UNetConfig
 from anyv2v.backbones.seine.defaults import PUBLISHED_SETTINGS
+from anyv2v.backbones.seine.gray import GrayAutoencoder
 from anyv2v.backbones.seine.schedule import (
     OFFSET,
     TRAIN_STEPS,
@@ -39,7 +40,7 @@ from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.runtime.finite import check_finite
 from anyv2v.runtime.meta import meta_copy
-from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
+from anyv2v.vae.autoencoder import AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
 
 SCHEDULE = {"train_steps": TRAIN_STEPS, "steps_offset": OFFSET}
@@ -90,7 +91,7 @@ class Seine:
         """
         return {
             "unet": lambda: UNet(section(config, "unet", UNetConfig)),
-            "vae": lambda: Autoencoder(section(config, "vae", AutoencoderConfig)),
+            "vae": lambda: GrayAutoencoder(section(config, "vae", AutoencoderConfig)),
             "text": lambda: TextEncoder(section(config, "text", TextConfig)),
         }
 
@@ -114,7 +115,7 @@ class Seine:
             text=cast(TextEncoder, networks["text"]),
             tokenizer=Tokenizer.load(folder / "tokenizer", special, text.tokens, text.vocab_size),
             groups=_groups(config.get("injection")),
-            codec=ImageCodec(cast(Autoencoder, networks["vae"])),
+            codec=ImageCodec(cast(GrayAutoencoder, networks["vae"])),
             defaults=defaults,
         )
 
@@ -237,7 +238,7 @@ class Seine:
         device, dtype = self.device, self.dtype
         ids = torch.zeros(self.tokenize("").shape, dtype=torch.int64, device=device)
         first = torch.empty(1, self.codec.channels, 1, height, width, dtype=dtype, device=device)
-        gray = self._gray(height, width)
+        gray = self._autoencoder.encode_gray(height, width)
         return self.unet.condition(self.text(ids, 0), masked_video(first, gray, frames))
 
     def predict(
@@ -263,20 +264,15 @@ class Seine:
         timesteps = t.expand(latents.shape[0])
         return self.unet(latents, timesteps, conditions, taps)
 
+    @property
+    def _autoencoder(self) -> GrayAutoencoder:
+        return cast(GrayAutoencoder, self.codec.vae)
+
     def _masked_video(self, first: FirstFrame) -> Tensor:
         """The mask and the latents of a clip of which `first` is known: (1, 1 + c, f, h, w)."""
         latents = first.latents.to(self.device, self.dtype)
-        gray = self._gray(*latents.shape[3:])
+        gray = self._autoencoder.encode_gray(*latents.shape[3:])
         return masked_video(latents, gray, first.frames)
-
-    def _gray(self, height: int, width: int) -> Tensor:
-        """The latents (1, c, height, width) of a gray frame, for latents of this size.
-
-        It is encoded rather than zero, and all its pixels are 0, which no 8-bit color is.
-        """
-        s = self.codec.spatial_compression
-        pixels = torch.zeros(1, 3, s * height, s * width, dtype=self.dtype, device=self.device)
-        return self.codec.vae.encode(pixels)
 
 
 def _groups(injection: object) -> dict[str, frozenset[str]]:
