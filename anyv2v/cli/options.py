@@ -74,7 +74,7 @@ def _weights(commands: Commands) -> None:
     add("dir", metavar="DIR", help="folder written by `anyv2v convert`, or the word demo")
     sub = commands.add("weights fetch", "Download a published model and convert it.")
     add = sub.add_argument_group("fetch").add_argument
-    text = f"the model, one of {', '.join(PUBLISHED)} (default: the first)"
+    text = f"{', '.join(PUBLISHED)} (default: the first, also where DST stands alone)"
     add("name", metavar="NAME", nargs="?", help=text)
     add("dst", metavar="DST", nargs="?", help="folder to write (default: NAME)")
     text = "dtype of the weights that are written"
@@ -229,7 +229,7 @@ def _inversion(sub: argparse.ArgumentParser) -> None:
     add("--inversion-prompt", metavar="TEXT", help=text)
     text = f"frame rate that the network is conditioned on {OF_WEIGHTS.format(8)}"
     add("--fps", type=from_1, metavar="FPS", help=text)
-    text = "an option that only some backbones have; may be given several times"
+    text = "an option of this backbone, such as frame_stride=3; may be given several times"
     add("--option", action="append", type=name_and_value, metavar="NAME=VALUE", help=text)
     text = (
         "settings of the AnyV2V paper and nothing of this project's: --method ddim "
