@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 
 from anyv2v.convert.files import STEMS
-from anyv2v.convert.formats import huggingface, stable_diffusion
+from anyv2v.convert.formats import consisti2v, huggingface, seine
 from anyv2v.convert.formats.huggingface import INDEX, TOKENIZER, Component
 from anyv2v.convert.published import convert
 from anyv2v.errors import InputError
@@ -57,19 +57,19 @@ PUBLISHED: dict[str, tuple[Repository, ...]] = {
     "consisti2v": (
         Repository(
             "TIGER-Lab/ConsistI2V",
-            tuple(stable_diffusion.COMPONENTS.values()),
+            tuple(consisti2v.COMPONENTS.values()),
             (TOKENIZER, "scheduler"),
             (INDEX,),
         ),
     ),
     "seine": (
-        Repository("xinyuanc91/SEINE", files=("seine.pt",)),
+        Repository("xinyuanc91/SEINE", files=(seine.UNET_FILE,)),
         Repository(
             "CompVis/stable-diffusion-v1-4",
-            tuple(stable_diffusion.COMPONENTS[name] for name in ("vae", "text")),
-            # the weights of its UNet are not needed: seine.pt has all of SEINE's
+            tuple(seine.COMPONENTS.values()),
+            # of the UNet its config alone: the file of SEINE has all of its weights
             (TOKENIZER, "scheduler", "unet"),
-            place="stable-diffusion-v1-4",
+            place=seine.FOLDER,
         ),
     ),
 }

@@ -52,5 +52,5 @@ def run_fetch(args: argparse.Namespace) -> None:
         folders = fetch(name, dst, loading.expected_shapes, dtype, args.force, done, no_bars)
         report = loading.inspect(dst, progress.bytes("verify"))
     print(report)
-    where = ", ".join(map(str, folders))
+    where = " and ".join(map(str, folders))
     print(f"{dst}: ready for --weights; the download in {where} is no longer needed")
