@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from anyv2v.cli.main import main
 from anyv2v.convert import fetch as fetching
 from anyv2v.convert.fetch import PUBLISHED, asked, needed_files
+from anyv2v.convert.published import convert
 from anyv2v.errors import InputError
-from anyv2v.loading import inspect
+from anyv2v.loading import expected_shapes, inspect
 
 
 @pytest.fixture
@@ -210,20 +211,26 @@ I2VGEN = "ali-vilab/i2vgen-xl"
 
 
 @pytest.fixture
-def hub(snapshot, tmp_path, monkeypatch):
-    """A page that publishes the tiny model in both precisions, and more that is not needed."""
+def empty_hub(tmp_path, monkeypatch):
+    """A hub without any page, and an empty folder to work in."""
     hub = Hub(tmp_path / "pages", tmp_path / "cache")
-    published = Path(shutil.copytree(snapshot, hub.page(I2VGEN)))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
+    monkeypatch.chdir(tmp_path)
+    return hub
+
+
+@pytest.fixture
+def hub(empty_hub, snapshot):
+    """A page that publishes the tiny model in both precisions, and more that is not needed."""
+    published = Path(shutil.copytree(snapshot, empty_hub.page(I2VGEN)))
     for path in list(published.rglob("*.safetensors")):
         halves = {name: tensor.half() for name, tensor in load_file(path).items()}
         save_file(halves, path.with_name(f"{path.stem}.fp16.safetensors"))
     (published / "models").mkdir()
     (published / "models" / "i2vgen_xl_00854500.pth").write_bytes(b"much")
     (published / "README.md").write_text("# I2VGen-XL")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
-    monkeypatch.chdir(tmp_path)
-    return hub
+    return empty_hub
 
 
 def test_fetch_downloads_what_is_needed_converts_and_verifies(run, hub, tmp_path):
@@ -262,14 +269,14 @@ def test_which_model_goes_where(words, wanted):
     assert asked(*words) == wanted
 
 
-def test_a_model_that_is_not_published(run, hub):
+def test_a_model_that_is_not_published(run, empty_hub):
     status, _, err = run("weights", "fetch", "seyne", "out")
     assert status == 2 and "seyne" in err and "i2vgen-xl, consisti2v, seine" in err
-    assert not hub.asked
+    assert not empty_hub.asked
 
 
 @pytest.fixture
-def pages(hub):
+def pages(empty_hub):
     """Pages of the two repositories of SEINE, with files of a few bytes, and more in each."""
     files = {
         "xinyuanc91/SEINE": ("seine.pt", "README.md", "other.pt"),
@@ -284,10 +291,10 @@ def pages(hub):
     }
     for repository, names in files.items():
         for name in names:
-            path = hub.page(repository) / name
+            path = empty_hub.page(repository) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(name)
-    return hub
+    return empty_hub
 
 
 NEEDED = {
@@ -328,6 +335,47 @@ def test_two_repositories_become_the_folder_that_is_converted(pages, tmp_path, m
     # the cache is whole after the links are gone
     assert (folders[0] / "seine.pt").is_file() and (folders[1] / "vae/config.json").is_file()
     assert folders == [pages.cache(name) for name in pages.asked]
+
+
+MODELS = {
+    "consisti2v": (
+        "consisti2v_snapshot_folder",
+        {"TIGER-Lab/ConsistI2V": "."},
+        "consisti2v, 256x256, 5 frames at 8 fps",
+    ),
+    "seine": (
+        "seine_folder",
+        {
+            "xinyuanc91/SEINE": "seine.pt",
+            "CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4",
+        },
+        "seine, 512x512, 16 frames at 8 fps",
+    ),
+}
+"""Name -> (fixture of its published form, repository -> what of the form it holds, its line)."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_other_models_are_fetched_converted_and_verified(
+    run, empty_hub, request, tmp_path, name
+):
+    form, repositories, line = MODELS[name]
+    published = request.getfixturevalue(form)
+    for repository, part in repositories.items():
+        page = empty_hub.page(repository)
+        if (published / part).is_dir():
+            shutil.copytree(published / part, page)
+        else:
+            page.mkdir(parents=True)
+            shutil.copy(published / part, page)
+    status, out, err = run("weights", "fetch", name)
+    assert (status, err) == (0, ""), err
+    assert out.startswith(f"{name}: {line}") and f"{name}: ready for --weights" in out
+    assert "unet/diffusion_pytorch_model.bin" not in empty_hub.copied
+    convert(published, tmp_path / "converted", expected_shapes, torch.float16)
+    assert inspect(tmp_path / name).checkpoint.fingerprint == (
+        inspect(tmp_path / "converted").checkpoint.fingerprint
+    )
 
 
 def test_a_license_to_accept_and_a_missing_repository(run, pages, tmp_path):
