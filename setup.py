@@ -27,7 +27,7 @@ def parts(folder: str, besides: list[str]) -> list[str]:
 setup(
     name="anyv2v",
     version="0.1.0",
-    description="Training-free video editing: AnyV2V on I2VGen-XL, from scratch in PyTorch",
+    description="Training-free video editing: AnyV2V with its backbones, from scratch in PyTorch",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,4 +1,4 @@
-"""AnyV2V: training-free video editing on I2VGen-XL (arXiv 2403.14468, 2311.04145)."""
+"""AnyV2V: training-free video editing by image-to-video models (arXiv 2403.14468)."""
 
 # ruff: noqa: F401 - the imports are for type checkers; at run time `__getattr__` makes them
 

@@ -21,6 +21,7 @@ from anyv2v.cli.values import (
     scales,
     size,
 )
+from anyv2v.convert.fetch import PUBLISHED
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.injection.fractions import USUAL
 from anyv2v.loading import DEMO
@@ -58,7 +59,7 @@ def _demo(commands: Commands) -> None:
 def _convert(commands: Commands) -> None:
     sub = commands.add("convert", "Convert published weights into a folder that --weights takes.")
     add = sub.add_argument_group("convert").add_argument
-    text = "folder of I2VGen-XL as it is published, by Hugging Face or in the original release; "
+    text = "folder of I2VGen-XL, ConsistI2V or SEINE as it is published; "
     text += "also Stable Diffusion 1.5, InstructPix2Pix, and files of adapters"
     add("src", metavar="SRC", help=text)
     add("dst", metavar="DST", help="folder to write")
@@ -71,9 +72,11 @@ def _weights(commands: Commands) -> None:
     sub = commands.add("weights verify", "Read a folder of weights whole and say what it is.")
     add = sub.add_argument_group("verify").add_argument
     add("dir", metavar="DIR", help="folder written by `anyv2v convert`, or the word demo")
-    sub = commands.add("weights fetch", "Download the published model and convert it.")
+    sub = commands.add("weights fetch", "Download a published model and convert it.")
     add = sub.add_argument_group("fetch").add_argument
-    add("dst", metavar="DST", nargs="?", default="i2vgen-xl", help="folder to write")
+    text = f"{', '.join(PUBLISHED)} (default: the first, also where DST stands alone)"
+    add("name", metavar="NAME", nargs="?", help=text)
+    add("dst", metavar="DST", nargs="?", help="folder to write (default: NAME)")
     text = "dtype of the weights that are written"
     add("--dtype", choices=DTYPE_NAMES, default="float16", help=text)
 
@@ -226,7 +229,7 @@ def _inversion(sub: argparse.ArgumentParser) -> None:
     add("--inversion-prompt", metavar="TEXT", help=text)
     text = f"frame rate that the network is conditioned on {OF_WEIGHTS.format(8)}"
     add("--fps", type=from_1, metavar="FPS", help=text)
-    text = "an option that only some backbones have; may be given several times"
+    text = "an option of this backbone, such as frame_stride=3; may be given several times"
     add("--option", action="append", type=name_and_value, metavar="NAME=VALUE", help=text)
     text = (
         "settings of the AnyV2V paper and nothing of this project's: --method ddim "

@@ -10,7 +10,7 @@ from anyv2v.cli.arguments import typed
 from anyv2v.cli.console import say, tell
 from anyv2v.cli.model import Model
 from anyv2v.cli.source import progress_of, without_effect
-from anyv2v.convert.fetch import fetch
+from anyv2v.convert.fetch import asked, fetch
 from anyv2v.convert.published import convert
 from anyv2v.weights import hub
 
@@ -43,12 +43,14 @@ def run_verify(args: argparse.Namespace) -> None:
 
 
 def run_fetch(args: argparse.Namespace) -> None:
-    """Runs `anyv2v weights fetch`: downloads I2VGen-XL and converts it to a weights folder, DST."""
+    """Runs `anyv2v weights fetch`: downloads a published model and converts it to a folder, DST."""
+    name, dst = asked(args.name, args.dst)
     # the library that downloads shows bars of its own, which are for terminals only
     dtype, no_bars = typed(Model, args).torch_dtype, args.quiet or not sys.stderr.isatty()
     with progress_of(args) as progress:
         done = progress.bytes("convert")
-        folder = fetch(args.dst, loading.expected_shapes, dtype, args.force, done, no_bars)
-        report = loading.inspect(args.dst, progress.bytes("verify"))
+        folders = fetch(name, dst, loading.expected_shapes, dtype, args.force, done, no_bars)
+        report = loading.inspect(dst, progress.bytes("verify"))
     print(report)
-    print(f"{args.dst}: ready for --weights; the download in {folder} is no longer needed")
+    where = " and ".join(map(str, folders))
+    print(f"{dst}: ready for --weights; the download in {where} is no longer needed")

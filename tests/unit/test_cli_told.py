@@ -183,7 +183,7 @@ TOLD = [
     ),
 ]
 # other tests are about these: files, several of them, editors with weights, and --paper
-ELSEWHERE = {"video", "frame", "prompt", "output", "save_frame", "src", "dst", "paper"}
+ELSEWHERE = {"video", "frame", "prompt", "output", "save_frame", "src", "dst", "paper", "name"}
 ELSEWHERE |= {"editor", "editor_weights", "editor_command", "editor_timeout", "reference", "mask"}
 OF_EDITORS = {"edit": {"instruction", "keep_unchanged", "editor_option"}}
 # what nothing predicted depends on, and the device of an editor without a network

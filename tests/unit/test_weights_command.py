@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anyv2v.cli.main import main
-from anyv2v.convert.fetch import needed_files
+from anyv2v.convert import fetch as fetching
+from anyv2v.convert.fetch import PUBLISHED, asked, needed_files
+from anyv2v.convert.published import convert
 from anyv2v.errors import InputError
-from anyv2v.loading import inspect
+from anyv2v.loading import expected_shapes, inspect
 
 
 @pytest.fixture
@@ -140,71 +142,101 @@ def test_a_manifest_that_lists_nothing(run, folder):
 
 
 class Hub(ModuleType):
-    """As much of huggingface_hub as is used, with a folder in place of the network."""
+    """As much of huggingface_hub as is used, with a folder per repository in place of the network.
 
-    def __init__(self, published: Path, cache: Path):
+    `gated` and `missing` are the repositories that answer as such on the hub.
+    """
+
+    def __init__(self, pages: Path, cache: Path):
         super().__init__("huggingface_hub")
-        self.published, self.cache = published, cache
+        self.pages, self.cached = pages, cache
         self.asked, self.copied, self.fail_after, self.spoil = [], [], None, None
+        self.gated, self.missing = (), ()
         self.utils = ModuleType("huggingface_hub.utils")
         self.utils.disable_progress_bars = lambda: None
+        self.utils.RepositoryNotFoundError = type("RepositoryNotFoundError", (OSError,), {})
+        self.utils.GatedRepoError = type(
+            "GatedRepoError", (self.utils.RepositoryNotFoundError,), {}
+        )
         self.HfApi = lambda: self
+
+    def page(self, repository: str) -> Path:
+        return self.pages / repository.replace("/", "--")
+
+    def cache(self, repository: str) -> Path:
+        return self.cached / repository.replace("/", "--")
 
     def model_info(self, repository, files_metadata):
         assert files_metadata
         self.asked.append(repository)
-        files = [path for path in sorted(self.published.rglob("*")) if path.is_file()]
-        return SimpleNamespace(sha="abc", siblings=[self._facts(path) for path in files])
+        if repository in self.missing:
+            raise self.utils.RepositoryNotFoundError("401 Client Error. (Request ID: x)")
+        page = self.page(repository)
+        files = [path for path in sorted(page.rglob("*")) if path.is_file()]
+        facts = [self._facts(path, str(path.relative_to(page))) for path in files]
+        return SimpleNamespace(sha="abc", siblings=facts)
 
-    def _facts(self, path: Path):
-        data, large = path.read_bytes(), path.suffix == ".safetensors"
+    def _facts(self, path: Path, name: str):
+        data, large = path.read_bytes(), path.suffix in (".safetensors", ".pt")
         return SimpleNamespace(
-            rfilename=str(path.relative_to(self.published)),
+            rfilename=name,
             size=len(data),
             lfs={"sha256": hashlib.sha256(data).hexdigest()} if large else None,
         )
 
     def snapshot_download(self, repository, revision, allow_patterns):
-        assert (repository, revision) == ("ali-vilab/i2vgen-xl", "abc")
-        for path in sorted(self.published.rglob("*")):
-            name = str(path.relative_to(self.published))
+        assert repository in self.asked and revision == "abc"
+        if repository in self.gated:
+            raise self.utils.GatedRepoError("403 Client Error. (Request ID: x)")
+        page, cache = self.page(repository), self.cache(repository)
+        for path in sorted(page.rglob("*")):
+            name = str(path.relative_to(page))
             if path.is_dir() or not any(fnmatch.fnmatch(name, p) for p in allow_patterns):
                 continue
-            if (self.cache / name).exists():
+            if (cache / name).exists():
                 continue
             if self.fail_after is not None and len(self.copied) >= self.fail_after:
                 raise ConnectionError("Connection reset by peer\nTraceback and more")
-            (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, self.cache / name)
+            (cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, cache / name)
             self.copied.append(name)
         if self.spoil:
-            data = bytearray((self.cache / self.spoil).read_bytes())
+            data = bytearray((cache / self.spoil).read_bytes())
             data[-1] ^= 1
-            (self.cache / self.spoil).write_bytes(data)
-        return str(self.cache)
+            (cache / self.spoil).write_bytes(data)
+        return str(cache)
+
+
+I2VGEN = "ali-vilab/i2vgen-xl"
 
 
 @pytest.fixture
-def hub(snapshot, tmp_path, monkeypatch):
-    """A page that publishes the tiny model in both precisions, and more that is not needed."""
-    published = Path(shutil.copytree(snapshot, tmp_path / "page"))
-    for path in list(published.rglob("*.safetensors")):
-        halves = {name: tensor.half() for name, tensor in load_file(path).items()}
-        save_file(halves, path.with_name(f"{path.stem}.fp16.safetensors"))
-    (published / "models").mkdir()
-    (published / "models" / "i2vgen_xl_00854500.pth").write_bytes(b"much")
-    (published / "README.md").write_text("# I2VGen-XL")
-    hub = Hub(published, tmp_path / "cache")
+def empty_hub(tmp_path, monkeypatch):
+    """A hub without any page, and an empty folder to work in."""
+    hub = Hub(tmp_path / "pages", tmp_path / "cache")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
     monkeypatch.chdir(tmp_path)
     return hub
 
 
+@pytest.fixture
+def hub(empty_hub, snapshot):
+    """A page that publishes the tiny model in both precisions, and more that is not needed."""
+    published = Path(shutil.copytree(snapshot, empty_hub.page(I2VGEN)))
+    for path in list(published.rglob("*.safetensors")):
+        halves = {name: tensor.half() for name, tensor in load_file(path).items()}
+        save_file(halves, path.with_name(f"{path.stem}.fp16.safetensors"))
+    (published / "models").mkdir()
+    (published / "models" / "i2vgen_xl_00854500.pth").write_bytes(b"much")
+    (published / "README.md").write_text("# I2VGen-XL")
+    return empty_hub
+
+
 def test_fetch_downloads_what_is_needed_converts_and_verifies(run, hub, tmp_path):
     status, out, err = run("weights", "fetch")
     assert (status, err) == (0, ""), err
-    assert hub.asked == ["ali-vilab/i2vgen-xl"]
+    assert hub.asked == [I2VGEN]
     weights = [name for name in hub.copied if name.endswith("safetensors")]
     assert len(weights) == 4 and all("fp16" in name for name in weights)
     assert not [name for name in hub.copied if name.startswith("models") or "README" in name]
@@ -214,12 +246,154 @@ def test_fetch_downloads_what_is_needed_converts_and_verifies(run, hub, tmp_path
 
 
 def test_fetch_in_full_precision_equals_converting(run, hub, weights, tmp_path):
-    status, _, err = run("weights", "fetch", tmp_path / "full", "--dtype", "float32")
+    status, _, err = run("weights", "fetch", "i2vgen-xl", tmp_path / "full", "--dtype", "float32")
     assert status == 0, err
     assert not [name for name in hub.copied if "fp16" in name]
     assert inspect(tmp_path / "full").checkpoint.fingerprint == (
         inspect(weights).checkpoint.fingerprint
     )
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        ((None, None), ("i2vgen-xl", "i2vgen-xl")),
+        (("weights/out", None), ("i2vgen-xl", "weights/out")),
+        (("consisti2v", None), ("consisti2v", "consisti2v")),
+        (("seine", "weights/seine"), ("seine", "weights/seine")),
+        # the folder alone, in a config file
+        ((None, "out"), ("i2vgen-xl", "out")),
+    ],
+)
+def test_which_model_goes_where(words, wanted):
+    assert asked(*words) == wanted
+
+
+def test_a_model_that_is_not_published(run, empty_hub):
+    status, _, err = run("weights", "fetch", "seyne", "out")
+    assert status == 2 and "seyne" in err and "i2vgen-xl, consisti2v, seine" in err
+    assert not empty_hub.asked
+
+
+@pytest.fixture
+def pages(empty_hub):
+    """Pages of the two repositories of SEINE, with files of a few bytes, and more in each."""
+    files = {
+        "xinyuanc91/SEINE": ("seine.pt", "README.md", "other.pt"),
+        "CompVis/stable-diffusion-v1-4": (
+            *("model_index.json", "vae/config.json", "unet/config.json", "tokenizer/merges.txt"),
+            *("tokenizer/vocab.json", "scheduler/scheduler_config.json"),
+            *(f"vae/diffusion_pytorch_model{x}" for x in (".safetensors", ".bin")),
+            *("text_encoder/config.json", "text_encoder/model.safetensors"),
+            *("unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin"),
+            *("safety_checker/config.json", "safety_checker/model.safetensors"),
+        ),
+    }
+    for repository, names in files.items():
+        for name in names:
+            path = empty_hub.page(repository) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+    return empty_hub
+
+
+NEEDED = {
+    "seine.pt",
+    *(f"stable-diffusion-v1-4/{folder}/config.json" for folder in ("vae", "text_encoder", "unet")),
+    "stable-diffusion-v1-4/vae/diffusion_pytorch_model.safetensors",
+    "stable-diffusion-v1-4/text_encoder/model.safetensors",
+    "stable-diffusion-v1-4/tokenizer/merges.txt",
+    "stable-diffusion-v1-4/tokenizer/vocab.json",
+    "stable-diffusion-v1-4/scheduler/scheduler_config.json",
+}
+"""What `convert` reads of SEINE and of Stable Diffusion 1.4."""
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_repositories_become_the_folder_that_is_converted(pages, tmp_path, monkeypatch, links):
+    converted = []
+
+    def looked(src, dst, *_):
+        converted.append(dst)
+        walk = [(Path(at), names) for at, _, names in os.walk(src, followlinks=True)]
+        files = [at / name for at, names in walk for name in names]
+        assert {path.relative_to(src).as_posix() for path in files} == NEEDED
+        assert {path.read_text() for path in files} == {
+            name.removeprefix("stable-diffusion-v1-4/") for name in NEEDED
+        }
+        assert (src / "seine.pt").is_symlink() == links
+
+    def refuse(*_, **__):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(fetching, "convert", looked)
+    if not links:
+        monkeypatch.setattr(os, "symlink", refuse)
+    folders = fetching.fetch("seine", "out", dict)
+    assert converted == [Path("out")]
+    assert {path.name for path in tmp_path.iterdir()} == {"pages", "cache"}
+    # the cache is whole after the links are gone
+    assert (folders[0] / "seine.pt").is_file() and (folders[1] / "vae/config.json").is_file()
+    assert folders == [pages.cache(name) for name in pages.asked]
+
+
+MODELS = {
+    "consisti2v": (
+        "consisti2v_snapshot_folder",
+        {"TIGER-Lab/ConsistI2V": "."},
+        "consisti2v, 256x256, 5 frames at 8 fps",
+    ),
+    "seine": (
+        "seine_folder",
+        {
+            "xinyuanc91/SEINE": "seine.pt",
+            "CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4",
+        },
+        "seine, 512x512, 16 frames at 8 fps",
+    ),
+}
+"""Name -> (fixture of its published form, repository -> what of the form it holds, its line)."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_other_models_are_fetched_converted_and_verified(
+    run, empty_hub, request, tmp_path, name
+):
+    form, repositories, line = MODELS[name]
+    published = request.getfixturevalue(form)
+    for repository, part in repositories.items():
+        page = empty_hub.page(repository)
+        if (published / part).is_dir():
+            shutil.copytree(published / part, page)
+        else:
+            page.mkdir(parents=True)
+            shutil.copy(published / part, page)
+    status, out, err = run("weights", "fetch", name)
+    assert (status, err) == (0, ""), err
+    assert out.startswith(f"{name}: {line}") and f"{name}: ready for --weights" in out
+    assert "unet/diffusion_pytorch_model.bin" not in empty_hub.copied
+    convert(published, tmp_path / "converted", expected_shapes, torch.float16)
+    assert inspect(tmp_path / name).checkpoint.fingerprint == (
+        inspect(tmp_path / "converted").checkpoint.fingerprint
+    )
+
+
+def test_a_license_to_accept_and_a_missing_repository(run, pages, tmp_path):
+    pages.gated = ("CompVis/stable-diffusion-v1-4",)
+    status, out, err = run("weights", "fetch", "seine", "out")
+    assert status == 2 and not out and err.count("\n") == 1
+    page = "https://huggingface.co/CompVis/stable-diffusion-v1-4"
+    assert f"its license has to be accepted on {page}" in err and "hf auth login" in err
+    assert f"{page} (as FOLDER/stable-diffusion-v1-4) by hand" in err
+    assert "https://huggingface.co/xinyuanc91/SEINE and" in err
+    assert "anyv2v convert FOLDER out" in err and "Client Error" not in err
+    # a repository that is not there is noticed before another is downloaded
+    pages.gated, pages.missing, before = (), pages.gated, list(pages.copied)
+    shutil.rmtree(pages.cached)
+    status, _, err = run("weights", "fetch", "seine", "out")
+    assert status == 2 and err.count("\n") == 1 and pages.copied == before
+    assert "CompVis/stable-diffusion-v1-4 cannot be downloaded: there is no such repo" in err
+    assert "by hand" in err and not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_download_goes_on(run, hub, tmp_path):
@@ -237,12 +411,13 @@ def test_an_interrupted_download_goes_on(run, hub, tmp_path):
 def test_a_download_that_differs_from_what_is_published(run, hub, tmp_path, name):
     hub.spoil = name
     status, _, err = run("weights", "fetch", "out")
-    assert status == 2 and f"{hub.cache / name}: sha256" in err and "delete it" in err
+    cache = hub.cache(I2VGEN)
+    assert status == 2 and f"{cache / name}: sha256" in err and "delete it" in err
     assert not (tmp_path / "out").exists()
     hub.spoil = None
-    (hub.cache / name).write_bytes(b"short")
+    (cache / name).write_bytes(b"short")
     assert "has 5 bytes" in run("weights", "fetch", "out")[2]
-    (hub.cache / name).unlink()
+    (cache / name).unlink()
     assert run("weights", "fetch", "out")[0] == 0
 
 
@@ -276,7 +451,8 @@ def test_what_is_needed_of_a_page():
         "tokenizer/merges.txt",
         "assets/picture.json",
     ]
-    half, full = needed_files(names, half=True), needed_files(names, half=False)
+    (page,) = PUBLISHED["i2vgen-xl"]
+    half, full = needed_files(page, names, half=True), needed_files(page, names, half=False)
     assert "assets/picture.json" not in half and "tokenizer/merges.txt" in half
     assert "text_encoder/model.fp16.safetensors" in half
     assert "text_encoder/model.safetensors" in full
@@ -286,7 +462,9 @@ def test_what_is_needed_of_a_page():
         }
         assert "vae/diffusion_pytorch_model.bin" in wanted
     with pytest.raises(InputError, match="publishes no weights of vae"):
-        needed_files([n for n in names if not n.endswith(".bin")], half=True)
+        needed_files(page, [n for n in names if not n.endswith(".bin")], half=True)
+    with pytest.raises(InputError, match="publishes no model_index.json"):
+        needed_files(page, names[1:], half=True)
 
 
 def test_the_real_hub_is_called_as_it_wants_to_be():
@@ -296,6 +474,7 @@ def test_the_real_hub_is_called_as_it_wants_to_be():
     assert given.arguments == {"repo_id": "repo", **asked}
     given = inspection.signature(hub.HfApi.model_info).bind(None, "repo", files_metadata=True)
     assert given.arguments["repo_id"] == "repo" and given.arguments["files_metadata"] is True
+    assert issubclass(hub.utils.GatedRepoError, hub.utils.RepositoryNotFoundError)
 
 
 def test_the_real_hub_told_to_stay_offline(tmp_path):
