@@ -52,15 +52,15 @@ TEMPORAL = (
         ),
     ),
 )
+LAYERS = (
+    *prefixed("resnets.{}", "res.{}", RESNET),
+    *prefixed("conv3ds.{}", "temporal_conv.{}", TEMPORAL_CONV),
+    *prefixed("attentions.{}", "spatial.{}", transformer("cross")),
+    *prefixed("tempo_attns.{}", "temporal.{}", TEMPORAL),
+)
 UNET = (
-    *unet(
-        (
-            *prefixed("resnets.{}", "res.{}", RESNET),
-            *prefixed("conv3ds.{}", "temporal_conv.{}", TEMPORAL_CONV),
-            *prefixed("attentions.{}", "spatial.{}", transformer("cross")),
-            *prefixed("tempo_attns.{}", "temporal.{}", TEMPORAL),
-        )
-    ),
+    # between the ways down and up there is no attention along the frames
+    *(rule for rule in unet(LAYERS) if not rule.theirs.startswith("mid_block.tempo_attns")),
     *rules(
         {
             "frame_stride_embedding.linear_1": "frame_stride.0",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import anyv2v
 from anyv2v.injection.taps import ShareSource, Taps
+from anyv2v.nn.attention import Attention
 from anyv2v.nn.embeddings import sinusoids
 from anyv2v.nn.forward_context import ForwardContext
 from anyv2v.vae.codec import ImageCodec
@@ -200,14 +201,13 @@ def test_predictions(unet):
 class ContextPerFrame(Taps):
     """Gives every frame a context of its own, as the original's spatial transformer would take."""
 
-    sites = frozenset({"down.0.spatial.0.block.cross"})
-
-    def __init__(self, context: Tensor):
-        self.context = context
+    def __init__(self, layer: Attention, context: Tensor):
+        self.sites = frozenset({layer.site or ""})
+        self.layer, self.context = layer, context
 
     def feature(self, site, feature):
         query = feature.compute()[0].unflatten(1, (len(self.context), -1)).flatten(0, 1)
-        return query, *feature.layer.read(self.context)
+        return query, *self.layer.read(self.context)
 
 
 @torch.no_grad()
@@ -215,7 +215,7 @@ def test_single_modules_on_quiet_inputs(unet):
     """On inputs of deviation 2e-3, where a wrong epsilon of a norm shows."""
     truth, level = golden.tensors("quiet_modules"), unet.down[0]
     x, frames = truth["in"].permute(0, 2, 3, 1).contiguous(), len(truth["in"])
-    taps = ContextPerFrame(truth["context"])
+    taps = ContextPerFrame(level.spatial[0].block.cross, truth["context"])
     conditions = unet.condition(truth["context"][:1], torch.tensor([3]))
     ctx = ForwardContext(truth["emb"], conditions.context, frames)
     got = {

@@ -250,6 +250,7 @@ def test_the_released_size(tmp_path):
     assert sum(x.stat().st_size for x in src.rglob("*") if x.is_file()) < 300e6
     convert(src, ours, expected_shapes)
     editor = anyv2v.load(ours, device="cpu", dtype=torch.float16)
+    assert isinstance(editor.backbone, ConsistI2V)
     parameters = sum(x.numel() for x in editor.backbone.unet.parameters())
     assert parameters == 1_249_975_241 - 10_342_080 - 7_680
     assert editor.defaults.frames == 16
