@@ -37,10 +37,11 @@ class Encoders(Protocol):
         """Returns the tokens of a text as int64 (1, n)."""
         ...
 
-    def encode_text(self, text: str, clip_skip: int) -> Tensor:
+    def encode_text(self, text: str, clip_skip: int = ...) -> Tensor:
         """Returns the text's hidden states (1, n, d) before the last `clip_skip` layers.
 
-        The encoder's final norm is applied to them.
+        The encoder's final norm is applied to them. By default they are those that the network is
+        conditioned on.
         """
         ...
 
@@ -111,16 +112,17 @@ class Stages:
         return self._encoders.tokenize(checks.text("text", text))
 
     @torch.no_grad()
-    def encode_text(self, text: str, clip_skip: int = 1) -> Tensor:
+    def encode_text(self, text: str, clip_skip: int | None = None) -> Tensor:
         """Returns the hidden states (1, n, d) of a text, one for each of its n tokens.
 
         They are those before the last `clip_skip` layers of the text encoder, with its final norm
-        applied. Raises InputError for another type or more layers than there are, and
-        AttributeError for a backbone without such an encoder.
+        applied; None skips as many as the network is conditioned with, 1 for I2VGen-XL. Raises
+        InputError for another type or more layers than there are, and AttributeError for a backbone
+        without such an encoder.
         """
         with self._conditioning():
-            clip_skip = checks.whole("clip_skip", clip_skip, 0)
-            return self._encoders.encode_text(checks.text("text", text), clip_skip)
+            skip = () if clip_skip is None else (checks.whole("clip_skip", clip_skip, 0),)
+            return self._encoders.encode_text(checks.text("text", text), *skip)
 
     @torch.no_grad()
     def encode_image(
