@@ -131,10 +131,10 @@ def open_files(
             file = SafetensorsFile(path)
         else:
             file = BinFile(path, training_keys, ignored_globals, groups, entry)
-        for name, entry in file.layout.items():
+        for name, form in file.layout.items():
             if name in files:
                 raise InputError(f"{name} is in {files[name].path} and in {path}")
-            layout[name], files[name] = entry, file
+            layout[name], files[name] = form, file
     return Weights(origin, layout, files)
 
 
