@@ -16,11 +16,11 @@ from anyv2v.kernels.short_attention.torch_sdpa import sdpa
 from anyv2v.kernels.trust import Small
 
 
-def _never(*_, **__) -> None:
+def _never(*_) -> None:
     """Refuses no call."""
 
 
-def _eager_avoids(q: Tensor, k: Tensor, v: Tensor, **_) -> str | None:
+def _eager_avoids(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     # as fast as sdpa on a CPU, and so the numbers there are the same with and without sharing
     if q.device.type == "cpu" or v.shape[0] > q.shape[0]:
         return None
@@ -58,11 +58,7 @@ def _small_apply(weights: Tensor, v: Tensor) -> Small:
     return fused.small_apply(weights, v)
 
 
-def _triton_refuses(
-    q: Tensor, k: Tensor, v: Tensor | None = None, *, bias: Tensor | None = None
-) -> str | None:
-    if bias is not None:
-        return "it adds no bias to the scores"
+def _triton_refuses(q: Tensor, k: Tensor, v: Tensor | None = None) -> str | None:
     shapes = [tuple(x.shape[1:]) for x in (q, k, v) if x is not None]
     if q.shape[2:] != k.shape[2:] or shapes[-1] != shapes[1]:
         return f"its rows do not fit one another: {', '.join(map(str, shapes))}"
@@ -118,15 +114,12 @@ _REQUESTED, _REQUESTED_PROBABILITIES, _REQUESTED_APPLY = (
 )
 
 
-def short_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, impl: str | None = None
-) -> Tensor:
-    """Computes softmax(q k^T / sqrt(d) + bias) v over n tokens, at each of p positions by itself.
+def short_attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str | None = None) -> Tensor:
+    """Computes softmax(q k^T / sqrt(d)) v over n tokens, at each of p positions by itself.
 
     q (r, n, p, heads, d), k (r, m, p, heads, d), v (g*r, m, p, heads, d) -> (g*r, n, p, heads, d),
     contiguous: g groups of values share one softmax, and row i of group j has index j*r + i. Inputs
-    may have any strides; all have one dtype. bias (heads, n, m): the same for all rows and
-    positions; None adds nothing.
+    may have any strides; all have one dtype.
 
     impl: an implementation requested by name, as in `choose`; None takes the one that the
     environment variable ANYV2V_SHORT_ATTENTION names, or chooses automatically without it. Raises
@@ -136,28 +129,21 @@ def short_attention(
         raise ValueError(
             f"{v.shape[0]} rows of v cannot share {q.shape[0]} of q, {k.shape[0]} of k"
         )
-    options = {} if bias is None else {"bias": bias}
-    chosen = choose("short_attention", TABLE, impl or _REQUESTED, q, k, v, **options)
-    return chosen.run(q, k, v, **options)
+    return choose("short_attention", TABLE, impl or _REQUESTED, q, k, v).run(q, k, v)
 
 
-def short_probabilities(
-    q: Tensor, k: Tensor, *, bias: Tensor | None = None, impl: str | None = None
-) -> Tensor:
-    """Computes softmax(q k^T / sqrt(d) + bias), the first half of `short_attention`, for later use.
+def short_probabilities(q: Tensor, k: Tensor, *, impl: str | None = None) -> Tensor:
+    """Computes softmax(q k^T / sqrt(d)), the first half of `short_attention`, for later use.
 
     q (r, n, p, heads, d), k (r, m, p, heads, d) -> (r, p, heads, n, m), contiguous, of the dtype of
-    q. It takes m / 2d of the memory of q and k. bias (heads, n, m): the same for all rows and
-    positions; None adds nothing. impl: an implementation requested by name, as in `choose`; None
-    takes the one that the environment variable ANYV2V_SHORT_PROBABILITIES names, or chooses
-    automatically without it. Raises ValueError if q and k differ in rows.
+    q. It takes m / 2d of the memory of q and k. impl: an implementation requested by name, as in
+    `choose`; None takes the one that the environment variable ANYV2V_SHORT_PROBABILITIES names, or
+    chooses automatically without it. Raises ValueError if q and k differ in rows.
     """
     if k.shape[0] != q.shape[0]:
         raise ValueError(f"{q.shape[0]} rows of q do not fit {k.shape[0]} of k")
-    options, table = {} if bias is None else {"bias": bias}, PROBABILITIES_TABLE
-    requested = impl or _REQUESTED_PROBABILITIES
-    chosen = choose("short_probabilities", table, requested, q, k, **options)
-    return chosen.run(q, k, **options)
+    table = PROBABILITIES_TABLE
+    return choose("short_probabilities", table, impl or _REQUESTED_PROBABILITIES, q, k).run(q, k)
 
 
 def apply_probabilities(weights: Tensor, v: Tensor, *, impl: str | None = None) -> Tensor:

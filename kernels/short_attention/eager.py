@@ -4,22 +4,22 @@ import torch
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Computes `short_attention` by batched matrix products.
 
-    Returns softmax(q k^T / sqrt(d) + bias) v at each position; the arguments are those of
+    Returns softmax(q k^T / sqrt(d)) v at each position; the arguments are those of
     `anyv2v.kernels.short_attention.short_attention`.
     """
-    return apply(probabilities(q, k, bias=bias), v)
+    return apply(probabilities(q, k), v)
 
 
-def probabilities(q: Tensor, k: Tensor, *, bias: Tensor | None = None) -> Tensor:
+def probabilities(q: Tensor, k: Tensor) -> Tensor:
     """Computes `short_probabilities` by batched matrix products.
 
-    Returns softmax(q k^T / sqrt(d) + bias) at each position; the arguments are those of
+    Returns softmax(q k^T / sqrt(d)) at each position; the arguments are those of
     `anyv2v.kernels.short_attention.short_probabilities`.
     """
-    rows = [_softmax(*row, bias) for row in zip(q, k, strict=True)]
+    rows = [_softmax(*row) for row in zip(q, k, strict=True)]
     return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
 
@@ -38,7 +38,7 @@ def apply(weights: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-def _softmax(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+def _softmax(q: Tensor, k: Tensor) -> Tensor:
     """Computes q (n, p, heads, d) · k (m, p, heads, d) -> (p, heads, n, m), contiguous."""
     dtype = q.dtype
     if q.device.type == "cpu":
@@ -50,6 +50,4 @@ def _softmax(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         query.new_empty(()).expand(1, 1, 1), query, key.mT, beta=0, alpha=q.shape[-1] ** -0.5
     )
     wide = torch.promote_types(dtype, torch.float32)
-    scores = scores.unflatten(0, q.shape[1:3])
-    scores = scores if bias is None else scores + bias.to(scores.dtype)
-    return scores.softmax(dim=-1, dtype=wide).to(dtype)
+    return scores.softmax(dim=-1, dtype=wide).to(dtype).unflatten(0, q.shape[1:3])

@@ -4,22 +4,22 @@ import torch
 from torch import Tensor
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Computes `short_attention` in float32, or float64 for float64 inputs; returns v's dtype.
 
-    Returns softmax(q k^T / sqrt(d) + bias) v at each position; the arguments are those of
+    Returns softmax(q k^T / sqrt(d)) v at each position; the arguments are those of
     `anyv2v.kernels.short_attention.short_attention`.
     """
-    return _apply_weights(_softmax(q, k, bias), v)
+    return _apply_weights(_softmax(q, k), v)
 
 
-def probabilities(q: Tensor, k: Tensor, *, bias: Tensor | None = None) -> Tensor:
+def probabilities(q: Tensor, k: Tensor) -> Tensor:
     """Computes `short_probabilities` in float32, or float64 for float64; returns q's dtype.
 
-    Returns softmax(q k^T / sqrt(d) + bias) at each position; the arguments are those of
+    Returns softmax(q k^T / sqrt(d)) at each position; the arguments are those of
     `anyv2v.kernels.short_attention.short_probabilities`.
     """
-    return _softmax(q, k, bias).to(q.dtype).contiguous()
+    return _softmax(q, k).to(q.dtype).contiguous()
 
 
 def apply(weights: Tensor, v: Tensor) -> Tensor:
@@ -31,10 +31,9 @@ def apply(weights: Tensor, v: Tensor) -> Tensor:
     return _apply_weights(weights, v)
 
 
-def _softmax(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+def _softmax(q: Tensor, k: Tensor) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = torch.einsum("rnphd,rmphd->rphnm", q.to(wide), k.to(wide)) * q.shape[-1] ** -0.5
-    scores = scores if bias is None else scores + bias.to(wide)
     return scores.softmax(dim=-1)
 
 

@@ -92,33 +92,6 @@ def test_queries_and_keys_may_differ_in_number(n, m, name):
     assert relative_error(out.cpu(), attention_at_every_position(q, k, v)) < 1e-6
 
 
-@pytest.mark.parametrize("name", [name for name in names(TABLE) if name != "triton"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_bias_is_added_to_the_scaled_scores(dtype, name):
-    q, k, v = drawn(2, 2, 5, 3, 2, 8, dtype, m=7)
-    bias = 3 * draw(2, 5, 7, seed=4).to(dtype)
-    scores = torch.einsum("rnphd,rmphd->rphnm", q.double(), k.double()) / 8**0.5
-    weights = (scores + bias.double()).softmax(-1)
-    truth = torch.einsum("rphnm,grmphd->grnphd", weights, v.double().unflatten(0, (2, 2)))
-    inputs = [x.to(DEVICE) for x in (q, k, v)]
-    out = short_attention(*inputs, bias=bias.to(DEVICE), impl=name)
-    assert relative_error(out.cpu(), truth.flatten(0, 1)) < 20 * torch.finfo(dtype).eps
-    if name in names(PROBABILITIES_TABLE):
-        found = short_probabilities(*inputs[:2], bias=bias.to(DEVICE), impl=name)
-        assert relative_error(found.cpu(), weights) < 20 * torch.finfo(dtype).eps
-
-
-def test_triton_refuses_a_bias_and_another_adds_it():
-    q, k, v = drawn(1, 1, 4, 3, 2, 8, torch.float32)
-    bias = draw(2, 4, 4, seed=4).float()
-    for table, args in ((TABLE, (q, k, v)), (PROBABILITIES_TABLE, (q, k))):
-        assert table[0].refuses(*args, bias=bias) == "it adds no bias to the scores"
-        chosen = choose("short_attention", table, None, *args, bias=bias)
-        truth = table[-1].run(*args, bias=bias)
-        assert chosen.name != "triton"
-        assert relative_error(chosen.run(*args, bias=bias), truth) < 1e-6
-
-
 @pytest.mark.parametrize("name", names(PROBABILITIES_TABLE))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("r, g, n, p, heads, d", CASES)

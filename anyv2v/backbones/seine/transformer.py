@@ -12,11 +12,7 @@ from torch import Tensor, nn
 
 from anyv2v.backbones.seine.config import ROTATED_PAIRS
 from anyv2v.injection.taps import Taps
-from anyv2v.kernels.short_attention import (
-    apply_probabilities,
-    short_attention,
-    short_probabilities,
-)
+from anyv2v.kernels.short_attention import apply_probabilities
 from anyv2v.nn.attention import Attention, TemporalAttention
 from anyv2v.nn.forward_context import ForwardContext
 from anyv2v.nn.linear import Linear
@@ -63,7 +59,7 @@ class RelativeAttention(TemporalAttention):
     def compact(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
         """Returns a tuple of one tensor, the attention probabilities (b, h w, heads, f, f)."""
         bias = self.bias(q.shape[1])
-        return (short_probabilities(self._rotate(q), self._rotate(k), bias=bias),)
+        return (biased_probabilities(self._rotate(q), self._rotate(k), bias),)
 
     def mix(self, *tensors: Tensor) -> Tensor:
         """Computes softmax(q' k'^T / sqrt(d) + bias) v along the frames: (b, f, h w, heads, d).
@@ -71,14 +67,32 @@ class RelativeAttention(TemporalAttention):
         q', k': the rotated query and key. tensors: (q, k, v), or (probabilities, v) with the result
         of `compact`.
         """
-        if len(tensors) == 2:
-            return apply_probabilities(*tensors)
-        q, k, v = tensors
-        return short_attention(self._rotate(q), self._rotate(k), v, bias=self.bias(q.shape[1]))
+        if len(tensors) == 3:
+            q, k, v = tensors
+            weights = biased_probabilities(self._rotate(q), self._rotate(k), self.bias(q.shape[1]))
+            tensors = weights, v
+        return apply_probabilities(*tensors)
 
     def _rotate(self, x: Tensor) -> Tensor:
         (rotary,) = self._rotary
         return rotate_by_frame(x, rotary.frequencies)
+
+
+def biased_probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+    """Computes softmax(q k^T / sqrt(d) + bias) at every position: (b, p, heads, n, m), contiguous.
+
+    q (b, n, p, heads, d), k (b, m, p, heads, d), bias (heads, n, m). The kernels of
+    `anyv2v.kernels.short_attention` add no bias; from the probabilities on its own serve. Scores
+    are float32 on a CPU, where half types multiply no faster, and of the dtype of q elsewhere; the
+    softmax is taken in float32 (float64 for float64), and the result has the dtype of q.
+    """
+    dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    if q.device.type == "cpu":
+        q, k = q.to(wide), k.to(wide)
+    # scaled before the product, which half types could not hold otherwise
+    query, key = (x.permute(0, 2, 3, 1, 4) for x in (q * q.shape[-1] ** -0.5, k))
+    scores = torch.matmul(query, key.mT) + bias.to(q.dtype)
+    return scores.softmax(dim=-1, dtype=wide).to(dtype)
 
 
 def bucket(distance: Tensor) -> Tensor:
