@@ -16,6 +16,7 @@ from anyv2v.backbones.consisti2v.conditions import Conditions
 from anyv2v.backbones.consisti2v.config import UNetConfig
 from anyv2v.backbones.consisti2v.unet import UNet
 from anyv2v.injection.taps import Chain
+from anyv2v.nn.resnet import GroupNorm
 from anyv2v.runtime.accounting import count, fake_mode
 from anyv2v.runtime.meta import meta_copy
 from tests.draw import normal
@@ -368,6 +369,15 @@ def test_the_least_that_a_prediction_needs_is_below_what_it_takes(consisti2v, de
 def test_sizes_that_make_no_network(wrong, message):
     with pytest.raises(InputError, match=message):
         UNetConfig(**{**SIZES, **wrong})
+
+
+def test_epsilons_of_the_norms(unet):
+    """Those in the facts of the original; of the last norm no golden has features so quiet."""
+    for name, module in unet.named_modules():
+        if isinstance(module, GroupNorm):
+            of_block = "temporal" in name or "spatial" in name
+            assert module.eps == (1e-6 if of_block else 1e-5), name
+            assert module.num_groups == (32 if "temporal_conv" in name else 16), name
 
 
 def test_levels_of_a_run(consisti2v):

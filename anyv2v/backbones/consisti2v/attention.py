@@ -64,6 +64,14 @@ class FirstFrameFeature(AttentionFeature):
         return self.x.shape[0] * self.x.shape[1]
 
 
+class ClipCrossAttention(Attention):
+    """Cross-attention of all positions of all frames, as one sequence of f h w queries."""
+
+    def project(self, x: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Computes the query (b, f h w, heads, d) of x (b, f, h, w, c), and returns `key` too."""
+        return super().project(x.flatten(1, 3), key)
+
+
 class NeighborAttention(TemporalAttention):
     """Self-attention along the frames at each position, and to its neighbors in the first frame.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anyv2v.backbones.consisti2v.attention import (
+    ClipCrossAttention,
     FirstFrameAttention,
     FrameCrossAttention,
     NeighborAttention,
@@ -88,14 +89,6 @@ class Block(nn.Module):
         x, normed = self.norm2(x, self.self(self.norm1(x), taps=taps).reshape(x.shape))
         x, normed = self.norm3(x, self.cross(normed, context, taps=taps).reshape(x.shape))
         return x + self.ff(normed)
-
-
-class ClipCrossAttention(Attention):
-    """Cross-attention of all positions of all frames, as one sequence of f h w queries."""
-
-    def project(self, x: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Computes the query (b, f h w, heads, d) of x (b, f, h, w, c), and returns `key` too."""
-        return super().project(x.flatten(1, 3), key)
 
 
 class SpatialTransformer(nn.Module):
