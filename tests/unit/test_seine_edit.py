@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 import anyv2v
 from anyv2v import Injection, InputError
-from anyv2v.pipeline.cost import predict_cost
+from anyv2v.pipeline import cost
+from anyv2v.runtime.accounting import count, fake_mode
 from tests.oracles import golden
 from tests.oracles.seine_golden import about, error, tensors
 
@@ -241,6 +242,17 @@ def test_the_encoder_makes_conditions_and_is_counted_once(seine, seine_video, mo
     waits = mock.Mock(applies_to=lambda _: True, reloads=lambda network: False, freeable=0)
     monkeypatch.setattr(seine, "offload", waits)
     # steps that inject nothing are all of one kind, which saves time
-    cost = predict_cost(seine, seine_video, steps=2, injection=NOTHING)
     leaves = sum(x.nbytes for network in (backbone.text, encoder) for x in network.parameters())
-    assert cost.offloaded == leaves
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(cost, "fake_mode", lambda _, device=device: fake_mode(device))
+        found = cost.predict_cost(seine, seine_video, steps=2, injection=NOTHING)
+        assert found.offloaded == leaves
+
+
+def test_the_least_memory_of_a_prediction_is_less_than_what_it_takes(seine):
+    with fake_mode("cpu") as device:
+        backbone = seine.backbone.meta_copy(device)
+        conditions = backbone.meta_conditions(4, 8, 16)
+        latents = torch.empty(1, 4, 4, 8, 16, device=device)
+        peak = count(lambda: backbone.predict(latents, 1, conditions)).peak_bytes
+    assert peak / 3 < seine.backbone.activation_bytes(1, 4, 8, 16) < peak
