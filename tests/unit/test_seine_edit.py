@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 import anyv2v
 from anyv2v import Injection, InputError
-from anyv2v.pipeline.cost import predict_cost
+from anyv2v.pipeline import cost
+from anyv2v.runtime.accounting import count, fake_mode
 from tests.oracles import golden
 from tests.oracles.seine_golden import about, error, tensors
 
@@ -180,25 +181,29 @@ def test_rounding_the_edited_frame_changes_the_edit(seine, sources, edited_frame
 @slow
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_ways_to_get_the_features_agree(seine, seine_video, sampler):
-    """Recorded in the inversion, recorded afterwards, in the batch, and alone before each step."""
+    """In the batch, alone before each step, recorded afterwards, and in the inversion."""
     frame = 255 - seine_video.frames[0]
     options = {"sampler": sampler}
-    injection = Injection(conv=0.5, spatial=0.75, temporal=1.0, cross=0.5)
+    injection = Injection(conv=0.5, spatial=1.0, temporal=1.0, cross=0.5)
     common = {"injection": injection, "options": options}
-    source = seine.invert(seine_video, steps=4, options=options)
+    source = seine.invert(seine_video, steps=2, options=options)
     requests = [anyv2v.EditRequest(frame, "a robot", guidance=g, seed=3) for g in (1.0, 4.0)]
-    truth = seine.edit_many(source, requests, steps=4, source_pass="always", **common)
-    recording = seine.recording(seine_video, injection, 4, options=options)
+    truth = seine.edit_many(source, requests, steps=2, source_pass="always", **common)
+    recording = seine.recording(seine_video, injection, 2, options=options)
     recorded = seine.record(source, recording)
     ways = [
-        seine.edit_many(source, requests, steps=4, **common),
-        seine.edit_many(source, requests, steps=4, source_pass="separate", **common),
-        seine.edit_many(recorded, requests, steps=4, **common),
+        seine.edit_many(source, requests, steps=2, **common),
+        seine.edit_many(source, requests, steps=2, source_pass="separate", **common),
+        seine.edit_many(recorded, requests, steps=2, **common),
         [
-            seine.edit(source, frame, "a robot", guidance=g, seed=3, steps=4, **common)
+            seine.edit(source, frame, "a robot", guidance=g, seed=3, steps=2, **common)
             for g in (1.0, 4.0)
         ],
     ]
+    if sampler == "ddim":
+        # DDPM's timesteps are not those of the inversion, so its features are not either
+        inverted = seine.invert(seine_video, steps=2, recording=recording, options=options)
+        ways.append(seine.edit_many(inverted, requests, steps=2, **common))
     for edits in ways:
         for ours, right in zip(edits, truth, strict=True):
             assert golden.relative_error(ours.latents, right.latents) <= 1e-5
@@ -241,6 +246,20 @@ def test_the_encoder_makes_conditions_and_is_counted_once(seine, seine_video, mo
     waits = mock.Mock(applies_to=lambda _: True, reloads=lambda network: False, freeable=0)
     monkeypatch.setattr(seine, "offload", waits)
     # steps that inject nothing are all of one kind, which saves time
-    cost = predict_cost(seine, seine_video, steps=2, injection=NOTHING)
     leaves = sum(x.nbytes for network in (backbone.text, encoder) for x in network.parameters())
-    assert cost.offloaded == leaves
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(cost, "fake_mode", lambda _, device=device: fake_mode(device))
+        found = cost.predict_cost(seine, seine_video, steps=2, injection=NOTHING)
+        assert found.offloaded == leaves
+
+
+def test_the_least_memory_of_a_prediction_is_less_than_what_it_takes(seine):
+    with fake_mode("cpu") as device:
+        backbone = seine.backbone.meta_copy(device)
+        conditions = backbone.meta_conditions(4, 8, 16)
+        latents = torch.empty(1, 4, 4, 8, 16, device=device)
+        # the copy of the network has its own frequencies, which its attentions share
+        temporal = backbone.unet.get_submodule("up.1.spatial.1.block.temporal")
+        assert temporal._rotary == (backbone.unet.rotary,)
+        peak = count(lambda: backbone.predict(latents, 1, conditions)).peak_bytes
+    assert peak / 3 < seine.backbone.activation_bytes(1, 4, 8, 16) < peak

@@ -211,12 +211,13 @@ class Seine:
 
         branches: number of branches in the batch. frames, height, width: size of the latents.
 
-        Counted are the tensors of the feed-forward of the last transformer, at full resolution: its
-        hidden features, with four times the channels of the level, and the block's input and the
-        residual sum, beside the skip feature that is left for the layer after it.
+        Counted are the tensors of the first resnet of the last up level, at full resolution: its
+        input, before and after the norm, which has the channels of two levels, what its first
+        convolution returns, and the skip features for the layers after it.
         """
-        values = branches * frames * height * width * 6 * self.unet.config.level_channels[0]
-        return values * self.dtype.itemsize
+        first, second, *_ = self.unet.config.level_channels
+        channels = 2 * (first + second) + (1 + self.unet.config.layers) * first
+        return branches * frames * height * width * channels * self.dtype.itemsize
 
     def meta_copy(self, device: torch.device) -> Seine:
         """Returns a copy of the backbone on `device` with uninitialized weights.
