@@ -34,7 +34,7 @@ from torch import Tensor
 
 from anyv2v import checks
 from anyv2v.backbones.base import Defaults, Guidance, Options
-from anyv2v.diffusion.inversion import METHODS, TOLERANCE
+from anyv2v.diffusion.inversion import METHODS
 from anyv2v.diffusion.samplers import AfterStep, OnStep
 from anyv2v.diffusion.schedule import match_levels
 from anyv2v.errors import InputError
@@ -82,7 +82,7 @@ class Editor(Planner):
         guidance: float | Guidance = 1.0,
         fps: int | None = None,
         on_step: OnStep | None = None,
-        tolerance: float = TOLERANCE,
+        tolerance: float | None = None,
         plan: StepPlan | None = None,
         recording: CachePlan | None = None,
         unfinished: Unfinished | None = None,
@@ -93,10 +93,10 @@ class Editor(Planner):
 
         `video`: a Video, an array of frames (f, h, w, 3) uint8, or a path, which is read with the
         weights' own size, number of frames and rate. `method`: "fixed-point" solves each step of
-        sampling to the relative `tolerance`; "ddim" is the original's plain DDIM. `steps`: None is
-        500 for "ddim", else the weights' own number. `prompt` describes the source; with `guidance`
-        above 1, `negative_prompt` is what it leads away from. `fps` and `options` are settings that
-        the network is given, see `backbone.options`.
+        sampling to the relative `tolerance` (None: the weights' own); "ddim" is the original's
+        plain DDIM. `steps`: None is 500 for "ddim", else the weights' own number. `prompt`
+        describes the source; with `guidance` above 1, `negative_prompt` is what it leads away from.
+        `fps` and `options` are settings that the network is given, see `backbone.options`.
 
         `on_step(index, t, latents)` is called after each step with the latents (1, c, f', h', w')
         that it reached; index 0 is the first step, the least noisy. `plan`: the edit run that will
@@ -123,7 +123,9 @@ class Editor(Planner):
             negative_prompt,
             self.defaults.scales(guidance),
             options_of(self.backbone, fps, options),
-            checks.positive("tolerance", tolerance),
+            checks.positive(
+                "tolerance", self.defaults.tolerance if tolerance is None else tolerance
+            ),
         )
         run = InversionRun(self, as_video(video, self.defaults), settings, plan, recording)
         source = run.run(unfinished, taps, on_step)

@@ -31,6 +31,7 @@ SUBJECTS = {
     "scaling": "cost and memory against frames, resolution, edits: measured, and as planned",
     "convert": "reading, converting and verifying weights",
     "inversion": "methods of inversion: evaluations, error, and the edits that follow",
+    "epsilon": "the same of the backbones that predict noise, by small random networks",
     "kernels": "every kernel against its peers",
 }
 """Name -> description. The most important come first, in case the time does not suffice for all."""

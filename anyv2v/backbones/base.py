@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from anyv2v import checks
+from anyv2v.diffusion.inversion import TOLERANCE
 from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.injection.fractions import Injection
 from anyv2v.injection.taps import Taps
@@ -35,7 +36,8 @@ PublishedSettings = Mapping[str, object]
 """The settings of a backbone's original code, which apply where the config of the weights states
 no others, and with the option `--paper`: "steps", "guidance" (name of a scale -> value, the text's
 first), "negative_prompt", "injection" (injection group -> fraction of the steps) and, if not 0,
-"start" (index of the first step that an edit runs)."""
+"start" (index of the first step that an edit runs). "tolerance" and "evaluations" are no settings
+of the original: they are stated if fixed-point inversion needs others than usual."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Defaults:
     """The fraction of the steps in which each injection group (set of layers) is injected."""
     start: int = 0
     """Index of the first of `steps` steps that an edit runs; 0, the noisiest, runs all."""
+    tolerance: float = TOLERANCE
+    """Relative residual at which a fixed-point inversion has solved a step."""
+    evaluations: float = 1.5
+    """Most evaluations of the network per step of a fixed-point inversion, on average."""
 
     def start_of(self, steps: int) -> int:
         """Returns the index of the first step of an edit in `steps` steps: `start` in proportion.

@@ -48,6 +48,11 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
         negative_prompt=checks.text(f"{where}: negative_prompt", settings["negative_prompt"]),
         injection=injection.over(_injection(where, published["injection"])),
         start=checks.whole(f"{where}: start", settings.get("start", 0), 0, steps - 1),
+        **{
+            name: checks.positive(f"{where}: {name}", settings[name])
+            for name in ("tolerance", "evaluations")
+            if name in settings
+        },
     )
 
 

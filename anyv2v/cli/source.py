@@ -12,7 +12,6 @@ from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, size_of
 from anyv2v.cli.console import say, tell
 from anyv2v.cli.model import Model
-from anyv2v.diffusion.inversion import TOLERANCE
 from anyv2v.diffusion.schedule import match_levels
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
@@ -67,7 +66,7 @@ def obtain(
             steps=inversion_steps,
             prompt=args.inversion_prompt or "",
             on_step=progress("invert", inversion_steps - last),
-            tolerance=args.tolerance or TOLERANCE,
+            tolerance=args.tolerance,
             plan=plan,
             recording=recording,
             unfinished=unfinished,

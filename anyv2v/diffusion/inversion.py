@@ -110,6 +110,7 @@ def fixed_point(
     budget: int | None = None,
     last_factor: float = LAST_FACTOR,
     check: FiniteCheck | None = None,
+    last: int = 0,
 ) -> Iterator[InversionState]:
     """Inverts by solving each step of sampling for the latents that it would have started from.
 
@@ -120,8 +121,8 @@ def fixed_point(
     first guess of a step is g with f extrapolated linearly from the last two predictions.
     Anderson's acceleration (doi 10.1145/321296.321305) then iterates until the relative residual is
     at most `tolerance` or the evaluations are spent: `STEP_CAP` in one step, `budget` in all
-    (None: `default_budget(steps)`). In the last, noisiest step the tolerance is multiplied by
-    `last_factor`, because sampling starts from its latents exactly as they are stored.
+    (None: `default_budget(steps)`). At the level of index `last` (0 the noisiest) the tolerance is
+    multiplied by `last_factor`, because sampling starts from its latents exactly as stored.
 
     The trajectory stores the iterate x that was evaluated last: the network computes the same
     features there as for the source in sampling. The next step starts from g(x), nearer to the
@@ -140,7 +141,7 @@ def fixed_point(
         # every later step needs one evaluation at least; the rest of the budget may be spent here
         spare = budget - state.evaluations - (steps - state.steps)
         allowed = 1 + max(0, min(STEP_CAP - 1, spare))
-        threshold = tolerance * (last_factor if level.index == 0 else 1)
+        threshold = tolerance * (last_factor if level.index == last else 1)
         iterates, solutions = [], []
         while True:
             f = predict(level, x)
@@ -163,9 +164,9 @@ def fixed_point(
         yield state
 
 
-def default_budget(steps: int) -> int:
-    """Returns the default `budget` of `fixed_point`: 1.5 evaluations per step, rounded up."""
-    return steps + (steps + 1) // 2
+def default_budget(steps: int, per_step: float = 1.5) -> int:
+    """Returns the `budget` of `fixed_point` for so many evaluations `per_step`, rounded up."""
+    return math.ceil(per_step * steps)
 
 
 METHODS: dict[str, Inversion] = {"fixed-point": fixed_point, "ddim": ddim}

@@ -110,8 +110,8 @@ def predict_cost(
     editor.check_kept(levels[:-1], plan.source_levels)
     visited = levels[min(match_levels(plan.source_levels, levels).values()) : -1]
     if evaluations is None:
-        spare = default_budget(inversion_steps) - inversion_steps if method == "fixed-point" else 0
-        evaluations = len(visited) + spare
+        spare = default_budget(inversion_steps, editor.defaults.evaluations) - inversion_steps
+        evaluations = len(visited) + (spare if method == "fixed-point" else 0)
     branches = editor.backbone.branch_count(scales)
     with fake_mode(editor.backbone.device) as device:
         parts = _Parts(editor, video, device, edits, branches, recording.compact)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from anyv2v.diffusion.inversion import METHODS, InversionState, fixed_point
+from anyv2v.diffusion.inversion import METHODS, InversionState, default_budget, fixed_point
 from anyv2v.diffusion.samplers import OnStep, Predict
 from anyv2v.diffusion.schedule import Level, match_levels
 from anyv2v.diffusion.trajectory import Trajectory
@@ -158,7 +158,10 @@ class InversionRun:
         strongest = max(settings.guidance.values(), key=abs)
         check = stages._step_check("inversion", settings.steps, [strongest])
         inversion = METHODS[settings.method]
-        options = {"tolerance": settings.tolerance} if inversion is fixed_point else {}
+        options = {}
+        if inversion is fixed_point:
+            budget = default_budget(settings.steps, stages.defaults.evaluations)
+            options = {"tolerance": settings.tolerance, "budget": budget, "last": self.last}
         states = inversion(predict, begin, stages.schedule, settings.steps, check=check, **options)
         for state in states:
             yield state
