@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 import anyv2v
 from anyv2v import InputError
 from anyv2v.backbones.consisti2v.backbone import ConsistI2V
+from anyv2v.convert.files import Weights
 from anyv2v.convert.formats import clip, consisti2v, vae
+from anyv2v.convert.model import PublishedNetwork
 from anyv2v.convert.published import convert
 from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.loading import expected_shapes
@@ -101,11 +104,9 @@ def test_names_and_shapes_are_those_of_the_released_unet():
     assert consisti2v_snapshot.unet_shapes(consisti2v_snapshot.PRESETS["full"]["unet"]) == released
 
 
-@pytest.mark.parametrize("pipeline", consisti2v.PIPELINES)
-def test_both_pipelines_are_known(consisti2v_snapshot_folder, tmp_path, pipeline):
-    """AnyV2V's, and that of ConsistI2V itself; a dtype may be asked for."""
-    src = shutil.copytree(consisti2v_snapshot_folder, tmp_path / "hf")
-    spoil(src, "model_index.json", _class_name=pipeline)
+def test_the_pipeline_of_consisti2v_itself_is_known_too(src, tmp_path):
+    """And a dtype may be asked for."""
+    spoil(src, "model_index.json", _class_name="ConditionalAnimationPipeline")
     convert(src, tmp_path / "ours", expected_shapes, torch.float32)
     unet = load_file(tmp_path / "ours/unet.safetensors")
     assert {x.dtype for x in unet.values()} == {torch.float32}
@@ -119,26 +120,38 @@ TABLE = f"{BIAS}.relative_attention_bias.weight"
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({TIME: None}, f"{TIME} missing, should be .64, 512.$"),
+        ({TIME: None}, f"^unet.safetensors: {TIME} missing, should be .64, 512.$"),
         ({TIME: (64, 128)}, f"{TIME} .64, 128., should be .64, 512.$"),
         ({TABLE: None}, f"{TABLE} missing, should be .32, 4.$"),
-        ({f"{BIAS}.bias": (4,)}, f"extra.*{BIAS}.bias|no rule"),
-        ({"down_blocks.0.conv3ds.0.alpha": None}, "down_blocks.0.conv3ds.0.alpha"),
-        ({"down_blocks.3.tempo_attns.0.alpha": (1,)}, "down_blocks.3.tempo_attns.0.alpha"),
-        ({"conv_in.weight": (32, 8, 3, 3)}, "conv_in.weight.*8, 3, 3"),
-        (
-            {"down_blocks.0.tempo_attns.0.transformer_blocks.0.attn1.rotary_emb.freqs": (16,)},
-            "attn1.rotary_emb.freqs",
-        ),
+        ({TABLE: None, TIME: None}, f"{TIME} missing.*; {TABLE} missing"),
+        ({"a.lora_up.weight": (1,), TIME: None}, "is a LoRA, not a whole model"),
     ],
 )
-def test_tensors_that_are_missing_or_extra_or_misshapen(src, changes, message):
+def test_unused_tensors_have_to_be_there(changes, message):
+    shapes = consisti2v_snapshot.unet_shapes(consisti2v_snapshot.PRESETS["tiny"]["unet"])
+    config = consisti2v_snapshot.unet_config(consisti2v_snapshot.PRESETS["tiny"]["unet"])
+    unused = consisti2v.unused_shapes(consisti2v.unet_config("config.json", config))
+
+    def select(shapes):
+        layout = {name: (torch.float16, x) for name, x in shapes.items() if x is not None}
+        weights = Weights(Path("unet.safetensors"), layout, {})
+        return consisti2v.without_unused(PublishedNetwork(weights, consisti2v.UNET), unused)
+
+    assert select(shapes).weights.layout.keys() == shapes.keys() - unused.keys()
+    with pytest.raises(InputError, match=message):
+        select({**shapes, **changes})
+
+
+@pytest.mark.parametrize(
+    "name, shape, message",
+    [
+        (f"{BIAS}.bias", (4,), f"{BIAS}.bias"),
+        ("conv_in.weight", (32, 8, 3, 3), "conv_in.weight.*8, 3, 3"),
+    ],
+)
+def test_tensors_that_are_extra_or_misshapen(src, name, shape, message):
     tensors = load_file(src / UNET)
-    for name, shape in changes.items():
-        if shape is None:
-            del tensors[name]
-        else:
-            tensors[name] = torch.ones(shape, dtype=torch.float16)
+    tensors[name] = torch.ones(shape, dtype=torch.float16)
     save_file(tensors, src / UNET)
     check_refused(src, message)
 
