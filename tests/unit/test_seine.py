@@ -265,9 +265,9 @@ def test_sharing_and_replay_equal_replacing(small, group, branches):
 
 
 @torch.no_grad()
-def test_branches_of_one_sample_share_what_their_text_does_not_change(seine):
-    unet = seine.backbone.unet
-    x, masked, text = normal(2, 4, 3, 5, 4), normal(2, 5, 3, 5, 4), normal(3, 77, 40)
+def test_branches_of_one_sample_share_what_their_text_does_not_change(small):
+    unet = small
+    x, masked, text = normal(2, 4, 3, 5, 4), normal(2, 5, 3, 5, 4), normal(3, 6, 8)
     samples = [0, 1, 1]
     each = [unet.condition(text[i : i + 1], masked[s : s + 1]) for i, s in enumerate(samples)]
     conditions = type(each[0]).stack(each, samples)

@@ -135,24 +135,8 @@ A_COPY = f"up_blocks.2.attentions.0.transformer_blocks.0.{FREQUENCIES}"
             lambda saved: saved["ema"].update({A_COPY: torch.zeros(8)}),
             rf"{A_COPY} is \(8,\), should be \(16,\)",
         ),
-        (lambda saved: saved["ema"].__delitem__(f"{MID_BLOCK}.{FREQUENCIES}"), "mid_block.*freqs"),
-        (lambda saved: saved["ema"].__delitem__("conv_out.bias"), "conv_out.bias"),
-        (lambda saved: saved["ema"].update(more=torch.zeros(1)), "more"),
-        (
-            lambda saved: saved["ema"].update({"conv_in.weight": torch.zeros(36, 4, 3, 3)}),
-            r"conv_in.weight.*\(36, 4, 3, 3\).*\(36, 9, 3, 3\)",
-        ),
     ],
-    ids=[
-        "no entry",
-        "no dict",
-        "no copy",
-        "short copy",
-        "no frequencies",
-        "missing",
-        "extra",
-        "shape",
-    ],
+    ids=["no entry", "no dict", "no copy", "short copy"],
 )
 def test_files_of_other_networks_are_refused(published, tmp_path, change, message):
     change_unet(published, change)
@@ -193,6 +177,7 @@ def test_the_folder_of_stable_diffusion_is_asked_for(published, tmp_path):
         convert(tmp_path / "empty", tmp_path / "out", expected_shapes)
 
 
+@pytest.mark.slow
 def test_one_number_of_heads_for_all_levels_and_no_unet_weights_are_needed(published, tmp_path):
     (published / SD / "unet" / "diffusion_pytorch_model.bin").unlink()
     path = published / SD / "unet" / "config.json"

@@ -18,8 +18,8 @@ BOUND = 1e-4
 FACTS = about()
 INVERSIONS, CASES = FACTS["inversions"], FACTS["pnp"]
 SIZE = FACTS["width"], FACTS["height"]
-QUICK = ("pnp0.2_0.2_0.5_0", "ddim")
-"""The cases that are not among the slow tests."""
+DEFAULT = "pnp0.2_0.2_0.5_0"
+"""The case of the original's own settings."""
 NOTHING = Injection(conv=0, spatial=0, temporal=0, cross=0)
 slow = pytest.mark.slow
 
@@ -89,7 +89,8 @@ def test_predictions_of_an_inversion_equal_the_original(seine, seine_video):
         assert error(prediction, "inversion", f"n10.t{t}.eps") <= 3e-5
 
 
-@pytest.mark.parametrize("tag", cases(INVERSIONS, ("n10",)))
+@slow
+@pytest.mark.parametrize("tag", INVERSIONS)
 def test_reconstruction_equals_the_original(seine, sources, tag):
     steps, prompt = (INVERSIONS[tag][name] for name in ("steps", "prompt"))
     before = {}
@@ -121,7 +122,7 @@ def noise_of(case):
     return [*drawn[:, None], torch.zeros_like(drawn[:1])]
 
 
-@pytest.mark.parametrize("name", cases(CASES, QUICK))
+@pytest.mark.parametrize("name", cases(CASES, (DEFAULT,)))
 def test_edit_equals_the_original(seine, sources, edited_frame, name):
     case, seen = CASES[name], {}
     common = {
@@ -166,7 +167,7 @@ def test_edit_equals_the_original(seine, sources, edited_frame, name):
 def test_rounding_the_edited_frame_changes_the_edit(seine, sources, edited_frame, monkeypatch):
     """So the original's stretching has to be met to a fraction of a level, as above."""
     monkeypatch.undo()
-    case = CASES[QUICK[0]]
+    case = CASES[DEFAULT]
     edit = seine.edit(
         sources("n10"),
         edited_frame,
@@ -175,7 +176,7 @@ def test_rounding_the_edited_frame_changes_the_edit(seine, sources, edited_frame
         steps=10,
         step_noise=noise_of(case),
     )
-    assert 1e-3 < error(edit.latents, "pnp", f"{QUICK[0]}.final") < 0.05
+    assert 1e-3 < error(edit.latents, "pnp", f"{DEFAULT}.final") < 0.05
 
 
 @slow
@@ -253,6 +254,7 @@ def test_the_encoder_makes_conditions_and_is_counted_once(seine, seine_video, mo
         assert found.offloaded == leaves
 
 
+@slow
 def test_the_least_memory_of_a_prediction_is_less_than_what_it_takes(seine):
     with fake_mode("cpu") as device:
         backbone = seine.backbone.meta_copy(device)
