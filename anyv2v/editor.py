@@ -325,7 +325,8 @@ class Editor(Planner):
         self._reserve(size, frames, self.backbone.branch_count(prompts.guidance))
         generator = NoiseGenerator(seed, self.backbone.device)
         noise = generator.use(noise, shape)
-        first = self._first_frame(fit_frame(read_argument("frame", frame), size, fit), frames)
+        picture, bilinear = read_argument("frame", frame), self.backbone.stretches_bilinearly
+        first = self._first_frame(fit_frame(picture, size, fit, bilinear), frames)
         # options are numbers or texts, and a rate is a number
         rate = cast(float, options.get("fps", defaults.fps))
         return run.run(prompts, first, noise, step_noise, generator, rate)

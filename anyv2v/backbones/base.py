@@ -99,7 +99,8 @@ class FirstFrame:
     """The first frame of a clip, and the size of the clip that begins with it."""
 
     image: np.ndarray
-    """(h, w, 3) uint8 RGB: the frame as the caller passed it, whose size may not be the clip's."""
+    """(h, w, 3) uint8 RGB: the frame as the caller passed it, whose size may not be the clip's.
+    It is float32, 0 to 255, where the backbone is `stretches_bilinearly`."""
     latents: Tensor
     """(1, c, 1, h', w') float32: scaled latents of the frame at the clip's size."""
     width: int
@@ -158,6 +159,10 @@ class Backbone(Protocol):
     loaded_on_demand: ClassVar[frozenset[str]]
     """Names of the networks (keys of `networks`) that are too large to stay in memory: they are
     read from the weights folder whenever conditions are made, and freed afterwards."""
+
+    stretches_bilinearly: ClassVar[bool]
+    """Whether `fit="stretch"` interpolates an edited frame bilinearly, to floats, as the original
+    does, instead of to 8 bits with LANCZOS; see `fit_frame`."""
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -114,15 +115,22 @@ def center_crop(
     return np.array(image.crop(crop_box(resized, size)))
 
 
-def fit_frame(image: Image.Image | np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
+def fit_frame(
+    image: Image.Image | np.ndarray, size: tuple[int, int], fit: str, bilinear: bool = False
+) -> np.ndarray:
     """Fits a picture to `size` (width, height): uint8 RGB (h, w, 3).
 
     image: a PIL image or uint8 RGB (h, w, 3). fit: "crop" scales the picture to cover the size and
     crops its center (`center_crop`); "stretch" resizes it with LANCZOS whatever its proportions, as
     the original's run script does with the edited frame; "pad" keeps all of it between black bars
-    (`letterbox`). Raises InputError for any other `fit`.
+    (`letterbox`). bilinear: stretch by bilinear interpolation without antialiasing, and do not
+    round: the result is float32, 0 to 255. Raises InputError for any other `fit`.
     """
     checks.one_of("fit", fit, FITS)
+    if bilinear and fit == "stretch":
+        pixels = torch.from_numpy(np.array(_as_pil(image), np.float32)).permute(2, 0, 1)[None]
+        pixels = F.interpolate(pixels, checks.size(size)[::-1], mode="bilinear")
+        return pixels[0].permute(1, 2, 0).numpy()
     if fit == "crop":
         return center_crop(image, size)
     if fit == "pad":

@@ -40,7 +40,7 @@ class Job:
     prompts: Prompts
     """Its prompt, negative prompt and guidance scales."""
     image: np.ndarray
-    """The edited first frame at the clip's size, uint8 RGB (h, w, 3)."""
+    """The edited first frame at the clip's size, RGB (h, w, 3); see `FirstFrame.image`."""
     begin: Tensor
     """The latents that sampling starts from, all frames: (1, c, f', h', w') float32."""
     step_noise: Callable[[int], Tensor]
@@ -66,10 +66,12 @@ class Job:
         """
         checks.kind("edits", request, EditRequest, "an EditRequest")
         prompts = request.prompts(stages.defaults)
-        generator = NoiseGenerator(request.seed, stages.backbone.device)
+        backbone = stages.backbone
+        generator = NoiseGenerator(request.seed, backbone.device)
         noise, ratio = generator.use(request.noise, begin.shape), float(request.random_ratio)
         size = size_of(source.video.frames)
-        image = fit_frame(read_argument("frame", request.frame), size, request.fit)
+        picture, bilinear = read_argument("frame", request.frame), backbone.stretches_bilinearly
+        image = fit_frame(picture, size, request.fit, bilinear)
         step_noise = generator.for_steps(request.step_noise, begin.shape, sampler, steps)
         return cls(prompts, image, ratio * noise + (1 - ratio) * begin, step_noise)
 

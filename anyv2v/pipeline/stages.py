@@ -150,7 +150,11 @@ class Stages:
         samples of it, as in the original. Raises InputError for frames of a size or number that
         the autoencoder does not take, and NotFiniteError for latents that are not finite.
         """
-        frames, codec = as_frames(frames), self.backbone.codec
+        return self._encode(as_frames(frames), generator)
+
+    def _encode(self, frames: np.ndarray, generator: torch.Generator | None = None) -> Tensor:
+        """`encode_frames` for frames that are checked, or are float32, 0 to 255."""
+        codec = self.backbone.codec
         if generator is not None:
             checks.kind("generator", generator, torch.Generator, "a torch.Generator")
         codec.check_frames(len(frames))
@@ -300,7 +304,7 @@ class Stages:
         begin: Tensor | None = None,
     ) -> FirstFrame:
         """The first frame of a clip of so many `frames`; `image` has the clip's size."""
-        latents = self.encode_frames(image[None]) if latents is None else latents
+        latents = self._encode(image[None]) if latents is None else latents
         return FirstFrame(image, latents, image.shape[1], frames, begin)
 
     def _decode(self, latents: Tensor, which: DescribeEdits = lambda positions: "") -> np.ndarray:

@@ -65,6 +65,7 @@ class Toy:
     published_settings = PUBLISHED_SETTINGS
     schedule = Flow()
     pinned_frames = 1
+    stretches_bilinearly = False
     loaded_on_demand = frozenset({"words"})
 
     @staticmethod

@@ -776,6 +776,8 @@ def test_nothing_of_the_product_knows_it():
 
 KNOWN = {
     "anyv2v/backbones/registry.py": "where backbones are registered: the one line",
+    "anyv2v/backbones/consisti2v/defaults.py": "the original has one negative prompt for both",
+    "anyv2v/backbones/consisti2v/unet.py": "its sites are called like I2VGen-XL's",
     "anyv2v/__init__.py": "NEGATIVE_PROMPT, a public name, is I2VGen-XL's",
     "anyv2v/cli/options.py": "its settings are the examples of defaults in help texts",
     "anyv2v/pipeline/source_upgrade.py": "files of older versions are all of I2VGen-XL",
