@@ -122,11 +122,8 @@ class _FusedAttention(TorchFunctionMode):
         return run(*args, **(kwargs or {}))
 
 
-def _fused_attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
     fused = torch.ops.aten._scaled_dot_product_efficient_attention
-    # a mask changes neither the shape of the result nor the counted operations
     return fused(q, k, v, None, False, is_causal=is_causal)[0]
 
 
