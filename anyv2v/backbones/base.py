@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from anyv2v import checks
-from anyv2v.diffusion.inversion import TOLERANCE
 from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.injection.fractions import Injection
 from anyv2v.injection.taps import Taps
@@ -60,7 +59,7 @@ class Defaults:
     """The fraction of the steps in which each injection group (set of layers) is injected."""
     start: int = 0
     """Index of the first of `steps` steps that an edit runs; 0, the noisiest, runs all."""
-    tolerance: float = TOLERANCE
+    tolerance: float = 3e-3
     """Relative residual at which a fixed-point inversion has solved a step."""
     evaluations: float = 1.5
     """Most evaluations of the network per step of a fixed-point inversion, on average."""

@@ -5,10 +5,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import anyv2v
 from anyv2v import Injection, InputError
+from anyv2v.media.image import fit_frame, pixels_of
 from anyv2v.pipeline import cost
 from anyv2v.runtime.accounting import count, fake_mode
 from tests.oracles import golden
@@ -42,26 +42,16 @@ def sources(seine, seine_video):
     return source
 
 
-@pytest.fixture
-def edited_frame(seine, monkeypatch):
-    """The edited frame as the original stretches it, whose values are no 8-bit numbers.
+@pytest.fixture(scope="module")
+def edited_frame():
+    """The edited frame at the size that it was given the original in, which stretches it."""
+    return tensors("inputs")["edited_raw"].numpy()
 
-    An edit is given it rounded, and encodes it as it is.
-    """
-    raw = tensors("inputs")["edited_raw"].permute(2, 0, 1)[None].float() / 255
-    pixels = F.interpolate(raw, size=SIZE[::-1], mode="bilinear", align_corners=False)
-    assert torch.equal(2 * pixels - 1, tensors("vae")["edited.pixels"])
-    rounded = (255 * pixels[0].permute(1, 2, 0)).round().byte().numpy()
-    encode = seine.encode_frames
 
-    @torch.no_grad()
-    def encode_frames(frames, generator=None):
-        if np.array_equal(frames, rounded[None]):
-            return seine.backbone.codec.vae.encode(2 * pixels - 1)[:, :, None]
-        return encode(frames, generator)
-
-    monkeypatch.setattr(seine, "encode_frames", encode_frames)
-    return rounded
+def test_the_edited_frame_is_stretched_as_by_the_original(edited_frame):
+    stretched = fit_frame(edited_frame, SIZE, "stretch", bilinear=True)
+    pixels = pixels_of(torch.from_numpy(stretched[None]))
+    assert (pixels - tensors("vae")["edited.pixels"]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("tag", cases(INVERSIONS, ("n10",)))
@@ -138,7 +128,13 @@ def test_edit_equals_the_original(seine, sources, edited_frame, name):
     if case.get("enable_pnp") is False:
         frames = FACTS["frames"]
         edit = seine.generate(
-            edited_frame, FACTS["prompt"], frames=frames, size=SIZE, noise=start, **common
+            edited_frame,
+            FACTS["prompt"],
+            frames=frames,
+            size=SIZE,
+            noise=start,
+            fit="stretch",
+            **common,
         )
     else:
         source = sources(case["source"])
@@ -152,7 +148,8 @@ def test_edit_equals_the_original(seine, sources, edited_frame, name):
             common |= {"noise": start, "random_ratio": 1.0}
         groups = ("conv", "spatial", "temporal", "cross")
         injection = Injection(**dict(zip(groups, case["fractions"], strict=True)))
-        edit = seine.edit(source, edited_frame, FACTS["prompt"], injection=injection, **common)
+        common |= {"injection": injection, "fit": "stretch"}
+        edit = seine.edit(source, edited_frame, FACTS["prompt"], **common)
     assert list(seen) == case["timesteps"]
     assert error(edit.latents, "pnp", f"{name}.final") <= BOUND
     after = [x for x in tensors("pnp") if x.startswith(f"{name}.t")]
@@ -164,13 +161,13 @@ def test_edit_equals_the_original(seine, sources, edited_frame, name):
 
 
 @slow
-def test_rounding_the_edited_frame_changes_the_edit(seine, sources, edited_frame, monkeypatch):
+def test_rounding_the_edited_frame_changes_the_edit(seine, sources, edited_frame):
     """So the original's stretching has to be met to a fraction of a level, as above."""
-    monkeypatch.undo()
     case = CASES[DEFAULT]
+    stretched = fit_frame(edited_frame, SIZE, "stretch", bilinear=True)
     edit = seine.edit(
         sources("n10"),
-        edited_frame,
+        stretched.round().astype(np.uint8),
         FACTS["prompt"],
         negative_prompt=FACTS["negative"],
         steps=10,

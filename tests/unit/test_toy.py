@@ -311,7 +311,7 @@ def test_the_source_may_begin_with_the_edited_frame(
 def exactly(editor, video):
     """An inversion whose steps are solved as far as float32 goes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anyv2v.diffusion.inversion.default_budget", lambda steps: 12 * steps)
+        patch.setattr("anyv2v.pipeline.inverting.default_budget", lambda steps, _: 12 * steps)
         return editor.invert(video, steps=STEPS, tolerance=3e-7)
 
 
