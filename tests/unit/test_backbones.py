@@ -25,13 +25,14 @@ from tests.oracles.golden import relative_error
 from tests.unit.test_graphs import Taped
 
 WRITERS = {"consisti2v": consisti2v_snapshot.write, "seine": seine_snapshot.write}
+slow = pytest.mark.slow
 GROUPS = {
     "consisti2v": ("conv", "spatial", "temporal"),
     "seine": ("conv", "spatial", "temporal", "cross"),
 }
 # without guidance, by the text, and by the text and the image: two, three and four branches in all
 GUIDANCE = {
-    "consisti2v": [{"text": 1.0}, {"text": 3.0}, {"text": 3.0, "image": 1.5}],
+    "consisti2v": [{"text": 1.0}, {"text": 3.0, "image": 1.0}, {"text": 3.0, "image": 1.5}],
     "seine": [{"text": 1.0}, {"text": 3.0}],
 }
 STEPS = 3
@@ -64,7 +65,7 @@ def loaded(folders):
     def load(name):
         if name not in known:
             editor = anyv2v.load(folders(name), device="cpu", graphs=False)
-            known[name] = editor, editor.invert(clip(), "ddim", 10)
+            known[name] = editor, editor.invert(clip(), "ddim", 10, options=plain_sampler(name))
         return known[name]
 
     return load
@@ -88,10 +89,13 @@ def edited():
     return clip().frames[0][:, ::-1].copy()
 
 
+def plain_sampler(name):
+    """Options of sampling without noise, for which features are recorded on the way."""
+    return {"sampler": "ddim"} if name == "seine" else {}
+
+
 def edit(editor, source, **settings):
-    """An edit by the sampler that adds no noise, so that it can start anywhere; all groups."""
-    sampler = {"sampler": "ddim"} if editor.backbone.name == "seine" else {}
-    settings = {"steps": 5, "start": 0, "options": sampler} | settings
+    settings = {"steps": 5, "start": 0, "options": plain_sampler(editor.backbone.name)} | settings
     return editor.edit(source, edited(), PROMPT, **settings).latents
 
 
@@ -100,7 +104,13 @@ def fractions(name, *groups):
 
 
 CASES = [
-    pytest.param(name, groups, guidance, id=f"{name}-{'+'.join(groups)}-{len(guidance)}")
+    pytest.param(
+        name,
+        groups,
+        guidance,
+        id=f"{name}-{'+'.join(groups)}-{list(guidance.values())}",
+        marks=[] if groups == GROUPS[name] and guidance == GUIDANCE[name][1] else slow,
+    )
     for name in GROUPS
     for groups, guidance in (
         *(((group,), GUIDANCE[name][1]) for group in GROUPS[name]),
@@ -116,7 +126,7 @@ def test_every_way_to_the_features_gives_the_same(loaded, name, groups, guidance
     batched = edit(editor, source, source_pass="always", **settings)
     plain = edit(editor, source, injection=Injection.none(), guidance=guidance)
     assert relative_error(plain, batched) > 1e-3
-    options = {"sampler": "ddim"} if name == "seine" else {}
+    options = plain_sampler(name)
     for compact in (True, False):
         plan = editor.recording(
             source.video, settings["injection"], 5, 0, compact=compact, options=options
@@ -181,6 +191,7 @@ def test_each_branch_of_a_batch_is_what_it_is_alone(loaded, name, count):
     assert relative_error(together[:, :, p:], torch.cat(alone)[:, :, p:]) < SAME
 
 
+@slow
 @pytest.mark.parametrize("name", GROUPS)
 def test_several_edits_are_each_alone(loaded, name):
     editor, source = loaded(name)
@@ -194,10 +205,11 @@ def test_several_edits_are_each_alone(loaded, name):
         assert relative_error(together.latents, alone.latents) < SAME
 
 
+@slow
 @pytest.mark.parametrize("name", GROUPS)
 def test_features_are_recorded_while_it_inverts(loaded, name):
     editor, _ = loaded(name)
-    options = {"sampler": "ddim"} if name == "seine" else {}
+    options = plain_sampler(name)
     plan = editor.recording(clip(), steps=STEPS, start=0, options=options)
     source = editor.invert(clip(), steps=STEPS, recording=plan, options=options)
     step_plan = editor.step_plan(STEPS, 0, source=source, options=options)
@@ -210,6 +222,7 @@ def test_features_are_recorded_while_it_inverts(loaded, name):
     assert relative_error(replayed, batched) < SAME
 
 
+@slow
 @pytest.mark.parametrize("name", GROUPS)
 def test_captured_passes_are_the_same_to_the_bit(loaded, name, monkeypatch):
     editor, source = loaded(name)
@@ -228,9 +241,10 @@ def test_captured_passes_are_the_same_to_the_bit(loaded, name, monkeypatch):
 
     monkeypatch.setattr("anyv2v.pipeline.stages.captured_forward", captured_forward)
     assert all(map(torch.equal, runs(), eager))
-    assert sum(len(b.tapes) for b in backends) >= 4
+    assert sum(bool(b.tapes) for b in backends) == 2
 
 
+@slow
 @pytest.mark.parametrize("name", GROUPS)
 def test_the_cost_is_predicted(loaded, folders, name):
     editor, _ = loaded(name)
@@ -244,6 +258,7 @@ def test_the_cost_is_predicted(loaded, folders, name):
     assert cost.peak > cost.weights and set(cost.flops) >= {"invert", "sample", "encode", "decode"}
 
 
+@slow
 @pytest.mark.parametrize("name", GROUPS)
 def test_the_command_line_takes_its_folder(folders, name, tmp_path, capfd):
     anyv2v.write_video(tmp_path / "clip.mp4", clip().frames, 8)
