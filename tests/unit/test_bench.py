@@ -21,7 +21,7 @@ from anyv2v.diffusion.schedule import TableSchedule, match_levels
 from anyv2v.kernels import attention
 from anyv2v.vae.autoencoder import AutoencoderConfig
 from bench import __main__ as command
-from bench import core, edit, inversion, kernels, scaling, subjects, truth, unet
+from bench import core, edit, epsilon, inversion, kernels, scaling, subjects, truth, unet
 from bench import counted as costs
 from bench.core import Bench, Contender
 from tests.oracles import snapshot
@@ -410,6 +410,8 @@ def test_nothing_of_a_full_set_fails(monkeypatch, small, capsys, subject):
     monkeypatch.setattr(scaling, "DEMO_FULL", scaling.points(base, (16,), (2,), (2,)))
     monkeypatch.setattr(scaling, "PUBLISHED", [base])
     monkeypatch.setitem(snapshot.PRESETS, "full", snapshot.PRESETS["tiny"])
+    monkeypatch.setattr(epsilon, "DDIM", 20)
+    monkeypatch.setattr(epsilon, "STEPS", (5,))
     monkeypatch.setattr(inversion, "CLIPS", 1)
     monkeypatch.setattr(inversion, "STEPS", 5)
     methods = tuple(replace(m, steps=m.steps // 10) for m in inversion.METHODS)

@@ -9,6 +9,7 @@ import torch
 import anyv2v
 from anyv2v import Injection, InputError, loading
 from anyv2v.backbones.defaults import published_defaults, read_defaults
+from anyv2v.diffusion.inversion import TOLERANCE, default_budget
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER
 from anyv2v.weights.demo.recipe import PRESETS, config
@@ -35,6 +36,22 @@ def test_what_a_config_leaves_out_is_the_backbones_own():
     assert found.injection == Injection(conv=0.8, spatial=0.0, cross=0.1)
     # --paper
     assert published_defaults(found, OWN) == read_defaults({"defaults": CLIP}, OWN)
+
+
+def test_an_edit_starts_as_noisy_in_any_number_of_steps():
+    found = read_defaults({"defaults": CLIP}, OWN | {"start": 4})
+    assert [found.start_of(steps) for steps in (50, 25, 100, 10, 1)] == [4, 2, 8, 0, 0]
+    assert read_defaults({"defaults": CLIP}, OWN).start_of(50) == 0
+
+
+def test_how_exactly_an_inversion_solves_may_be_the_weights_own():
+    usual = read_defaults({"defaults": CLIP}, OWN)
+    assert (usual.tolerance, default_budget(50, usual.evaluations)) == (TOLERANCE, 75)
+    published = OWN | {"tolerance": 1e-2, "evaluations": 4.0}
+    found = read_defaults({"defaults": CLIP | {"tolerance": 0.02}}, published)
+    assert (found.tolerance, found.evaluations) == (0.02, 4.0)
+    with pytest.raises(InputError, match="section 'defaults': tolerance: 0"):
+        read_defaults({"defaults": CLIP | {"tolerance": 0}}, published)
 
 
 @pytest.mark.parametrize(
