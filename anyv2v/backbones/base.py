@@ -99,7 +99,7 @@ class FirstFrame:
 
     image: np.ndarray
     """(h, w, 3) uint8 RGB: the frame as the caller passed it, whose size may not be the clip's.
-    It is float32, 0 to 255, where the backbone is `stretches_bilinearly`."""
+    It is float32, 0 to 255, if it was stretched by a backbone that `stretches_bilinearly`."""
     latents: Tensor
     """(1, c, 1, h', w') float32: scaled latents of the frame at the clip's size."""
     width: int

@@ -120,8 +120,10 @@ class Taps:
         """Returns what replaces the query and key of an attention, after their projections.
 
         Spatial: (g b f, h w, heads, d). Temporal: (g b, f, h w, heads, d). Cross: q
-        (g b, f h w, heads, d), k (g b, m, heads, d) for m context tokens. The results have the same
-        shapes and dtypes; all branches share those of a shorter dim 0 that divides the original.
+        (g b, f h w, heads, d), k (g b, m, heads, d) for m context tokens. In ConsistI2V k also has
+        tokens of the first frame, see `anyv2v.backbones.consisti2v.attention`. The results have the
+        same shapes and dtypes; all branches share those of a shorter dim 0 that divides the
+        original.
         """
         return q, k
 

@@ -143,7 +143,8 @@ class AttentionFeature:
     layer: Attention
     """The attention whose query, key and value these are."""
     x: Tensor
-    """The layer's input: (b, n, c), or (b, f, h w, c) for a temporal attention."""
+    """The layer's input: (b, n, c), or (b, f, h w, c) for a temporal attention. A subclass of
+    `Attention` may take other shapes with b videos in dim 0."""
     context: tuple[Tensor, Tensor] | None
     """Key and value (b, m, heads, d) of a cross-attention's context; None for self-attention."""
 

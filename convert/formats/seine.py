@@ -34,6 +34,7 @@ FOLDER = "stable-diffusion-v1-4"
 FREQUENCIES = "attn_temp.rotary_emb.freqs"
 """The end of the names of the rotary frequencies, one parameter that is saved in every block."""
 BLOCK = "transformer_blocks.0"
+"""The only block of a transformer, within its names."""
 MID_BLOCK = f"mid_block.attentions.0.{BLOCK}"
 """The block whose copy of the frequencies counts: the last one that the original code loads."""
 TEMPORAL = (

@@ -1,4 +1,4 @@
-"""Rules and config fields that the UNets of I2VGen-XL and Stable Diffusion have in common."""
+"""Rules and config fields that the UNets of the backbones and Stable Diffusion have in common."""
 
 from collections.abc import Iterable
 

@@ -14,12 +14,14 @@ from anyv2v.backbones.i2vgen.defaults import NEGATIVE_PROMPT
 from anyv2v.backbones.i2vgen.unet import UNet
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
+from anyv2v.convert.published import convert
 from anyv2v.injection.taps import Recorded
 from anyv2v.kernels import gpu
+from anyv2v.loading import expected_shapes
 from anyv2v.runtime.meta import meta_copy
 from anyv2v.vae.autoencoder import Autoencoder, AutoencoderConfig
 from anyv2v.vae.codec import ImageCodec
-from tests.oracles import golden
+from tests.oracles import consisti2v_snapshot, golden, seine_snapshot
 
 DTYPES = [torch.float16, torch.bfloat16]
 THIRDS = Injection(0.34, 0.34, 0.67)
@@ -66,7 +68,7 @@ def edited(editor):
     source = editor.invert(video, "ddim", 6)
     told = {"negative_prompt": NEGATIVE_PROMPT, "guidance": 9.0}
     edit = editor.edit(source, clip[0], "a red circle", steps=6, injection=THIRDS, **told)
-    return {"inverted": source.trajectory[831].cpu(), "edited": edit.latents.cpu()}
+    return {"inverted": source.at(0).cpu(), "edited": edit.latents.cpu()}
 
 
 @pytest.mark.gpu
@@ -81,6 +83,39 @@ def test_it_is_as_exact_as_pytorch_in_that_dtype(run, dtype, monkeypatch):
     for kind, x in truth.items():
         lost = golden.relative_error(plain[kind], x)
         assert golden.relative_error(ours[kind], x) <= 2 * lost + torch.finfo(dtype).eps / 8, kind
+
+
+def small(write, tmp_path):
+    """A function that loads a small model of another backbone, for clips of 4 frames of 128x64."""
+    write(tmp_path / "published")
+    convert(tmp_path / "published", tmp_path / "weights", expected_shapes)
+
+    def load(*given, **options):
+        editor = anyv2v.load(tmp_path / "weights", *given, **options)
+        defaults = replace(editor.defaults, size=(128, 64), frames=4)
+        return anyv2v.Editor(
+            replace(editor.backbone, defaults=defaults), editor.fingerprint, editor.graphs
+        )
+
+    return load
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("write", [consisti2v_snapshot.write, seine_snapshot.write])
+def test_the_other_backbones_are_as_exact_as_pytorch(write, tmp_path, monkeypatch):
+    load = small(write, tmp_path)
+    truth, ours = (predictions(load(d, torch.float32)) for d in ("cpu", "cuda"))
+    half = predictions(load("cuda", torch.float16))
+    eager, captured = (
+        edited(load("cuda", torch.float32, graphs=graphs)) for graphs in (False, True)
+    )
+    assert all(torch.equal(captured[kind], x) for kind, x in eager.items())
+    monkeypatch.setattr(gpu, "INSTALLED", False)
+    plain = predictions(load("cuda", torch.float16, graphs=False))
+    for kind, x in truth.items():
+        assert golden.relative_error(ours[kind], x) <= 1e-4, kind
+        lost = golden.relative_error(plain[kind], x)
+        assert golden.relative_error(half[kind], x) <= 2 * lost + 1e-4, kind
 
 
 def full_size(editor, device):

@@ -82,7 +82,7 @@ class ConsistI2V:
 
     name = "consisti2v"
     pinned_frames = 1
-    stretches_bilinearly = True
+    stretches_bilinearly: ClassVar[bool] = True
     loaded_on_demand: ClassVar[frozenset[str]] = frozenset()
     published_settings: ClassVar[PublishedSettings] = PUBLISHED_SETTINGS
 

@@ -11,7 +11,7 @@ PUBLISHED_SETTINGS = {
     "negative_prompt": NEGATIVE_PROMPT,
     "injection": {"conv": 0.2, "spatial": 0.2, "temporal": 0.5},
     "start": 4,
-    # epsilon-prediction: an evaluation brings a fixed point less far than v-prediction does
+    # an evaluation brings the fixed point of a step less far than where the network predicts v
     "tolerance": 1e-2,
     "evaluations": 4.0,
 }

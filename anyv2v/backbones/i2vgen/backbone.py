@@ -69,7 +69,7 @@ class I2VGen:
 
     name = "i2vgen"
     pinned_frames = 0
-    stretches_bilinearly = False
+    stretches_bilinearly: ClassVar[bool] = False
     loaded_on_demand: ClassVar[frozenset[str]] = frozenset()
     published_settings: ClassVar[PublishedSettings] = PUBLISHED_SETTINGS
 

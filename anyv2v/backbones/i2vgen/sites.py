@@ -1,6 +1,7 @@
 """The sites of I2VGen-XL's UNet, and the AnyV2V paper's choice of those to inject.
 
-A site is a named layer whose features can be recorded, replayed and injected.
+A site is a named layer whose features can be recorded, replayed and injected. ConsistI2V's layers
+have the same names, so this module serves it, too.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def find_sites(network: nn.Module) -> tuple[str, ...]:
     - `up.1.res.1`: the residual branch of a resnet, after its second convolution;
     - `up.1.spatial.1.block.self`, `.cross`: query, key and value of the self-attention within a
       frame, and of the cross-attention to the context;
-    - `up.1.temporal.1.block.self`, `.self2`: query, key and value along the frames.
+    - `up.1.temporal.1.block.self`, `.self2`: query, key and value along the frames (ConsistI2V's
+      second is `.cross`, to the context).
     """
     blocks = network.named_modules()
     sites = {path: site for path, block in blocks if (site := getattr(block, "site", None))}

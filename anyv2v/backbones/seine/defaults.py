@@ -7,7 +7,7 @@ PUBLISHED_SETTINGS = {
     "guidance": {"text": 4.0},
     "negative_prompt": "",
     "injection": {"conv": 0.2, "spatial": 0.2, "temporal": 0.5, "cross": 0.0},
-    # epsilon-prediction: an evaluation brings a fixed point less far than v-prediction does
+    # an evaluation brings the fixed point of a step less far than where the network predicts v
     "tolerance": 1e-2,
     "evaluations": 4.0,
 }

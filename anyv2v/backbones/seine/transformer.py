@@ -82,8 +82,8 @@ def biased_probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     """Computes softmax(q k^T / sqrt(d) + bias) at every position: (b, p, heads, n, m), contiguous.
 
     q (b, n, p, heads, d), k (b, m, p, heads, d), bias (heads, n, m). The kernels of
-    `anyv2v.kernels.short_attention` add no bias; from the probabilities on its own serve. Scores
-    are float32 on a CPU, where half types multiply no faster, and of the dtype of q elsewhere; the
+    `anyv2v.kernels.short_attention` add no bias, so the scores and their softmax are PyTorch's
+    operations; `apply_probabilities` of these kernels does the rest. Scores are float32 on a CPU, where half types multiply no faster, and of the dtype of q elsewhere; the
     softmax is taken in float32 (float64 for float64), and the result has the dtype of q.
     """
     dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
@@ -103,7 +103,7 @@ def bucket(distance: Tensor) -> Tensor:
     the relative position of T5 (arXiv 1910.10683, section 2.1) with 32 classes and maximum 32.
     """
     half, far = BUCKETS // 2, distance.abs()
-    # a whole number at distances 8 and 16 alone, whose logarithms are exact
+    # whole numbers at powers of 2 alone, whose logarithms are exact: floor is not off by one
     steps = 4 * torch.log2(far.clamp(min=NEAR) / NEAR)
     beyond = (NEAR + steps.floor().long()).clamp(max=half - 1)
     return torch.where(far < NEAR, far, beyond) + half * (distance > 0)
