@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import anyv2v
 from anyv2v import InputError, Record, Replay, ShareSource, Taps
 from anyv2v.backbones.base import FirstFrame
-from anyv2v.backbones.consisti2v.conditions import Conditions
+from anyv2v.backbones.consisti2v.conditioning import Conditions
 from anyv2v.backbones.consisti2v.config import UNetConfig
 from anyv2v.backbones.consisti2v.unet import UNet
 from anyv2v.injection.taps import Chain

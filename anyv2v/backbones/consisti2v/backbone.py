@@ -20,7 +20,7 @@ from anyv2v.backbones.base import (
     Options,
     PublishedSettings,
 )
-from anyv2v.backbones.consisti2v.conditions import Conditions
+from anyv2v.backbones.consisti2v.conditioning import Conditions
 from anyv2v.backbones.consisti2v.config import UNetConfig
 from anyv2v.backbones.consisti2v.defaults import PUBLISHED_SETTINGS
 from anyv2v.backbones.consisti2v.unet import UNet

@@ -16,7 +16,7 @@ from anyv2v.backbones.consisti2v.blocks import (
     TemporalConv,
     TemporalTransformer,
 )
-from anyv2v.backbones.consisti2v.conditions import Conditions
+from anyv2v.backbones.consisti2v.conditioning import Conditions
 from anyv2v.backbones.consisti2v.config import UNetConfig
 from anyv2v.backbones.i2vgen.sites import find_sites
 from anyv2v.injection.taps import NO_TAPS, Taps
