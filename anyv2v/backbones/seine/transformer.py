@@ -82,9 +82,10 @@ def biased_probabilities(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     """Computes softmax(q k^T / sqrt(d) + bias) at every position: (b, p, heads, n, m), contiguous.
 
     q (b, n, p, heads, d), k (b, m, p, heads, d), bias (heads, n, m). The kernels of
-    `anyv2v.kernels.short_attention` add no bias, so the scores and their softmax are PyTorch's
-    operations; `apply_probabilities` of these kernels does the rest. Scores are float32 on a CPU, where half types multiply no faster, and of the dtype of q elsewhere; the
-    softmax is taken in float32 (float64 for float64), and the result has the dtype of q.
+    `anyv2v.kernels.short_attention` add no bias, so these are operations of PyTorch, and the
+    kernel `apply_probabilities` does the rest. Scores are float32 on a CPU, where half types
+    multiply no faster, and of the dtype of q elsewhere; the softmax is taken in float32 (float64
+    for float64), and the result has the dtype of q.
     """
     dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
     if q.device.type == "cpu":
