@@ -229,7 +229,7 @@ def _inversion(sub: argparse.ArgumentParser) -> None:
     add("--inversion-prompt", metavar="TEXT", help=text)
     text = f"frame rate that the network is conditioned on {OF_WEIGHTS.format(8)}"
     add("--fps", type=from_1, metavar="FPS", help=text)
-    text = "an option of this backbone, such as frame_stride=3; may be given several times"
+    text = "an option of the backbone, such as frame_stride=3; may be given several times"
     add("--option", action="append", type=name_and_value, metavar="NAME=VALUE", help=text)
     text = (
         "settings of the AnyV2V paper and nothing of this project's: --method ddim "
