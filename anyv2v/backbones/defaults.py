@@ -39,6 +39,10 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     where = "section 'defaults'"
     injection = _injection(where, settings["injection"])
     steps = checks.whole(f"{where}: steps", settings["steps"])
+    start = checks.whole(f"{where}: start", settings.get("start", 0), 0)
+    if "start" not in stated:
+        # the original's is among its own number of steps
+        start = start * steps // checks.whole("steps", published["steps"])
     return Defaults(
         checks.size(clip.size),
         checks.count("frames", clip.frames),
@@ -47,7 +51,7 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
         guidance=_scales(f"{where}: guidance", settings["guidance"], published["guidance"]),
         negative_prompt=checks.text(f"{where}: negative_prompt", settings["negative_prompt"]),
         injection=injection.over(_injection(where, published["injection"])),
-        start=checks.whole(f"{where}: start", settings.get("start", 0), 0, steps - 1),
+        start=checks.whole(f"{where}: start", start, 0, steps - 1),
         **{
             name: checks.positive(f"{where}: {name}", settings[name])
             for name in ("tolerance", "evaluations")

@@ -42,6 +42,12 @@ def test_an_edit_starts_as_noisy_in_any_number_of_steps():
     found = read_defaults({"defaults": CLIP}, OWN | {"start": 4})
     assert [found.start_of(steps) for steps in (50, 25, 100, 10, 1)] == [4, 2, 8, 0, 0]
     assert read_defaults({"defaults": CLIP}, OWN).start_of(50) == 0
+    # nor does it matter whether a config states the number, or the caller
+    for steps, start in ((100, 8), (25, 2), (4, 0)):
+        stated = read_defaults({"defaults": CLIP | {"steps": steps}}, OWN | {"start": 4})
+        assert stated.start == stated.start_of(steps) == found.start_of(steps) == start
+    with pytest.raises(InputError, match="section 'defaults': start: 4 is not .* from 0 to 3"):
+        read_defaults({"defaults": CLIP | {"steps": 4, "start": 4}}, OWN | {"start": 4})
 
 
 def test_how_exactly_an_inversion_solves_may_be_the_weights_own():
