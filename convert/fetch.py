@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
@@ -95,13 +96,18 @@ def asked(first: str | None, second: str | None) -> tuple[str, str]:
 
     first: the name; or the folder, and the model is I2VGen-XL; or None for I2VGen-XL. second: the
     folder; None is a folder with the model's name. Raises InputError if both are given and the
-    first is no name.
+    first is no name, or if it is given alone and is nearly one.
     """
     if first in PUBLISHED:
         return first, second or first
     default = next(iter(PUBLISHED))
     if first is not None and second is not None:
         raise InputError(f"{first}: is not one of the published models: {', '.join(PUBLISHED)}")
+    if first is not None and (near := get_close_matches(first, PUBLISHED, 1, cutoff=0.8)):
+        raise InputError(
+            f"{first}: is nearly {near[0]}, a published model; give {near[0]}, "
+            f"or {default} {first} for that folder"
+        )
     return default, first or second or default
 
 

@@ -11,6 +11,9 @@ from anyv2v.config import section
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import Injection
 
+INVERSION = ("tolerance", "evaluations")
+"""The settings of fixed-point inversion, which few weights state; see `Defaults`."""
+
 
 @dataclass(frozen=True)
 class _Clip:
@@ -32,8 +35,9 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     values = config.get("defaults")
     stated: dict[str, object] = {}
     if isinstance(values, dict):
-        stated = {name: value for name, value in values.items() if name in published}
-        values = {name: value for name, value in values.items() if name not in published}
+        known = {*published, "start", *INVERSION}
+        stated = {name: value for name, value in values.items() if name in known}
+        values = {name: value for name, value in values.items() if name not in known}
     clip = section({"defaults": values}, "defaults", _Clip)
     settings = {**published, **stated}
     where = "section 'defaults'"
@@ -43,6 +47,13 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     if "start" not in stated:
         # the original's is among its own number of steps
         start = start * steps // checks.whole("steps", published["steps"])
+    inversion = {
+        name: checks.positive(f"{where}: {name}", settings[name])
+        for name in INVERSION
+        if name in settings
+    }
+    if (least := inversion.get("evaluations", 1)) < 1:
+        raise InputError(f"{where}: evaluations: {least} is not 1 or more")
     return Defaults(
         checks.size(clip.size),
         checks.count("frames", clip.frames),
@@ -52,11 +63,7 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
         negative_prompt=checks.text(f"{where}: negative_prompt", settings["negative_prompt"]),
         injection=injection.over(_injection(where, published["injection"])),
         start=checks.whole(f"{where}: start", start, 0, steps - 1),
-        **{
-            name: checks.positive(f"{where}: {name}", settings[name])
-            for name in ("tolerance", "evaluations")
-            if name in settings
-        },
+        **inversion,
     )
 
 

@@ -22,7 +22,7 @@ from anyv2v.cli.values import (
     size,
 )
 from anyv2v.convert.fetch import PUBLISHED
-from anyv2v.diffusion.inversion import METHODS
+from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.injection.fractions import USUAL
 from anyv2v.loading import DEMO
 from anyv2v.media.image import FITS
@@ -223,7 +223,9 @@ def _inversion(sub: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, help=text)
     text = f"steps of the inversion (default: {STEPS['ddim']} for ddim, --steps for fixed-point)"
     add("--inversion-steps", type=from_1, metavar="N", help=text)
-    text = f"relative residual at which fixed-point has solved a step {OF_WEIGHTS.format(3e-3)}"
+    text = (
+        f"relative residual at which fixed-point has solved a step {OF_WEIGHTS.format(TOLERANCE)}"
+    )
     add("--tolerance", type=above_0, metavar="X", help=text)
     text = "text that describes the video as it is (default: none)"
     add("--inversion-prompt", metavar="TEXT", help=text)

@@ -56,6 +56,9 @@ def test_how_exactly_an_inversion_solves_may_be_the_weights_own():
     published = OWN | {"tolerance": 1e-2, "evaluations": 4.0}
     found = read_defaults({"defaults": CLIP | {"tolerance": 0.02}}, published)
     assert (found.tolerance, found.evaluations) == (0.02, 4.0)
+    assert read_defaults({"defaults": CLIP | {"tolerance": 0.02, "start": 3}}, OWN).start == 3
+    with pytest.raises(InputError, match="section 'defaults': evaluations: 0.5 is not 1 or more"):
+        read_defaults({"defaults": CLIP | {"evaluations": 0.5}}, OWN)
     with pytest.raises(InputError, match="section 'defaults': tolerance: 0"):
         read_defaults({"defaults": CLIP | {"tolerance": 0}}, published)
 

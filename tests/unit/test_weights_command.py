@@ -272,6 +272,10 @@ def test_which_model_goes_where(words, wanted):
 def test_a_model_that_is_not_published(run, empty_hub):
     status, _, err = run("weights", "fetch", "seyne", "out")
     assert status == 2 and "seyne" in err and "i2vgen-xl, consisti2v, seine" in err
+    # alone it would be a folder for gigabytes of another model
+    status, _, err = run("weights", "fetch", "consist2v")
+    assert status == 2 and err.count("\n") == 1
+    assert "consist2v: is nearly consisti2v, a published model" in err
     assert not empty_hub.asked
 
 

@@ -274,6 +274,7 @@ class Seine:
         """The mask and the latents of a clip of which `first` is known: (1, 1 + c, f, h, w)."""
         latents = first.latents.to(self.device, self.dtype)
         gray = self._autoencoder.encode_gray(*latents.shape[3:])
+        check_finite(gray, "the autoencoder's encoder, of gray frames", self.dtype)
         return masked_video(latents, gray, first.frames)
 
 
