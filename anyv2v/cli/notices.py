@@ -145,7 +145,7 @@ def _of_guidance(args: Namespace) -> Iterator[str]:
     if not hasattr(args, "guidance"):
         return
     of_text = next(iter(args.guidance.values()))
-    if "guidance" in args.given and of_text < 1:
+    if "guidance" in args.given and of_text < 1 and _unguided(args):
         yield f"--guidance {of_text:g} is taken as 1, no guidance"
     if "negative-prompt" in args.given and _unguided(args):
         yield _no_effect("negative-prompt", f"guidance {of_text:g} leads away from nothing")

@@ -66,6 +66,13 @@ def passes(args: Namespace, backbone: Backbone) -> bool:
     return recording_is_free(backbone, method, steps, getattr(args, "steps", steps), args.options)
 
 
+def seed_of_the_sampler(args: Namespace, backbone: Backbone) -> frozenset[str]:
+    """Returns {"seed"} if the sampler adds noise, which --seed draws, and else the empty set."""
+    sampler = backbone.sampler(backbone.options(args.options))
+    first, second, *_ = sampler.levels(2)
+    return frozenset({"seed"} if sampler.coefficients(first, second).noise else ())
+
+
 def of_the_run(args: Namespace) -> dict[str, Any]:
     """Returns the keyword arguments that `Editor.step_plan` and the run itself share."""
     # with --paper and --feature-memory, features are recorded, and then they are replayed

@@ -139,6 +139,7 @@ def of_the_run(
 
     uses: which options the frame editor reads, as in `first_frame.uses`.
     """
+    uses |= settings.seed_of_the_sampler(args, editor.backbone)
     lines: list[str | None] = [*without_effect(args, uses, settings.passes(args, editor.backbone))]
     if tokenizer := getattr(editor.backbone, "tokenizer", None):
         lines += notices.unread(args, tokenizer.lost, tokenizer.tokens)

@@ -119,6 +119,7 @@ def test_an_option_without_effect_is_told(line, facts, option):
         ("demo --offload on --seed 3 --force", {}),
         (f"{BY} --seed 4 --instruction x", {"uses": {"seed", "instruction"}}),
         (f"{FRAME} --seed 4 --candidates 4 --dtype float16", {"uses": {"seed", "dtype"}}),
+        (f"{EDIT} --seed 4", {"uses": {"seed"}}),
         (f"{FRAME} --fit pad --size 32 --start-time 1", {}),
         (f"{FRAME} --fit pad --mask m.png", {}),
         (f"{INVERT} --features --conv 0.3 --feature-memory 1GB --tolerance 1e-3", {}),
@@ -128,6 +129,21 @@ def test_an_option_without_effect_is_told(line, facts, option):
 )
 def test_what_has_an_effect_is_not_told(line, facts):
     assert notices.without_effect(parsed(line), **facts) == []
+
+
+def test_the_seed_is_drawn_from_where_the_sampler_adds_noise(seine):
+    def uses(line):
+        return settings.seed_of_the_sampler(parsed(line), seine.backbone)
+
+    assert uses(EDIT) == {"seed"} and uses(f"{EDIT} --option sampler=ddim") == frozenset()
+
+
+def test_a_scale_below_1_is_taken_as_it_is_beside_another_that_guides():
+    args = parsed(EDIT)
+    args.given, args.guidance = {"guidance"}, {"text": 0.5, "image": 2.0}
+    assert notices.without_effect(args) == []
+    args.guidance = {"text": 0.5, "image": 1.0}
+    assert "taken as 1" in notices.without_effect(args)[0]
 
 
 def test_words_of_a_value_are_no_options():
