@@ -211,5 +211,5 @@ class CachePlan:
         text += f" ({form}): {', '.join(parts)}" if parts else ""
         rest = sum(self.sizes.values()) - self.bytes()
         if rest:
-            text += f"; {rest / 1e9:.2f} GB do not fit, there the source is part of the batch"
+            text += f"; {rest / 1e9:.2f} GB are not, there the source is part of the batch"
         return text

@@ -229,7 +229,7 @@ def test_a_step_that_does_not_fit_has_the_source_in_its_batch(
     # the steps that inject least are the smallest: more of them fit
     left = [size for t, size in part.sizes.items() if t not in part.placement]
     assert max(part.sizes[t] for t in part.placement) <= min(left)
-    assert "do not fit, there the source is part of the batch" in str(part)
+    assert "are not, there the source is part of the batch" in str(part)
     truth = edit(editor, plain, edited_frame, steps=10, injection=injection).latents
     source = editor.record(plain, part)
     calls = asked(editor, monkeypatch)
