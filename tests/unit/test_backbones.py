@@ -104,13 +104,7 @@ def fractions(name, *groups):
 
 
 CASES = [
-    pytest.param(
-        name,
-        groups,
-        guidance,
-        id=f"{name}-{'+'.join(groups)}-{list(guidance.values())}",
-        marks=[] if groups == GROUPS[name] and guidance == GUIDANCE[name][1] else slow,
-    )
+    pytest.param(name, groups, guidance, id=f"{name}-{'+'.join(groups)}-{list(guidance.values())}")
     for name in GROUPS
     for groups, guidance in (
         *(((group,), GUIDANCE[name][1]) for group in GROUPS[name]),
@@ -119,6 +113,7 @@ CASES = [
 ]
 
 
+@slow
 @pytest.mark.parametrize("name, groups, guidance", CASES)
 def test_every_way_to_the_features_gives_the_same(loaded, name, groups, guidance):
     editor, source = loaded(name)
