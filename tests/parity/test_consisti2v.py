@@ -179,6 +179,21 @@ def test_predictions(unet):
         assert golden.error("unet", name, prediction[:, :, 1:]) <= SINGLE, name
 
 
+@pytest.mark.parametrize("stride", [1, 5])
+@torch.no_grad()
+def test_the_stride_that_the_options_state(consisti2v, clip, stride):
+    """Conditions made from a prompt and options, where all other goldens have the default of 3."""
+    truth, options = golden.tensors("unet"), {"frame_stride": stride}
+    x = torch.cat([truth["in.first_frame_latents"], truth["in.sample"]], dim=2)[1:]
+    frames = clip.frames
+    size = frames.shape[2], frames.shape[1]
+    conditions = consisti2v.condition(
+        ABOUT["prompt"], frames[0], len(frames), size, options=options
+    )
+    prediction = consisti2v.predict(x, 501, conditions)
+    assert golden.error("unet", f"out.stride{stride}", prediction[:, :, 1:]) <= SINGLE
+
+
 class ContextPerFrame(Taps):
     """Gives every frame a context of its own, as the original's spatial transformer would take."""
 

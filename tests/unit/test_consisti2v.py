@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import anyv2v
@@ -17,6 +18,7 @@ from anyv2v.backbones.consisti2v.config import UNetConfig
 from anyv2v.backbones.consisti2v.unet import UNet
 from anyv2v.injection.taps import Chain
 from anyv2v.nn.resnet import GroupNorm
+from anyv2v.nn.transformer import AddNorm, LayerNorm
 from anyv2v.runtime.accounting import count, fake_mode
 from anyv2v.runtime.meta import meta_copy
 from tests.draw import normal
@@ -383,6 +385,19 @@ def test_epsilons_of_the_norms(unet):
             of_block = "temporal" in name or "spatial" in name
             assert module.eps == (1e-6 if of_block else 1e-5), name
             assert module.num_groups == (32 if "temporal_conv" in name else 16), name
+
+
+@torch.no_grad()
+def test_layer_norms_of_quiet_tokens(unet):
+    """Against float64 with the original's epsilon; no golden has tokens so quiet that it shows."""
+    norms = {k: m for k, m in unet.named_modules() if isinstance(m, (LayerNorm, AddNorm))}
+    assert len(norms) == 3 * (16 + 15)
+    for name, norm in norms.items():
+        x = 2e-3 * normal(3, len(norm.weight))
+        wide = x.double(), norm.weight.shape, norm.weight.double(), norm.bias.double()
+        ours = norm(torch.zeros_like(x), x)[1] if isinstance(norm, AddNorm) else norm(x)
+        truth = F.layer_norm(*wide, eps=1e-5)
+        assert golden.relative_error(ours, truth) <= 1e-5, name
 
 
 def test_levels_of_a_run(consisti2v):
