@@ -178,7 +178,7 @@ def test_features_are_recorded_on_the_way_and_announced(edit, run, clip, weights
     assert status == 0 and "features" not in out
     assert np.abs(written["out.mp4"].astype(int) - written["none.mp4"]).max() <= 1
     status, out, _ = edit(output="little.mp4", inversion_steps=None, feature_memory="1kB")
-    assert status == 0 and "0 of 1 steps kept; 0.00 GB do not fit" in out
+    assert status == 0 and "0 of 1 steps kept; 0.00 GB are not" in out
     os.remove("out.mp4")
     check_refused(edit(feature_memory="much"), "'much' is not a size, such as 12GB")
 
