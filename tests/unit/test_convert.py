@@ -935,7 +935,7 @@ def widened(expect):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="VmHWM is Linux's")
-@pytest.mark.parametrize("form", ["safetensors", "bin"])
+@pytest.mark.parametrize("form", ["safetensors", pytest.param("bin", marks=pytest.mark.slow)])
 def test_converting_holds_one_tensor_at_a_time(src, tmp_path, monkeypatch, form):
     path = weights(src, "vae")
     big = torch.from_numpy(np.full(LARGE, 0.5, np.float32))

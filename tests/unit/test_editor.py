@@ -153,7 +153,8 @@ def solved(editor, video):
     }
 
 
-CASES = [(0.2, 0.2, 0.5), (1, 1, 1), (0.5, 0, 0), (0, 0.5, 0), (0, 0, 0.5), (0, 0, 0)]
+ALONE = [(0.5, 0, 0), (0, 0.5, 0), (0, 0, 0.5), (0, 0, 0)]
+CASES = [(0.2, 0.2, 0.5), (1, 1, 1), *(pytest.param(x, marks=pytest.mark.slow) for x in ALONE)]
 
 
 @pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 9.0])
