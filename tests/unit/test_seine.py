@@ -19,6 +19,7 @@ from anyv2v.backbones.seine.unet import UNet, clip_norm
 from anyv2v.injection.fractions import Group, Injection, sites_per_step
 from anyv2v.nn.embeddings import sinusoids
 from anyv2v.nn.forward_context import ForwardContext
+from anyv2v.nn.transformer import AddNorm, LayerNorm
 from tests.draw import normal, redraw
 from tests.oracles import golden, seine_golden
 from tests.oracles.seine_golden import about, error, tensors
@@ -162,6 +163,18 @@ def test_epsilons_equal_the_original(unet, seine):
         x = g[given].permute(0, 2, 3, 1).contiguous()
         y = ours(x) if "mid" in given else ours(x, taps=NO_TAPS)
         assert error(y.permute(0, 3, 1, 2), "quiet_modules", name) <= BOUND, name
+
+
+@torch.no_grad()
+def test_layer_norms_of_quiet_tokens(unet):
+    """Against float64 with the original's epsilon: in a block only the first norms are quiet."""
+    norms = {k: m for k, m in unet.named_modules() if isinstance(m, (LayerNorm, AddNorm))}
+    assert len(norms) == 4 * 16
+    for name, norm in norms.items():
+        x = 2e-3 * normal(3, len(norm.weight))
+        wide = x.double(), norm.weight.shape, norm.weight.double(), norm.bias.double()
+        ours = norm(torch.zeros_like(x), x)[1] if isinstance(norm, AddNorm) else norm(x)
+        assert golden.relative_error(ours, F.layer_norm(*wide, eps=1e-5)) <= BOUND, name
 
 
 class Seen(Taps):
