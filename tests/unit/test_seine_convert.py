@@ -111,7 +111,7 @@ def test_the_frequencies_that_count_are_the_middle_blocks(published, tmp_path):
     def change(saved):
         copies = [name for name in saved["ema"] if name.endswith(FREQUENCIES)]
         for i, name in enumerate(copies):
-            saved["ema"][name] = own if name.startswith("mid") else own + i
+            saved["ema"][name] = own if name.startswith("mid") else own + 1 + i
         # what else a training run saved is ignored
         return {**saved, "step": 7}
 
