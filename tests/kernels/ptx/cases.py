@@ -210,8 +210,8 @@ def check(
     with contextlib.ExitStack() as stack:
         if replace is not None:
             kernel = KERNELS[case]
-            function = kernel if within is None else kernel.fn.__globals__[within]
-            stack.enter_context(rewritten(function, *replace))
+            function = None if within is None else kernel.fn.__globals__[within]
+            stack.enter_context(rewritten(kernel, *replace, within=function))
         stack.enter_context(interpreted(change))
         stack.enter_context(_tiles_of_a_gpu())
         return CASES[case](*args, **options)

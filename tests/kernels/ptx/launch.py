@@ -79,17 +79,21 @@ def interpreted(
 
 
 @contextlib.contextmanager
-def rewritten(kernel: jit.JITFunction, old: str, new: str) -> Iterator[None]:
-    """Within, a kernel, or a function that kernels call, has another line in its source."""
-    source = kernel.src
+def rewritten(
+    kernel: jit.JITFunction, old: str, new: str, within: jit.JITFunction | None = None
+) -> Iterator[None]:
+    """Within, a kernel, or the function `within` that it calls, has another line in its source."""
+    function = within or kernel
+    source = function.src
     if old not in source:
-        raise ValueError(f"{kernel.__name__} has no {old!r} any more")
+        raise ValueError(f"{function.__name__} has no {old!r} any more")
     try:
-        kernel._unsafe_update_src(source.replace(old, new))
+        function._unsafe_update_src(source.replace(old, new))
+        # what is compiled is the kernel, with the source that the function had
         kernel.device_caches.clear()
         yield
     finally:
-        kernel._unsafe_update_src(source)
+        function._unsafe_update_src(source)
         kernel.device_caches.clear()
 
 
