@@ -217,7 +217,9 @@ class EditRun:
 
     def _edit(self, latents: Tensor, index: int) -> Edit:
         frames = self.stages._decode(latents, self._which(index))
-        return Edit(frames, self.source.video.fps, latents)
+        # a backbone may stretch the frame to floats
+        first = np.rint(self.jobs[index].image).astype(np.uint8)
+        return Edit(frames, self.source.video.fps, latents, first)
 
     def _which(self, first: int) -> DescribeEdits:
         """Names edits in a message, by their positions in a batch that begins with edit `first`."""

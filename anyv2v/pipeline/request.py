@@ -83,6 +83,11 @@ class Edit:
     """Frames per second; those of the source's video for an edit of it."""
     latents: Tensor
     """The clean latents that the frames were decoded from, (1, c, f', h', w') float32."""
+    first: np.ndarray | None = None
+    """The edited first frame as it was given, fitted to the clip's size: uint8 RGB (h, w, 3).
+    `frames[0]` is what the model made of it. None for a video that is no edit of a source."""
+    kept: float | None = None
+    """The share of the source's pixels that `protect` put back, 0 to 1; None before `protect`."""
 
     def __repr__(self) -> str:
         return f"Edit({describe_clip(self.frames, self.fps)}, latents {tuple(self.latents.shape)})"
