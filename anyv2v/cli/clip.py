@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from anyv2v import checks, loading
+from anyv2v.cli.values import ALL, SOURCE
 from anyv2v.errors import InputError
 from anyv2v.media import container
 from anyv2v.media.frames import Video
@@ -40,14 +42,17 @@ class Clip:
     """Folder of the weights, or "demo"."""
     size: Size | int | None = None
     """(width, height), or the length of the shorter side, in pixels."""
-    frames: int | None = None
-    """Number of frames to read."""
-    sample_fps: float | None = None
-    """Frames to read per second of the video."""
+    frames: int | str | None = None
+    """Number of frames to read, or "all"."""
+    sample_fps: float | str | None = None
+    """Frames to read per second of the video, or "source": each of its frames."""
     start_time: float | None = None
     """Time of the first frame to read, in seconds; None is 0."""
     fit: str | None = None
     """How frames get to the size, one of `media.image.FITS`; None is "crop"."""
+    out_size: str = "edited"
+    """"source" if the output takes the form of VIDEO: then all of its frames are read, each, unless
+    `frames` or `sample_fps` says otherwise."""
 
     @property
     def is_source(self) -> bool:
@@ -70,17 +75,25 @@ class Clip:
         """
         if self.is_source:
             return Source.load(self.video).video
-        own = loading.peek(self.weights).defaults
+        return read_video(self.video, **self.reading())
+
+    def reading(self) -> dict[str, Any]:
+        """Returns the arguments, besides the path, with which VIDEO is read; see `read_video`.
+
+        Raises InputError as `read` does.
+        """
         if self.frames == 1:
             raise InputError("--frames 1: 1 frame is no video; at least 2 are needed")
-        return read_video(
-            self.video,
-            size=self.sizes()[1],
-            frames=self.frames or own.frames,
-            fps=self.sample_fps or own.fps,
-            start_time=self.start_time or 0.0,
-            fit=self.fit or "crop",
-        )
+        own, whole = loading.peek(self.weights).defaults, self.out_size == SOURCE
+        frames = self.frames or (ALL if whole else own.frames)
+        fps = self.sample_fps or (SOURCE if whole else own.fps)
+        return {
+            "size": self.sizes()[1],
+            "frames": None if frames == ALL else frames,
+            "fps": None if fps == SOURCE else fps,
+            "start_time": self.start_time or 0.0,
+            "fit": self.fit or "crop",
+        }
 
     def first_frame(self) -> np.ndarray:
         """Returns the frame at `start_time` (of a source the first), uint8 (h, w, 3), uncropped."""

@@ -11,13 +11,17 @@ from anyv2v.cli.model import OFFLOADS
 from anyv2v.cli.parser import ByName, Commands, Parser
 from anyv2v.cli.values import (
     above_0,
+    SOURCE,
     byte_count,
+    count_or_all,
     fraction,
     from_0,
     from_1,
+    keyframe,
     name_and_value,
     number,
     numbers_by_name,
+    rate_or_source,
     scales,
     size,
 )
@@ -105,7 +109,7 @@ def _edit(commands: Commands) -> None:
     add("--random-ratio", type=fraction, default=0.0, metavar="0..1", help=text)
     text = "seed of random noise, and of the editor of the first frame"
     add("--seed", type=from_0, default=0, metavar="N", help=text)
-    for group in (_injection, _inversion, first_frame.options, _model):
+    for group in (_whole_clip, _injection, _inversion, first_frame.options, _model):
         group(sub)
 
 
@@ -129,6 +133,7 @@ def _plan(commands: Commands) -> None:
     _guidance(_sampling(sub))
     text = "number of edits in one batch, as Editor.edit_many runs them"
     sub.add_argument("--edits", type=from_1, default=1, metavar="N", help=text)
+    _windows(sub.add_argument_group("long clips").add_argument)
     for group in (_injection, _inversion, _model):
         group(sub)
 
@@ -190,10 +195,10 @@ def _clip(sub: argparse.ArgumentParser) -> None:
     add("video", metavar="VIDEO", help="a video, or a source that `anyv2v invert` wrote")
     text = "size of the frames in pixels, or N for the shorter side, in the clip's proportions "
     add("--size", type=size, metavar="WxH|N", help=text + OF_WEIGHTS.format("512x512"))
-    text = f"number of frames that are taken {OF_WEIGHTS.format(16)}"
-    add("--frames", type=from_1, metavar="N", help=text)
-    text = f"frames that are taken per second of the video {OF_WEIGHTS.format(8)}"
-    add("--sample-fps", type=above_0, metavar="FPS", help=text)
+    text = f"number of frames that are taken, or all {OF_WEIGHTS.format(16)}"
+    add("--frames", type=count_or_all, metavar="N|all", help=text)
+    text = "frames that are taken per second of the video, or source for each of its frames "
+    add("--sample-fps", type=rate_or_source, metavar="FPS|source", help=text + OF_WEIGHTS.format(8))
     text = "time of the first frame that is taken (default: 0)"
     add("--start-time", type=number, metavar="SECONDS", help=text)
     text = (
@@ -201,6 +206,42 @@ def _clip(sub: argparse.ArgumentParser) -> None:
         "(default: crop; a --frame that has the size's proportions is taken whole)"
     )
     add("--fit", choices=FITS, help=text)
+
+
+def _windows(add: Callable[..., argparse.Action]) -> None:
+    text = "frames of one window; a longer clip is edited window by window, and with 0 all at once "
+    add("--window", type=from_0, metavar="N", help=text + OF_WEIGHTS.format(16))
+    text = "frames that neighboring windows share and that are cross-faded (default: a quarter)"
+    add("--shared", type=from_0, metavar="N", help=text)
+
+
+def _whole_clip(sub: argparse.ArgumentParser) -> None:
+    add = sub.add_argument_group("long clips, and what is not edited").add_argument
+    _windows(add)
+    text = (
+        "another edited frame: its index among the frames that are taken, counted from 0, and the "
+        "picture; may be given several times"
+    )
+    add("--keyframe", action="append", type=keyframe, metavar="INDEX:IMAGE", help=text)
+    text = (
+        "put back the source's pixels where the edit left the clip alone: auto finds out where, a "
+        "picture or a clip is white where the clip may change "
+        "(default: auto if the weights are known to gain by it, else off)"
+    )
+    add("--protect", metavar="auto|off|MASK", help=text)
+    text = (
+        "where sampling starts: off is the inverted source; auto moves it by a guess of the edit "
+        "from features of the network, patches by one from pixels, a clip by that rough edit "
+        "(default: as with --protect)"
+    )
+    add("--guide", metavar="auto|patches|off|CLIP", help=text)
+    text = (
+        "size of what is written; source: size, timestamps and sound of VIDEO, whose frames are "
+        "then all edited unless --frames or --sample-fps says otherwise (default: edited)"
+    )
+    add("--out-size", choices=("edited", SOURCE), default="edited", help=text)
+    text = "go on where an interrupted edit of a long clip to the same file was"
+    add("--resume", action="store_true", help=text)
 
 
 def _first_frame(sub: argparse.ArgumentParser) -> None:
@@ -238,7 +279,8 @@ def _inversion(sub: argparse.ArgumentParser) -> None:
         "--inversion-steps 500, no --inversion-prompt, --steps 50, --guidance 9, its negative "
         "prompt, --conv 0.2 --spatial 0.2 --temporal 0.5 (other backbones: as their originals), "
         "--frame stretched to the clip's size, the source in the batch of every step, no recorded "
-        "features; options that are given besides have precedence"
+        "features, --window 0 --protect off --guide off; options that are given besides have "
+        "precedence"
     )
     add("--paper", action="store_true", help=text)
 

@@ -12,7 +12,7 @@ from anyv2v.injection.fractions import USUAL, Injection
 from anyv2v.pipeline.inverting import STEPS
 from anyv2v.pipeline.planning import recording_is_free
 
-PAPER = {"feature_memory": 0}
+PAPER = {"feature_memory": 0, "window": 0, "protect": "off", "guide": "off"}
 """Settings of --paper, for any backbone, besides those of the inversion."""
 PAPER_INVERSION = {"method": "ddim", "inversion_steps": 500, "inversion_prompt": ""}
 """Settings of --paper for the inversion, for any backbone."""
@@ -93,6 +93,7 @@ def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
     values |= {"guidance": own.guidance, "negative_prompt": own.negative_prompt}
     steps = getattr(args, "steps", None) or own.steps
     values["start"] = 0 if args.command == "reconstruct" else own.start_of(steps)
+    values |= {"window": own.frames, "protect": own.protect, "guide": own.guide}
     if args.paper:
         values |= PAPER if inverted else PAPER | PAPER_INVERSION
     elif args.command == "reconstruct":

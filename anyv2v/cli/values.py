@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+ALL = "all"
+"""Value of --frames: all frames of the clip."""
+SOURCE = "source"
+"""Value of --sample-fps and --out-size: as the video has it."""
+
 
 def byte_count(text: str) -> int:
     """Returns the number of bytes that a text such as 12GB or 500MB states; 1 KB is 1000 bytes.
@@ -45,6 +50,26 @@ def from_0(text: str, least: int = 0) -> int:
 def from_1(text: str) -> int:
     """Reads a whole number from 1 up, below 2^63; raises ArgumentTypeError otherwise."""
     return from_0(text, least=1)
+
+
+def count_or_all(text: str) -> int | str:
+    """Reads a whole number from 1 up, or the word "all"; raises ArgumentTypeError otherwise."""
+    return text if text == ALL else from_1(text)
+
+
+def rate_or_source(text: str) -> float | str:
+    """Reads a number above 0, or the word "source"; raises ArgumentTypeError otherwise."""
+    return text if text == SOURCE else above_0(text)
+
+
+def keyframe(text: str) -> str:
+    """Returns INDEX:IMAGE, such as "48:later.png"; raises ArgumentTypeError for other texts."""
+    index, _, path = text.partition(":")
+    if not (index.isdecimal() and 0 < int(index) < 2**31 and path):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not INDEX:IMAGE, such as 48:later.png; index 0 is that of --frame"
+        )
+    return text
 
 
 def number(text: str) -> float:
