@@ -133,14 +133,17 @@ def _is_rgb(frame) -> bool:
 
 
 def _side_data(frame, kind: str) -> bytes | None:
+    # not frame.side_data, which the frame keeps and which keeps the frame: only the garbage
+    # collector would free such frames, hundreds at a time
+    container = pyav().sidedata.sidedata.SideDataContainer
     try:
-        data = frame.side_data.get(kind)
+        data = container(frame).get(kind)
     except ValueError:
         # PyAV's enum is older than its FFmpeg: one datum of a kind that it lacks (EXIF, the views
         # of stereo video) hides all. FFmpeg's own filter takes those out
         newest = max(kind.value for kind in pyav().sidedata.sidedata.Type)
         newer = range(newest + 1, newest + 1 + NEWER_SIDE_DATA)
-        data = without_side_data(frame, newer).side_data.get(kind)
+        data = container(without_side_data(frame, newer)).get(kind)
     return None if data is None else bytes(data)
 
 

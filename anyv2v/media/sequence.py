@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from anyv2v.errors import InputError
 from anyv2v.media import picture, timing
 from anyv2v.media.frames import Video
 from anyv2v.media.image import fit_frame
+from anyv2v.media.stream import FrameStream, Shown, collected
 from anyv2v.runtime.atomic_files import REPLACED, atomic_path, check_output, scratch
-from anyv2v.runtime.memory import free_bytes
 
 log = logging.getLogger(__name__)
 
@@ -149,23 +148,45 @@ def read_sequence(
     of their own; one without is shown for 0.1 s, as in browsers. A still picture is a clip of one
     frame. Raises InputError also for pictures of different sizes.
     """
+    return collected(path, stream_sequence(path, size, frames, fps, start_time, fit))
+
+
+def stream_sequence(
+    path: str | os.PathLike,
+    size: tuple[int, int] | None,
+    frames: int | None,
+    fps: float | None,
+    start_time: float,
+    fit: str,
+) -> FrameStream:
+    """Reads a clip of pictures one by one; arguments and errors are those of `read_sequence`."""
     path = Path(path)
     files = _files(path)
-    timed = _animation(path) if files is None else _at_rate(files, fps or RATE)
-    spans: list[tuple[float, float]] = []
-    timed = timing.noted(timed, spans)
-    rounding = ROUNDING_OF_GIF if picture.format_of(path) == "GIF" else timing.ROUNDING
-    # of pictures that are a frame each none is left out and none is shown twice
-    if files is not None or fps is None:
-        shown = timing.shown_from(timed, start_time, rounding)
-    else:
-        shown = timing.sampled(timed, start_time, fps, rounding)
-    pictures = _collected(path, islice(shown, frames), size, fit)
-    rate = RATE if files is not None or not pictures else _rate(spans[-len(pictures) :], rounding)
-    if len(pictures) < (frames or 1):
-        found, wanted, resampled = len(pictures), frames or 1, files is None
-        raise timing.too_few(path, found, wanted, fps, rate, start_time, spans, resampled, rounding)
-    return Video(np.stack(pictures), fps or rate)
+
+    def read(stream: FrameStream) -> Generator[Shown, None, None]:
+        timed = _animation(path) if files is None else _at_rate(files, fps or RATE)
+        spans: list[tuple[float, float]] = []
+        timed = timing.noted(timed, spans)
+        rounding = ROUNDING_OF_GIF if picture.format_of(path) == "GIF" else timing.ROUNDING
+        # of pictures that are a frame each none is left out and none is shown twice
+        if files is not None or fps is None:
+            shown = timing.shown_from(timed, start_time, rounding)
+        else:
+            shown = timing.sampled(timed, start_time, fps, rounding)
+        found: list[tuple[float, float]] = []
+        for begin, end, fitted in _fitted(path, islice(shown, frames), size, fit):
+            found.append((begin, end))
+            if len(found) == 1:
+                stream.fps = fps or (RATE if files is not None else _rate(found, rounding))
+            yield Shown(begin, end, fitted)
+        rate = RATE if files is not None or not found else _rate(spans[-len(found) :], rounding)
+        stream.fps = fps or rate
+        if len(found) < (wanted := frames or 1):
+            raise timing.too_few(
+                path, len(found), wanted, fps, rate, start_time, spans, files is None, rounding
+            )
+
+    return FrameStream(read)
 
 
 def write_sequence(
@@ -329,14 +350,15 @@ def _duration(image: Image.Image) -> float:
     return min(seconds, timing.LONGEST) if seconds > 0 and seconds >= least else NO_DURATION
 
 
-def _collected(
-    path: Path, shown: Iterator[Path | np.ndarray], size: tuple[int, int] | None, fit: str
-) -> list[np.ndarray]:
-    """Reads the frames and fits them to `size`; raises InputError if their own sizes differ."""
-    pictures = []
-    room = free_bytes(torch.device("cpu")) // 2
+def _fitted(
+    path: Path, shown: Iterable[tuple], size: tuple[int, int] | None, fit: str
+) -> Iterator[tuple[float, float, np.ndarray]]:
+    """Reads the frames and fits them to `size`; raises InputError if their own sizes differ.
+
+    shown: (begin, end, frame), where frame is a file or uint8 RGB (h, w, 3).
+    """
     last = own = fitted = None
-    for frame in shown:
+    for begin, end, frame in shown:
         if fitted is None or frame is not last:
             last, name = frame, frame if isinstance(frame, Path) else f"{path}: a frame"
             read = _read(frame) if isinstance(frame, Path) else frame
@@ -344,13 +366,7 @@ def _collected(
             if read.shape != own:
                 raise InputError(f"{name} is {_size(read.shape)}, the frames before {_size(own)}")
             fitted = read if size is None else fit_frame(read, size, fit)
-        pictures.append(fitted)
-        if len(pictures) * fitted.nbytes > room:
-            raise InputError(
-                f"{path}: more than {len(pictures)} frames of {_size(fitted.shape)} do not fit "
-                "into memory; say how many to read (frames), or a smaller size"
-            )
-    return pictures
+        yield begin, end, fitted
 
 
 def _rate(times: list[tuple[float, float]], rounding: float) -> float:

@@ -88,32 +88,35 @@ def noted(frames: Iterable[tuple], spans: list[tuple[float, float]]) -> Iterator
         yield begin, end, frame
 
 
-def shown_from(frames: Iterable[tuple], start: float, rounding: float = ROUNDING) -> Iterator:
-    """Yields every frame of (begin, end, frame) that begins at `start` seconds or later.
+def shown_from(
+    frames: Iterable[tuple], start: float, rounding: float = ROUNDING
+) -> Iterator[tuple]:
+    """Yields every one of (begin, end, frame) that begins at `start` seconds or later.
 
     rounding: seconds by which a frame may begin earlier, because timestamps are rounded.
     """
-    for begin, _, frame in frames:
+    for begin, end, frame in frames:
         if begin > start - rounding:
-            yield frame
+            yield begin, end, frame
 
 
 def sampled(
     frames: Iterable[tuple], start: float, fps: float, rounding: float = ROUNDING
-) -> Iterator:
+) -> Iterator[tuple]:
     """Yields the frame that is shown at `start`, start + 1 / fps, ..., until the last frame ends.
 
-    frames: (begin, end, frame), in seconds; a frame may be yielded several times or never.
+    frames: (begin, end, frame), in seconds; a frame may be yielded several times or never. What is
+    yielded is (begin, end, frame) as well, where begin is start + k / fps and end the next begin.
     rounding: seconds by which a frame may begin later, because timestamps are rounded.
     """
     count, last_end, shown = 0, 0.0, None
     for begin, end, frame in frames:
         while shown is not None and start + count / fps < begin - rounding:
-            yield shown
+            yield start + count / fps, start + (count + 1) / fps, shown
             count += 1
         shown, last_end = frame, end
     while shown is not None and start + count / fps < last_end - rounding:
-        yield shown
+        yield start + count / fps, start + (count + 1) / fps, shown
         count += 1
 
 

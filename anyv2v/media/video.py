@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from anyv2v.media.frames import Video
 from anyv2v.media.image import FITS, as_frames, fit_frame, read_image
 from anyv2v.media.seek import open_at
 from anyv2v.media.sequence import SUFFIXES as SEQUENCES
-from anyv2v.media.sequence import is_sequence, read_sequence, write_sequence, writes_sequence
+from anyv2v.media.sequence import is_sequence, stream_sequence, write_sequence, writes_sequence
+from anyv2v.media.stream import FrameStream, Shown, collected
 from anyv2v.runtime.atomic_files import atomic_path, check_output
-from anyv2v.runtime.memory import free_bytes, require_memory
+from anyv2v.runtime.memory import require_memory
 
 SUFFIXES = (".mp4", ".mov", ".mkv", *SEQUENCES)
 
@@ -64,56 +66,108 @@ def read_video(
     every floating-point format), if it has fewer than `frames` frames (the message says what would
     work), or if an argument is invalid.
     """
-    path = checks.path("path", path)
-    size = None if size is None else checks.size(size)
-    fps = None if fps is None else _rate(fps)
-    frames = None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES)
-    fit, start_time = checks.one_of("fit", fit, FITS), _start(start_time)
-    if size is not None and frames is not None:
-        require_memory(lambda w, h: 3 * w * h * frames, size, frames, 1, torch.device("cpu"))
+    wanted = _checked(path, size, frames, fps, start_time, fit)
+    if wanted.size is not None and (count := wanted.frames) is not None:
+        # as many bytes as the frames will take
+        require_memory(lambda w, h: 3 * w * h * count, wanted.size, count, 1, torch.device("cpu"))
+    return collected(wanted.path, _stream(*wanted))
+
+
+def stream_video(
+    path: str | os.PathLike,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    fps: float | None = None,
+    start_time: float = 0.0,
+    fit: str = "crop",
+) -> FrameStream:
+    """Reads a clip frame by frame: the same frames as `read_video` gives, one in memory at a time.
+
+    Arguments and errors are those of `read_video`, but that a clip with fewer than `frames` frames
+    raises InputError when they have ended. The result is a context manager and an iterator:
+
+        with stream_video("clip.mp4", fps=8) as stream:
+            for frame in stream:
+                ...
+    """
+    return _stream(*_checked(path, size, frames, fps, start_time, fit))
+
+
+class _Wanted(NamedTuple):
+    """The checked arguments of `read_video`."""
+
+    path: Path
+    size: tuple[int, int] | None
+    frames: int | None
+    fps: float | None
+    start_time: float
+    fit: str
+
+
+def _checked(path, size, frames, fps, start_time, fit) -> _Wanted:
+    return _Wanted(
+        checks.path("path", path),
+        None if size is None else checks.size(size),
+        None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES),
+        None if fps is None else _rate(fps),
+        start_time=_start(start_time),
+        fit=checks.one_of("fit", fit, FITS),
+    )
+
+
+def _stream(
+    path: Path,
+    size: tuple[int, int] | None,
+    frames: int | None,
+    fps: float | None,
+    start_time: float,
+    fit: str,
+) -> FrameStream:
     if is_sequence(path):
-        return read_sequence(path, size, frames, fps, start_time, fit)
-    spans: list[tuple[float, float]] = []
-    with open_at(path, start_time) as clip:
-        own_fps = own_rate(clip.stream)
-        longest, until = timing.limits(names(clip.container), clip.container.duration)
-        timed = timing.noted(timing.timed(clip.frames, own_fps, longest, until, clip.first), spans)
-        if fps is None:
-            shown = timing.shown_from(timed, start_time)
-        else:
-            shown = timing.sampled(timed, start_time, fps)
-        ratio = clip.stream.sample_aspect_ratio
-        pictures = _pictures(path, islice(shown, frames), ratio, size, fit)
-    if len(pictures) < (frames or 1):
-        raise timing.too_few(path, len(pictures), frames or 1, fps, own_fps, start_time, spans)
-    return Video.owning(np.stack(pictures), fps or own_fps)
+        return stream_sequence(path, size, frames, fps, start_time, fit)
+
+    def read(stream: FrameStream) -> Generator[Shown, None, None]:
+        spans: list[tuple[float, float]] = []
+        count = 0
+        with open_at(path, start_time) as clip:
+            own_fps = own_rate(clip.stream)
+            stream.fps = fps or own_fps
+            longest, until = timing.limits(names(clip.container), clip.container.duration)
+            timed = timing.timed(clip.frames, own_fps, longest, until, clip.first)
+            timed = timing.noted(timed, spans)
+            if fps is None:
+                shown = timing.shown_from(timed, start_time)
+            else:
+                shown = timing.sampled(timed, start_time, fps)
+            ratio = clip.stream.sample_aspect_ratio
+            for picture in _pictures(path, islice(shown, frames), ratio, size, fit):
+                count += 1
+                yield picture
+        if count < (frames or 1):
+            raise timing.too_few(path, count, frames or 1, fps, own_fps, start_time, spans)
+
+    return FrameStream(read)
 
 
 def _pictures(
-    path: Path, shown: Iterable, ratio: Fraction | None, size: tuple[int, int] | None, fit: str
-) -> list[np.ndarray]:
-    """Converts PyAV's frames to uint8 RGB (h, w, 3) of one size: `size`, or the first frame's.
+    path: Path,
+    shown: Iterable[tuple],
+    ratio: Fraction | None,
+    size: tuple[int, int] | None,
+    fit: str,
+) -> Iterator[Shown]:
+    """Converts (begin, end, PyAV's frame) to uint8 RGB of one size: `size`, or the first frame's.
 
-    ratio: width / height of a pixel. Raises InputError if they take over half of the free memory.
+    ratio: width / height of a pixel.
     """
-    pictures: list[np.ndarray] = []
-    room, last = free_bytes(torch.device("cpu")) // 2, None
-    for frame in shown:
-        if frame is not last:
+    picture = last = None
+    for begin, end, frame in shown:
+        # a slow clip that is sampled faster shows a frame several times
+        if picture is None or frame is not last:
             picture = to_rgb(path, frame, ratio)
             size = size or (picture.shape[1], picture.shape[0])
-            pictures.append(fit_frame(picture, size, fit))
-            last = frame
-        else:
-            # a slow clip that is sampled faster shows a frame several times
-            pictures.append(pictures[-1])
-        height, width, _ = pictures[-1].shape
-        if len(pictures) * pictures[-1].nbytes > room:
-            raise InputError(
-                f"{path}: more than {len(pictures)} frames of {width}x{height} do not fit "
-                "into memory; say how many to read (frames), or a smaller size"
-            )
-    return pictures
+            picture, last = fit_frame(picture, size, fit), frame
+        yield Shown(begin, end, picture)
 
 
 def read_first_frame(path: str | os.PathLike, start_time: float = 0.0) -> np.ndarray:

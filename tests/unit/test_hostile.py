@@ -24,7 +24,7 @@ from anyv2v import checks
 from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.config import section
 from anyv2v.errors import LONGEST, InputError
-from anyv2v.media import container, timing
+from anyv2v.media import container, stream, timing
 from anyv2v.media import video as videos
 from anyv2v.media.image import read_image
 from anyv2v.pipeline.source import Source, Unfinished
@@ -373,7 +373,7 @@ def test_a_timestamp_of_years_does_not_fill_the_memory(frames):
 
 def test_frames_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch):
     videos.write_video(tmp_path / "a.mp4", np.zeros((4, 16, 16, 3), np.uint8), 8)
-    monkeypatch.setattr(videos, "free_bytes", lambda device: 2 * 3 * 16 * 16 * 3)
+    monkeypatch.setattr(stream, "free_bytes", lambda device: 2 * 3 * 16 * 16 * 3)
     assert len(videos.read_video(tmp_path / "a.mp4", frames=3).frames) == 3
     with pytest.raises(InputError, match="more than 4 frames of 16x16 do not fit"):
         videos.read_video(tmp_path / "a.mp4")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from anyv2v.cli import main as cli
 from anyv2v.errors import InputError
-from anyv2v.media import container, sequence
+from anyv2v.media import container, sequence, stream
 from anyv2v.media.image import FITS, fit_frame
 from anyv2v.media.sequence import check_sequence_output, is_sequence, moves
 from anyv2v.media.video import read_video, write_video
@@ -144,7 +144,7 @@ def test_frames_are_read_as_they_are_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(sequence, "_read", lambda path: read.append(path.name) or whole(path))
     read_video(folder, frames=2, start_time=0.5)
     assert read == ["4.png", "5.png"]
-    monkeypatch.setattr(sequence, "free_bytes", lambda device: 4 * 16 * 16 * 3)
+    monkeypatch.setattr(stream, "free_bytes", lambda device: 4 * 16 * 16 * 3)
     with pytest.raises(InputError, match="more than 3 frames of 16x16 do not fit into memory"):
         read_video(folder)
 

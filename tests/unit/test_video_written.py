@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from anyv2v.errors import InputError
+from anyv2v.media import stream
 from anyv2v.media import video as module
 from anyv2v.media.frames import Video
 from anyv2v.media.image import center_crop, fit_frame
@@ -195,7 +196,7 @@ def test_all_frames_that_are_asked_for_need_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize("room, fits", [(6, True), (5, False)])
 def test_frames_fill_half_of_the_free_memory_at_most(tmp_path, monkeypatch, room, fits):
     path = encode(tmp_path / "a.mp4", clip(6))
-    monkeypatch.setattr(module, "free_bytes", lambda device: 2 * room * 96 * 64 * 3)
+    monkeypatch.setattr(stream, "free_bytes", lambda device: 2 * room * 96 * 64 * 3)
     if fits:
         assert len(read_video(path).frames) == 6
     else:
