@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from itertools import islice
+
+import numpy as np
 
 from anyv2v.cli import settings
 from anyv2v.cli.arguments import typed
@@ -14,8 +17,10 @@ from anyv2v.cli.outputs import Outputs, report
 from anyv2v.cli.sidecar import Provenance, with_sidecar
 from anyv2v.cli.source import notice, obtain, of_the_run, progress_of
 from anyv2v.errors import InputError
+from anyv2v.long.windows import plan_windows
+from anyv2v.media.frames import Video
 from anyv2v.media.psnr import psnr
-from anyv2v.media.video import SUFFIXES
+from anyv2v.media.video import SUFFIXES, stream_video
 from anyv2v.pipeline.source import SUFFIX, Unfinished
 
 
@@ -82,7 +87,8 @@ def run_plan(args: argparse.Namespace) -> None:
     clip = typed(Clip, args)
     if clip.is_source:
         raise InputError(f"{args.video}: is inverted already; give the video")
-    editor, video = typed(Model, args).load(), clip.read()
+    editor = typed(Model, args).load()
+    video, windows = _one_window(args, clip)
     method, steps = settings.of_the_inversion(args)
     predicted = cost.predict_cost(
         editor,
@@ -95,4 +101,15 @@ def run_plan(args: argparse.Namespace) -> None:
         feature_memory=args.feature_memory,
     )
     tell(of_the_run(args, editor))
+    if windows > 1:
+        print(f"windows: {windows} of {len(video.frames)} frames; for each of them")
     print(predicted)
+
+
+def _one_window(args: argparse.Namespace, clip: Clip) -> tuple[Video, int]:
+    """The frames of the first window of VIDEO, and the number of windows that an edit takes."""
+    with stream_video(args.video, **clip.reading()) as stream:
+        frames = list(islice(stream, args.window or None))
+        count = len(frames) + sum(1 for _ in stream)
+        windows = plan_windows(count, args.window, args.shared)
+        return Video.owning(np.stack(frames), stream.fps), len(windows)

@@ -128,17 +128,33 @@ def rounded(told: int, size: Size, factor: int) -> str | None:
     return f"--size {told} is not divisible by {factor}; {_by(size)} is taken"
 
 
-def beginning_again(path: str, there: bool, resume: bool) -> str | None:
-    """Returns a warning if an inversion begins anew, contrary to --resume or over a saved state.
+def beginning_again(path: str, there: bool, resume: bool, what: str = "inversion") -> str | None:
+    """Returns a warning if work begins anew, contrary to --resume or over a saved state.
 
-    path: the file with the state of an unfinished inversion. there: whether it exists. resume:
-    whether --resume was given. None: no warning is due.
+    path: the file or folder with the state of unfinished work. there: whether it exists. resume:
+    whether --resume was given. what: the work. None: no warning is due.
     """
     if resume and not there:
-        return _no_effect("resume", f"there is no {path}; the inversion begins at its start")
+        return _no_effect("resume", f"there is no {path}; the {what} begins at its start")
     if there and not resume:
-        return f"{path} is replaced: the inversion begins at its start; --resume would go on"
+        return f"{path} is replaced: the {what} begins at its start; --resume would go on"
     return None
+
+
+def cuts(path: str, found: Collection[int]) -> str | None:
+    """Returns a warning of cuts inside a clip, beyond which no frame was edited, else None.
+
+    path: the clip, as the message names it. found: indices of frames with which a scene begins.
+    """
+    if not found:
+        return None
+    few = [str(index) for index in sorted(found)[:5]]
+    more = f" and {len(found) - len(few)} more" if len(found) > len(few) else ""
+    frames = f"frame{'s' if len(found) > 1 else ''} {', '.join(few)}{more}"
+    return (
+        f"{path} is cut before {frames}: the edited first frame does not tell what comes there; "
+        f"give --keyframe {few[0]}:IMAGE, or edit the scenes one by one"
+    )
 
 
 def _of_guidance(args: Namespace) -> Iterator[str]:

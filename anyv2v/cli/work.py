@@ -1,0 +1,68 @@
+"""The folder in which an edit keeps the frames of a long clip and the windows that are done."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import shutil
+from pathlib import Path
+
+from anyv2v.cli import notices
+from anyv2v.cli.clip import Clip
+from anyv2v.cli.console import tell
+from anyv2v.cli.values import SOURCE
+from anyv2v.errors import InputError
+from anyv2v.long.frames import Frames, InMemory
+from anyv2v.media.on_disk import FramesOnDisk
+
+CLIP = "clip.frames"
+"""Name of the file with the frames of the clip."""
+OURS = (CLIP, "run.json", "window-*", "latents-*", ".anyv2v-*")
+"""Patterns of the names of all that an edit keeps in its folder."""
+
+
+class Work:
+    """The folder OUT.unfinished beside an output; it is made when something is kept in it."""
+
+    def __init__(self, args: argparse.Namespace):
+        """Names the folder of the first `-o`, and clears one that is there, unless --resume goes on.
+
+        Raises InputError if there is something of that name that no edit has made.
+        """
+        self.path = Path(f"{args.output[0]}.unfinished")
+        there = os.path.lexists(self.path)
+        tell([notices.beginning_again(str(self.path), there, args.resume, "edit")])
+        if there:
+            if not self.path.is_dir() or any(map(_is_foreign, os.listdir(self.path))):
+                raise InputError(f"{self.path} is no folder of an unfinished edit; remove it")
+            if not args.resume:
+                self.remove()
+
+    def frames(self, args: argparse.Namespace, clip: Clip) -> Frames:
+        """Returns the frames of VIDEO that are edited: in memory, or in a file if they are many.
+
+        Raises InputError as `Clip.read` does.
+        """
+        reading = clip.reading()
+        most = reading["frames"]
+        one_window = args.window == 0 or (most is not None and most <= args.window)
+        if one_window and clip.out_size != SOURCE:
+            return InMemory(clip.read())
+        self.make()
+        return FramesOnDisk.read(self.path / CLIP, args.video, **reading)
+
+    def make(self) -> None:
+        """Makes the folder if it is not there; raises InputError if it cannot be made."""
+        try:
+            self.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror}") from error
+
+    def remove(self) -> None:
+        """Removes the folder with all that is in it, if it is there."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _is_foreign(name: str) -> bool:
+    return not any(fnmatch.fnmatch(name, pattern) for pattern in OURS)
