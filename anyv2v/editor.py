@@ -40,12 +40,13 @@ from anyv2v.diffusion.schedule import match_levels
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import NO_INJECTION, Injection
 from anyv2v.injection.taps import Taps
+from anyv2v.long.editor import LongEditor
 from anyv2v.media.frames import Video
 from anyv2v.media.image import Frame, fit_frame, read_argument
 from anyv2v.pipeline.arguments import NoiseGenerator, as_video, check_inversion, options_of
 from anyv2v.pipeline.editing import EditRun, PlainRun, most_branches
 from anyv2v.pipeline.inverting import STEPS, InversionRun
-from anyv2v.pipeline.planning import Planner, source_frame
+from anyv2v.pipeline.planning import source_frame
 from anyv2v.pipeline.request import Edit, EditRequest, Prompts
 from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
 from anyv2v.pipeline.stages import size_of
@@ -55,7 +56,7 @@ from anyv2v.runtime.memory import free_bytes
 __all__ = ["Defaults", "Editor"]
 
 
-class Editor(Planner):
+class Editor(LongEditor):
     """Inverts and edits videos; `anyv2v.load` makes an editor from a folder of weights.
 
     The single stages (encoding, conditions, a prediction, plans) are methods too. An editor holds
