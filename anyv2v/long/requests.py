@@ -15,7 +15,7 @@ from anyv2v.backbones.base import Backbone
 from anyv2v.errors import InputError
 from anyv2v.long.windows import Window
 from anyv2v.media.frames import Video
-from anyv2v.media.image import Frame
+from anyv2v.media.image import Frame, fit_frame, read_argument
 from anyv2v.pipeline.arguments import options_of
 from anyv2v.pipeline.planning import Planner
 from anyv2v.pipeline.request import EditRequest
@@ -39,6 +39,13 @@ def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     names = {field.name for field in fields(EditRequest)}
     own = {name: value for name, value in arguments.items() if name in names}
     return own, {name: value for name, value in arguments.items() if name not in names}
+
+
+def fitted(backbone: Backbone, frame: Frame, size: tuple[int, int], fit: str) -> np.ndarray:
+    """Returns an edited frame at the clip's size (width, height), uint8 RGB (h, w, 3)."""
+    picture = read_argument("frame", frame)
+    # a backbone may stretch the frame to floats
+    return np.rint(fit_frame(picture, size, fit, backbone.stretches_bilinearly)).astype(np.uint8)
 
 
 class WindowRequests:
