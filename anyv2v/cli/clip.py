@@ -74,7 +74,7 @@ class Clip:
         be read or has too few frames, or if a single frame is asked for.
         """
         if self.is_source:
-            return Source.load(self.video).video
+            return Source.load_video(self.video)
         return read_video(self.video, **self.reading())
 
     def reading(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Clip:
     def first_frame(self) -> np.ndarray:
         """Returns the frame at `start_time` (of a source the first), uint8 (h, w, 3), uncropped."""
         if self.is_source:
-            return Source.load(self.video).video.frames[0]
+            return Source.load_video(self.video).frames[0]
         return read_first_frame(self.video, self.start_time or 0.0)
 
     def sizes(self) -> tuple[Size, Size]:

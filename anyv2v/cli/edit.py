@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 import numpy as np
 
 from anyv2v import checks
-from anyv2v.cli import notices, settings
+from anyv2v.cli import notices
 from anyv2v.cli.arguments import typed
-from anyv2v.cli.clip import Clip, size_of
+from anyv2v.cli.clip import Clip, is_source, size_of
 from anyv2v.cli.console import tell
 from anyv2v.cli.first_frame import FirstFrame, frame_files, uses, write_candidates
 from anyv2v.cli.model import Model
-from anyv2v.cli.outputs import Outputs, report
+from anyv2v.cli.edits import LongEdits, ShortEdits
+from anyv2v.cli.finish import Form
+from anyv2v.cli.outputs import Outputs, Written, report
 from anyv2v.cli.sidecar import Provenance, with_sidecar
-from anyv2v.cli.source import notice, obtain, progress_of, without_effect
+from anyv2v.cli.source import notice, without_effect
+from anyv2v.cli.values import OFF, SOURCE
+from anyv2v.cli.work import Work
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.base import FrameEditor
 from anyv2v.frame_editors.run import candidates
+from anyv2v.long.frames import Frames
+from anyv2v.media.cuts import find_cuts
 from anyv2v.media.frames import Video
 from anyv2v.media.image import fit_frame
-from anyv2v.media.video import SUFFIXES
-from anyv2v.pipeline.request import Edit, EditRequest
+from anyv2v.media.video import SUFFIXES, read_video
+from anyv2v.pipeline.guide import WAYS
+from anyv2v.pipeline.request import EditRequest
 
 
 class SomeFailed(Exception):
@@ -42,38 +50,46 @@ def run_edit(args: argparse.Namespace) -> None:
 
     An edit that fails does not stop the others. Raises `SomeFailed` at the end if any failed.
     """
-    first, outputs = typed(FirstFrame, args), typed(Outputs, args)
-    model = typed(Model, args)
-    frame_editor = first.make_editor(model.torch_device, model.torch_dtype)
+    first, outputs, model = typed(FirstFrame, args), typed(Outputs, args), typed(Model, args)
+    frame_editor, clip = first.make_editor(model.torch_device, model.torch_dtype), typed(Clip, args)
     _check_edit(args, frame_editor is not None)
-    requests, video = _requests(args, first, frame_editor)
+    # before the clip is read whole, which may take long
+    pictures = [] if frame_editor else first.read(clip)
     provenance = Provenance.begin(args)
-    editor, source = obtain(args, video=video, uses=uses(frame_editor))
+    work = Work.begin(args)
+    frames = work.frames(clip, args.window)
+    begin = frames.frames_at([0])[0]
+    if frame_editor:
+        pictures = first.make(frame_editor, begin, len(args.output), clip)
+    keyframes, guide = first.read_keyframes(clip, size_of(begin)), _guide(args, frames)
+    asked = [
+        _request(args, *picture, prompt, guide)
+        for picture, prompt in zip(pictures, args.prompt, strict=True)
+    ]
+    tell([notices.cuts(args.video, _found_cuts(frames, keyframes))])
+    if keyframes or 0 < args.window < len(frames):
+        edits = LongEdits.make(args, work, frames, asked, keyframes, uses(frame_editor))
+    else:
+        edits = ShortEdits.make(args, frames, asked, uses(frame_editor))
+    form = Form.of(args, frames, edits.editor.backbone.codec.spatial_compression)
     failures: dict[str, Exception] = {}
-    done: dict[str, Edit] = {}
-    with progress_of(args) as progress:
-        each = editor.edit_each(
-            source,
-            requests,
-            **settings.of_the_run(args),
-            on_step=progress("edit", (args.steps - args.start) * len(requests)),
-        )
-        for i, (output, edit) in enumerate(zip(args.output, each, strict=True)):
-            try:
-                if isinstance(edit, Exception):
-                    raise edit
-                made = None if args.frame else np.asarray(requests[i].frame)
-                facts = provenance.of(editor, source, edit.latents, i, made)
-                outputs.write(output, edit, facts)
-                done[output] = edit
-            except Exception as error:
-                failures[output] = error
+    done: dict[str, Written] = {}
+    for i, (output, edit) in enumerate(zip(args.output, edits.each(args), strict=True)):
+        try:
+            if isinstance(edit, Exception):
+                raise edit
+            made = None if args.frame else np.asarray(asked[i].frame)
+            facts = provenance.of(edits.editor, edit.inverted, edit.latents_sha256, i, made)
+            done[output] = outputs.write(output, edit.frames, form.finish(edit.references), facts)
+        except Exception as error:
+            failures[output] = error
     # all that can be written is, before anything is said of it
-    for output, edit in done.items():
-        report(output, edit.frames, edit.fps)
+    for output, written in done.items():
+        report(output, written)
     notice(args)
     if failures:
         raise SomeFailed(failures)
+    work.remove()
 
 
 def run_edit_frame(args: argparse.Namespace) -> None:
@@ -101,21 +117,29 @@ def run_edit_frame(args: argparse.Namespace) -> None:
         print(file)
 
 
-def _requests(
-    args: argparse.Namespace, first: FirstFrame, frame_editor: FrameEditor | None
-) -> tuple[list[EditRequest], Video | None]:
-    """What is asked for each `-o`, and VIDEO if it had to be read for that."""
-    clip = typed(Clip, args)
-    if frame_editor is None:
-        video, frames = None, first.read(clip)
-    else:
-        video = clip.read()
-        frames = first.make(frame_editor, video, len(args.output), clip)
-    return [_request(args, *each) for each in zip(frames, args.prompt, strict=True)], video
+def _guide(args: argparse.Namespace, frames: Frames) -> str | Video | None:
+    """The guide that --guide asks for; a clip is read whole, at the size of the edit."""
+    if args.guide == OFF:
+        return None
+    if args.guide in WAYS:
+        return args.guide
+    size = size_of(frames.frames_at([0])[0])
+    try:
+        return read_video(args.guide, size, len(frames), fit=args.fit or "crop")
+    except InputError as error:
+        raise InputError(f"--guide {error}") from error
 
 
-def _request(args: argparse.Namespace, framed: tuple[np.ndarray, str], prompt: str) -> EditRequest:
-    frame, fit = framed
+def __found_cuts(frames: Frames, keyframes: Mapping[int, np.ndarray]) -> list[int]:
+    """Where the clip is cut and no keyframe tells what comes after it."""
+    found = find_cuts(frames.frames_at([i])[0] for i in range(len(frames)))
+    ends = [*found[1:], len(frames)]
+    return [a for a, b in zip(found, ends, strict=True) if not any(a <= k < b for k in keyframes)]
+
+
+def _request(
+    args: argparse.Namespace, frame: np.ndarray, fit: str, prompt: str, guide: str | Video | None
+) -> EditRequest:
     return EditRequest(
         frame,
         prompt,
@@ -124,6 +148,7 @@ def _request(args: argparse.Namespace, framed: tuple[np.ndarray, str], prompt: s
         args.random_ratio,
         args.seed,
         fit,
+        guide=guide,
     )
 
 
@@ -139,6 +164,12 @@ def _check_edit(args: argparse.Namespace, by_editor: bool) -> None:
             f"--frame, --prompt and -o go together: there are {len(frames)}, {prompts} and {count}"
             + ("" if frames else "; or an --editor makes the frame")
         )
+    if args.keyframe and count > 1:
+        raise InputError(f"--keyframe goes with one edit; there are {count}")
+    if is_source(args.video):
+        for option, given in (("keyframe", args.keyframe), ("out-size", args.out_size == SOURCE)):
+            if given:
+                raise InputError(f"--{option} needs the video; {args.video} is inverted already")
     if saved and not (by_editor and len(saved) == count):
         raise InputError("--save-frame goes with an --editor, once for each -o")
     typed(Outputs, args).check(SUFFIXES)

@@ -19,8 +19,7 @@ from anyv2v.frame_editors.base import FrameEditor, FrameRequest
 from anyv2v.frame_editors.registry import SETUP, describe, make
 from anyv2v.frame_editors.run import candidates, request
 from anyv2v.frame_editors.sheet import contact_sheet
-from anyv2v.media.frames import Video
-from anyv2v.media.image import read_image
+from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.mask import fit_mask, read_mask
 from anyv2v.media.proportions import Size, check_fit
 from anyv2v.runtime.atomic_files import atomic_path
@@ -61,13 +60,14 @@ def options(sub: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class FirstFrame:
-    """Where the edited first frame comes from: files, or a frame editor and its inputs.
+    """Where edited frames come from: files, or a frame editor and its inputs.
 
     Fields have the names of options. instruction, reference and mask hold one value for each edit,
     or one for all.
     """
 
     frame: list[str] | None = None
+    keyframe: list[str] | None = None
     save_frame: list[str] | None = None
     editor: str | None = None
     instruction: list[str] | None = None
@@ -90,22 +90,39 @@ class FirstFrame:
         those of neither the clip nor the target size and no `--fit` says what to do.
         """
         sizes = clip.sizes()  # first, as VIDEO comes first in the call
+        return self._read(self.frame or [], sizes)
+
+    def read_keyframes(self, clip: Clip, size: Size) -> dict[int, np.ndarray]:
+        """Returns frame number -> picture of each `--keyframe`, fitted to `size` (width, height).
+
+        Raises InputError as `read` does, and if two are of one frame.
+        """
+        found: dict[int, np.ndarray] = {}
+        for text in self.keyframe or []:
+            index, _, path = text.partition(":")
+            if int(index) in found:
+                raise InputError(f"--keyframe {text}: frame {index} is given twice")
+            ((frame, fit),) = self._read([path], clip.sizes())
+            found[int(index)] = fit_frame(frame, size, fit)
+        return found
+
+    def _read(self, paths: list[str], sizes: tuple[Size, Size]) -> list[tuple[np.ndarray, str]]:
         fit = self.fit or ("stretch" if self.paper else None)
-        frames = [read_image(path) for path in self.frame or []]
+        frames = [read_image(path) for path in paths]
         return [
             (frame, fit or check_fit(path, size_of(frame), *sizes))
-            for path, frame in zip(self.frame or [], frames, strict=True)
+            for path, frame in zip(paths, frames, strict=True)
         ]
 
     def make(
-        self, editor: FrameEditor, video: Video, count: int, clip: Clip
+        self, editor: FrameEditor, frame: np.ndarray, count: int, clip: Clip
     ) -> list[tuple[np.ndarray, str]]:
-        """Runs the frame editor on the first frame of `video`, for each of `count` edits.
+        """Runs the frame editor on the first frame of the clip, for each of `count` edits.
 
-        Returns pairs of a frame, uint8 (h, w, 3) in the size of the video, and "crop". Writes the
+        frame: that frame, uint8 (h, w, 3), at the size of the edit. Returns pairs of a frame, uint8 (h, w, 3) in the same size, and "crop". Writes the
         frames to the files of `--save-frame` if there are any, and prints their names.
         """
-        requests = self.requests(editor, video.frames[0], count, clip.sizes()[0])
+        requests = self.requests(editor, frame, count, clip.sizes()[0])
         frames = [candidates(editor, one, [self.seed], self.keep_unchanged)[0] for one in requests]
         for path, frame in zip(self.save_frame or [], frames, strict=False):
             write_picture(path, frame)

@@ -10,13 +10,15 @@ import numpy as np
 
 from anyv2v.cli import settings
 from anyv2v.cli.arguments import typed
-from anyv2v.cli.clip import Clip
+from anyv2v.cli.clip import Clip, size_of
 from anyv2v.cli.console import tell
+from anyv2v.cli.finish import Form
 from anyv2v.cli.model import Model
-from anyv2v.cli.outputs import Outputs, report
-from anyv2v.cli.sidecar import Provenance, with_sidecar
+from anyv2v.cli.outputs import Outputs, Written, report
+from anyv2v.cli.sidecar import Inverted, Provenance, latents_sha256, with_sidecar
 from anyv2v.cli.source import notice, obtain, of_the_run, progress_of
 from anyv2v.errors import InputError
+from anyv2v.long.frames import InMemory
 from anyv2v.long.windows import plan_windows
 from anyv2v.media.frames import Video
 from anyv2v.media.psnr import psnr
@@ -34,10 +36,12 @@ def run_invert(args: argparse.Namespace) -> None:
     provenance = Provenance.begin(args)
     editor, source = obtain(args, unfinished)
     noisiest = source.at(min(source.trajectory.latents))
-    with with_sidecar(args.output, provenance.of(editor, source, noisiest)):
+    facts = provenance.of(editor, Inverted.of(source), latents_sha256(lambda: [noisiest]))
+    with with_sidecar(args.output, facts):
         source.save(args.output, args.force, features=args.features)
     unfinished.remove()
-    report(args.output, source.video.frames, source.video.fps)
+    video = source.video
+    report(args.output, Written(len(video.frames), size_of(video.frames[0]), video.fps))
     notice(args)
 
 
@@ -65,18 +69,21 @@ def run_reconstruct(args: argparse.Namespace) -> None:
         )
     sampled = time.monotonic()
     clean = source.trajectory.clean.to(again.latents.device)
+    written = None
     error = ((again.latents - clean).norm() / clean.norm()).item()
     if args.output:
-        facts = provenance.of(editor, source, again.latents)
-        outputs.write(args.output, again, facts)
+        facts = provenance.of(editor, Inverted.of(source), latents_sha256(lambda: [again.latents]))
+        written = outputs.write(
+            args.output, again.frames, Form(InMemory(source.video)).finish({}), facts
+        )
     print(
         f"PSNR {psnr(again.frames, source.video.frames):.2f} dB · "
         f"relative error of the latents {error:.3g} · "
         f"{source.evaluations} UNet evaluations to invert · "
         f"{inverted - began:.1f} s to load and invert, {sampled - inverted:.1f} s to sample"
     )
-    if args.output:
-        report(args.output, again.frames, again.fps)
+    if written is not None:
+        report(args.output, written)
     notice(args)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,12 @@ import numpy as np
 from anyv2v import loading
 from anyv2v.cli.arguments import listed
 from anyv2v.cli.clip import size_of
+from anyv2v.cli.finish import Finish
 from anyv2v.cli.sidecar import check_sidecar, comment, sidecar_of, with_sidecar
 from anyv2v.errors import InputError
 from anyv2v.media.sequence import check_sequence_output, writes_sequence
-from anyv2v.media.video import SUFFIXES, pyav, write_video
-from anyv2v.pipeline.request import Edit
+from anyv2v.media.video import SUFFIXES, pyav
+from anyv2v.media.writer import VideoWriter
 from anyv2v.runtime.atomic_files import check_output
 
 
@@ -35,6 +38,9 @@ class Outputs:
     frame: list[str] | None = None
     reference: list[str] | None = None
     mask: list[str] | None = None
+    keyframe: list[str] | None = None
+    protect: str | None = None
+    guide: str | None = None
 
     def check(self, suffixes: tuple[str, ...]) -> None:
         """Raises InputError if an output cannot be written, is an input, or is named twice.
@@ -63,6 +69,8 @@ class Outputs:
         output = Path(os.path.realpath(path))
         inputs = [*listed(self.video), *listed(self.frame)]
         inputs += [*listed(self.reference), *listed(self.mask)]
+        inputs += [text.partition(":")[2] for text in self.keyframe or []]
+        inputs += [path for path in (self.protect, self.guide) if path is not None]
         if any(output == Path(os.path.realpath(given)) for given in inputs):
             raise InputError(f"-o {path}: is an input, which is never overwritten")
         weights = None if self.weights == loading.DEMO else Path(os.path.realpath(self.weights))
@@ -76,13 +84,41 @@ class Outputs:
                 pyav()  # else its absence would be found when all is computed
         check_sidecar(path, self.force)
 
-    def write(self, path: str, edit: Edit, facts: dict) -> None:
-        """Writes the frames of an edit to the file `path`, and `facts` to its sidecar."""
+    def write(
+        self, path: str, edited: Iterable[np.ndarray], finish: Finish, facts: dict
+    ) -> Written:
+        """Writes the frames of an edit to the file `path`, and `facts` to its sidecar.
+
+        edited: the decoded frames, uint8 RGB (h, w, 3). finish: what is done with them, and the
+        timestamps and sound of the file. The sidecar also gets the share that `finish` kept.
+        """
+        frames, count, form = iter(finish.frames(edited)), 0, finish.form
+        first, about = next(frames), comment(facts)
+        size, fps = size_of(first), form.clip.fps
         with with_sidecar(path, facts):
-            write_video(path, edit.frames, edit.fps, self.force, comment(facts))
+            with VideoWriter(path, size, fps, form.times, form.sound, self.force, about) as writer:
+                for count, frame in enumerate(chain([first], frames), 1):
+                    writer.write(frame)
+            facts["kept"] = finish.kept
+        return Written(count, size, fps, finish.kept)
 
 
-def report(path: str, frames: np.ndarray, fps: float) -> None:
-    """Prints what was written to `path`: number, size and frame rate of `frames`, (f, h, w, 3)."""
-    width, height = size_of(frames[0])
-    print(f"{path}: {len(frames)} frames, {width}x{height}, {fps:g} fps")
+@dataclass(frozen=True)
+class Written:
+    """What a file holds that was written."""
+
+    frames: int
+    """Number of frames."""
+    size: tuple[int, int]
+    """(width, height) of the frames."""
+    fps: float
+    """Frames per second."""
+    kept: float | None = None
+    """The share of the source's pixels that were put back; None without protection."""
+
+
+def report(path: str, written: Written) -> None:
+    """Prints what was written to `path`: number, size and frame rate of the frames."""
+    width, height = written.size
+    kept = "" if written.kept is None else f", {written.kept:.0%} of the pixels are the source's"
+    print(f"{path}: {written.frames} frames, {width}x{height}, {written.fps:g} fps{kept}")

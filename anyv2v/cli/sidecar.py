@@ -11,8 +11,9 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyv2v.cli.arguments import typed
+from anyv2v.cli.clip import Clip
 from anyv2v.cli.config_file import COMMAND, SETTINGS
 from anyv2v.cli.console import tell
+from anyv2v.cli.values import AUTO, OFF, SOURCE
 from anyv2v.editor import Editor
 from anyv2v.kernels.choose import USED
 from anyv2v.loading import DEMO
@@ -34,6 +38,8 @@ PACKAGES = ("anyv2v", "torch", "triton", "numpy", "av", "pillow", "safetensors",
 """Packages whose versions are recorded."""
 INPUTS = ("video", "frame", "reference", "mask")
 """Options that name files on whose contents the output depends, besides the weights."""
+WORDS = {"protect": (OFF, AUTO), "guide": (OFF, AUTO, "patches")}
+"""Option that names a file unless it is one of these words -> the words."""
 EACH = (*INPUTS, "prompt", "instruction", "output")
 """Options that each of several edits may have for itself."""
 PATHS = (*INPUTS, "output", "weights", "editor_weights")
@@ -53,6 +59,39 @@ def sidecar_of(output: str | os.PathLike) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
+@dataclass(frozen=True)
+class Inverted:
+    """How a clip was inverted, as far as a sidecar tells it."""
+
+    size: tuple[int, int]
+    """(width, height) of the frames."""
+    frames: int
+    """Number of frames."""
+    fps: float
+    """Frames per second."""
+    method: str
+    """The method, a key of `METHODS`."""
+    steps: int
+    """Number of steps."""
+    tolerance: float
+    """The relative residual down to which a fixed point was iterated."""
+    evaluations: int
+    """Number of evaluations of the network."""
+    residuals: Mapping[str, float] | None = None
+    """Timestep (step index where timesteps are no whole numbers) -> relative residual; None for a
+    clip of several windows."""
+
+    @classmethod
+    def of(cls, source: Source) -> Inverted:
+        """Returns what a sidecar tells of a source."""
+        levels, how = source.trajectory.levels, source.settings
+        whole = all(level.t == int(level.t) for level in levels[:-1])
+        residuals = {str(levels[i].t if whole else i): r for i, r in source.residuals.items()}
+        count, height, width, _ = source.video.frames.shape
+        made = (width, height), count, source.video.fps, how.method, how.steps, how.tolerance
+        return cls(*made, source.evaluations, residuals)
+
+
 class Provenance:
     """A record of how the outputs of one run are made.
 
@@ -63,6 +102,10 @@ class Provenance:
         self._args = args
         USED.clear()
         given = {name: getattr(args, name, None) for name in INPUTS}
+        given["keyframe"] = [x.partition(":")[2] for x in getattr(args, "keyframe", None) or []]
+        for name in WORDS:
+            value = getattr(args, name, None)
+            given[name] = None if value in WORDS[name] else value
         self._inputs = {name: _fingerprints(value) for name, value in given.items() if value}
 
     @classmethod
@@ -90,15 +133,15 @@ class Provenance:
     def of(
         self,
         editor: Editor | None = None,
-        source: Source | None = None,
-        latents: Tensor | None = None,
+        inverted: Inverted | None = None,
+        latents_sha256: str | None = None,
         index: int = 0,
         frame: np.ndarray | None = None,
     ) -> dict[str, Any]:
         """Returns the content of the sidecar of one output.
 
-        editor, source: what the run used, None if nothing of the kind. latents: those of the
-        output. index: the place of the edit among several, from 0. frame: the edited first frame,
+        editor, inverted: what the run used, None if nothing of the kind. latents_sha256: that of
+        the output's latents, see the function. index: the place of the edit among several, from 0. frame: the edited first frame,
         uint8 (h, w, 3), if a frame editor made it. Paths are absolute, and options that were not
         given have the value that was used.
         """
@@ -116,13 +159,16 @@ class Provenance:
                 settings |= {"option": [f"{k}={x}" for k, x in options.items()] or None}
             settings |= {"device": str(editor.backbone.device)}
             settings |= {"dtype": str(editor.backbone.dtype).removeprefix("torch.")}
-        if source is not None and Path(args.video).suffix.lower() != SUFFIX:
-            how, (_, height, width, _) = source.settings, source.video.frames.shape
-            settings |= {"size": f"{width}x{height}", "frames": len(source.video.frames)}
-            settings |= {"sample_fps": source.video.fps, "start_time": args.start_time or 0.0}
-            settings |= {"method": how.method, "inversion_steps": how.steps}
+        if inverted is not None and Path(args.video).suffix.lower() != SUFFIX:
+            width, height = inverted.size
+            settings |= {"size": f"{width}x{height}", "frames": inverted.frames}
+            each = typed(Clip, args).reading()["fps"] is None
+            settings |= {"sample_fps": SOURCE if each else inverted.fps}
+            settings |= {"start_time": args.start_time or 0.0}
+            settings |= {"method": inverted.method, "inversion_steps": inverted.steps}
             # ddim ignores a tolerance, and would warn of it
-            settings |= {"tolerance": None if how.method == "ddim" else how.tolerance}
+            tolerance = None if inverted.method == "ddim" else inverted.tolerance
+            settings |= {"tolerance": tolerance}
         if frame is not None:
             inputs["frame"] = {"path": None, "sha256": hashlib.sha256(frame.tobytes()).hexdigest()}
         return {
@@ -131,12 +177,12 @@ class Provenance:
             "weights": editor
             and {"path": _plain("weights", args.weights), "fingerprint": editor.fingerprint},
             "inputs": inputs,
-            "latents_sha256": None if latents is None else latents_sha256(latents),
+            "latents_sha256": latents_sha256,
             "versions": versions(),
             "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("ANYV2V_")},
-            "evaluations": source and source.evaluations,
+            "evaluations": inverted and inverted.evaluations,
             "kernels": {op: sorted(names) for op, names in sorted(USED.items())},
-            "residuals": source and _residuals(source),
+            "residuals": inverted and inverted.residuals,
             "kept": None,
         }
 
@@ -168,15 +214,21 @@ def check_sidecar(output: str | os.PathLike, force: bool) -> None:
 def with_sidecar(output: str | os.PathLike, facts: Mapping[str, Any]) -> Iterator[None]:
     """Writes the sidecar of an output after the block, which must write the output itself.
 
-    facts: the content. If the block raises, the sidecar of an earlier output stays, as that output
-    does.
+    facts: the content, which the block may complete. If the block raises, the sidecar of an earlier
+    output stays, as that output does.
     """
     check_output(sidecar_of(output), force=True)  # the folder may have gone
     with atomic_path(sidecar_of(output)) as temporary:
-        text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
-        # a name may hold bytes that are no text
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        # before the output, which is not written if this cannot be
+        _write_json(temporary, facts)
         yield
+        _write_json(temporary, facts)
+
+
+def _write_json(path: Path, facts: Mapping[str, Any]) -> None:
+    text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
+    # a name may hold bytes that are no text
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def comment(facts: Mapping[str, Any]) -> str:
@@ -213,10 +265,20 @@ def fingerprint(path: str) -> dict[str, str | None]:
     return {"path": str(whole), "sha256": digest.hexdigest()}
 
 
-def latents_sha256(latents: Tensor) -> str:
-    """Returns the SHA-256, in hexadecimal, of latents as little-endian float32 in C order."""
-    values = latents.detach().float().cpu().contiguous().numpy()
-    return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
+def latents_sha256(parts: Callable[[], Iterable[Tensor]]) -> str:
+    """Returns the SHA-256, in hexadecimal, of latents as little-endian float32 in C order.
+
+    parts: returns the latents (1, c, f', h', w') divided along the frames, from the first on. It is
+    called for each channel, so that latents that come from files need not fit into memory.
+    """
+    digest, channel, channels = hashlib.sha256(), 0, 1
+    while channel < channels:
+        for part in parts():
+            channels = part.shape[1]
+            values = part[:, channel].detach().float().cpu().contiguous().numpy()
+            digest.update(values.astype("<f4").tobytes())
+        channel += 1
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str | int]:
@@ -234,13 +296,6 @@ def versions() -> dict[str, str | int]:
     if torch.cuda.is_initialized():
         found["device"] = torch.cuda.get_device_name()
     return found
-
-
-def _residuals(source: Source) -> dict[str, float]:
-    """Timestep -> residual; step index -> residual where timesteps are no whole numbers."""
-    levels = source.trajectory.levels
-    whole = all(level.t == int(level.t) for level in levels[:-1])
-    return {str(levels[i].t if whole else i): r for i, r in source.residuals.items()}
 
 
 def _is_there(output: str | os.PathLike) -> bool:
@@ -271,6 +326,11 @@ def _plain(name: str, value: Any) -> Any:
         return value["text"] if {*value} == {"text"} else named or None
     if name in PATHS and isinstance(value, str) and value != DEMO:
         return os.path.abspath(value)
+    if name in WORDS and value is not None and value not in WORDS[name]:
+        return os.path.abspath(value)
+    if name == "keyframe" and value:
+        parts = (each.partition(":") for each in value)
+        return [f"{index}:{os.path.abspath(path)}" for index, _, path in parts]
     if name == "editor_option" and value:
         parts = (each.partition("=") for each in value)
         return [f"{option}={_there(given)}" for option, _, given in parts]

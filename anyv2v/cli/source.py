@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from anyv2v import loading
 from anyv2v.cli import notices, settings
@@ -12,6 +13,7 @@ from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, size_of
 from anyv2v.cli.console import say, tell
 from anyv2v.cli.model import Model
+from anyv2v.cli.values import SOURCE
 from anyv2v.diffusion.schedule import match_levels
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
@@ -47,9 +49,24 @@ def obtain(
     _ = model.torch_device  # refused before anything is read
     if clip.is_source:
         return _loaded(args, uses)
-    method, inversion_steps = settings.of_the_inversion(args)
     video = clip.read() if video is None else video
-    editor = model.load()
+    editor, inversion, count = prepare(args, video, uses)
+    with progress_of(args) as progress:
+        on_step = progress("invert", count)
+        source = editor.invert(video, **inversion, unfinished=unfinished, on_step=on_step)
+    return editor, source
+
+
+def prepare(
+    args: argparse.Namespace, video: Video, uses: frozenset[str] = frozenset()
+) -> tuple[Editor, dict[str, Any], int]:
+    """Returns the editor, the arguments of `Editor.invert` for VIDEO, and the number of its steps.
+
+    Warnings are printed. video: the frames to be inverted, or those of one window of them. uses: as
+    in `obtain`. Raises InputError for bad input.
+    """
+    method, inversion_steps = settings.of_the_inversion(args)
+    editor = typed(Model, args).load()
     # only the latents that the edit reads are kept; `anyv2v invert` keeps all
     plan = None if args.command == "invert" else editor.step_plan(**settings.of_the_run(args))
     last, levels = 0, editor.schedule.levels(inversion_steps)
@@ -58,21 +75,16 @@ def obtain(
         last = min(match_levels(plan.source_levels, levels).values())
     editor.check_memory(size_of(video.frames[0]), len(video.frames), branches=1)
     tell(of_the_run(args, editor, uses))
-    recording = cache_plan(args, editor, video)
-    with progress_of(args) as progress:
-        source = editor.invert(
-            video,
-            method=method,
-            steps=inversion_steps,
-            prompt=args.inversion_prompt or "",
-            on_step=progress("invert", inversion_steps - last),
-            tolerance=args.tolerance,
-            plan=plan,
-            recording=recording,
-            unfinished=unfinished,
-            options=args.options,
-        )
-    return editor, source
+    inversion = {
+        "method": method,
+        "steps": inversion_steps,
+        "prompt": args.inversion_prompt or "",
+        "tolerance": args.tolerance,
+        "plan": plan,
+        "recording": cache_plan(args, editor, video),
+        "options": args.options,
+    }
+    return editor, inversion, inversion_steps - last
 
 
 def _loaded(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Source]:
@@ -146,9 +158,9 @@ def of_the_run(
     clip = typed(Clip, args)
     if not clip.is_source:
         lines += notices.of_the_size(args, *clip.sizes(), editor.backbone.codec.size_multiple)
-        if getattr(args, "output", None):
+        if getattr(args, "output", None) and clip.out_size != SOURCE:
             lines.append(notices.silent(clip.video, container.facts(clip.video).audio))
-    if hasattr(args, "resume"):
+    if args.command == "invert":
         path = f"{args.output}.unfinished"
         lines.append(notices.beginning_again(path, os.path.exists(path), args.resume))
     return lines

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+OFF, AUTO = "off", "auto"
+"""Values of --protect and --guide."""
 ALL = "all"
 """Value of --frames: all frames of the clip."""
 SOURCE = "source"

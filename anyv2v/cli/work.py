@@ -6,6 +6,7 @@ import argparse
 import fnmatch
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from anyv2v.cli import notices
@@ -22,35 +23,43 @@ OURS = (CLIP, "run.json", "window-*", "latents-*", ".anyv2v-*")
 """Patterns of the names of all that an edit keeps in its folder."""
 
 
+@dataclass(frozen=True)
 class Work:
     """The folder OUT.unfinished beside an output; it is made when something is kept in it."""
 
-    def __init__(self, args: argparse.Namespace):
-        """Names the folder of the first `-o`, and clears one that is there, unless --resume goes on.
+    path: Path
+    """The path of the folder."""
+
+    @classmethod
+    def begin(cls, args: argparse.Namespace) -> Work:
+        """Names the folder of the first `-o`, and clears one that is there, unless --resume is on.
 
         Raises InputError if there is something of that name that no edit has made.
         """
-        self.path = Path(f"{args.output[0]}.unfinished")
-        there = os.path.lexists(self.path)
-        tell([notices.beginning_again(str(self.path), there, args.resume, "edit")])
+        work = cls(Path(f"{args.output[0]}.unfinished"))
+        there = os.path.lexists(work.path)
+        tell([notices.beginning_again(str(work.path), there, args.resume, "edit")])
         if there:
-            if not self.path.is_dir() or any(map(_is_foreign, os.listdir(self.path))):
-                raise InputError(f"{self.path} is no folder of an unfinished edit; remove it")
+            if not work.path.is_dir() or any(map(_is_foreign, os.listdir(work.path))):
+                raise InputError(f"{work.path} is no folder of an unfinished edit; remove it")
             if not args.resume:
-                self.remove()
+                work.remove()
+        return work
 
-    def frames(self, args: argparse.Namespace, clip: Clip) -> Frames:
+    def frames(self, clip: Clip, window: int) -> Frames:
         """Returns the frames of VIDEO that are edited: in memory, or in a file if they are many.
 
-        Raises InputError as `Clip.read` does.
+        window: the most frames of one window; 0 for all. Raises InputError as `Clip.read` does.
         """
+        if clip.is_source:
+            return InMemory(clip.read())
         reading = clip.reading()
         most = reading["frames"]
-        one_window = args.window == 0 or (most is not None and most <= args.window)
+        one_window = window == 0 or (most is not None and most <= window)
         if one_window and clip.out_size != SOURCE:
             return InMemory(clip.read())
         self.make()
-        return FramesOnDisk.read(self.path / CLIP, args.video, **reading)
+        return FramesOnDisk.read(self.path / CLIP, clip.video, **reading)
 
     def make(self) -> None:
         """Makes the folder if it is not there; raises InputError if it cannot be made."""

@@ -171,6 +171,21 @@ class Source:
         return source
 
     @staticmethod
+    def load_video(path: str | os.PathLike) -> Video:
+        """Reads the frames of a saved source, and nothing else of it.
+
+        Raises InputError if the file cannot be read as a source.
+        """
+        if not os.path.exists(path):
+            raise InputError(f"{path}: no such file")
+        try:
+            with _opened(path) as file:
+                fps = json.loads((file.metadata() or {}).get("source", "{}"))["fps"]
+                return Video.owning(file.get_tensor("frames").numpy(), fps)
+        except UNREADABLE as error:
+            raise InputError(f"{path}: cannot be read as a source: {error}") from error
+
+    @staticmethod
     def frame_size(path: str | os.PathLike) -> tuple[int, int]:
         """Returns (width, height) of the frames in a saved source, from the file's header alone.
 

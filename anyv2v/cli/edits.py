@@ -1,0 +1,147 @@
+"""The edits that a command asks for: of a clip of one window, or of a longer one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from anyv2v.cli import settings
+from anyv2v.cli.console import say
+from anyv2v.cli.sidecar import Inverted, latents_sha256
+from anyv2v.cli.source import obtain, prepare, progress_of
+from anyv2v.cli.work import Work
+from anyv2v.editor import Editor
+from anyv2v.errors import InputError
+from anyv2v.long.frames import Frames, clip_at
+from anyv2v.long.run import LongRun
+from anyv2v.pipeline.request import EditRequest
+from anyv2v.pipeline.source import Source
+
+
+@dataclass(frozen=True)
+class Edited:
+    """One edit of a clip, of which the frames may not be decoded yet."""
+
+    frames: Iterable[np.ndarray]
+    """The decoded frames in order, uint8 RGB (h, w, 3)."""
+    references: Mapping[int, np.ndarray]
+    """Keyframe -> its edited frame at the clip's size, uint8 RGB (h, w, 3)."""
+    inverted: Inverted
+    """How the clip was inverted."""
+    latents_sha256: str
+    """See `sidecar.latents_sha256`."""
+
+
+@dataclass(frozen=True)
+class ShortEdits:
+    """Edits of a clip that is one window."""
+
+    editor: Editor
+    """The editor that makes them."""
+    source: Source
+    """The inverted clip."""
+    requests: Sequence[EditRequest]
+    """What is asked for, one for each edit."""
+
+    @classmethod
+    def make(
+        cls,
+        args: argparse.Namespace,
+        frames: Frames,
+        requests: Sequence[EditRequest],
+        uses: frozenset[str],
+    ) -> ShortEdits:
+        """Inverts the clip, unless it is a source. uses: as in `source.obtain`."""
+        editor, source = obtain(args, video=clip_at(frames, range(len(frames))), uses=uses)
+        return cls(editor, source, requests)
+
+    def each(self, args: argparse.Namespace) -> Iterator[Edited | Exception]:
+        """Yields each edit as soon as it is done, or the exception by which it failed."""
+        with progress_of(args) as progress:
+            on_step = progress("edit", (args.steps - args.start) * len(self.requests))
+            run = settings.of_the_run(args)
+            for edit in self.editor.edit_each(self.source, self.requests, **run, on_step=on_step):
+                if isinstance(edit, Exception):
+                    yield edit
+                    continue
+                assert edit.first is not None, "an edit of a source has an edited first frame"
+                inverted, sha256 = (
+                    Inverted.of(self.source),
+                    latents_sha256(lambda x=edit.latents: [x]),
+                )
+                yield Edited(edit.frames, {0: edit.first}, inverted, sha256)
+
+
+@dataclass(frozen=True)
+class LongEdits:
+    """Edits of a clip of several windows, or of several keyframes."""
+
+    editor: Editor
+    """The editor that makes them."""
+    run: LongRun
+    """The run that makes all edits window by window."""
+
+    @classmethod
+    def make(
+        cls,
+        args: argparse.Namespace,
+        work: Work,
+        frames: Frames,
+        requests: Sequence[EditRequest],
+        keyframes: Mapping[int, np.ndarray],
+        uses: frozenset[str],
+    ) -> LongEdits:
+        """Prepares the run and prints its windows; what is done already is taken up.
+
+        keyframes: frame number -> edited frame, besides the first one. uses: as in `source.obtain`.
+        """
+        window = clip_at(frames, range(min(args.window or len(frames), len(frames))))
+        editor, inversion, _ = prepare(args, window, uses)
+        work.make()
+        run = LongRun.prepare(
+            editor,
+            frames,
+            requests,
+            work.path,
+            args.window,
+            args.shared,
+            {index: [frame] for index, frame in keyframes.items()},
+            inversion,
+            settings.of_the_run(args),
+        )
+        count, length = len(run.windows), len(run.windows[0])
+        todo = len(run.missing())
+        done = f", {count - todo} of them done" if todo < count else ""
+        print(f"windows: {count} of {length} frames for {len(frames)} frames{done}")
+        return cls(editor, run)
+
+    def each(self, args: argparse.Namespace) -> Iterator[Edited | Exception]:
+        """Makes all windows, then yields each edit, or the exception by which it failed."""
+        with progress_of(args) as progress:
+            failed = self.run.run(on_step=progress("windows", self.run.steps()))
+        method, steps = settings.of_the_inversion(args)
+        tolerance = args.tolerance or self.editor.defaults.tolerance
+        clip = self.run.video
+        made = self.run.size, len(clip), clip.fps, method, steps, tolerance
+        for k in range(len(self.run.edits)):
+            if k in failed:
+                yield failed[k]
+                continue
+            with progress_of(args) as progress:
+                on_frame = progress("decode", len(clip))
+                references = {key: self.run.reference(k, key) for key in self.run.edited}
+                frames = _told(chain.from_iterable(self.run.frames(k)), on_frame)
+                inverted = Inverted(*made, self.run.evaluations())
+                yield Edited(
+                    frames, references, inverted, latents_sha256(lambda k=k: self.run.latents(k))
+                )
+
+
+def _told(frames: Iterable[np.ndarray], on_frame) -> Iterator[np.ndarray]:
+    for frame in frames:
+        on_frame()
+        yield frame
