@@ -6,16 +6,17 @@ import argparse
 from collections.abc import Mapping
 
 import numpy as np
+from anyv2v.media.cuts import find_cuts
 
 from anyv2v import checks
 from anyv2v.cli import notices
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, is_source, size_of
 from anyv2v.cli.console import tell
-from anyv2v.cli.first_frame import FirstFrame, frame_files, uses, write_candidates
-from anyv2v.cli.model import Model
 from anyv2v.cli.edits import LongEdits, ShortEdits
 from anyv2v.cli.finish import Form
+from anyv2v.cli.first_frame import FirstFrame, frame_files, uses, write_candidates
+from anyv2v.cli.model import Model
 from anyv2v.cli.outputs import Outputs, Written, report
 from anyv2v.cli.sidecar import Provenance, with_sidecar
 from anyv2v.cli.source import notice, without_effect
@@ -23,10 +24,8 @@ from anyv2v.cli.values import OFF, SOURCE
 from anyv2v.cli.work import Work
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS
-from anyv2v.frame_editors.base import FrameEditor
 from anyv2v.frame_editors.run import candidates
 from anyv2v.long.frames import Frames
-from anyv2v.media.cuts import find_cuts
 from anyv2v.media.frames import Video
 from anyv2v.media.image import fit_frame
 from anyv2v.media.video import SUFFIXES, read_video
@@ -130,7 +129,7 @@ def _guide(args: argparse.Namespace, frames: Frames) -> str | Video | None:
         raise InputError(f"--guide {error}") from error
 
 
-def __found_cuts(frames: Frames, keyframes: Mapping[int, np.ndarray]) -> list[int]:
+def _found_cuts(frames: Frames, keyframes: Mapping[int, np.ndarray]) -> list[int]:
     """Where the clip is cut and no keyframe tells what comes after it."""
     found = find_cuts(frames.frames_at([i])[0] for i in range(len(frames)))
     ends = [*found[1:], len(frames)]

@@ -10,12 +10,10 @@ from itertools import chain
 import numpy as np
 
 from anyv2v.cli import settings
-from anyv2v.cli.console import say
 from anyv2v.cli.sidecar import Inverted, latents_sha256
 from anyv2v.cli.source import obtain, prepare, progress_of
 from anyv2v.cli.work import Work
 from anyv2v.editor import Editor
-from anyv2v.errors import InputError
 from anyv2v.long.frames import Frames, clip_at
 from anyv2v.long.run import LongRun
 from anyv2v.pipeline.request import EditRequest
@@ -69,10 +67,8 @@ class ShortEdits:
                     yield edit
                     continue
                 assert edit.first is not None, "an edit of a source has an edited first frame"
-                inverted, sha256 = (
-                    Inverted.of(self.source),
-                    latents_sha256(lambda x=edit.latents: [x]),
-                )
+                inverted, latents = Inverted.of(self.source), edit.latents
+                sha256 = latents_sha256(lambda latents=latents: [latents])
                 yield Edited(edit.frames, {0: edit.first}, inverted, sha256)
 
 
@@ -136,9 +132,8 @@ class LongEdits:
                 references = {key: self.run.reference(k, key) for key in self.run.edited}
                 frames = _told(chain.from_iterable(self.run.frames(k)), on_frame)
                 inverted = Inverted(*made, self.run.evaluations())
-                yield Edited(
-                    frames, references, inverted, latents_sha256(lambda k=k: self.run.latents(k))
-                )
+                sha256 = latents_sha256(lambda k=k: self.run.latents(k))
+                yield Edited(frames, references, inverted, sha256)
 
 
 def _told(frames: Iterable[np.ndarray], on_frame) -> Iterator[np.ndarray]:

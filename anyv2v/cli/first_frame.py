@@ -119,8 +119,9 @@ class FirstFrame:
     ) -> list[tuple[np.ndarray, str]]:
         """Runs the frame editor on the first frame of the clip, for each of `count` edits.
 
-        frame: that frame, uint8 (h, w, 3), at the size of the edit. Returns pairs of a frame, uint8 (h, w, 3) in the same size, and "crop". Writes the
-        frames to the files of `--save-frame` if there are any, and prints their names.
+        frame: that frame, uint8 (h, w, 3), at the size of the edit. Returns pairs of a frame,
+        uint8 (h, w, 3) in the same size, and "crop". Writes the frames to the files of
+        `--save-frame` if there are any, and prints their names.
         """
         requests = self.requests(editor, frame, count, clip.sizes()[0])
         frames = [candidates(editor, one, [self.seed], self.keep_unchanged)[0] for one in requests]

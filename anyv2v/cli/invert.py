@@ -73,9 +73,8 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     error = ((again.latents - clean).norm() / clean.norm()).item()
     if args.output:
         facts = provenance.of(editor, Inverted.of(source), latents_sha256(lambda: [again.latents]))
-        written = outputs.write(
-            args.output, again.frames, Form(InMemory(source.video)).finish({}), facts
-        )
+        plain = Form(InMemory(source.video)).finish({})
+        written = outputs.write(args.output, again.frames, plain, facts)
     print(
         f"PSNR {psnr(again.frames, source.video.frames):.2f} dB · "
         f"relative error of the latents {error:.3g} · "

@@ -10,8 +10,8 @@ from anyv2v.cli import first_frame
 from anyv2v.cli.model import OFFLOADS
 from anyv2v.cli.parser import ByName, Commands, Parser
 from anyv2v.cli.values import (
-    above_0,
     SOURCE,
+    above_0,
     byte_count,
     count_or_all,
     fraction,

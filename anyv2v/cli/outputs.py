@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from anyv2v.media.writer import VideoWriter
 
 from anyv2v import loading
 from anyv2v.cli.arguments import listed
@@ -18,7 +19,6 @@ from anyv2v.cli.sidecar import check_sidecar, comment, sidecar_of, with_sidecar
 from anyv2v.errors import InputError
 from anyv2v.media.sequence import check_sequence_output, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav
-from anyv2v.media.writer import VideoWriter
 from anyv2v.runtime.atomic_files import check_output
 
 
@@ -92,15 +92,16 @@ class Outputs:
         edited: the decoded frames, uint8 RGB (h, w, 3). finish: what is done with them, and the
         timestamps and sound of the file. The sidecar also gets the share that `finish` kept.
         """
-        frames, count, form = iter(finish.frames(edited)), 0, finish.form
-        first, about = next(frames), comment(facts)
-        size, fps = size_of(first), form.clip.fps
+        form, frames = finish.form, iter(finish.frames(edited))
+        first, fps, about = next(frames), form.clip.fps, comment(facts)
+        how, count = (size_of(first), fps, form.times, form.sound, self.force, about), 0
         with with_sidecar(path, facts):
-            with VideoWriter(path, size, fps, form.times, form.sound, self.force, about) as writer:
-                for count, frame in enumerate(chain([first], frames), 1):
+            with VideoWriter(path, *how) as writer:
+                for frame in chain([first], frames):
                     writer.write(frame)
+                    count += 1
             facts["kept"] = finish.kept
-        return Written(count, size, fps, finish.kept)
+        return Written(count, size_of(first), fps, finish.kept)
 
 
 @dataclass(frozen=True)

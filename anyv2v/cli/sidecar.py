@@ -141,9 +141,9 @@ class Provenance:
         """Returns the content of the sidecar of one output.
 
         editor, inverted: what the run used, None if nothing of the kind. latents_sha256: that of
-        the output's latents, see the function. index: the place of the edit among several, from 0. frame: the edited first frame,
-        uint8 (h, w, 3), if a frame editor made it. Paths are absolute, and options that were not
-        given have the value that was used.
+        the output's latents, see the function. index: the place of the edit among several, from 0.
+        frame: the edited first frame, uint8 (h, w, 3), if a frame editor made it. Paths are
+        absolute, and options that were not given have the value that was used.
         """
         args, inputs = self._args, {n: _one(v, index) for n, v in self._inputs.items()}
         settings: dict[str, Any] = {COMMAND: args.command}
