@@ -76,6 +76,12 @@ class Form:
         return self.clip.times if own and isinstance(self.clip, FramesOnDisk) else None
 
     @property
+    def end(self) -> float | None:
+        """When the last frame ends, in seconds, if `times` are VIDEO's own; else None."""
+        own = self.times is not None and isinstance(self.clip, FramesOnDisk)
+        return self.clip.end if own else None
+
+    @property
     def sound(self) -> Sound | None:
         """The sound of VIDEO during the clip; None if the output does not take VIDEO's form."""
         if self.placement is None or not isinstance(self.clip, FramesOnDisk):

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from anyv2v.media.writer import VideoWriter
+from anyv2v.media.writer import video_writer
 
 from anyv2v import loading
 from anyv2v.cli.arguments import listed
@@ -94,14 +94,14 @@ class Outputs:
         """
         form, frames = finish.form, iter(finish.frames(edited))
         first, fps, about = next(frames), form.clip.fps, comment(facts)
-        how, count = (size_of(first), fps, form.times, form.sound, self.force, about), 0
+        size, count, timing = size_of(first), 0, (form.times, form.end, form.sound)
         with with_sidecar(path, facts):
-            with VideoWriter(path, *how) as writer:
+            with video_writer(path, size, fps, *timing, self.force, about) as writer:
                 for frame in chain([first], frames):
                     writer.write(frame)
                     count += 1
             facts["kept"] = finish.kept
-        return Written(count, size_of(first), fps, finish.kept)
+        return Written(count, size, fps, finish.kept)
 
 
 @dataclass(frozen=True)
