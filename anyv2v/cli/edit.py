@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
-from anyv2v.media.cuts import find_cuts
 
 from anyv2v import checks
 from anyv2v.cli import notices
@@ -26,6 +26,7 @@ from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.run import candidates
 from anyv2v.long.frames import Frames
+from anyv2v.media.cuts import find_cuts
 from anyv2v.media.frames import Video
 from anyv2v.media.image import fit_frame
 from anyv2v.media.video import SUFFIXES, read_video
@@ -55,40 +56,52 @@ def run_edit(args: argparse.Namespace) -> None:
     # before the clip is read whole, which may take long
     pictures = [] if frame_editor else first.read(clip)
     provenance = Provenance.begin(args)
-    work = Work.begin(args)
-    frames = work.frames(clip, args.window)
-    begin = frames.frames_at([0])[0]
-    if frame_editor:
-        pictures = first.make(frame_editor, begin, len(args.output), clip)
-    keyframes, guide = first.read_keyframes(clip, size_of(begin)), _guide(args, frames)
-    asked = [
-        _request(args, *picture, prompt, guide)
-        for picture, prompt in zip(pictures, args.prompt, strict=True)
-    ]
-    tell([notices.cuts(args.video, _found_cuts(frames, keyframes))])
-    if keyframes or 0 < args.window < len(frames):
-        edits = LongEdits.make(args, work, frames, asked, keyframes, uses(frame_editor))
-    else:
-        edits = ShortEdits.make(args, frames, asked, uses(frame_editor))
-    form = Form.of(args, frames, edits.editor.backbone.codec.spatial_compression)
+    with Work.begin(args) as work:
+        frames = work.frames(clip, args.window)
+        begin = frames.frames_at([0])[0]
+        if frame_editor:
+            pictures = first.make(frame_editor, begin, len(args.output), clip)
+        keyframes, guide = first.read_keyframes(clip, size_of(begin)), _guide(args, frames)
+        asked = [
+            _request(args, *picture, prompt, guide)
+            for picture, prompt in zip(pictures, args.prompt, strict=True)
+        ]
+        tell([notices.cuts(args.video, _found_cuts(frames, keyframes))])
+        if keyframes or 0 < args.window < len(frames):
+            edits = LongEdits.make(args, work, frames, asked, keyframes, uses(frame_editor))
+        else:
+            edits = ShortEdits.make(args, frames, asked, uses(frame_editor))
+        done, failures = _write(args, edits, frames, outputs, provenance)
+        # all that can be written is, before anything is said of it
+        for output, written in done.items():
+            report(output, written)
+        notice(args)
+        if failures:
+            raise SomeFailed(failures)
+
+
+def _write(
+    args: argparse.Namespace,
+    edits: ShortEdits | LongEdits,
+    frames: Frames,
+    outputs: Outputs,
+    provenance: Provenance,
+) -> tuple[dict[str, Written], dict[str, Exception]]:
+    """Makes and writes all edits; returns output -> what was written, or why there is none."""
+    editor = edits.editor
+    form = Form.of(args, frames, editor.backbone.codec.spatial_compression)
     failures: dict[str, Exception] = {}
     done: dict[str, Written] = {}
     for i, (output, edit) in enumerate(zip(args.output, edits.each(args), strict=True)):
         try:
             if isinstance(edit, Exception):
                 raise edit
-            made = None if args.frame else np.asarray(asked[i].frame)
-            facts = provenance.of(edits.editor, edit.inverted, edit.latents_sha256, i, made)
+            made = None if args.frame else edit.references[0]
+            facts = provenance.of(editor, edit.inverted, edit.latents_sha256, i, made)
             done[output] = outputs.write(output, edit.frames, form.finish(edit.references), facts)
         except Exception as error:
             failures[output] = error
-    # all that can be written is, before anything is said of it
-    for output, written in done.items():
-        report(output, written)
-    notice(args)
-    if failures:
-        raise SomeFailed(failures)
-    work.remove()
+    return done, failures
 
 
 def run_edit_frame(args: argparse.Namespace) -> None:
@@ -132,8 +145,8 @@ def _guide(args: argparse.Namespace, frames: Frames) -> str | Video | None:
 def _found_cuts(frames: Frames, keyframes: Mapping[int, np.ndarray]) -> list[int]:
     """Where the clip is cut and no keyframe tells what comes after it."""
     found = find_cuts(frames.frames_at([i])[0] for i in range(len(frames)))
-    ends = [*found[1:], len(frames)]
-    return [a for a, b in zip(found, ends, strict=True) if not any(a <= k < b for k in keyframes)]
+    scenes = pairwise([*found, len(frames)])
+    return [a for a, b in scenes if not any(a <= k < b for k in keyframes)]
 
 
 def _request(

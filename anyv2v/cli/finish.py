@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from anyv2v.media.placement import Placement
-from anyv2v.media.sound import Sound
 
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, size_of
 from anyv2v.cli.values import AUTO, OFF, SOURCE
 from anyv2v.long.frames import Frames
 from anyv2v.media.on_disk import FramesOnDisk
+from anyv2v.media.placement import Placement
+from anyv2v.media.sound import Sound
 from anyv2v.media.video import stream_video
 from anyv2v.protection.given import masks_of
 from anyv2v.protection.mask import Protection, compose
@@ -70,23 +70,22 @@ class Form:
         return Finish(self, Protection(before, after, self.factor, self.mask))
 
     @property
-    def times(self) -> tuple[float, ...] | None:
-        """When each frame is shown, in seconds, as in VIDEO; None: at the clip's rate."""
-        own = self.placement is not None and self.reading["fps"] is None
-        return self.clip.times if own and isinstance(self.clip, FramesOnDisk) else None
-
-    @property
-    def end(self) -> float | None:
-        """When the last frame ends, in seconds, if `times` are VIDEO's own; else None."""
-        own = self.times is not None and isinstance(self.clip, FramesOnDisk)
-        return self.clip.end if own else None
-
-    @property
     def sound(self) -> Sound | None:
         """The sound of VIDEO during the clip; None if the output does not take VIDEO's form."""
         if self.placement is None or not isinstance(self.clip, FramesOnDisk):
             return None
         return Sound(self.video, self.clip.start, self.clip.end)
+
+    @property
+    def times(self) -> tuple[Sequence[float] | None, float | None]:
+        """When each frame is shown and when the last one ends, in seconds, as in VIDEO.
+
+        Both are None where frames are shown at the clip's rate.
+        """
+        if self.placement is None or self.reading["fps"] is not None:
+            return None, None
+        assert isinstance(self.clip, FramesOnDisk), "a clip in VIDEO's form is read to disk"
+        return self.clip.times, self.clip.end
 
 
 @dataclass

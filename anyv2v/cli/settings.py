@@ -6,13 +6,14 @@ from argparse import Namespace
 from typing import Any
 
 from anyv2v.backbones.base import Backbone, Defaults
+from anyv2v.cli.values import AUTO, OFF
 from anyv2v.diffusion.inversion import METHODS
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import USUAL, Injection
 from anyv2v.pipeline.inverting import STEPS
 from anyv2v.pipeline.planning import recording_is_free
 
-PAPER = {"feature_memory": 0, "window": 0, "protect": "off", "guide": "off"}
+PAPER = {"feature_memory": 0, "window": 0, "protect": OFF, "guide": OFF}
 """Settings of --paper, for any backbone, besides those of the inversion."""
 PAPER_INVERSION = {"method": "ddim", "inversion_steps": 500, "inversion_prompt": ""}
 """Settings of --paper for the inversion, for any backbone."""
@@ -93,7 +94,8 @@ def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
     values |= {"guidance": own.guidance, "negative_prompt": own.negative_prompt}
     steps = getattr(args, "steps", None) or own.steps
     values["start"] = 0 if args.command == "reconstruct" else own.start_of(steps)
-    values |= {"window": own.frames, "protect": own.protect, "guide": own.guide}
+    values |= {"window": own.frames, "protect": AUTO if own.protect else OFF}
+    values |= {"guide": own.guide or OFF}
     if args.paper:
         values |= PAPER if inverted else PAPER | PAPER_INVERSION
     elif args.command == "reconstruct":

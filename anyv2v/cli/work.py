@@ -19,13 +19,19 @@ from anyv2v.media.on_disk import FramesOnDisk
 
 CLIP = "clip.frames"
 """Name of the file with the frames of the clip."""
-OURS = (CLIP, "run.json", "window-*", "latents-*", ".anyv2v-*")
+WINDOWS = "window-*"
+"""Pattern of the names of files with what is done of windows."""
+OURS = (CLIP, WINDOWS, "run.json", ".anyv2v-*")
 """Patterns of the names of all that an edit keeps in its folder."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """The folder OUT.unfinished beside an output; it is made when something is kept in it."""
+    """The folder OUT.unfinished beside an output; it is made when something is kept in it.
+
+    As a context manager it removes the folder at the end, unless an exception ends the block and
+    windows are there from which --resume can go on.
+    """
 
     path: Path
     """The path of the folder."""
@@ -45,6 +51,13 @@ class Work:
             if not args.resume:
                 work.remove()
         return work
+
+    def __enter__(self) -> Work:
+        return self
+
+    def __exit__(self, kind, *error) -> None:
+        if kind is None or not any(self.path.glob(WINDOWS)):
+            self.remove()
 
     def frames(self, clip: Clip, window: int) -> Frames:
         """Returns the frames of VIDEO that are edited: in memory, or in a file if they are many.
