@@ -31,7 +31,7 @@ from anyv2v.long.merging import merged
 from anyv2v.long.requests import WindowRequests, check_codec, fitted
 from anyv2v.long.windows import Window, nearest_keyframes, plan_windows
 from anyv2v.long.work_folder import WorkFolder, described
-from anyv2v.media.image import Frame, read_argument
+from anyv2v.media.image import Frame
 from anyv2v.pipeline.editing import check_requests
 from anyv2v.pipeline.inverting import STEPS
 from anyv2v.pipeline.planning import recording_is_free
@@ -109,7 +109,7 @@ class LongRun:
         inversion = {**options, **(inversion or {})}
         files = LatentFiles(Path(folder), "")
         run = cls(editor, frames, edits, edited, windows, inversion, settings, size, files)
-        run._requests()  # refuses options that are wrong
+        run._inversion_arguments(windows[0])  # refuses settings that are wrong
         opened = WorkFolder(folder, run._facts())
         return replace(run, files=LatentFiles(opened.path, opened.digest))
 
@@ -194,8 +194,10 @@ class LongRun:
 
         Each branch of a batch is counted.
         """
-        first = [self.files.evaluations(i, 0) for i in range(len(self.windows))]
-        return sum(filter(None, first))
+        edits = range(len(self.edits))
+        # the edits of a window share its inversion
+        each = ([self.files.evaluations(i, k) for k in edits] for i in range(len(self.windows)))
+        return sum(max(filter(None, counts), default=0) for counts in each)
 
     def _run_window(
         self,
@@ -258,7 +260,10 @@ class LongRun:
             "defaults": described("defaults", editor.defaults),
             "windows": [(*each.indices[:2], each.stop, each.unused) for each in self.windows],
             "edits": [_request_facts(edit, editor) for edit in self.edits],
-            "keyframes": {key: [_picture(x) for x in given] for key, given in self.edited.items()},
+            "keyframes": {
+                key: [described("frame", self.reference(k, key)) for k in range(len(self.edits))]
+                for key in self.edited
+            },
             "inversion": _recorded("inversion", self.inversion),
             "settings": _recorded("settings", self.settings),
         }
@@ -291,10 +296,6 @@ def _request_facts(edit: EditRequest, editor: ClipEditor) -> dict[str, Any]:
     edit.prompts(editor.defaults)  # refuses those that are wrong
     names = [field.name for field in fields(edit) if field.name != "frame"]
     return {name: described(name, getattr(edit, name)) for name in names}
-
-
-def _picture(frame: Frame) -> Any:
-    return described("frame", read_argument("frame", frame))
 
 
 def _recorded(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -149,8 +149,8 @@ def _starts(start: int, stop: int, size: int, shared: int, frames: int) -> list[
     starts = [start]
     while starts[-1] + size < stop:
         starts.append(starts[-1] + size - shared)
-    # the last one ends with the frames to be covered, and in any case within the clip
-    starts[-1] = min(starts[-1], max(start, stop - size), frames - size)
+    # windows may go beyond the frames to be covered, but not beyond the clip
+    starts[-1] = min(starts[-1], frames - size)
     return starts
 
 
