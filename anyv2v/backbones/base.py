@@ -179,6 +179,17 @@ class Backbone(Protocol):
         ...
 
     @property
+    def correspondence_site(self) -> str:
+        """The name of the site whose residual features tell which place of a clip shows what.
+
+        Places of two frames that show the same have alike features there, whatever lies around
+        them. The recorded tensor holds one vector for each square of k x k latents of each latent
+        frame, in the order of the latents: it can be viewed as (f', h'/k, w'/k, c). k is the same
+        for all sizes, most often 1.
+        """
+        ...
+
+    @property
     def device(self) -> torch.device:
         """The device of the network's weights."""
         ...
