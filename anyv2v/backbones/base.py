@@ -63,6 +63,11 @@ class Defaults:
     """Relative residual at which a fixed-point inversion has solved a step."""
     evaluations: float = 1.5
     """Most evaluations of the network per step of a fixed-point inversion, on average."""
+    guide: str | None = None
+    """Where the command line's edits take their guess from, "auto" or "patches", see
+    `EditRequest.guide`; None: nowhere. `Editor.edit` does not read it."""
+    protect: bool = False
+    """Whether the command line protects what the edit left alone. `Editor.edit` does not."""
 
     def start_of(self, steps: int) -> int:
         """Returns the index of the first step of an edit in `steps` steps: `start` in proportion.

@@ -168,6 +168,7 @@ class Guesses:
             changes.append(after - before)
         values = torch.cat(changes, dim=2)[0].transpose(0, 1)
         carried = carry_by_features(features, [x[0] for x in features], values)
+        carried[0] = values[0]
         return carried.transpose(0, 1)[None]
 
     def _encode(self, picture: np.ndarray) -> Tensor:
