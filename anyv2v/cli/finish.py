@@ -120,5 +120,5 @@ class Finish:
             mask = self.protection.mask(source, frame, index)
             shares.append(np.count_nonzero(mask == 0) / mask.size)
         if self.form.placement is not None and originals is not None:
-            return self.form.placement.restore(frame, mask, next(originals))
+            return self.form.placement.restore(frame, next(originals), mask)
         return frame if mask is None else compose(source, frame, mask)

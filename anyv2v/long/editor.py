@@ -110,11 +110,11 @@ class LongEditor(ClipEditor):
         size = size_of_clip(video)
         own, common = split_arguments(settings)
         request = EditRequest(frame, prompt, **own)
-        requests = WindowRequests(self, len(video), size, common)
+        requests = WindowRequests(self, video, size, common)
         done: list[Tensor] = []
         for window in windows:
             source = long_source.source(self, window)
-            asked = requests.request(request, edited[window.anchor], window)
+            asked = requests.request(request, edited, window)
             (edit,) = self.edit_each(source, [asked], **requests.common(common, window))
             if isinstance(edit, Exception):
                 raise edit

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from anyv2v.backbones.base import Backbone
 from anyv2v.errors import InputError
-from anyv2v.long.windows import Window
+from anyv2v.long.frames import Frames
+from anyv2v.long.windows import Window, around
 from anyv2v.media.frames import Video
 from anyv2v.media.image import Frame, fit_frame, read_argument
 from anyv2v.pipeline.arguments import options_of
+from anyv2v.pipeline.guide import Guide, Keyframe
 from anyv2v.pipeline.planning import Planner
 from anyv2v.pipeline.request import EditRequest
 
@@ -55,15 +57,16 @@ class WindowRequests:
     drawn from the request's seed and the number of the frame.
     """
 
-    def __init__(self, stages: Planner, frames: int, size: tuple[int, int], common: Mapping):
-        """frames, size: number of frames of the clip, and their (width, height) in pixels.
+    def __init__(self, stages: Planner, video: Frames, size: tuple[int, int], common: Mapping):
+        """video, size: the source's frames, and their (width, height) in pixels.
 
         common: the arguments of `Editor.edit_each` for all edits. Raises InputError for options
         that are wrong.
         """
         codec = stages.backbone.codec
         c, _, height, width = codec.shape(1, size[1], size[0])
-        self._frames, self._shape = frames, (c, height, width)
+        self._backbone, self._video, self._size = stages.backbone, video, size
+        self._frames, self._shape = len(video), (c, height, width)
         options = options_of(stages.backbone, common.get("fps"), common.get("options"))
         steps, sampler = common.get("steps"), stages.backbone.sampler(options)
         levels = sampler.levels(stages.defaults.steps if steps is None else steps)
@@ -71,14 +74,19 @@ class WindowRequests:
         self._draws = len(levels) - 1 if noisy else 0
         """The number of steps that add noise."""
 
-    def request(self, edit: EditRequest, frame: Frame, window: Window) -> EditRequest:
-        """Returns the request for one window, which begins with the edited keyframe `frame`.
+    def request(
+        self, edit: EditRequest, edited: Mapping[int, Frame], window: Window
+    ) -> EditRequest:
+        """Returns the request for one window, which begins with its own edited keyframe.
 
-        Noise and clips among the fields of `edit` are those of the whole clip, of which the window
-        gets its own frames. Raises InputError if they have another number of frames.
+        edited: keyframe -> its edited frame. A guide also takes the other one of the two keyframes
+        between which the window lies. Noise and clips among the fields of `edit` are those of the
+        whole clip, of which the window gets its own frames. Raises InputError if they have another
+        number of frames.
         """
         own = {x.name: self._part(x.name, getattr(edit, x.name), window) for x in fields(edit)}
-        request = replace(edit, **{**own, "frame": frame})
+        own |= {"frame": edited[window.anchor], "guide": self._guide(edit, edited, window)}
+        request = replace(edit, **own)
         draws_noise = request.noise is None and request.random_ratio > 0
         draws_steps = request.step_noise is None and self._draws > 0
         if not (draws_noise or draws_steps):
@@ -93,6 +101,24 @@ class WindowRequests:
     def common(self, arguments: Mapping[str, Any], window: Window) -> dict[str, Any]:
         """Returns the common arguments of `Editor.edit_each` for one window."""
         return {name: self._part(name, value, window) for name, value in arguments.items()}
+
+    def _guide(
+        self, edit: EditRequest, edited: Mapping[int, Frame], window: Window
+    ) -> Guide | None:
+        guide = Guide.of(edit.guide)
+        if guide is None:
+            return None
+        if guide.clip is not None:
+            return replace(guide, clip=self._part("guide", guide.clip, window))
+        others = [
+            Keyframe(
+                self._video.frames_at([key])[0],
+                fitted(self._backbone, edited[key], self._size, edit.fit),
+            )
+            for key in around(window, edited)
+            if key != window.anchor
+        ]
+        return replace(guide, keyframes=(*guide.keyframes, *others))
 
     def _part(self, name: str, value: Any, window: Window) -> Any:
         """The window's frames of a clip or of a tensor (1, c, f, h, w); other values as they are.

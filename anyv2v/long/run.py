@@ -208,9 +208,7 @@ class LongRun:
     ) -> dict[int, Exception]:
         """Inverts one window and makes these edits of it; returns those that failed -> why."""
         window, failed = self.windows[index], {}
-        asked = [
-            requests.request(self.edits[k], self.edited[window.anchor][k], window) for k in edits
-        ]
+        asked = [requests.request(self.edits[k], self._edited(k), window) for k in edits]
         common = requests.common(self.settings, window)
         unfinished = Unfinished(self.files.folder / f"window-{index:05}.unfinished")
         source = self._invert(window, unfinished, on_step)
@@ -281,8 +279,11 @@ class LongRun:
         steps, method = self.inversion.get("steps"), self.inversion.get("method")
         return STEPS.get(str(method), self.editor.defaults.steps) if steps is None else steps
 
+    def _edited(self, edit: int) -> dict[int, Frame]:
+        return {key: frames[edit] for key, frames in self.edited.items()}
+
     def _requests(self) -> WindowRequests:
-        return WindowRequests(self.editor, len(self.video), self.size, self.settings)
+        return WindowRequests(self.editor, self.video, self.size, self.settings)
 
     def _chosen(self, windows: slice | Collection[int] | None) -> list[int]:
         every = range(len(self.windows))

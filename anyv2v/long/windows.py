@@ -111,6 +111,17 @@ def nearest_keyframes(frames: int, keyframes: Iterable[int] = (0,)) -> tuple[int
     return tuple(min(keys, key=lambda key: (abs(frame - key), key)) for frame in range(frames))
 
 
+def around(window: Window, keyframes: Iterable[int]) -> list[int]:
+    """Returns the keyframes between which the frames of a window lie that count: one or two.
+
+    keyframes: frame numbers of all keyframes of the clip, 0 among them.
+    """
+    keys, frames = sorted(keyframes), window.used or range(window.anchor, window.anchor + 1)
+    before = [key for key in keys if key <= frames[0]][-1:]
+    after = [key for key in keys if key >= frames[-1]][:1]
+    return sorted({*before, *after})
+
+
 def _first_of(before: int, key: int) -> int:
     """The first frame that is nearer to `key` than to the keyframe `before` it."""
     return (before + key) // 2 + 1
