@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 
 import anyv2v
 from anyv2v.cli.main import main
+from anyv2v.media import writer
 from anyv2v.pipeline.cuda_graphs import Graphs
 from tests.oracles import golden
 
@@ -82,11 +84,14 @@ def written(monkeypatch):
     """The frames that went into each video file; the encoder's own bytes vary from run to run."""
     frames = {}
 
-    def write_video(path, pictures, *rest):
-        frames[path] = pictures
-        anyv2v.write_video(path, pictures, *rest)
+    @contextmanager
+    def video_writer(path, *rest):
+        pictures = []
+        with writer.video_writer(path, *rest) as real:
+            yield SimpleNamespace(write=lambda x: (pictures.append(x), real.write(x)))
+        frames[path] = np.stack(pictures)
 
-    monkeypatch.setattr("anyv2v.cli.outputs.write_video", write_video)
+    monkeypatch.setattr("anyv2v.cli.outputs.video_writer", video_writer)
     return frames
 
 

@@ -21,6 +21,7 @@ from anyv2v.cli.main import main
 from anyv2v.cli.options import parser
 from anyv2v.convert.fetch import fetch
 from anyv2v.convert.published import convert
+from anyv2v.media.stream import FrameStream
 from anyv2v.pipeline import cost
 from anyv2v.pipeline.request import Edit
 from anyv2v.pipeline.source import Source
@@ -66,6 +67,7 @@ REQUEST = {
     "guidance": ("3", "request.guidance", {"text": 3.0}),
     "random-ratio": ("0.5", "request.random_ratio", 0.5),
     "seed": ("7", "request.seed", 7),
+    "guide": ("patches", "request.guide", "patches"),
 }
 
 
@@ -126,6 +128,7 @@ TOLD = [
         "plan",
         {
             "edits": ("3", "plan.edits", 3),
+            "window": ("2", "plan.video.frames.shape", (2, 32, 32, 3)),
             "guidance": ("3", "plan.guidance", {"text": 3.0}),
             "method": ("ddim", "plan.method", "ddim"),
             "inversion-steps": ("8", "plan.inversion_steps", 8),
@@ -182,13 +185,27 @@ TOLD = [
         },
     ),
 ]
-# other tests are about these: files, several of them, editors with weights, and --paper
+# other tests are about these: files, several of them, editors with weights, whole clips, --paper
 ELSEWHERE = {"video", "frame", "prompt", "output", "save_frame", "src", "dst", "paper", "name"}
+ELSEWHERE |= {"window", "shared", "keyframe", "protect", "out_size", "resume"}
 ELSEWHERE |= {"editor", "editor_weights", "editor_command", "editor_timeout", "reference", "mask"}
 OF_EDITORS = {"edit": {"instruction", "keep_unchanged", "editor_option"}}
 # what nothing predicted depends on, and the device of an editor without a network
 OF_OTHERS = {"plan": {"tolerance", "inversion_prompt"}, "edit-frame": {"device"}}
 OF_OTHERS |= {"invert": {"inject"}}
+
+
+class Stream(FrameStream):
+    """The frames of a video as a stream."""
+
+    def __init__(self, video):
+        self.fps, self._frames = video.fps, iter(video.frames)
+
+    def __next__(self):
+        return next(self._frames)
+
+    def close(self):
+        pass
 
 
 class Enough(Exception):
@@ -228,7 +245,8 @@ def told(own, source, folder, monkeypatch, tmp_path):
     for name in ("clip.mp4", "a.png"):
         (tmp_path / name).symlink_to(folder / name)
     calls = {}
-    made = Edit(source.video.frames, 8, source.trajectory.clean)
+    video = source.video
+    made = Edit(video.frames, 8, source.trajectory.clean, video.frames[0])
 
     def note(owner, attribute, name, instead=None, original=None):
         original = original or getattr(owner, attribute)
@@ -251,6 +269,7 @@ def told(own, source, folder, monkeypatch, tmp_path):
 
     note(loading, "load", "load", lambda *_, **__: own)
     note(cli_clip, "read_video", "read", lambda *_, **__: source.video)
+    note(invert, "stream_video", "read", lambda *_, **__: Stream(video))
     note(cli_clip, "read_first_frame", "first")
     note(Editor, "invert", "invert", lambda *_, **__: source)
     note(Editor, "recording", "record")

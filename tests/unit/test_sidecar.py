@@ -16,6 +16,7 @@ from anyv2v.cli import sidecar
 from anyv2v.cli.main import main
 from anyv2v.kernels.choose import USED
 from anyv2v.media.video import pyav
+from anyv2v.media.writer import video_writer
 
 SMALL = ("--size", "32x32", "--frames", "3", "--steps", "2", "--inversion-steps", "2", "-q")
 # where it is not about features: finding out what they would take is half of so small an edit
@@ -214,14 +215,12 @@ def test_one_edit_that_fails_in_sampling_takes_no_other_along(run, broken):
 
 
 def test_one_edit_that_fails_in_writing_takes_no_other_along(run, monkeypatch):
-    write = anyv2v.write_video
-
     def full(path, *rest):
         if path == "1.mp4":
             raise OSError(28, "No space left on device")
-        write(path, *rest)
+        return video_writer(path, *rest)
 
-    monkeypatch.setattr("anyv2v.cli.outputs.write_video", full)
+    monkeypatch.setattr("anyv2v.cli.outputs.video_writer", full)
     status, _, err = run(*several(3))
     assert status == 1 and "anyv2v: 1.mp4: OSError: [Errno 28] No space left on device\n" in err
     assert {"0.mp4", "2.mp4"} <= set(os.listdir()) and "1.mp4" not in os.listdir()
