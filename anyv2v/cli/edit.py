@@ -66,12 +66,13 @@ def run_edit(args: argparse.Namespace) -> None:
             _request(args, *picture, prompt, guide)
             for picture, prompt in zip(pictures, args.prompt, strict=True)
         ]
+        form = Form.of(args, frames)
         tell([notices.cuts(args.video, _found_cuts(frames, keyframes))])
         if keyframes or 0 < args.window < len(frames):
             edits = LongEdits.make(args, work, frames, asked, keyframes, uses(frame_editor))
         else:
             edits = ShortEdits.make(args, frames, asked, uses(frame_editor))
-        done, failures = _write(args, edits, frames, outputs, provenance)
+        done, failures = _write(args, edits, form, outputs, provenance)
         # all that can be written is, before anything is said of it
         for output, written in done.items():
             report(output, written)
@@ -83,13 +84,12 @@ def run_edit(args: argparse.Namespace) -> None:
 def _write(
     args: argparse.Namespace,
     edits: ShortEdits | LongEdits,
-    frames: Frames,
+    form: Form,
     outputs: Outputs,
     provenance: Provenance,
 ) -> tuple[dict[str, Written], dict[str, Exception]]:
     """Makes and writes all edits; returns output -> what was written, or why there is none."""
-    editor = edits.editor
-    form = Form.of(args, frames, editor.backbone.codec.spatial_compression)
+    editor, factor = edits.editor, edits.editor.backbone.codec.spatial_compression
     failures: dict[str, Exception] = {}
     done: dict[str, Written] = {}
     for i, (output, edit) in enumerate(zip(args.output, edits.each(args), strict=True)):
@@ -98,7 +98,8 @@ def _write(
                 raise edit
             made = None if args.frame else edit.references[0]
             facts = provenance.of(editor, edit.inverted, edit.latents_sha256, i, made)
-            done[output] = outputs.write(output, edit.frames, form.finish(edit.references), facts)
+            finish = form.finish(edit.references, factor)
+            done[output] = outputs.write(output, edit.frames, finish, facts)
         except Exception as error:
             failures[output] = error
     return done, failures

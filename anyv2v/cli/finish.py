@@ -32,8 +32,6 @@ class Form:
     """"auto", "off", or the path of a mask."""
     mask: np.ndarray | None = None
     """The mask that `protect` names, see `masks_of`."""
-    factor: int = 1
-    """Pixels per latent along each axis."""
     video: str = ""
     """The path of VIDEO, which is read again for `placement`."""
     reading: Mapping[str, Any] = field(default_factory=dict)
@@ -42,32 +40,32 @@ class Form:
     """How frames get back to the size of VIDEO; None: they keep the size of the edit."""
 
     @classmethod
-    def of(cls, args: argparse.Namespace, clip: Frames, factor: int) -> Form:
+    def of(cls, args: argparse.Namespace, clip: Frames) -> Form:
         """Returns the form that the options ask for.
 
-        clip: the frames of the source, as the edit has them. factor: pixels per latent along each
-        axis. Raises InputError if `--protect` names a mask that does not fit.
+        clip: the frames of the source, as the edit has them. Raises InputError if `--protect` names
+        a mask that does not fit.
         """
         size, fit = size_of(clip.frames_at([0])[0]), args.fit or "crop"
         named = args.protect not in (OFF, AUTO)
         mask = masks_of(args.protect, size, len(clip), fit) if named else None
-        made = cls(clip, args.protect, mask, factor)
         if args.out_size != SOURCE:
-            return made
+            return cls(clip, args.protect, mask)
         asked = typed(Clip, args)
         reading = {**asked.reading(), "frames": len(clip)}
         placement = Placement(asked.sizes()[0], size, fit)
-        return cls(clip, args.protect, mask, factor, args.video, reading, placement)
+        return cls(clip, args.protect, mask, args.video, reading, placement)
 
-    def finish(self, references: Mapping[int, np.ndarray]) -> Finish:
+    def finish(self, references: Mapping[int, np.ndarray], factor: int = 1) -> Finish:
         """Returns what is done with the frames of one edit.
 
-        references: keyframe -> its edited frame at the clip's size, uint8 RGB (h, w, 3).
+        references: keyframe -> its edited frame at the clip's size, uint8 RGB (h, w, 3). factor:
+        pixels per latent along each axis.
         """
         if self.protect == OFF:
             return Finish(self)
         before, after = self.clip.frames_at([*references]), np.stack([*references.values()])
-        return Finish(self, Protection(before, after, self.factor, self.mask))
+        return Finish(self, Protection(before, after, factor, self.mask))
 
     @property
     def sound(self) -> Sound | None:
