@@ -375,6 +375,39 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(toy, tmp_path, monkeypatch)
     assert not [*(tmp_path / "broken").glob("*.unfinished")]
 
 
+def test_features_are_recorded_and_only_what_edits_read_is_inverted(toy, tmp_path, monkeypatch):
+    run, seen = run_of(toy, tmp_path / "run", settings={"steps": STEPS, "start": 1}), []
+    edit_each = type(toy).edit_each
+
+    def noted(self, source, edits, **common):
+        seen.append(source)
+        return edit_each(self, source, edits, **common)
+
+    monkeypatch.setattr(type(toy), "edit_each", noted)
+    steps, calls = run.steps(), []
+    run.run(on_step=lambda *call: calls.append(call))
+    # each window takes two steps of its inversion, and two of each edit
+    assert len(calls) == steps == len(run.windows) * 2 * 3
+    plan = toy.step_plan(STEPS, 1)
+    for source in seen:
+        assert [*source.trajectory.latents] == [1]
+        assert {*source.features.by_step} == {s.level.index for s in plan.steps if s.sites}
+
+
+def test_an_interrupted_window_does_not_hinder_another(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "SAVE_EVERY", 0)
+
+    def kill(index, *_):
+        if index == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_of(toy, tmp_path / "run").run(on_step=kill)
+    run = run_of(toy, tmp_path / "run")
+    run.run(windows=[1])
+    assert 1 not in run.missing() and 0 in run.missing()
+
+
 def test_windows_may_run_in_several_places(toy, tmp_path):
     whole = run_of(toy, tmp_path / "whole")
     whole.run()
