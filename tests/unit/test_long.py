@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ import torch
 
 import anyv2v
 from anyv2v import EditRequest, InputError, Video
+from anyv2v.backbones.registry import BACKBONES
 from anyv2v.long.merging import merged
 from anyv2v.long.run import LongRun
 from anyv2v.long.windows import Window, nearest_keyframes, plan_windows, predictions
 from anyv2v.pipeline import source as source_module
-from tests.toy import framewise
+from tests.toy import folder, framewise
+from tests.toy.backbone import Toy
 
 slow = pytest.mark.slow
 STEPS = 3
@@ -126,20 +130,22 @@ def test_impossible_plans_are_refused(arguments, words):
 # the cross-fade
 
 
-def test_shared_frames_are_means_of_windows_that_are_loaded_when_due():
-    windows, most = plan_windows(23, 8, 2), 0
+def test_shared_frames_are_means_of_windows_that_are_held_while_needed():
+    windows, most, held = plan_windows(23, 8, 2), 0, []
 
     def load(i):
         nonlocal most
         most = max(most, i)
         # frame f of window i has the value 100 i + f
-        values = 100.0 * i + torch.tensor(windows[i].indices)
-        return values.float().view(1, 1, -1, 1, 1)
+        values = (100.0 * i + torch.tensor(windows[i].indices)).view(1, 1, -1, 1, 1)
+        held.append(weakref.ref(values))
+        return values
 
     values, needed = [], []
     for latents in merged(windows, load):
         assert latents.shape == (1, 1, 1, 1, 1)
         values.append(latents.item())
+        assert sum(each() is not None for each in held) <= 2
         needed.append(most)
     owners = [[0]] * 6 + [[0, 1]] * 2 + [[1]] * 3 + [[1, 2]] * 2 + [[2]] * 3 + [[2, 3]] * 2
     owners += [[3]] * 5
@@ -243,12 +249,6 @@ def test_noise_of_the_caller_is_divided(toy):
 
 
 def test_frames_that_are_encoded_together_cannot_be_joined(tmp_path):
-    from unittest.mock import patch
-
-    from anyv2v.backbones.registry import BACKBONES
-    from tests.toy import folder
-    from tests.toy.backbone import Toy
-
     folder.write(tmp_path / "toy")
     with patch.dict(BACKBONES, {"toy": Toy}):
         toy = anyv2v.load(tmp_path / "toy", device="cpu", graphs=False)
@@ -317,7 +317,7 @@ def test_sources_in_a_folder_are_read_again(toy, tmp_path, monkeypatch):
         toy.invert_long(clip(seed=1), folder=tmp_path / "sources", **told)
 
 
-def run_of(toy, folder, video=None, **changed):
+def run_of(toy, path, video=None, **changed):
     edits = [EditRequest(edited(), "b"), EditRequest(edited(1), "c", random_ratio=0.3, seed=4)]
     arguments = {
         "shared": 1,
@@ -325,7 +325,7 @@ def run_of(toy, folder, video=None, **changed):
         "settings": {"steps": STEPS},
         "keyframes": {8: [edited(2), edited(3)]},
     }
-    return LongRun.prepare(toy, video or clip(), edits, folder, **{**arguments, **changed})
+    return LongRun.prepare(toy, video or clip(), edits, path, **{**arguments, **changed})
 
 
 def latents_of(run, edit):
@@ -373,6 +373,39 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(toy, tmp_path, monkeypatch)
     for edit in (0, 1):
         assert torch.equal(latents_of(broken, edit), latents_of(whole, edit))
     assert not [*(tmp_path / "broken").glob("*.unfinished")]
+
+
+def test_features_are_recorded_and_only_what_edits_read_is_inverted(toy, tmp_path, monkeypatch):
+    run, seen = run_of(toy, tmp_path / "run", settings={"steps": STEPS, "start": 1}), []
+    edit_each = type(toy).edit_each
+
+    def noted(self, source, edits, **common):
+        seen.append(source)
+        return edit_each(self, source, edits, **common)
+
+    monkeypatch.setattr(type(toy), "edit_each", noted)
+    steps, calls = run.steps(), []
+    run.run(on_step=lambda *call: calls.append(call))
+    # each window takes two steps of its inversion, and two of each edit
+    assert len(calls) == steps == len(run.windows) * 2 * 3
+    plan = toy.step_plan(STEPS, 1)
+    for source in seen:
+        assert [*source.trajectory.latents] == [1]
+        assert {*source.features.by_step} == {s.level.index for s in plan.steps if s.sites}
+
+
+def test_an_interrupted_window_does_not_hinder_another(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "SAVE_EVERY", 0)
+
+    def kill(index, *_):
+        if index == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_of(toy, tmp_path / "run").run(on_step=kill)
+    run = run_of(toy, tmp_path / "run")
+    run.run(windows=[1])
+    assert 1 not in run.missing() and 0 in run.missing()
 
 
 def test_windows_may_run_in_several_places(toy, tmp_path):
@@ -477,7 +510,8 @@ import numpy as np, torch
 from anyv2v import EditRequest
 from anyv2v.injection.fractions import NO_INJECTION
 from anyv2v.long.run import LongRun
-from tests.toy import framewise
+from tests.toy import folder, framewise
+from tests.toy.backbone import Toy
 torch.set_num_threads(1)
 folder, count, side = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
@@ -499,9 +533,9 @@ print(next(x.split()[1] for x in open("/proc/self/status") if x.startswith("VmHW
 """
 
 
-def peak(folder, frames, side):
-    folder.mkdir()
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(frames), str(side)]
+def peak(path, frames, side):
+    path.mkdir()
+    command = [sys.executable, "-c", PROGRAM, str(path), str(frames), str(side)]
     root = Path(__file__).parents[2]
     return int(subprocess.run(command, stdout=-1, check=True, text=True, cwd=root).stdout) / 1e3
 
