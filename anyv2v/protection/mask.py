@@ -47,8 +47,8 @@ NEGLIGIBLE = 0.5 / 255
 def compose(source: np.ndarray, edited: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Returns the edited frame where the mask is 1 and the source's where it is 0, to the bit.
 
-    source, edited: uint8 RGB (..., h, w, 3), as the result. mask: float32 (..., h, w), 0 to 1;
-    between these the levels are mixed, and rounded.
+    source, edited: uint8 RGB (..., h, w, 3), as the result. mask: float32 (..., h, w), or (f, 1, 1)
+    with one value for each frame, 0 to 1; between these the levels are mixed, and rounded.
     """
     base = source.astype(np.float32)
     return np.rint(base + mask[..., None] * (edited - base)).astype(np.uint8)
