@@ -22,7 +22,7 @@ from anyv2v.errors import InputError
 EXACT = 8192
 """Most pixels of a frame that are all compared with all. Larger frames are halved until they have
 no more, and the matches are refined from one size to the next."""
-BLOCK = 2**20
+BLOCK = 2**21
 """Most comparisons of two patches that are held at once, 4 bytes each."""
 FAR = 20.0
 """What a match as far away as the frame is wide costs, in mean squared levels. The cost grows with

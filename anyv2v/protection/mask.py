@@ -2,7 +2,7 @@
 
 The mask of a frame is made in cells of a quarter of a latent, see `Protection.mask`:
 
-changed    the reference frames (frame 0, or all keyframes): where source and edit differ
+changed    cells of the reference frames (frame 0, or all keyframes) where source and edit differ
 carried    each cell of the frame has the value of the most alike patch of the references' sources
 differing  cells where the edited frame clearly differs from the source's frame
 mask       carried or differing, grown by one cell, with soft borders
@@ -31,13 +31,15 @@ CLEAR_IF_ENCODED = 16
 CONTRAST = 0.2
 """Share of the contrast around a pixel that is added to `CLEAR_IF_ENCODED`, because autoencoders
 and lossy files err most at edges."""
-LEAST_ALIKE = 1 / 16
-"""Share of alike pixels in the references below which everything counts as changed."""
+LEAST_UNCHANGED = 1 / 16
+"""Share of unchanged cells in the references below which everything counts as changed."""
 DIFFERING = 32
 """Difference of the edit from the source, in levels, above which a cell counts as edited."""
-THICKNESS = 3
-"""Cells along each side of the smallest square that must differ as a whole. Thinner differences are
-errors of the autoencoder and the network at edges: what a network draws is about a latent wide."""
+THICKNESS = 4
+"""Cells along each side of the smallest square that counts, of differing and of unchanged cells:
+one latent. Thinner differences are errors of the autoencoder and the network at edges, because what
+a network draws is about a latent wide. Thinner unchanged regions are chance: old and new colors
+that are alike."""
 SOFTNESS = 1.0
 """Standard deviation of the Gaussian that softens the borders, in cells."""
 NEGLIGIBLE = 0.5 / 255
@@ -110,8 +112,10 @@ class Protection:
             raise InputError(f"factor: {factor} does not fit frames of {width}x{height}")
         pairs = zip(sources, edited, strict=True)
         changed = np.stack([changed_pixels(a, b, reach=cell) for a, b in pairs])
-        self._everything = bool((~changed).mean() < LEAST_ALIKE)
-        self._changed = torch.from_numpy(_split(changed, cell).any((2, 4))).to(device)
+        cells = np.asarray(_split(changed, cell).any((2, 4)))
+        unchanged = np.stack([_without_thin(~frame) for frame in cells])
+        self._everything = bool(unchanged.mean() < LEAST_UNCHANGED)
+        self._changed = torch.from_numpy(~unchanged).to(device)
         self._sources = torch.from_numpy(_cells(sources, cell)).to(device)
 
     @property
@@ -145,8 +149,8 @@ class Protection:
         ours, theirs = (_cells(x[None], self._cell)[0] for x in (source, edited))
         matches = match_patches(torch.from_numpy(ours).to(self._sources.device), self._sources)
         differing = np.abs(ours.astype(np.int16) - theirs).max(-1) > DIFFERING
-        differing = ndimage.binary_opening(differing, np.ones((THICKNESS, THICKNESS)))
-        return _soft(matches.take(self._changed).cpu().numpy() | differing, self._cell)
+        carried = matches.take(self._changed).cpu().numpy()
+        return _soft(carried | _without_thin(differing), self._cell)
 
 
 def _given(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -158,6 +162,11 @@ def _given(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if not (masks.min() >= 0 and masks.max() <= 1):
         raise InputError(f"mask: values of {masks.min():g} to {masks.max():g} are not of 0 to 1")
     return masks
+
+
+def _without_thin(cells: np.ndarray) -> np.ndarray:
+    """Keeps of a mask, bool (h, w), the squares of `THICKNESS` that are full; the rest is False."""
+    return np.asarray(ndimage.binary_opening(cells, np.ones((THICKNESS, THICKNESS))))
 
 
 def _soft(edited: np.ndarray, cell: int) -> np.ndarray:

@@ -134,7 +134,7 @@ def test_the_border_of_a_mask_is_a_gaussian_one_cell_out():
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "levels", "shown"), [(3, 3, 33, True), (2, 9, 90, False), (9, 9, 32, False)]
+    ("height", "width", "levels", "shown"), [(4, 4, 33, True), (3, 9, 90, False), (9, 9, 32, False)]
 )
 def test_what_clearly_differs_is_the_edits_and_thin_or_faint_errors_are_not(
     height, width, levels, shown
@@ -148,6 +148,16 @@ def test_what_clearly_differs_is_the_edits_and_thin_or_faint_errors_are_not(
     mask = Protection(frame[None], first[None], 4).mask(frame, edited)
     assert mask[11, 11] == (pytest.approx(1, abs=0.08) if shown else 0)
     assert (mask[:4] == 0).all() and mask[33, 33] == 1
+
+
+def test_colors_that_are_alike_by_chance_are_not_protected():
+    """Unchanged squares of less than a latent in a changed ground, against one of a latent."""
+    frame = texture(0, 40, 40)
+    edited = 255 - frame // 2
+    edited[5:8, 5:8] = frame[5:8, 5:8]
+    edited[20:32, 20:32] = frame[20:32, 20:32]
+    mask = Protection(frame[None], edited[None], 4).mask(frame, edited)
+    assert (mask[:16, :16] == 1).all() and mask[26, 26] < 0.01
 
 
 def test_several_references_serve_what_is_in_one_of_them_alone():
