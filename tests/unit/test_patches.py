@@ -137,3 +137,13 @@ def test_takes_values_of_any_shape_at_the_matches():
 def test_refuses_what_does_not_fit(frame, references, message):
     with pytest.raises(InputError, match=message):
         match_patches(frame, references)
+
+
+def test_of_equal_candidates_the_nearest_is_taken_at_every_size():
+    """In a flat picture with coarse matches one pixel off, twice one candidate is closest."""
+    flat = torch.full((1, 8, 10, 3), 77, dtype=torch.uint8)
+    coarse = Matches((torch.arange(20).view(4, 5) + 1).clamp(max=19), torch.zeros(4, 5))
+    found = patches._refine(flat, flat, 1, coarse).index
+    y, x = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    # two pixels off at this size, and one less by the best of the candidates around
+    assert found[:6, :8].equal((y * 10 + x + 1)[:6])

@@ -150,6 +150,19 @@ def test_what_clearly_differs_is_the_edits_and_thin_or_faint_errors_are_not(
     assert (mask[:4] == 0).all() and mask[33, 33] == 1
 
 
+def test_the_contrast_around_a_pixel_reaches_a_quarter_of_a_latent():
+    """With 8 pixels per latent, two pixels beside an edge still lie at it."""
+    frame = np.full((64, 64, 3), 100, np.uint8)
+    frame[:, 32:] = 200
+    encoded = frame + np.random.default_rng(0).integers(1, 9, frame.shape, dtype=np.uint8)
+    encoded[20:40, 30] = 120  # 20 levels off, below 16 + 0.2 * 100
+    protection = Protection(frame[None], encoded[None], 8)
+    assert not protection.mask(frame, frame).any()
+    encoded[20:40, 28] = 120
+    mask = Protection(frame[None], encoded[None], 8).mask(frame, frame)
+    assert (mask[22:38, 28] > 0.8).all()
+
+
 def test_colors_that_are_alike_by_chance_are_not_protected():
     """Unchanged squares of less than a latent in a changed ground, against one of a latent."""
     frame = texture(0, 40, 40)
@@ -218,7 +231,7 @@ def test_a_mask_of_ones_own(kind, tmp_path):
         Image.fromarray(levels[0]).save(mask := tmp_path / "mask.png")
     elif kind == "folder":
         (mask := tmp_path / "masks").mkdir()
-        for i, picture in enumerate(pictures):
+        for i, picture in enumerate(pictures.clip(9, 240)):
             Image.fromarray(picture).save(mask / f"{i:03}.png")
     elif kind == "video":
         write_video(mask := tmp_path / "mask.mp4", pictures, 8)
