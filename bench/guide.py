@@ -4,9 +4,9 @@
 
 Scenes are held out from training; number i is edited in the i-th way in turn: colour, texture,
 shape, background, style, add. Each is inverted once and edited without a guess, with the guess that
-features carry (auto), and with the one that patches carry, from the first step, from 0.2 and from
-0.3 of the steps. "copy 5x5" is the guess of the patches itself, without a network. Every edit is
-also scored after `protect`.
+features carry (auto), and with the one that patches carry, from the first step or from a part of
+the steps on. 0.08 of 50 steps is t = 901, where 10 steps begin. "copy 5x5" is the guess of the
+patches itself, without a network. Every edit is also scored after `protect`.
 
 Prints, per kind of edit, the PSNR of each row against the truth and what it gains over the edit
 without a guess, in dB, with 95 % bootstrap intervals over scenes and the worst scene; and the
@@ -38,6 +38,7 @@ EDIT = "edit"
 ROWS = {
     EDIT: (None, 0.0),
     "auto": ("auto", 0.0),
+    "auto from 0.08": ("auto", 0.08),
     "patches": ("patches", 0.0),
     "patches from 0.2": ("patches", 0.2),
     "patches from 0.3": ("patches", 0.3),
@@ -74,7 +75,7 @@ def judge(
             truth.frames[0],
             edit.truth.caption,
             steps=steps,
-            start=round(part * steps),
+            start=int(part * steps),
             guide=guide,
         )
         clips[name] = done.frames

@@ -63,9 +63,22 @@ def test_how_exactly_an_inversion_solves_may_be_the_weights_own():
         read_defaults({"defaults": CLIP | {"tolerance": 0}}, published)
 
 
+def test_guide_and_protection_are_on_where_the_config_says_so():
+    usual = read_defaults({"defaults": CLIP}, OWN)
+    assert usual.guide is None and usual.protect is False
+    said = {"guide": "patches", "protect": True}
+    found = read_defaults({"defaults": CLIP | said}, OWN)
+    assert found.guide == "patches" and found.protect is True
+    assert read_defaults({"defaults": CLIP | {"guide": None}}, OWN) == usual
+    # --paper
+    assert published_defaults(found, OWN) == usual
+
+
 @pytest.mark.parametrize(
     "said, words",
     [
+        ({"guide": "flow"}, "section 'defaults': guide: 'flow' is not one of auto, patches"),
+        ({"protect": 1}, "section 'defaults': protect: 1 is neither True nor False"),
         ({"fraems": 3}, "section 'defaults': fraems is not known"),
         ({"steps": "50"}, "section 'defaults': steps: '50' is not a whole number"),
         ({"steps": 0}, "steps: 0 is not a whole number"),

@@ -117,6 +117,30 @@ def test_the_latents_are_those_of_the_definition(editor, exact, video):
     assert np.array_equal(decoded, exact.decode(wanted))
 
 
+@pytest.mark.parametrize("guide", ["auto", "patches", "clip"])
+def test_an_edit_may_start_from_a_guess(editor, exact, source, video, frame, guide, monkeypatch):
+    """A token is nine latents, and a latent frame four frames; the first is never noised."""
+    begun = []
+    monkeypatch.setattr(
+        "anyv2v.pipeline.editing.sample", lambda predict, x, *rest: begun.append(x) or x
+    )
+    clip = anyv2v.Video(255 - video.frames, video.fps)
+    for way in (None, clip if guide == "clip" else guide):
+        edit(editor, source, frame, guide=way, start=2, steps=STEPS)
+    plain, guided = begun
+    assert guided.shape == plain.shape == (1, 4, 2, 6, 9)
+    # every color is turned round: so is every latent, but for what the encoder adds to it
+    latents = torch.from_numpy(exact.encode(clip.frames) - exact.encode(video.frames))[:, 1:]
+    wanted = Flow().levels(STEPS)[2].alpha * latents
+    shift = guided - plain
+    if guide == "auto":
+        # features of random weights match anything; what they carry is what frame 0 changes in
+        first = exact.encode(255 - video.frames[:1]) - exact.encode(video.frames[:1])
+        assert 0 < shift.abs().max() <= Flow().levels(STEPS)[2].alpha * np.abs(first).max() + 1e-6
+    else:
+        assert (shift - wanted).norm() < {"clip": 1e-5, "patches": 0.9}[guide] * wanted.norm()
+
+
 def test_memory_is_asked_for_the_branches_that_there_are(editor, source, frame, monkeypatch):
     """Three of an edit and the source's, or as few as its guidance needs."""
     asked = []
