@@ -161,7 +161,7 @@ def stream_sequence(
 ) -> FrameStream:
     """Reads a clip of pictures one by one; arguments and errors are those of `read_sequence`."""
     path = Path(path)
-    files = _files(path)
+    files = files_of(path)
 
     def read(stream: FrameStream) -> Generator[Shown, None, None]:
         timed = _animation(path) if files is None else _at_rate(files, fps or RATE)
@@ -272,8 +272,11 @@ def _real(path: str | os.PathLike) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _files(path: Path) -> list[Path] | None:
-    """The picture files of a folder or a pattern, in order; None for any other path."""
+def files_of(path: Path) -> list[Path] | None:
+    """Returns the picture files of a folder or a pattern, in order; None for any other path.
+
+    Raises InputError if there are none, if the folder cannot be read, or if a number is missing.
+    """
     if os.path.isdir(path):
         names = [n for n in _names(path) if n[0] != "." and n.lower().endswith(PICTURES)]
         if not names:

@@ -37,6 +37,35 @@ LONGEST = checks.MOST
 BT709 = 1
 
 
+class Wanted(NamedTuple):
+    """The arguments of `read_video`, checked."""
+
+    path: Path
+    """A video, a folder or a pattern; whether it exists is not checked."""
+    size: tuple[int, int] | None
+    """(width, height); None: the clip's own."""
+    frames: int | None
+    """How many frames are read; None: all."""
+    fps: float | None
+    """The sampling rate; None: every frame."""
+    start_time: float
+    """In seconds after the clip's first frame."""
+    fit: str
+    """One of `FITS`."""
+
+
+def checked(path, size, frames, fps, start_time, fit) -> Wanted:
+    """Returns the arguments of `read_video`; raises InputError for those that are invalid."""
+    return Wanted(
+        checks.path("path", path),
+        None if size is None else checks.size(size),
+        None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES),
+        None if fps is None else _rate(fps),
+        start_time=_start(start_time),
+        fit=checks.one_of("fit", fit, FITS),
+    )
+
+
 def read_video(
     path: str | os.PathLike,
     size: tuple[int, int] | None = None,
@@ -66,7 +95,7 @@ def read_video(
     every floating-point format), if it has fewer than `frames` frames (the message says what would
     work), or if an argument is invalid.
     """
-    wanted = _checked(path, size, frames, fps, start_time, fit)
+    wanted = checked(path, size, frames, fps, start_time, fit)
     if wanted.size is not None and (count := wanted.frames) is not None:
         # as many bytes as the frames will take
         require_memory(lambda w, h: 3 * w * h * count, wanted.size, count, 1, torch.device("cpu"))
@@ -90,29 +119,7 @@ def stream_video(
             for frame in stream:
                 ...
     """
-    return _stream(*_checked(path, size, frames, fps, start_time, fit))
-
-
-class _Wanted(NamedTuple):
-    """The checked arguments of `read_video`."""
-
-    path: Path
-    size: tuple[int, int] | None
-    frames: int | None
-    fps: float | None
-    start_time: float
-    fit: str
-
-
-def _checked(path, size, frames, fps, start_time, fit) -> _Wanted:
-    return _Wanted(
-        checks.path("path", path),
-        None if size is None else checks.size(size),
-        None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES),
-        None if fps is None else _rate(fps),
-        start_time=_start(start_time),
-        fit=checks.one_of("fit", fit, FITS),
-    )
+    return _stream(*checked(path, size, frames, fps, start_time, fit))
 
 
 def _stream(
