@@ -13,7 +13,8 @@ from anyv2v.errors import InputError
 from anyv2v.media.ffmpeg import pyav
 from anyv2v.media.frame import display_size, without_side_data
 from anyv2v.media.picture import MOST_PIXELS
-from anyv2v.media.sequence import is_sequence, moves, read_sequence
+from anyv2v.media.sequence import is_sequence, moves
+from anyv2v.media.sequence_stream import read_sequence
 from anyv2v.media.timing import RATES
 
 # FFmpeg's names of the formats that are one file and hold pictures in motion. a format that is

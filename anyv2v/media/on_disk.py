@@ -14,7 +14,7 @@ import numpy as np
 
 from anyv2v import checks
 from anyv2v.errors import InputError
-from anyv2v.media.sequence import files_of
+from anyv2v.media.sequence_stream import files_of
 from anyv2v.media.stream import FrameStream
 from anyv2v.media.video import checked, stream_video
 from anyv2v.runtime.atomic_files import atomic_path
@@ -68,7 +68,7 @@ class FramesOnDisk:
             with open(self.file, "rb", buffering=0) as file:
                 for frame, index in zip(frames, wanted, strict=True):
                     file.seek(index * bytes_of_one)
-                    _read_into(file, memoryview(frame).cast("B"))
+                    _read_into(file, frame.data.cast("B"))
         except (OSError, EOFError) as error:
             raise InputError(f"{self.file} cannot be read any more: {error}") from error
         return frames

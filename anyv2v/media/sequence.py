@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,16 @@ import numpy as np
 from PIL import Image
 
 from anyv2v.errors import InputError
-from anyv2v.media import picture, timing
-from anyv2v.media.frames import Video
-from anyv2v.media.image import fit_frame
-from anyv2v.media.stream import FrameStream, Shown, collected
+from anyv2v.media import picture
 from anyv2v.runtime.atomic_files import REPLACED, atomic_path, check_output, scratch
 
 log = logging.getLogger(__name__)
-
-RATE = 8.0
-"""Frames per second of pictures without durations: the rate of I2VGen-XL."""
 
 FIRST = 1
 """The number of the first file that is written, the same as FFmpeg's default."""
 
 SUFFIXES = (".gif", ".webp")
 """Suffixes of the animated pictures that can be written."""
-
-# of the files in a folder; the last two get a message of their own
-PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp")
-PICTURES += (".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".heic", ".heif")
 
 # films may begin as these do; pictures are called so
 AMBIGUOUS = {
@@ -45,12 +34,6 @@ AMBIGUOUS = {
 
 # of pictures; the pages of others are no frames
 MOVING = ("GIF", "WEBP", "PNG", "AVIF")
-
-# seconds; what browsers make of frames of no duration, and of GIF's below two hundredths
-NO_DURATION, LEAST_OF_GIF = 0.1, 0.02
-
-# seconds; GIF's timestamps are rounded to hundredths of a second
-ROUNDING_OF_GIF = 6e-3
 
 GIF_MOST = 50
 """Most frames per second of a GIF, because players slow down faster ones."""
@@ -89,14 +72,14 @@ class Pattern:
         Raises InputError if the folder cannot be read.
         """
         number = re.compile(re.escape(self.before) + r"([0-9]{1,18})" + re.escape(self.after))
-        found = filter(None, map(number.fullmatch, _names(self.folder)))
+        found = filter(None, map(number.fullmatch, names_in(self.folder)))
         numbers = sorted({int(name[1]) for name in found})
         # not 1.png for %02d, and no folders
         return {n: self.file(n) for n in numbers if os.path.isfile(self.file(n))}
 
 
 def is_sequence(path: str | os.PathLike) -> bool:
-    """Whether a path is a clip of pictures, to be read by `read_sequence`.
+    """Whether a path is a clip of pictures, to be read by `stream_sequence`.
 
     It is if it is a folder, a pattern such as frames/%05d.png (unless a file has that very name),
     or a picture file, judged by its first bytes. JPEG and JPEG 2000 files must have the suffix of a
@@ -127,92 +110,64 @@ def moves(path: str | os.PathLike) -> bool:
 
 
 def writes_sequence(path: str | os.PathLike) -> bool:
-    """Whether `write_sequence` writes the output `path`: its suffix is .png, .gif or .webp."""
+    """Whether `sequence_writer` writes the output `path`: its suffix is .png, .gif or .webp."""
     return Path(path).suffix.lower() in (*SUFFIXES, ".png")
 
 
-def read_sequence(
+Write = Callable[[np.ndarray], None]
+"""Takes one frame, uint8 RGB (h, w, 3)."""
+
+
+@contextmanager
+def sequence_writer(
     path: str | os.PathLike,
-    size: tuple[int, int] | None,
-    frames: int | None,
-    fps: float | None,
-    start_time: float,
-    fit: str,
-) -> Video:
-    """Reads a clip of pictures; arguments, result and errors are those of `read_video`.
+    fps: float,
+    bounds: Sequence[float] | None,
+    force: bool,
+    comment: str = "",
+) -> Iterator[Write]:
+    """Writes frames as numbered PNGs, a GIF or a WebP, by the suffix, as a context manager.
 
-    path: a folder, a pattern or a picture file, see `is_sequence`. The frames of a folder are its
-    picture files in natural order (2 before 10), without hidden ones; those of a pattern are the
-    numbered files from the lowest number on, of which none may be missing. Every file is a frame,
-    and the rate is `fps`, by default 8. Frames of animated GIF, WebP, PNG and AVIF have durations
-    of their own; one without is shown for 0.1 s, as in browsers. A still picture is a clip of one
-    frame. Raises InputError also for pictures of different sizes.
-    """
-    return collected(path, stream_sequence(path, size, frames, fps, start_time, fit))
-
-
-def stream_sequence(
-    path: str | os.PathLike,
-    size: tuple[int, int] | None,
-    frames: int | None,
-    fps: float | None,
-    start_time: float,
-    fit: str,
-) -> FrameStream:
-    """Reads a clip of pictures one by one; arguments and errors are those of `read_sequence`."""
-    path = Path(path)
-    files = files_of(path)
-
-    def read(stream: FrameStream) -> Generator[Shown, None, None]:
-        timed = _animation(path) if files is None else _at_rate(files, fps or RATE)
-        spans: list[tuple[float, float]] = []
-        timed = timing.noted(timed, spans)
-        rounding = ROUNDING_OF_GIF if picture.format_of(path) == "GIF" else timing.ROUNDING
-        # of pictures that are a frame each none is left out and none is shown twice
-        if files is not None or fps is None:
-            shown = timing.shown_from(timed, start_time, rounding)
-        else:
-            shown = timing.sampled(timed, start_time, fps, rounding)
-        found: list[tuple[float, float]] = []
-        for begin, end, fitted in _fitted(path, islice(shown, frames), size, fit):
-            found.append((begin, end))
-            if len(found) == 1:
-                stream.fps = fps or (RATE if files is not None else _rate(found, rounding))
-            yield Shown(begin, end, fitted)
-        rate = RATE if files is not None or not found else _rate(spans[-len(found) :], rounding)
-        stream.fps = fps or rate
-        if len(found) < (wanted := frames or 1):
-            raise timing.too_few(
-                path, len(found), wanted, fps, rate, start_time, spans, files is None, rounding
-            )
-
-    return FrameStream(read)
-
-
-def write_sequence(
-    path: str | os.PathLike, frames: np.ndarray, fps: float, force: bool, comment: str = ""
-) -> None:
-    """Writes frames, uint8 RGB (f, h, w, 3), as numbered PNGs, a GIF or a WebP, by the suffix.
+    Yields the function that takes the frames. PNGs are written as they come, and the frames of the
+    others are kept in memory to the end of the block.
 
     path: for PNGs a pattern such as frames/%05d.png; the files are numbered from 1, and existing
     files of the pattern are removed. A GIF has 256 dithered colors per frame, at most 50 fps, times
     in hundredths of a second whose rounding does not add up, and the `comment`. A WebP is lossless,
     with times in milliseconds. Both repeat forever, and equal consecutive frames become one that is
-    shown longer. PNGs have no rate, and they and WebP no comment. The output appears whole or not
-    at all. Raises InputError as `check_sequence_output` does.
+    shown longer. PNGs have no rate, and they and WebP no comment. bounds: when each frame begins
+    and the last one ends, in seconds; None goes by `fps`. The output appears whole or not at all.
+    Raises InputError as `check_sequence_output` does.
     """
     check_sequence_output(path, force)
     if (pattern := numbered(path)) is not None:
-        _write_files(pattern, frames)
+        with _files_writer(pattern) as write:
+            yield write
         return
-    path = Path(path)
+    frames: list[np.ndarray] = []
+    # copies, because the caller may draw the next frame into the same array
+    yield lambda frame: frames.append(frame.copy())
+    _write_animation(Path(path), frames, fps, bounds, comment)
+
+
+def _write_animation(
+    path: Path,
+    frames: list[np.ndarray],
+    fps: float,
+    bounds: Sequence[float] | None,
+    comment: str,
+) -> None:
     gif = path.suffix.lower() == ".gif"
-    if gif and fps > GIF_MOST:
+    if gif and bounds is None and fps > GIF_MOST:
         # an error would come after all the work
         log.warning(
             "anyv2v: %s has %d fps, the most that players show, not %g", path, GIF_MOST, fps
         )
         fps = GIF_MOST
+    if bounds is None:
+        milliseconds = [1000 * index / fps for index in range(len(frames) + 1)]
+    else:
+        milliseconds = [1000 * bound for bound in bounds]
     pictures = map(_in_256_colors if gif else Image.fromarray, frames)
     options: dict[str, Any] = (
         {"optimize": False, "comment": comment} if gif else {"lossless": True, "exact": True}
@@ -222,7 +177,7 @@ def write_sequence(
             temporary,
             save_all=True,
             append_images=pictures,
-            duration=_durations(len(frames), fps, 10 if gif else 1),
+            duration=_durations(milliseconds, 10 if gif else 1),
             loop=0,
             **options,
         )
@@ -231,7 +186,7 @@ def write_sequence(
 def check_sequence_output(
     path: str | os.PathLike, force: bool, inputs: Sequence[str | os.PathLike] = ()
 ) -> None:
-    """Raises InputError if `write_sequence` could not write to `path`; see `check_output`.
+    """Raises InputError if `sequence_writer` could not write to `path`; see `check_output`.
 
     force: overwrites an existing GIF or WebP, or existing files of the pattern of numbered PNGs;
     without it they are an error. inputs: paths that the run reads; it is an error if numbered PNGs
@@ -272,125 +227,24 @@ def _real(path: str | os.PathLike) -> Path:
     return Path(os.path.realpath(path))
 
 
-def files_of(path: Path) -> list[Path] | None:
-    """Returns the picture files of a folder or a pattern, in order; None for any other path.
-
-    Raises InputError if there are none, if the folder cannot be read, or if a number is missing.
-    """
-    if os.path.isdir(path):
-        names = [n for n in _names(path) if n[0] != "." and n.lower().endswith(PICTURES)]
-        if not names:
-            raise InputError(
-                f"{path} is a folder without pictures; it must hold one file a frame, "
-                "such as 00001.png"
-            )
-        return [path / name for name in sorted(names, key=_natural)]
-    pattern = None if os.path.isfile(path) else Pattern.of(path)
-    if pattern is None:
-        return None
-    existing = pattern.files()
-    if not existing:
-        raise InputError(f"{path}: there is no such file, such as {pattern.file(FIRST)}")
-    first, last = min(existing), max(existing)
-    for expected, number in enumerate(existing, first):
-        if number != expected:
-            raise InputError(
-                f"{path}: {pattern.file(expected)} is missing, of {pattern.file(first).name} to "
-                f"{pattern.file(last).name}"
-            )
-    return list(existing.values())
-
-
-def _names(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
+    """Returns the names in a folder; raises InputError if it cannot be read."""
     try:
         return os.listdir(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
 
 
-def _natural(name: str) -> tuple:
-    """A sort key that puts 2 before 10 and, of equal numbers, the one with fewer digits first."""
-    parts = re.split("([0-9]+)", name)
-    parts[1::2] = [(int(digits), len(digits)) for digits in parts[1::2]]
-    return parts, name
-
-
-def _at_rate(files: list[Path], rate: float) -> Iterator[tuple[float, float, Path]]:
-    for index, file in enumerate(files):
-        yield index / rate, (index + 1) / rate, file
-
-
-def _read(path: Path) -> np.ndarray:
-    with picture.opened(path) as image:
-        return picture.rgb(image)
-
-
-def _animation(path: Path) -> Iterator[tuple[float, float, np.ndarray]]:
-    """Yields (begin, end, frame) of an animated picture, in seconds, up to the first damage."""
-    with picture.opened(path) as image:
-        # a PNG that moves may have a still for those who cannot show it
-        first = int(bool(image.info.get("default_image")))
-        begin = 0.0
-        for index in count(first):
-            try:
-                if index > 0:
-                    image.seek(index)
-                frame = picture.rgb(image)
-            except Exception:
-                if index == first:
-                    raise
-                return
-            end = begin + _duration(image)
-            yield begin, end, frame
-            begin = end
-            if image.format not in MOVING:
-                return
-
-
-def _duration(image: Image.Image) -> float:
-    seconds = float(image.info.get("duration") or 0) / 1000
-    least = LEAST_OF_GIF if image.format == "GIF" else 0
-    return min(seconds, timing.LONGEST) if seconds > 0 and seconds >= least else NO_DURATION
-
-
-def _fitted(
-    path: Path, shown: Iterable[tuple], size: tuple[int, int] | None, fit: str
-) -> Iterator[tuple[float, float, np.ndarray]]:
-    """Reads the frames and fits them to `size`; raises InputError if their own sizes differ.
-
-    shown: (begin, end, frame), where frame is a file or uint8 RGB (h, w, 3).
-    """
-    last = own = fitted = None
-    for begin, end, frame in shown:
-        if fitted is None or frame is not last:
-            last, name = frame, frame if isinstance(frame, Path) else f"{path}: a frame"
-            read = _read(frame) if isinstance(frame, Path) else frame
-            own = own or read.shape
-            if read.shape != own:
-                raise InputError(f"{name} is {_size(read.shape)}, the frames before {_size(own)}")
-            fitted = read if size is None else fit_frame(read, size, fit)
-        yield begin, end, fitted
-
-
-def _rate(times: list[tuple[float, float]], rounding: float) -> float:
-    """The average frames per second: a whole number if the times agree with one up to rounding."""
-    first, last = times[0][0], times[-1][1]
-    rate = len(times) / (last - first)
-    whole = max(1, round(rate))
-    ends = [first + index / whole for index in range(1, len(times) + 1)]
-    regular = all(abs(a - b[1]) < rounding for a, b in zip(ends, times, strict=True))
-    return float(whole) if regular else rate
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]}"
-
-
-def _write_files(pattern: Pattern, frames: np.ndarray) -> None:
-    names = [pattern.file(FIRST + index) for index in range(len(frames))]
+@contextmanager
+def _files_writer(pattern: Pattern) -> Iterator[Write]:
+    names: list[Path] = []
     with scratch(pattern.folder) as folder:
-        for target, frame in zip(names, frames, strict=True):
-            Image.fromarray(frame).save(folder / target.name, "PNG")
+
+        def write(frame: np.ndarray) -> None:
+            names.append(pattern.file(FIRST + len(names)))
+            Image.fromarray(frame).save(folder / names[-1].name, "PNG")
+
+        yield write
         old = folder / REPLACED
         old.mkdir()
         moved: list[tuple[Path, Path]] = []
@@ -418,7 +272,10 @@ def _in_256_colors(frame: np.ndarray) -> Image.Image:
     return image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
-def _durations(frames: int, fps: float, tick: int) -> list[int]:
-    """The duration of each frame in ms, a multiple of `tick`; rounding errors do not add up."""
-    ends = [round(1000 * index / fps / tick) * tick for index in range(frames + 1)]
+def _durations(bounds: Sequence[float], tick: int) -> list[int]:
+    """The duration of each frame in ms, a multiple of `tick`; rounding errors do not add up.
+
+    bounds: when each frame begins and the last one ends, in ms.
+    """
+    ends = [round(bound / tick) * tick for bound in bounds]
     return [end - begin for begin, end in zip(ends, ends[1:], strict=False)]

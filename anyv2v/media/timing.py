@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 
+from anyv2v import checks
 from anyv2v.errors import InputError
 
 # frames per second
@@ -24,6 +25,14 @@ MPEG = {"mpeg", "mpegts", "mpegtsraw"}
 TELL_LENGTH = {"asf", "matroska", "mov"}
 # seconds by which a clip may be longer than its header says
 OVERTIME = 1.0
+
+
+def checked_rate(fps: object) -> float:
+    """Returns `fps` as a float; raises InputError if it is no number of frames per second."""
+    least, most = RATES
+    if not least <= (rate := checks.positive("fps", fps)) <= most:
+        raise InputError(f"fps: {fps} is not between {least} and {most}")
+    return rate
 
 
 def limits(formats: set[str], duration: int | None) -> tuple[float, float]:

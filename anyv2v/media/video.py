@@ -17,24 +17,21 @@ from anyv2v.errors import InputError
 from anyv2v.media import timing
 from anyv2v.media.container import is_video, names, own_rate
 from anyv2v.media.ffmpeg import pyav
-from anyv2v.media.frame import exact, to_rgb
+from anyv2v.media.frame import to_rgb
 from anyv2v.media.frames import Video
 from anyv2v.media.image import FITS, as_frames, fit_frame, read_image
 from anyv2v.media.seek import open_at
-from anyv2v.media.sequence import SUFFIXES as SEQUENCES
-from anyv2v.media.sequence import is_sequence, stream_sequence, write_sequence, writes_sequence
+from anyv2v.media.sequence import is_sequence
+from anyv2v.media.sequence_stream import stream_sequence
 from anyv2v.media.stream import FrameStream, Shown, collected
-from anyv2v.runtime.atomic_files import atomic_path, check_output
+from anyv2v.media.writer import SUFFIXES, video_writer
 from anyv2v.runtime.memory import require_memory
 
-SUFFIXES = (".mp4", ".mov", ".mkv", *SEQUENCES)
+__all__ = ["SUFFIXES", "pyav", "read_first_frame", "read_video", "stream_video", "write_video"]
 
 MOST_FRAMES = 2**31 - 1
 LONGEST = checks.MOST
 """Largest `start_time` in seconds; no clip is longer."""
-
-# the number of AVCOL_SPC, AVCOL_PRI and AVCOL_TRC that means BT.709
-BT709 = 1
 
 
 class Wanted(NamedTuple):
@@ -60,7 +57,7 @@ def checked(path, size, frames, fps, start_time, fit) -> Wanted:
         checks.path("path", path),
         None if size is None else checks.size(size),
         None if frames is None else checks.whole("frames", frames, most=MOST_FRAMES),
-        None if fps is None else _rate(fps),
+        None if fps is None else timing.checked_rate(fps),
         start_time=_start(start_time),
         fit=checks.one_of("fit", fit, FITS),
     )
@@ -208,7 +205,7 @@ def write_video(
     """Writes frames, uint8 RGB (f, h, w, 3), numpy or tensor, as H.264 that any player shows.
 
     path: ends in .mp4, .mov or .mkv; for .gif, .webp, and numbered PNGs (frames/%05d.png), see
-    `write_sequence`. fps: frames per second, 0.01 to 1000. force: overwrites an existing file.
+    `sequence_writer`. fps: frames per second, 0.01 to 1000. force: overwrites an existing file.
     comment: a text that is stored in the file's metadata.
 
     The pixel format is yuv420p with BT.709 colors in limited range. It needs even sizes, so an odd
@@ -216,18 +213,11 @@ def write_video(
     at all. Raises InputError for invalid frames, rate or suffix, for an existing file without
     `force`, and for a folder that is missing or cannot be written to.
     """
-    path, force = checks.path("path", path), checks.flag("force", force)
-    # a name in it may hold bytes that are no text
-    comment = checks.text("comment", comment).encode("utf-8", "backslashreplace").decode()
     frames = as_frames(frames)
-    rate = Fraction(_rate(fps)).limit_denominator(100_000)
-    if writes_sequence(path):
-        return write_sequence(path, frames, float(fps), force, comment)
-    check_output(path, force, SUFFIXES)
     height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with atomic_path(path) as temporary:
-        _encode(temporary, frames, rate, comment)
+    with video_writer(path, (width, height), fps, force=force, comment=comment) as writer:
+        for frame in frames:
+            writer.write(frame)
 
 
 def _start(start_time: float) -> float:
@@ -235,42 +225,3 @@ def _start(start_time: float) -> float:
     if not 0 <= seconds <= LONGEST:
         raise InputError(f"start_time: {seconds} is not a number of seconds from 0 to {LONGEST}")
     return seconds
-
-
-def _rate(fps: float) -> float:
-    least, most = timing.RATES
-    if not least <= checks.positive("fps", fps) <= most:
-        raise InputError(f"fps: {fps} is not between {least} and {most}")
-    return float(fps)
-
-
-def _encode(path: Path, frames: np.ndarray, rate: Fraction, comment: str) -> None:
-    av = pyav()
-    reformatter = av.video.reformatter
-    interpolation = reformatter.Interpolation
-    # without numbers drawn by chance, so that equal frames give equal files
-    options = {"fflags": "+bitexact"}
-    if path.suffix.lower() != ".mkv":
-        # the index goes to the front, so that a player can start before it has the whole file
-        options["movflags"] = "faststart"
-    with av.open(f"file:{path}", "w", options=options) as container:
-        if comment:
-            container.metadata["comment"] = comment
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "16"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.color_range = reformatter.ColorRange.MPEG
-        context.colorspace = context.color_primaries = context.color_trc = BT709
-        for index, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-                format="yuv420p",
-                dst_colorspace=reformatter.Colorspace.ITU709,
-                dst_color_range=reformatter.ColorRange.MPEG,
-                dst_color_primaries=BT709,
-                dst_color_trc=BT709,
-                interpolation=exact(interpolation) | interpolation.FULL_CHR_H_INP,
-            )
-            frame.pts, frame.time_base = index, 1 / rate
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())

@@ -9,7 +9,7 @@ from PIL import Image
 
 from anyv2v.cli import main as cli
 from anyv2v.errors import InputError
-from anyv2v.media import container, sequence, stream
+from anyv2v.media import container, sequence, sequence_stream, stream
 from anyv2v.media.image import FITS, fit_frame
 from anyv2v.media.sequence import check_sequence_output, is_sequence, moves
 from anyv2v.media.video import read_video, write_video
@@ -140,8 +140,10 @@ def test_what_is_no_clip_is_said(tmp_path):
 
 def test_frames_are_read_as_they_are_needed(tmp_path, monkeypatch):
     folder, read = write(tmp_path / "frames", [str(n) for n in range(10)]), []
-    whole = sequence._read
-    monkeypatch.setattr(sequence, "_read", lambda path: read.append(path.name) or whole(path))
+    whole = sequence_stream._read
+    monkeypatch.setattr(
+        sequence_stream, "_read", lambda path: read.append(path.name) or whole(path)
+    )
     read_video(folder, frames=2, start_time=0.5)
     assert read == ["4.png", "5.png"]
     monkeypatch.setattr(stream, "free_bytes", lambda device: 4 * 16 * 16 * 3)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from anyv2v.errors import InputError
-from anyv2v.media import stream
+from anyv2v.media import stream, writer
 from anyv2v.media import video as module
 from anyv2v.media.frames import Video
 from anyv2v.media.image import center_crop, fit_frame
@@ -46,7 +46,7 @@ def written(tmp_path, monkeypatch):
     """written(frames, fps, suffix): the file's stream, its planes in float64 and its times."""
     lossless = SimpleNamespace(**{name: getattr(av, name) for name in ("video", "VideoFrame")})
     lossless.open = lambda *args, **options: Lossless(av.open(*args, **options))
-    monkeypatch.setattr(module, "pyav", lambda: lossless)
+    monkeypatch.setattr(writer, "pyav", lambda: lossless)
 
     def write(frames, fps, suffix="mp4"):
         path = tmp_path / f"a.{suffix}"
