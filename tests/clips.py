@@ -1,5 +1,6 @@
 """Small videos that say which frame is which, written by PyAV alone."""
 
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -27,9 +28,20 @@ def numbers(video: Video) -> list[int]:
 
 
 def encode(
-    path, frames, rate=25, codec="libx264", pix_fmt="yuv420p", times=None, options=None, **context
+    path,
+    frames,
+    rate=25,
+    codec="libx264",
+    pix_fmt="yuv420p",
+    times=None,
+    options=None,
+    sounds=(),
+    **context,
 ):
-    """A file as any other program would write it; `times` in milliseconds, options of the codec."""
+    """A file as any other program would write it; `times` in milliseconds, options of the codec.
+
+    sounds: (codec, samples per second, samples (2, n) in -1..1, beginning in seconds) of each.
+    """
     tick = Fraction(1, 1000) if times else 1 / Fraction(rate)
     movflags = {"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {}
     with av.open(str(path), "w", options=movflags) as container:
@@ -40,11 +52,48 @@ def encode(
         stream.bit_rate = 4_000_000
         for name, value in context.items():
             setattr(stream.codec_context, name, value)
+        audio = [container.add_stream(name, rate=hz, layout="stereo") for name, hz, _, _ in sounds]
         for index, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = (times[index] if times else index), tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        for track, (_, hz, samples, begin) in zip(audio, sounds, strict=True):
+            frame = av.AudioFrame.from_ndarray(
+                samples.astype(np.float32), format="fltp", layout="stereo"
+            )
+            frame.sample_rate, frame.pts, frame.time_base = hz, round(begin * hz), Fraction(1, hz)
+            container.mux([*track.encode(frame), *track.encode(None)])
+    return path
+
+
+def tone(seconds, hz=48_000):
+    """Two voices (2, n), of which every moment can be told from all others."""
+    t = np.arange(round(seconds * hz)) / hz
+    left = 0.3 * np.sin(2 * np.pi * (200 + 150 * t) * t)
+    return np.stack([left, 0.3 * np.sin(2 * np.pi * 440 * t) * np.exp(-t)])
+
+
+def heard(path, index=0):
+    """Samples (2, n) of an audio stream and when they begin, in seconds after the first frame."""
+    with av.open(str(path)) as container:
+        first = next(container.decode(video=0))
+    with av.open(str(path)) as container:
+        frames = list(container.decode(audio=index))
+    arrays = [f.to_ndarray() for f in frames]
+    if not frames[0].format.is_planar:
+        arrays = [a.reshape(-1, 2).T for a in arrays]
+    begin = frames[0].pts * frames[0].time_base - first.pts * first.time_base
+    return np.concatenate(arrays, axis=1), float(begin)
+
+
+def turn(path, a, b, c, d):
+    """Puts another matrix into the first track header of an MP4 or MOV (ISO 14496-12, 8.3.2)."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    one = 1 << 16
+    data[at : at + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
     return path
 
 

@@ -55,6 +55,9 @@ def video_writer(
     end: when the last of them ends; None gives it 1 / fps seconds. sound: what is written beside
     the frames, see `add_sound`; pictures have none.
 
+    Frames of a variable rate carry their own timestamps, in units of 1/90000 s (in MKV of 1 ms),
+    and are encoded without B-frames.
+
     The output appears whole, after the block, or not at all. Frames are upright and have square
     pixels and BT.709 colors, as `read_video` gives them, so that no rotation is written. MP4, MOV,
     MKV and numbered PNGs are written as a stream; of GIF and WebP the frames are kept in memory
@@ -134,7 +137,10 @@ class _Encoder:
         self._sound: SoundTracks | None = None
         self._lead = 0.0
         reformatter = pyav().video.reformatter
-        stream = container.add_stream("libx264", rate=self._rate, options={"crf": "16"})
+        # without B-frames packets come in the order of the frames; in another order MP4 could not
+        # tell how long each frame is shown, unless all are shown equally long
+        options = {"crf": "16"} if bounds is None else {"crf": "16", "bf": "0"}
+        stream = container.add_stream("libx264", rate=self._rate, options=options)
         # 4:2:0 needs even sizes
         stream.width, stream.height = (x + x % 2 for x in size)
         stream.pix_fmt = "yuv420p"
@@ -230,10 +236,10 @@ def _bounds(times: Sequence[float], end: float | None, fps: float) -> list[float
 
     Raises InputError unless they begin at 0 and increase.
     """
-    begins = [checks.finite("times", time) for time in times]
-    last = checks.finite("end", begins[-1] + 1 / fps if end is None else end)
-    bounds = [*begins, last]
-    if bounds[0] != 0 or any(b <= a for a, b in pairwise(bounds)):
+    bounds = [checks.finite("times", time) for time in times]
+    if bounds:
+        bounds.append(checks.finite("end", bounds[-1] + 1 / fps if end is None else end))
+    if not bounds or bounds[0] != 0 or any(b <= a for a, b in pairwise(bounds)):
         raise InputError("times: they do not begin at 0 and increase to the end")
     regular = all(abs(b - i / fps) <= timing.ROUNDING for i, b in enumerate(bounds))
     return None if regular else bounds

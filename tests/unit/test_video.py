@@ -1,5 +1,4 @@
 import os
-import struct
 from fractions import Fraction
 
 import numpy as np
@@ -9,19 +8,9 @@ import torch
 from anyv2v.errors import InputError
 from anyv2v.media import video as module
 from anyv2v.media.video import Video, read_video, write_video
-from tests.clips import clip, encode, levels, numbers
+from tests.clips import clip, encode, levels, numbers, turn
 
 av = pytest.importorskip("av")
-
-
-def with_display_matrix(path, a, b, c, d):
-    """Puts another matrix into the track header of a .mov (ISO 14496-12, 8.3.2)."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 4 + 40
-    one = 1 << 16
-    data[at : at + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
-    return path
 
 
 # containers and codecs
@@ -75,7 +64,7 @@ def test_odd_size(tmp_path):
 def test_display_matrix(tmp_path, matrix, moved):
     path = encode(tmp_path / "a.mov", clip(2))
     plain = read_video(path).frames
-    turned = read_video(with_display_matrix(path, *matrix)).frames
+    turned = read_video(turn(path, *matrix)).frames
     np.testing.assert_array_equal(turned, moved(plain))
 
 
