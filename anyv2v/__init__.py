@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from anyv2v.backbones.i2vgen.defaults import NEGATIVE_PROMPT
+    from anyv2v.diffusion.interpolation import interpolate
     from anyv2v.editor import Defaults, Editor
     from anyv2v.errors import InputError, NotFiniteError
     from anyv2v.frame_editors.run import edit_frame
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from anyv2v.media.video import read_video, write_video
     from anyv2v.pipeline.request import Edit, EditRequest
     from anyv2v.pipeline.source import Source
+    from anyv2v.protection.protect import protect
     from anyv2v.runtime.progress import Progress
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "anyv2v.backbones.i2vgen.defaults": ("NEGATIVE_PROMPT",),
+    "anyv2v.diffusion.interpolation": ("interpolate",),
     "anyv2v.pipeline.request": ("Edit", "EditRequest"),
     "anyv2v.editor": ("Defaults", "Editor"),
     "anyv2v.frame_editors.run": ("edit_frame",),
@@ -38,6 +41,7 @@ _MODULES = {
     "anyv2v.media.video": ("read_video", "write_video"),
     "anyv2v.runtime.progress": ("Progress",),
     "anyv2v.pipeline.source": ("Source",),
+    "anyv2v.protection.protect": ("protect",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -60,7 +64,9 @@ __all__ = [
     "Taps",
     "Video",
     "edit_frame",
+    "interpolate",
     "load",
+    "protect",
     "read_image",
     "read_video",
     "write_video",

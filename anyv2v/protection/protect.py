@@ -29,8 +29,12 @@ def protect(edit: Edit, source: Source, mask: Mask = "auto", fit: str = "crop") 
     `kept` of 0. Raises InputError if the edit is not one of this source, or for a mask that is
     wrong.
 
-    For the published demo weights, 36 scenes and 10 steps, the result was never below the plain
-    edit, see bench/protection.py.
+    What the edited first frame leaves alone counts as protected, so an edit by the prompt alone is
+    not protected but undone. With the demo weights, over 102 rendered scenes of six kinds of edits
+    and 10 steps, the result is 0.58 dB [0.43, 0.77] closer to the truth than the plain edit, and
+    0.03 dB farther at worst; with first frames that passed through the autoencoder 0.47 dB
+    [0.35, 0.61], and 0.00 at worst (`bench/protection.py`; 95 % intervals). A frame of 512x512
+    takes 0.4 s on one CPU thread, and no evaluation of the network.
     """
     checks.kind("edit", edit, Edit, "an Edit")
     checks.kind("source", source, Source, "a Source")

@@ -54,8 +54,9 @@ def source_of(frames: np.ndarray) -> Source:
 
 
 def edit_of(frames: np.ndarray, first: np.ndarray | None, factor: int = 4) -> Edit:
-    f, h, w, _ = frames.shape
-    return Edit(frames, 8, torch.zeros(1, 4, f, h // factor, w // factor), first)
+    _, h, w, _ = frames.shape
+    # two latent frames, as of an autoencoder that compresses time
+    return Edit(frames, 8, torch.zeros(1, 4, 2, h // factor, w // factor), first)
 
 
 def test_composes_to_the_bit_at_both_ends_and_rounds_between():
