@@ -25,9 +25,8 @@ from anyv2v.cli.work import Work
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.run import candidates
-from anyv2v.long.frames import Frames
 from anyv2v.media.cuts import find_cuts
-from anyv2v.media.frames import Video
+from anyv2v.media.frames import Frames, Video
 from anyv2v.media.image import fit_frame
 from anyv2v.media.video import SUFFIXES, read_video
 from anyv2v.pipeline.guide import WAYS

@@ -14,8 +14,9 @@ from anyv2v.cli.sidecar import Inverted, latents_sha256
 from anyv2v.cli.source import obtain, prepare, progress_of
 from anyv2v.cli.work import Work
 from anyv2v.editor import Editor
-from anyv2v.long.frames import Frames, clip_at
+from anyv2v.long.frames import clip_at
 from anyv2v.long.run import LongRun
+from anyv2v.media.frames import Frames
 from anyv2v.pipeline.request import EditRequest
 from anyv2v.pipeline.source import Source
 
@@ -66,10 +67,9 @@ class ShortEdits:
                 if isinstance(edit, Exception):
                     yield edit
                     continue
-                assert edit.first is not None, "an edit of a source has an edited first frame"
                 inverted, latents = Inverted.of(self.source), edit.latents
                 sha256 = latents_sha256(lambda latents=latents: [latents])
-                yield Edited(edit.frames, {0: edit.first}, inverted, sha256)
+                yield Edited(edit.frames, edit.references, inverted, sha256)
 
 
 @dataclass(frozen=True)

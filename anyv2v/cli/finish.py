@@ -13,7 +13,7 @@ import numpy as np
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, size_of
 from anyv2v.cli.values import AUTO, OFF, SOURCE
-from anyv2v.long.frames import Frames
+from anyv2v.media.frames import Frames
 from anyv2v.media.on_disk import FramesOnDisk
 from anyv2v.media.placement import Placement
 from anyv2v.media.sound import Sound

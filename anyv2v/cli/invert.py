@@ -18,7 +18,6 @@ from anyv2v.cli.outputs import Outputs, Written, report
 from anyv2v.cli.sidecar import Inverted, Provenance, latents_sha256, with_sidecar
 from anyv2v.cli.source import notice, obtain, of_the_run, progress_of
 from anyv2v.errors import InputError
-from anyv2v.long.frames import InMemory
 from anyv2v.long.windows import plan_windows
 from anyv2v.media.frames import Video
 from anyv2v.media.psnr import psnr
@@ -73,7 +72,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     error = ((again.latents - clean).norm() / clean.norm()).item()
     if args.output:
         facts = provenance.of(editor, Inverted.of(source), latents_sha256(lambda: [again.latents]))
-        plain = Form(InMemory(source.video)).finish({})
+        plain = Form(source.video).finish({})
         written = outputs.write(args.output, again.frames, plain, facts)
     print(
         f"PSNR {psnr(again.frames, source.video.frames):.2f} dB · "

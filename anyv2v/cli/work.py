@@ -14,7 +14,7 @@ from anyv2v.cli.clip import Clip
 from anyv2v.cli.console import tell
 from anyv2v.cli.values import SOURCE
 from anyv2v.errors import InputError
-from anyv2v.long.frames import Frames, InMemory
+from anyv2v.media.frames import Frames
 from anyv2v.media.on_disk import FramesOnDisk
 
 CLIP = "clip.frames"
@@ -65,12 +65,12 @@ class Work:
         window: the most frames of one window; 0 for all. Raises InputError as `Clip.read` does.
         """
         if clip.is_source:
-            return InMemory(clip.read())
+            return clip.read()
         reading = clip.reading()
         most = reading["frames"]
         one_window = window == 0 or (most is not None and most <= window)
         if one_window and clip.out_size != SOURCE:
-            return InMemory(clip.read())
+            return clip.read()
         self.make()
         return FramesOnDisk.read(self.path / CLIP, clip.video, **reading)
 

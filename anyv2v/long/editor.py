@@ -13,13 +13,13 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.errors import InputError
 from anyv2v.long.clip_editor import ClipEditor
-from anyv2v.long.frames import Frames, as_long_video, digest_of, size_of_clip
+from anyv2v.long.frames import as_long_video, digest_of, size_of_clip
 from anyv2v.long.merging import merged
 from anyv2v.long.requests import WindowRequests, check_codec, fitted, split_arguments
 from anyv2v.long.source import LongSource
 from anyv2v.long.windows import check_keyframes, plan_windows
 from anyv2v.long.work_folder import WorkFolder, described
-from anyv2v.media.frames import Video
+from anyv2v.media.frames import Frames, Video
 from anyv2v.media.image import Frame
 from anyv2v.pipeline.planning import Planner
 from anyv2v.pipeline.request import Edit, EditRequest
@@ -121,8 +121,11 @@ class LongEditor(ClipEditor):
             done.append(edit.latents)
         pieces = decoded(self, merged(windows, done.__getitem__), len(windows[0]))
         frames, latents = zip(*pieces, strict=True)
-        first = fitted(self.backbone, frame, size, request.fit)
-        return Edit(np.concatenate(frames), video.fps, torch.cat(latents, 2), first)
+        references = {
+            key: fitted(self.backbone, picture, size, request.fit)
+            for key, picture in edited.items()
+        }
+        return Edit(np.concatenate(frames), video.fps, torch.cat(latents, 2), references)
 
 
 def decoded(

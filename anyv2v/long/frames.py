@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -14,48 +12,10 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.backbones.base import Defaults
 from anyv2v.errors import InputError
-from anyv2v.media.frames import Video
+from anyv2v.media.frames import Frames, Video
 from anyv2v.media.video import read_video
 from anyv2v.pipeline.arguments import as_video
 from anyv2v.pipeline.source import SUFFIX
-
-
-@runtime_checkable
-class Frames(Protocol):
-    """The frames of a clip, in memory or on disk, of which some are read at a time."""
-
-    @property
-    def fps(self) -> float:
-        """Frames per second."""
-        ...
-
-    def __len__(self) -> int:
-        """The number of frames."""
-        ...
-
-    def frames_at(self, indices: Sequence[int]) -> np.ndarray:
-        """Returns the frames with these numbers in this order, uint8 RGB (n, h, w, 3)."""
-        ...
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """`Frames` of a video in memory."""
-
-    video: Video
-    """The video."""
-
-    @property
-    def fps(self) -> float:
-        """Frames per second."""
-        return self.video.fps
-
-    def __len__(self) -> int:
-        return len(self.video.frames)
-
-    def frames_at(self, indices: Sequence[int]) -> np.ndarray:
-        """Returns a copy of the frames with these numbers, uint8 RGB (n, h, w, 3)."""
-        return self.video.frames[list(indices)]
 
 
 def as_long_video(video: object, defaults: Defaults) -> Frames:
@@ -65,13 +25,13 @@ def as_long_video(video: object, defaults: Defaults) -> Frames:
     `defaults`. A Video and an array of frames are taken as `Editor.invert` takes them. Raises
     InputError for anything else.
     """
-    if isinstance(video, Frames):
+    if isinstance(video, Frames) and not isinstance(video, Video):
         return video
     if isinstance(video, (str, os.PathLike)) and checks.path("video", video).suffix != SUFFIX:
-        return InMemory(read_video(video, size=defaults.size, fps=defaults.fps))
+        return read_video(video, size=defaults.size, fps=defaults.fps)
     kinds = Video, str, os.PathLike, np.ndarray, Tensor
     checks.kind("video", video, kinds, "a Video, a path, frames on disk, or an array of frames")
-    return InMemory(as_video(video, defaults))  # pyright: ignore[reportArgumentType]
+    return as_video(video, defaults)  # pyright: ignore[reportArgumentType]
 
 
 def clip_at(video: Frames, indices: Sequence[int]) -> Video:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from anyv2v.backbones.base import Backbone
 from anyv2v.errors import InputError
-from anyv2v.long.frames import Frames
 from anyv2v.long.windows import Window, around
-from anyv2v.media.frames import Video
+from anyv2v.media.frames import Frames, Video
 from anyv2v.media.image import Frame, fit_frame, read_argument
 from anyv2v.pipeline.arguments import options_of
 from anyv2v.pipeline.guide import Guide, Keyframe

@@ -25,12 +25,13 @@ from anyv2v.diffusion.schedule import match_levels
 from anyv2v.errors import InputError
 from anyv2v.long.clip_editor import ClipEditor
 from anyv2v.long.editor import decoded
-from anyv2v.long.frames import Frames, as_long_video, clip_at, digest_of, size_of_clip
+from anyv2v.long.frames import as_long_video, clip_at, digest_of, size_of_clip
 from anyv2v.long.latent_files import LatentFiles
 from anyv2v.long.merging import merged
 from anyv2v.long.requests import WindowRequests, check_codec, fitted
 from anyv2v.long.windows import Window, nearest_keyframes, plan_windows
 from anyv2v.long.work_folder import WorkFolder, described
+from anyv2v.media.frames import Frames
 from anyv2v.media.image import Frame
 from anyv2v.pipeline.editing import check_requests
 from anyv2v.pipeline.inverting import STEPS

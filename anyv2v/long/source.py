@@ -11,8 +11,9 @@ import numpy as np
 
 from anyv2v.errors import InputError
 from anyv2v.long.clip_editor import ClipEditor
-from anyv2v.long.frames import Frames, clip_at
+from anyv2v.long.frames import clip_at
 from anyv2v.long.windows import Window, nearest_keyframes, plan_windows
+from anyv2v.media.frames import Frames
 from anyv2v.pipeline.source import SUFFIX, Source, Unfinished
 
 

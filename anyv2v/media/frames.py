@@ -1,14 +1,34 @@
-"""`Video`, the frames of a video in memory."""
+"""`Video`, the frames of a video in memory, and `Frames`, those of any, in memory or not."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from anyv2v import checks
 from anyv2v.errors import InputError
 from anyv2v.media.image import as_frames
+
+
+@runtime_checkable
+class Frames(Protocol):
+    """The frames of a clip, in memory or on disk, of which some are read at a time."""
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        ...
+
+    def __len__(self) -> int:
+        """The number of frames."""
+        ...
+
+    def frames_at(self, indices: Sequence[int]) -> np.ndarray:
+        """Returns the frames with these numbers in this order, uint8 RGB (n, h, w, 3)."""
+        ...
 
 
 # eq=False: arrays have no single truth value to compare by
@@ -36,6 +56,14 @@ class Video:
         video = object.__new__(cls)
         video._take(_frames(frames), fps)
         return video
+
+    def __len__(self) -> int:
+        """The number of frames."""
+        return len(self.frames)
+
+    def frames_at(self, indices: Sequence[int]) -> np.ndarray:
+        """Returns a copy of the frames with these numbers, uint8 RGB (n, h, w, 3)."""
+        return self.frames[list(indices)]
 
     def __repr__(self) -> str:
         return f"Video({describe_clip(self.frames, self.fps)})"

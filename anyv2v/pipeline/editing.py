@@ -234,7 +234,7 @@ class EditRun:
         frames = self.stages._decode(latents, self._which(index))
         # a backbone may stretch the frame to floats
         first = np.rint(self.jobs[index].image).astype(np.uint8)
-        return Edit(frames, self.source.video.fps, latents, first)
+        return Edit(frames, self.source.video.fps, latents, {0: first})
 
     def _which(self, first: int) -> DescribeEdits:
         """Names edits in a message, by their positions in a batch that begins with edit `first`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -88,9 +88,10 @@ class Edit:
     """Frames per second; those of the source's video for an edit of it."""
     latents: Tensor
     """The clean latents that the frames were decoded from, (1, c, f', h', w') float32."""
-    first: np.ndarray | None = None
-    """The edited first frame as it was given, fitted to the clip's size: uint8 RGB (h, w, 3).
-    `frames[0]` is what the model made of it. None for a video that is no edit of a source."""
+    references: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """Frame number -> the edited frame as it was given, fitted to the clip's size: uint8 RGB
+    (h, w, 3). It holds the edited first frame, under 0, and all other keyframes of a long clip;
+    `frames` holds what the model made of them. Empty for a video that is no edit of a source."""
     kept: float | None = None
     """The share of the source's pixels that `protect` put back, 0 to 1; None before `protect`."""
 

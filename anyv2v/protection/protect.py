@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from anyv2v import checks
 from anyv2v.errors import InputError
+from anyv2v.media.frames import Frames
 from anyv2v.pipeline.request import Edit
-from anyv2v.pipeline.source import Source
 from anyv2v.protection.given import Mask, masks_of
 from anyv2v.protection.mask import Protection, compose
 
 
-def protect(edit: Edit, source: Source, mask: Mask = "auto", fit: str = "crop") -> Edit:
+class Clip(Protocol):
+    """What an edit was made of: a `Source` or a `LongSource`."""
+
+    @property
+    def video(self) -> Frames:
+        """The frames before the edit."""
+        ...
+
+
+def protect(edit: Edit, source: Clip, mask: Mask = "auto", fit: str = "crop") -> Edit:
     """Returns the edit with the source's pixels outside a mask, which is made for each frame.
 
-    edit: what `Editor.edit` made of `source`; its latents stay as they are. mask: "auto" finds the
-    mask from where the edited first frame differs from the source's, see `Protection.mask`. An
+    edit: what `Editor.edit` or `edit_long` made of `source`; its latents stay as they are. mask:
+    "auto" finds the mask from where the edited first frame, or each of the edited keyframes,
+    differs from the source's, see `Protection.mask`. An
     array (h, w) or (f, h, w), a PIL image, or the path of a picture or a clip is a mask of your
     own: 1 or white where the clip may change, black where it stays the source's to the bit, see
     `masks_of`. A picture called auto is given as "./auto". fit: how a picture or a clip of masks is
@@ -37,24 +48,28 @@ def protect(edit: Edit, source: Source, mask: Mask = "auto", fit: str = "crop") 
     takes 0.4 s on one CPU thread, and no evaluation of the network.
     """
     checks.kind("edit", edit, Edit, "an Edit")
-    checks.kind("source", source, Source, "a Source")
-    frames = source.video.frames
-    if edit.frames.shape != frames.shape:
-        raise InputError(f"edit: {edit} is no edit of this source, {source.video}")
-    if edit.first is None:
+    video = getattr(source, "video", None)
+    if not isinstance(video, Frames):
+        raise InputError(f"source: {checks.shown(source)} is not a Source, nor a LongSource")
+    first, frames = video.frames_at([0])[0], len(video)
+    if edit.frames.shape != (frames, *first.shape):
+        raise InputError(f"edit: {edit} is no edit of this source, {source}")
+    if not edit.references:
         raise InputError("edit: it has no edited first frame; give what Editor.edit returns")
-    height, width = frames.shape[1:3]
+    height, width, _ = first.shape
     given = None
     if not (isinstance(mask, str) and mask == "auto"):
-        given = masks_of(mask, (width, height), len(frames), fit)
+        given = masks_of(mask, (width, height), frames, fit)
     factor = width // edit.latents.shape[-1]
     device = edit.latents.device
-    protection = Protection(frames[:1], edit.first[None], factor, given, device)
+    before, after = video.frames_at([*edit.references]), np.stack([*edit.references.values()])
+    protection = Protection(before, after, factor, given, device)
     if protection.changes_everything:
         return replace(edit, kept=0.0)
-    result, kept = np.empty_like(frames), 0
-    for i, (before, after) in enumerate(zip(frames, edit.frames, strict=True)):
-        weights = protection.mask(before, after, i)
-        result[i] = compose(before, after, weights)
+    result, kept = np.empty_like(edit.frames), 0
+    for i, edited in enumerate(edit.frames):
+        own = video.frames_at([i])[0]
+        weights = protection.mask(own, edited, i)
+        result[i] = compose(own, edited, weights)
         kept += np.count_nonzero(weights == 0)
-    return replace(edit, frames=result, kept=kept / (len(frames) * height * width))
+    return replace(edit, frames=result, kept=kept / (frames * height * width))

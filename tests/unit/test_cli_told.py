@@ -246,7 +246,7 @@ def told(own, source, folder, monkeypatch, tmp_path):
         (tmp_path / name).symlink_to(folder / name)
     calls = {}
     video = source.video
-    made = Edit(video.frames, 8, source.trajectory.clean, video.frames[0])
+    made = Edit(video.frames, 8, source.trajectory.clean, {0: video.frames[0]})
 
     def note(owner, attribute, name, instead=None, original=None):
         original = original or getattr(owner, attribute)

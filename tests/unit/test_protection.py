@@ -56,7 +56,12 @@ def source_of(frames: np.ndarray) -> Source:
 def edit_of(frames: np.ndarray, first: np.ndarray | None, factor: int = 4) -> Edit:
     _, h, w, _ = frames.shape
     # two latent frames, as of an autoencoder that compresses time
-    return Edit(frames, 8, torch.zeros(1, 4, 2, h // factor, w // factor), first)
+    return Edit(
+        frames,
+        8,
+        torch.zeros(1, 4, 2, h // factor, w // factor),
+        {} if first is None else {0: first},
+    )
 
 
 def test_composes_to_the_bit_at_both_ends_and_rounds_between():
@@ -206,7 +211,10 @@ def test_protects_an_edit_and_says_how_much():
     result = protect(edit, source_of(before))
     same = (result.frames == before).all(-1)
     assert 0.4 < result.kept <= same.mean()
-    assert result.latents is edit.latents and (result.fps, result.first is edit.first) == (8, True)
+    assert result.latents is edit.latents and (
+        result.fps,
+        result.references is edit.references,
+    ) == (8, True)
     # the truth outside is the source: the whole gains, and the inside loses nothing
     assert psnr(result.frames, after) > psnr(edit.frames, after) + 1.5
     protection = Protection(before[:1], after[:1], 4)
