@@ -51,12 +51,12 @@ def protect(edit: Edit, source: Clip, mask: Mask = "auto", fit: str = "crop") ->
     video = getattr(source, "video", None)
     if not isinstance(video, Frames):
         raise InputError(f"source: {checks.shown(source)} is not a Source, nor a LongSource")
-    first, frames = video.frames_at([0])[0], len(video)
-    if edit.frames.shape != (frames, *first.shape):
-        raise InputError(f"edit: {edit} is no edit of this source, {source}")
+    (height, width, _), frames = video.frames_at([0])[0].shape, len(video)
+    if edit.frames.shape != (frames, height, width, 3):
+        clip = f"{frames} frames of {width}x{height}"
+        raise InputError(f"edit: {edit} is no edit of this source, {clip}")
     if not edit.references:
         raise InputError("edit: it has no edited first frame; give what Editor.edit returns")
-    height, width, _ = first.shape
     given = None
     if not (isinstance(mask, str) and mask == "auto"):
         given = masks_of(mask, (width, height), frames, fit)

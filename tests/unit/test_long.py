@@ -187,7 +187,7 @@ def test_windows_are_edited_each_by_itself(toy):
     edit = toy.edit_long(source, edited(), "b", steps=STEPS)
     np.testing.assert_allclose(edit.latents.numpy(), expected, atol=1e-6)
     assert np.array_equal(edit.frames, toy.decode(edit.latents)) and edit.fps == 8
-    assert np.array_equal(edit.first, edited())
+    assert np.array_equal(edit.references[0], edited())
 
 
 def test_a_clip_of_one_window_is_edited_as_ever(toy):

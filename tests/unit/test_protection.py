@@ -1,6 +1,8 @@
 """Protection: which pixels come from the source, on clips whose true masks are known."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -306,3 +308,15 @@ def test_an_edit_of_the_demo_gains(kind, number):
         result = protect(plain, source)
         gain = psnr(result.frames[1:], truth.frames[1:]) - psnr(plain.frames[1:], truth.frames[1:])
         assert gain > 0.3 if kind == "colour" else result.frames is plain.frames
+
+
+def test_all_keyframes_of_a_long_edit_say_what_changed():
+    before, where = clip()
+    after, last = np.where(where[..., None], before - 20, before), len(before) - 1
+    # the first frame was left alone, so only the last one tells of the edit
+    edit = replace(edit_of(after, before[0]), references={0: before[0]})
+    source = SimpleNamespace(video=anyv2v.Video(before, 8))
+    blind = protect(edit, source)
+    told = protect(replace(edit, references={0: before[0], last: after[last]}), source)
+    assert told.kept < blind.kept == 1
+    assert psnr(told.frames, after) > psnr(blind.frames, after)
