@@ -152,8 +152,9 @@ def _center(motion: Motion, k: int, frames: int) -> np.ndarray:
 class Counted:
     """Edits scenes in several ways, and counts how many frames the network is given."""
 
-    def __init__(self, editor: Editor, steps: int, window: int):
-        self.editor, self.steps, self.window, self.frames = editor, steps, window, 0
+    def __init__(self, editor: Editor, steps: int, window: int, guide: str | None):
+        self.editor, self.window, self.frames = editor, window, 0
+        self.steps, self.asked = steps, {"steps": steps, "guide": guide}
         predict = editor.predict
 
         def counting(latents, t, conditions, taps=anyv2v.NO_TAPS):
@@ -170,7 +171,7 @@ class Counted:
 
     def _once(self, scene: LongScene, clip: np.ndarray, first: np.ndarray) -> np.ndarray:
         source = self.editor.invert(anyv2v.Video(clip, FPS), **self._told(scene, clip))
-        return self.editor.edit(source, first, scene.edit.truth.caption, steps=self.steps).frames
+        return self.editor.edit(source, first, scene.edit.truth.caption, **self.asked).frames
 
     def one_pass(self, scene: LongScene) -> np.ndarray:
         """Invert and edit the whole clip at once."""
@@ -182,9 +183,7 @@ class Counted:
         source = self.editor.invert_long(anyv2v.Video(scene.source, FPS), self.window, **told)
         edited = {key: scene.truth[key] for key in keyframes}
         caption = scene.edit.truth.caption
-        return self.editor.edit_long(
-            source, scene.truth[0], caption, edited, steps=self.steps
-        ).frames
+        return self.editor.edit_long(source, scene.truth[0], caption, edited, **self.asked).frames
 
     def chain(self, scene: LongScene) -> np.ndarray:
         """Edit clip after clip, each from the last edited frame of the one before."""
@@ -248,7 +247,7 @@ def run(args: argparse.Namespace) -> None:
     """Edit and score the scenes in all ways."""
     editor = anyv2v.load(args.weights, device="cpu")
     window = args.window or editor.defaults.frames
-    counted, rows = Counted(editor, args.steps, window), []
+    counted, rows = Counted(editor, args.steps, window, args.guide), []
     ways: dict[str, Callable[[LongScene], np.ndarray]] = {
         "one pass": counted.one_pass,
         "windows": counted.windows,
@@ -278,7 +277,7 @@ def run(args: argparse.Namespace) -> None:
 def run_keyframes(args: argparse.Namespace) -> None:
     """Compare edits of what comes in later, without and with a keyframe that shows it."""
     editor = anyv2v.load(args.weights, device="cpu")
-    counted = Counted(editor, args.steps, args.window or editor.defaults.frames)
+    counted = Counted(editor, args.steps, args.window or editor.defaults.frames, args.guide)
     args.output.mkdir(parents=True, exist_ok=True)
     gains: dict[str, list[float]] = {"newcomer": [], "all": []}
     for i in range(args.first, args.first + args.scenes):
@@ -312,6 +311,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     every = ["one pass", "windows", "chain"]
     parser.add_argument("--ways", nargs="+", choices=every, default=every)
+    parser.add_argument("--guide", choices=["auto", "patches"], help="see Editor.edit")
     parser.add_argument("--keyframes", action="store_true")
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
     args = parser.parse_args()

@@ -248,6 +248,42 @@ def test_noise_of_the_caller_is_divided(toy):
         toy.edit_long(source, edited(), "b", steps=STEPS, noise=noise[:, :, 2:])
 
 
+def test_a_guide_knows_the_keyframes_on_both_sides(toy, monkeypatch):
+    source, seen = toy.invert_long(clip(), shared=1, steps=STEPS), []
+    edit_each = type(toy).edit_each
+
+    def noted(self, source, edits, **common):
+        seen.append((source.video.frames[0], *edits))
+        return edit_each(self, source, edits, **common)
+
+    monkeypatch.setattr(type(toy), "edit_each", noted)
+    edit = toy.edit_long(source, edited(), "b", {8: edited(1)}, steps=STEPS, start=1, guide="auto")
+    assert len(seen) == len(source.windows([8])) == 4
+    for first, request in seen:
+        anchor, other = (0, 8) if np.array_equal(first, clip().frames[0]) else (8, 0)
+        pairs = request.guide.keyframes
+        # nothing is on the other side of the last window
+        assert len(pairs) == (request is not seen[-1][1])
+        for before, after in pairs:
+            assert np.array_equal(before, clip().frames[other])
+            assert np.array_equal(after, edited(other // 8))
+        assert np.array_equal(request.frame, edited(anchor // 8))
+    plain = toy.edit_long(source, edited(), "b", {8: edited(1)}, steps=STEPS, start=1)
+    assert not torch.equal(plain.latents, edit.latents)
+
+
+def test_a_guide_that_is_a_clip_is_divided(toy, monkeypatch):
+    source, guess = toy.invert_long(clip(), shared=1, steps=STEPS, prompt="a"), clip(seed=5)
+    edit = toy.edit_long(source, edited(), "b", steps=STEPS, start=1, guide=guess)
+    indices = [0, 7, 8, 9, 10]
+    window = toy.invert(Video(clip().frames[indices], 8), steps=STEPS, prompt="a")
+    own = Video(guess.frames[indices], 8)
+    expected = toy.edit(window, edited(), "b", steps=STEPS, start=1, guide=own)
+    assert torch.equal(edit.latents[:, :, 8:], expected.latents[:, :, 2:])
+    with pytest.raises(InputError, match="guide: it has 9 frames, the clip has 11"):
+        toy.edit_long(source, edited(), "b", steps=STEPS, guide=clip(9))
+
+
 def test_frames_that_are_encoded_together_cannot_be_joined(tmp_path):
     folder.write(tmp_path / "toy")
     with patch.dict(BACKBONES, {"toy": Toy}):
