@@ -59,7 +59,7 @@ def of_clip(path: Path, size: int, count: int, fps: float) -> Iterator[np.ndarra
         weight = place - first
         mixed = (1 - weight) * frames[first] + weight * frames[last].astype(np.float64)
         turn = 2 * np.pi * index / (10 * fps)
-        side = size / (1.15 + 0.15 * np.sin(turn))
+        side = size / (1.2 + 0.15 * np.sin(turn))
         left, top = ((size - side) * (0.5 + 0.5 * f(turn)) for f in (np.cos, np.sin))
         box = float(left), float(top), float(left + side), float(top + side)
         image = Image.fromarray(mixed.round().astype(np.uint8))
@@ -100,7 +100,7 @@ def _turn(path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--of", type=Path, help="a clip to be played; default: a rendered scene")
     parser.add_argument("--kind", default="colour", help="of the scene's edit")
