@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from anyv2v import checks
 from anyv2v.media.container import decode, open_video
 from anyv2v.media.ffmpeg import pyav
 from anyv2v.media.sequence import is_sequence
@@ -89,12 +90,14 @@ def add_sound(sound: Sound, output, suffix: str) -> SoundTracks | None:
 
     All audio streams are copied, packet by packet, with their languages and dispositions. One whose
     codec the format cannot hold is encoded as AAC, and one that FFmpeg does not know is left out; a
-    warning says so. From the beginning to the end of a clip the copy is the same to the sample,
-    because the delay of the encoder is kept. A part of a clip is cut between packets (of AAC: 21 ms
-    at 48 kHz), so that it begins with the first packet after `start`. Where the clock of the sound
-    is set back, or the file is damaged, it ends. Raises InputError as `open_video` does.
+    warning says so. A whole clip's sound is the same to the sample in MP4 and MOV, because the
+    delay of its encoder is kept; in MKV that delay (of AAC: 21 ms) may be heard before it, and what
+    MKV trims from the last packet may be heard after it in MP4. A part of a clip is cut between
+    packets (of AAC: 21 ms at 48 kHz), so that it begins with the first packet after `start`.
+    Packets whose clock is set back are left out, and damaged sound ends there. Raises InputError as
+    `open_video` does.
     """
-    path = Path(sound.path)
+    path = checks.path("sound", sound.path)
     if is_sequence(path):
         return None
     made: list[_Track] = []
@@ -108,7 +111,7 @@ def add_sound(sound: Sound, output, suffix: str) -> SoundTracks | None:
         return None
     first = _first_frame(path)
     lead = 0.0 if sound.start else max(0.0, first - _heard(path, [t.index for t in made], first))
-    return SoundTracks(_packets(sound, made, first, lead), output, lead)
+    return SoundTracks(_packets(path, sound, made, first, lead), output, lead)
 
 
 def _added(path: Path, stream, output, suffix: str) -> _Track:
@@ -177,7 +180,7 @@ def _seconds(timed) -> float | None:
 
 
 def _packets(
-    sound: Sound, made: list[_Track], first: float, lead: float
+    path: Path, sound: Sound, made: list[_Track], first: float, lead: float
 ) -> Generator[tuple[float, Any], None, None]:
     """Yields packets for the output, and when each begins, in seconds after the first frame.
 
@@ -186,7 +189,7 @@ def _packets(
     of = {track.index: track for track in made}
     until = math.inf if sound.duration is None else sound.duration
     zero, last = Fraction(first + sound.start), dict.fromkeys(of, -math.inf)
-    with open_video(Path(sound.path)) as (container, _):
+    with open_video(path) as (container, _):
         for item, track in _items(container, of):
             begin = float(item.pts * item.time_base - zero)
             # what comes before the beginning of the clip is its sound, too
