@@ -77,22 +77,27 @@ def test_the_table_compares_the_edit_with_each_row_scene_by_scene():
     results = {
         "0": scene("colour", 20.0, 30.0),
         "1": scene("colour", 22.0, 21.0, hardship="noise"),
-        "2": scene("shape", 25.0, hardship="noise"),
+        "2": scene("shape", 25.0, 24.0, hardship="noise"),
+        "3": scene("shape", 27.0),
     }
     lines = table.table(results).splitlines()
     heads = [line for line in lines if "scenes" in line]
     assert heads == [
-        "all, 3 scenes",
+        "all, 4 scenes",
         "colour, 2 scenes",
-        "shape, 1 scenes",
+        "shape, 2 scenes",
         "colour+background, 2 scenes",
         "noise, 2 scenes",
     ]
-    everything = {line.split()[0]: line for line in lines[1:5]}
-    assert everything["edit"].split()[1] == f"{(20 + 22 + 25) / 3:.2f}"
-    assert everything["copy"].split()[1] == "25.50"
-    # (20 - 30 + 22 - 21) / 2, and each of the two is drawn twice in a quarter of the draws
-    assert everything["copy"].endswith("-4.50 [-10.00, +1.00], better in 1 of 2")
+    everything, colour = (
+        {line.split()[0]: line for line in lines[lines.index(head) + 2 :][:2]} for head in heads[:2]
+    )
+    assert everything["edit"].split()[1] == "23.50"
+    assert everything["copy"].split()[1] == "25.00"
+    assert "   -2.67 [" in everything["copy"]
+    assert everything["copy"].endswith("better in 2 of 3")
+    # each of the two scenes is drawn twice in a quarter of the draws
+    assert colour["copy"].endswith("-4.50 [-10.00, +1.00], better in 1 of 2")
 
 
 def arguments(folder, **more):
