@@ -161,7 +161,7 @@ def path(name: str, value: str | os.PathLike) -> Path:
     return Path(expanded)
 
 
-def flag(name: str, value: bool) -> bool:
+def flag(name: str, value: object) -> bool:
     """Returns `value` as a bool if it is a bool of Python or numpy.
 
     Raises InputError, which names the argument `name`, for every other type, such as 0 and 1.

@@ -44,6 +44,7 @@ from anyv2v.media.frames import Video
 from anyv2v.media.image import Frame, fit_frame, read_argument
 from anyv2v.pipeline.arguments import NoiseGenerator, as_video, check_inversion, options_of
 from anyv2v.pipeline.editing import EditRun, PlainRun, most_branches
+from anyv2v.pipeline.guide import Guide
 from anyv2v.pipeline.inverting import STEPS, InversionRun
 from anyv2v.pipeline.planning import Planner, source_frame
 from anyv2v.pipeline.request import Edit, EditRequest, Prompts
@@ -153,6 +154,7 @@ class Editor(Planner):
         after_step: AfterStep | None = None,
         step_noise: Sequence[Tensor] | None = None,
         options: Options | None = None,
+        guide: str | Video | Guide | None = None,
     ) -> Edit:
         """Makes a video that begins with `frame` and moves as the source does (section 4.2).
 
@@ -164,12 +166,23 @@ class Editor(Planner):
         `random_ratio`: the weight, 0 to 1, of random `noise` mixed into the inverted latents.
         `noise`: standard normal, in the shape of the source's latents (1, c, f', h', w'); None
         draws it from `seed`. `step_noise`: the same for each step, used only by samplers that add
-        noise; None draws it. `fps`, `on_step`, `source_pass`, `taps`, `after_step`, `options`: see
-        `edit_many`. Other arguments that are None have the weights' own default. Raises InputError
-        for an argument that is wrong, and names it.
+        noise; None draws it. `guide`: a guess of the edited video, under which sampling starts from
+        the source's noise ("auto", "patches", a Video or a `Guide`, see `EditRequest`). `fps`,
+        `on_step`, `source_pass`, `taps`, `after_step`, `options`: see `edit_many`. Other arguments
+        that are None have the weights' own default. Raises InputError for an argument that is
+        wrong, and names it.
         """
         request = EditRequest(
-            frame, prompt, negative_prompt, guidance, random_ratio, seed, fit, noise, step_noise
+            frame,
+            prompt,
+            negative_prompt,
+            guidance,
+            random_ratio,
+            seed,
+            fit,
+            noise,
+            step_noise,
+            guide,
         )
         common = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
         (edit,) = self.edit_many(source, [request], *common)

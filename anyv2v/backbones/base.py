@@ -63,6 +63,11 @@ class Defaults:
     """Relative residual at which a fixed-point inversion has solved a step."""
     evaluations: float = 1.5
     """Most evaluations of the network per step of a fixed-point inversion, on average."""
+    guide: str | None = None
+    """Where the command line's edits take their guess from, "auto" or "patches", see
+    `EditRequest.guide`; None: nowhere. `Editor.edit` does not read it."""
+    protect: bool = False
+    """Whether the command line protects what the edit left alone. `Editor.edit` does not."""
 
     def start_of(self, steps: int) -> int:
         """Returns the index of the first step of an edit in `steps` steps: `start` in proportion.
@@ -176,6 +181,17 @@ class Backbone(Protocol):
     @property
     def groups(self) -> Mapping[str, frozenset[str]]:
         """Injection group -> names of its layers (sites), which the caller may override."""
+        ...
+
+    @property
+    def correspondence_site(self) -> str:
+        """The name of the site whose residual features tell which place of a clip shows what.
+
+        Places of two frames that show the same have alike features there, whatever lies around
+        them. The recorded tensor holds one vector for each square of k x k latents of each latent
+        frame, in the order of the latents: it can be viewed as (f', h'/k, w'/k, c). k is the same
+        for all sizes, most often 1.
+        """
         ...
 
     @property

@@ -13,6 +13,10 @@ from anyv2v.injection.fractions import Injection
 
 INVERSION = ("tolerance", "evaluations")
 """The settings of fixed-point inversion, which few weights state; see `Defaults`."""
+OURS = ("guide", "protect")
+"""The settings of what no original has; see `Defaults`. They are off where they are not stated."""
+GUIDES = ("auto", "patches")
+"""The ways of guiding that a config.json may state; null is none."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     values = config.get("defaults")
     stated: dict[str, object] = {}
     if isinstance(values, dict):
-        known = {*published, "start", *INVERSION}
+        known = {*published, "start", *INVERSION, *OURS}
         stated = {name: value for name, value in values.items() if name in known}
         values = {name: value for name, value in values.items() if name not in known}
     clip = section({"defaults": values}, "defaults", _Clip)
@@ -54,6 +58,7 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     }
     if (least := inversion.get("evaluations", 1)) < 1:
         raise InputError(f"{where}: evaluations: {least} is not 1 or more")
+    guide = stated.get("guide")
     return Defaults(
         checks.size(clip.size),
         checks.count("frames", clip.frames),
@@ -63,6 +68,8 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
         negative_prompt=checks.text(f"{where}: negative_prompt", settings["negative_prompt"]),
         injection=injection.over(_injection(where, published["injection"])),
         start=checks.whole(f"{where}: start", start, 0, steps - 1),
+        guide=None if guide is None else checks.one_of(f"{where}: guide", guide, GUIDES),
+        protect=checks.flag(f"{where}: protect", stated.get("protect", False)),
         **inversion,
     )
 

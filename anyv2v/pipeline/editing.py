@@ -25,6 +25,7 @@ from anyv2v.pipeline.denoise import (
     injecting_predictor,
     prepend_pinned,
 )
+from anyv2v.pipeline.guide import Guesses, Guide
 from anyv2v.pipeline.planning import Planner, source_frame
 from anyv2v.pipeline.request import Edit, EditRequest, Prompts
 from anyv2v.pipeline.source import Source
@@ -41,11 +42,16 @@ class Job:
     """Its prompt, negative prompt and guidance scales."""
     image: np.ndarray
     """The edited first frame at the clip's size, RGB (h, w, 3); see `FirstFrame.image`."""
-    begin: Tensor
-    """The latents that sampling starts from, all frames: (1, c, f', h', w') float32."""
+    noise: Tensor
+    """The noise that is mixed into the latents that sampling starts from, with `random_ratio` as
+    its weight: (1, c, f', h', w') float32, all frames."""
+    random_ratio: float
+    """Weight of the noise, 0 to 1."""
     step_noise: Callable[[int], Tensor]
-    """Index of a step -> standard normal noise in the shape of `begin`, for a sampler that adds
+    """Index of a step -> standard normal noise in the shape of `noise`, for a sampler that adds
     noise in its steps."""
+    guide: Guide | None
+    """Where the guess comes from from which sampling starts; None: it starts from the source."""
 
     @classmethod
     def prepare(
@@ -53,27 +59,26 @@ class Job:
         stages: Stages,
         request: EditRequest,
         source: Source,
-        begin: Tensor,
         sampler: NoiseSchedule,
         steps: int,
     ) -> Job:
         """Makes the job of a request: checks its arguments, draws its noise and fits its frame.
 
-        begin: the source's latents at the level where sampling starts, (1, c, f', h', w') float32,
-        into which noise is mixed with the request's `random_ratio` as its weight. sampler, steps:
-        the run's noise schedule and number of steps. Raises InputError, which names the argument
-        that is wrong.
+        sampler, steps: the run's noise schedule and number of steps. Raises InputError, which names
+        the argument that is wrong.
         """
         checks.kind("edits", request, EditRequest, "an EditRequest")
         prompts = request.prompts(stages.defaults)
         backbone = stages.backbone
         generator = NoiseGenerator(request.seed, backbone.device)
-        noise, ratio = generator.use(request.noise, begin.shape), float(request.random_ratio)
-        size = size_of(source.video.frames)
+        shape, frames = source.trajectory.clean.shape, source.video.frames
+        noise = generator.use(request.noise, shape)
+        if (guide := Guide.of(request.guide)) is not None:
+            guide.check(frames)
         picture, bilinear = read_argument("frame", request.frame), backbone.stretches_bilinearly
-        image = fit_frame(picture, size, request.fit, bilinear)
-        step_noise = generator.for_steps(request.step_noise, begin.shape, sampler, steps)
-        return cls(prompts, image, ratio * noise + (1 - ratio) * begin, step_noise)
+        image = fit_frame(picture, size_of(frames), request.fit, bilinear)
+        step_noise = generator.for_steps(request.step_noise, shape, sampler, steps)
+        return cls(prompts, image, noise, float(request.random_ratio), step_noise, guide)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class EditRun:
     """Called after each step of a batch with (index, timestep, latents of all frames)."""
     after_step: AfterStep | None
     """Called before `on_step` with (index, latents of all frames); may return other latents."""
+    guesses: Guesses = field(init=False)
+    """What guides guess of the edits."""
     index: Mapping[int, int] = field(init=False)
     """Index of a step of this run -> its index in the inversion's run."""
     source_branch: SourceBranch | None = field(init=False)
@@ -131,10 +138,8 @@ class EditRun:
         options = options_of(editor.backbone, fps, options)
         plan = editor.step_plan(steps, start, injection, source, None, source_pass, taps, options)
         editor.check_kept(source.trajectory.stored_levels, plan.source_levels)
-        index = match_levels(plan.source_levels, source.trajectory.levels)
-        begin = source.at(index[plan.steps[0].level.index]).to(editor.backbone.device)
         sampler = editor.backbone.sampler(options)
-        jobs = [Job.prepare(editor, edit, source, begin, sampler, steps) for edit in edits]
+        jobs = [Job.prepare(editor, edit, source, sampler, steps) for edit in edits]
         frames, branches = source.video.frames, most_branches(editor, jobs)
         # before the run is made, which conditions the source's branch
         editor._reserve(size_of(frames), len(frames), 1 + branches)
@@ -144,6 +149,7 @@ class EditRun:
         levels = [step.level for step in self.plan.steps]
         index = match_levels(levels, self.source.trajectory.levels)
         object.__setattr__(self, "index", index)
+        object.__setattr__(self, "guesses", Guesses(self.stages, self.source, self.options))
         shared = not self.stages.backbone.uses_edited_source_frame(self.options)
         branch = self._source(source_frame(self.stages, self.source)) if shared else None
         object.__setattr__(self, "source_branch", branch)
@@ -172,9 +178,10 @@ class EditRun:
         """
         stages, jobs = self.stages, self.jobs[batch]
         p, device = stages.backbone.pinned_frames, stages.backbone.device
-        branches, firsts = zip(*(self._branches(job) for job in jobs), strict=True)
+        begins = [self._begin(job) for job in jobs]
+        branches, firsts = zip(*map(self._branches, jobs, begins), strict=True)
         pinned = torch.cat([first.latents.to(device)[:, :, :p] for first in firsts])
-        begin = torch.cat([job.begin for job in jobs])[:, :, p:]
+        begin = torch.cat(begins)[:, :, p:]
         on_step, after_step = step_callbacks(self.on_step, self.after_step, pinned)
         strongest = [max(job.prompts.guidance.values(), key=abs) for job in jobs]
         check = stages._step_check("sampling", self.steps, strongest, self._which(batch.start))
@@ -205,10 +212,18 @@ class EditRun:
             for i, x in enumerate(prepend_pinned(pinned, clean).split(1))
         ]
 
-    def _branches(self, job: Job) -> tuple[Branches, FirstFrame]:
+    def _begin(self, job: Job) -> Tensor:
+        """The latents of all frames that sampling starts from, (1, c, f', h', w') float32."""
+        level = self.plan.steps[0].level
+        begin = self.source.at(self.index[level.index]).to(self.stages.backbone.device)
+        if job.guide is not None:
+            begin = begin + level.alpha * self.guesses.shift(job.guide, job.image)
+        return job.random_ratio * job.noise + (1 - job.random_ratio) * begin
+
+    def _branches(self, job: Job, begin: Tensor) -> tuple[Branches, FirstFrame]:
         stages = self.stages
         prompt, negative_prompt, guidance = job.prompts
-        first = stages._first_frame(job.image, len(self.source.video.frames), begin=job.begin)
+        first = stages._first_frame(job.image, len(self.source.video.frames), begin=begin)
         with stages._conditioning():
             branches = stages.backbone.branches(
                 prompt, negative_prompt, first, guidance, self.options

@@ -12,8 +12,9 @@ from torch import Tensor
 from anyv2v import checks
 from anyv2v.backbones.base import Defaults, Guidance
 from anyv2v.checks import shown
-from anyv2v.media.frames import describe_clip
+from anyv2v.media.frames import Video, describe_clip
 from anyv2v.media.image import Frame
+from anyv2v.pipeline.guide import Guide
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,6 +43,10 @@ class EditRequest:
     step_noise: Sequence[Tensor] | None = None
     """One tensor per step in the shape of the latents, for samplers that add noise; None draws
     them from `seed`."""
+    guide: str | Video | Guide | None = None
+    """Where a guess of the edited video comes from, from which sampling starts: "auto" (features of
+    the network), "patches" (pixels), a `Video` of the source's length and size, which is the guess
+    itself, or a `Guide`. None: sampling starts from the source's inverted latents."""
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -57,6 +57,7 @@ class Toy:
 
     name = "toy"
     sites = SITES
+    correspondence_site = "blocks.1.hidden"
     groups = {
         "map": frozenset({"blocks.0.map", "blocks.1.map"}),
         "hidden": frozenset({"blocks.0.hidden"}),

@@ -142,6 +142,11 @@ class ConsistI2V:
         return self.unet.sites
 
     @property
+    def correspondence_site(self) -> str:
+        """The first residual site at full resolution on the way up: one vector for each latent."""
+        return f"up.{len(self.unet.up) - 1}.res.0"
+
+    @property
     def device(self) -> torch.device:
         """The device of the UNet's weights."""
         return self.unet.conv_out.weight.device
