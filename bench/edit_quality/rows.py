@@ -15,6 +15,7 @@ from anyv2v.editor import Editor
 from anyv2v.injection.fractions import NO_INJECTION
 from anyv2v.pipeline.request import Edit
 from anyv2v.pipeline.source import Source
+from anyv2v.protection.protect import protect
 from anyv2v.weights.demo.recipe import ATTENTION
 from anyv2v.weights.demo.scenes import SceneEdit
 from anyv2v.weights.demo.scores import Truth
@@ -49,6 +50,20 @@ class Case:
     def plain(self) -> Edit:
         """The edit with the model's best settings."""
         return self.sample()
+
+    @cached_property
+    def guided(self) -> Edit:
+        """The same from a guess that the recorded features make, from the first step."""
+        return self.sample(guide="auto")
+
+    @cached_property
+    def guided_by_patches(self) -> Edit:
+        """The same from a guess in pixels, from 0.3 of the steps."""
+        return self.sample(guide="patches", start=round(0.3 * BEST.steps))
+
+    def protected(self, edit: Edit) -> np.ndarray:
+        """The frames of an edit with the source's pixels where it left them alone."""
+        return protect(edit, self.source).frames
 
     def sample(
         self,
@@ -102,6 +117,11 @@ def _carried(carry: Callable[[np.ndarray, np.ndarray], np.ndarray]):
 
 ROWS = {
     "edit": Row(lambda case: case.plain.frames),
+    "protected": Row(lambda case: case.protected(case.plain)),
+    "guided": Row(lambda case: case.guided.frames),
+    "guided, protected": Row(lambda case: case.protected(case.guided)),
+    "by patches": Row(lambda case: case.guided_by_patches.frames),
+    "by patches, protected": Row(lambda case: case.protected(case.guided_by_patches)),
     "original sites": Row(
         lambda case: case.sample(with_original_sites(case.editor, ORIGINAL)).frames
     ),
