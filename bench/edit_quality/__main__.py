@@ -52,7 +52,7 @@ def run(editor: Editor, args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "scores.json"
     kept = _opened(path, editor, args)
-    rows = {name: ROWS[name] for name in args.rows or ROWS}
+    rows = {name: row for name, row in ROWS.items() if name in (args.rows or ROWS)}
     for name, row in rows.items():
         if not row.possible:
             print(f"{name}: left out, because {row.needs} is missing: pip install 'anyv2v[bench]'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from anyv2v.media.psnr import psnr
 from anyv2v.weights.demo.hard import HARDSHIPS
@@ -15,6 +16,8 @@ from bench.edit_quality.rows import ROWS
 SCORES = ("psnr", "ssim", "outside", "trajectory", "iou", "iou_source", "colour", "flicker")
 GROUPS = ("all", *KINDS, "colour+background", *HARDSHIPS)
 """Sets of scenes that have a table: kinds of edits, joined by "+", and hardships."""
+MARGIN = 160
+"""Width of the names beside a contact sheet, in pixels."""
 
 Values = Mapping[str, float | None]
 
@@ -81,7 +84,12 @@ def column(scenes: list[dict], name: str, score: str) -> np.ndarray:
 
 
 def contact_sheet(clips: Mapping[str, np.ndarray], truth: Truth, zoom: int = 2) -> np.ndarray:
-    """Draw one row of frames for each clip: source, truth, then the given clips in order."""
-    rows = [truth.source, truth.frames, *clips.values()]
-    picture = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
-    return picture.repeat(zoom, 0).repeat(zoom, 1)
+    """Draw one row of frames for each clip, with its name: truth, then the clips in order."""
+    rows = {"truth": truth.frames, **clips}
+    pictures = [np.concatenate(list(row), axis=1) for row in rows.values()]
+    picture = np.concatenate(pictures).repeat(zoom, 0).repeat(zoom, 1)
+    names = Image.new("RGB", (MARGIN, len(picture)), "white")
+    height = len(picture) // len(rows)
+    for i, name in enumerate(rows):
+        ImageDraw.Draw(names).text((4, (i + 0.5) * height), name, "black", anchor="lm")
+    return np.concatenate([np.asarray(names), picture], axis=1)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from anyv2v.weights.demo.hard import HARDSHIPS
 from anyv2v.weights.demo.scenes import KINDS, draw_edit
@@ -115,6 +116,8 @@ def test_slices_of_scenes_and_rows_are_collected(tmp_path, capsys):
     for i, found in after.items():
         assert found["kind"] == KINDS[int(i)]
         assert list(found["scores"]) == ["static", "copy", "source"]
+        sheet = Image.open(tmp_path / f"scene-{int(i):03}.png")
+        assert sheet.size == (table.MARGIN + 8 * 32 * 2, 2 * 32 * 2)
         assert {k: found["scores"][k] for k in ("static", "copy")} == before[i]["scores"]
     truth = Truth.of(draw_edit("texture", "held-out", 1), (32, 32), 8)
     error = (truth.source[1:].astype(float) - truth.frames[1:]) ** 2
