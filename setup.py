@@ -62,6 +62,8 @@ setup(
         "fetch": ["huggingface_hub>=0.23"],
         # for the edges that a T2I-Adapter may be shown
         "canny": ["opencv-python-headless>=4.8"],
+        # for the optical flow of two baselines of `python -m bench.edit_quality`
+        "bench": ["opencv-python-headless>=4.8"],
         # the last two are the oracles that the tests compare with; the package never imports them
         "test": [
             "pytest>=8",

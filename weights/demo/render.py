@@ -16,6 +16,7 @@ from anyv2v.weights.demo.scenes import (
     PATTERNS,
     STYLES,
     TEXTURES,
+    Light,
     Motion,
     Scene,
     Sprite,
@@ -23,6 +24,9 @@ from anyv2v.weights.demo.scenes import (
 
 EDGE = 1.2
 """Width of the soft edge of a sprite, in pixels."""
+
+THINNEST = 0.2
+"""Width of a sprite that is seen edge-on, as a fraction of its full width."""
 
 ABSENT = Sprite(FORMS[0], next(iter(COLORS)), TEXTURES[0], 0.1, Motion("", 0.5, 0.5))
 """The sprite that is computed, but not shown, for a scene with fewer sprites than others."""
@@ -67,7 +71,7 @@ def render(
         line = (1.5 - (distance * unit).abs()).clamp(0, 1) * outlined[:, None, None, None]
         picture = torch.lerp(picture, paint, cover[..., None]) * (1 - line[..., None])
         covers = [c * (1 - cover) for c in covers] + [cover]
-    picture = _styled(scenes, picture)
+    picture = _noisy(scenes, _styled(scenes, _lit(scenes, picture, x, y, u)))
     shown = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
     return Rendered(shown, torch.stack(covers, 1) if covers else picture.new_zeros(0))
 
@@ -119,12 +123,14 @@ def _sprites(scenes, s: int, x: Tensor, y: Tensor, u: Tensor, unit: int) -> tupl
     size = size[:, :, None, None]
     dx, dy = x - center[..., 0], y - center[..., 1]
     a, b = tilt.cos() * dx + tilt.sin() * dy, tilt.cos() * dy - tilt.sin() * dx
+    width = (m["spin"] * u).cos().abs().clamp(min=THINNEST)[:, :, None, None]
+    a = a / width
     form = _index([p.form for p in sprites], FORMS, device)
     distance = torch.zeros_like(a)
     for i, name in enumerate(FORMS):
         rows = (form == i).nonzero()[:, 0]
         if len(rows):
-            distance[rows] = _DISTANCES[name](a[rows], b[rows], size[rows])
+            distance[rows] = _distance(name, a[rows], b[rows], size[rows], width[rows])
     distance[~torch.tensor(present, device=device)] = 1.0
     texture = _index([p.texture for p in sprites], TEXTURES, device)[:, None, None, None]
     stripes = _soft(torch.sin(a * 2 * math.pi / (1.1 * size)), unit * size / 4)
@@ -133,6 +139,24 @@ def _sprites(scenes, s: int, x: Tensor, y: Tensor, u: Tensor, unit: int) -> tupl
     shade = torch.where(texture == 1, stripes, torch.where(texture == 2, dots, 1.0))
     color = torch.tensor([COLORS[p.color] for p in sprites], device=device)
     return distance, (0.4 + 0.6 * shade)[..., None] * color[:, None, None, None]
+
+
+def _distance(form: str, a: Tensor, b: Tensor, size: Tensor, width: Tensor) -> Tensor:
+    """Signed distance, to first order, to a form that is narrowed to `width` of its full width.
+
+    a: position across the sprite, divided by `width`. b: position along it. The distance to the
+    full form is divided by its slope, which the narrowing makes steeper.
+    """
+    distance = _DISTANCES[form]
+    full = distance(a, b, size)
+    if bool((width == 1).all()):
+        return full
+    step = 0.01 * size
+    across = (distance(a + step, b, size) - distance(a - step, b, size)) / (2 * step * width)
+    along = (distance(a, b + step, size) - distance(a, b - step, size)) / (2 * step)
+    # where the form has a crease the slope is unknown; a full form's is 1
+    slope = torch.hypot(across, along).clamp(min=1)
+    return torch.where(width == 1, full, full / slope)
 
 
 _DISTANCES = {
@@ -164,6 +188,29 @@ def _backgrounds(scenes, x: Tensor, y: Tensor, u: Tensor, unit: int) -> Tensor:
         :, None, None, None
     ]
     return torch.lerp(dark.expand(*shade.shape[:-1], 3), 0.6 * dark + 0.3, shade)
+
+
+def _lit(scenes, picture: Tensor, x: Tensor, y: Tensor, u: Tensor) -> Tensor:
+    """The colors under each scene's light; those under the default light are the same bits."""
+    if all(scene.light == Light() for scene in scenes):
+        return picture
+    table = torch.tensor([astuple(scene.light) for scene in scenes], device=x.device)
+    first, last, falloff, angle = table[:, :, None, None, None].unbind(1)
+    way = (x - 0.5) * angle.cos() + (y - 0.5) * angle.sin()
+    # 0 and 1 at the two corners, or sides, of the square that the direction goes to
+    way = 0.5 + way / (angle.cos().abs() + angle.sin().abs())
+    light = torch.lerp(first, last, u[:, None, None]) * (1 - falloff * way)
+    return picture * light.clamp(min=0)[..., None]
+
+
+def _noisy(scenes, picture: Tensor) -> Tensor:
+    """The recording with each scene's noise, which does not depend on the device."""
+    for i, scene in enumerate(scenes):
+        if scene.noise:
+            generator = torch.Generator().manual_seed(scene.noise_seed)
+            noise = torch.randn(picture.shape[1:], generator=generator)
+            picture[i] = picture[i].clamp(0, 1) + scene.noise * noise.to(picture.device)
+    return picture
 
 
 def _styled(scenes, picture: Tensor) -> Tensor:

@@ -87,6 +87,9 @@ class Motion:
     """Orientation of the sprite in the first frame, in radians clockwise."""
     turn: float = 0.0
     """Change of the sprite's orientation over the clip, in radians, positive clockwise."""
+    spin: float = 0.0
+    """Angle by which the sprite turns in depth over the clip, about its own upright axis as a card
+    does, in radians. In the first frame it faces the viewer."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,21 @@ class Background:
 
 
 @dataclass(frozen=True)
+class Light:
+    """What the colors of a scene are multiplied by, before the style: the same for all colors."""
+
+    first: float = 1.0
+    """Brightness in the first frame; 1 leaves the colors as they are."""
+    last: float = 1.0
+    """Brightness in the last frame; linear in time between the two."""
+    falloff: float = 0.0
+    """Part of the light that is lost from one side of the largest centered square to the other, 0
+    to 1; linear between the two."""
+    angle: float = 0.0
+    """Direction in which light is lost, in radians clockwise from pointing right."""
+
+
+@dataclass(frozen=True)
 class Scene:
     """What one clip shows."""
 
@@ -136,6 +154,13 @@ class Scene:
     background: Background
     style: str = "natural"
     """One of `STYLES`."""
+    light: Light = Light()
+    """How the scene is lit; by default evenly and always alike."""
+    noise: float = 0.0
+    """Standard deviation of the recording's noise, 1 being the brightest value: independent in each
+    frame, pixel and color, added after the style."""
+    noise_seed: int = 0
+    """Seed of the noise; scenes of equal seeds have the same noise at the same size."""
 
     @property
     def caption(self) -> str:

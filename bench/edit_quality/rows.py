@@ -1,0 +1,141 @@
+"""The rows of the table: every way to get an edited clip from a scene, and what each is for."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+import anyv2v
+from anyv2v.backbones.i2vgen.sites import paper_sites
+from anyv2v.editor import Editor
+from anyv2v.injection.fractions import NO_INJECTION
+from anyv2v.pipeline.request import Edit
+from anyv2v.pipeline.source import Source
+from anyv2v.protection.protect import protect
+from anyv2v.weights.demo.recipe import ATTENTION
+from anyv2v.weights.demo.scenes import SceneEdit
+from anyv2v.weights.demo.scores import Truth
+from anyv2v.weights.demo.settings import BEST
+from bench.edit_quality import baselines
+
+ORIGINAL = anyv2v.Injection(conv=0.2, spatial=0.2, temporal=0.5)
+FPS = 8
+
+
+@dataclass
+class Case:
+    """One scene that is edited in several ways; what they share is made once, when asked for."""
+
+    editor: Editor
+    edit: SceneEdit
+    frames: int
+
+    @cached_property
+    def truth(self) -> Truth:
+        """The rendered clips before and after the edit."""
+        return Truth.of(self.edit, self.editor.defaults.size, self.frames)
+
+    @cached_property
+    def source(self) -> Source:
+        """The inverted source."""
+        caption = self.edit.source.caption if BEST.prompted else ""
+        video = anyv2v.Video(self.truth.source, FPS)
+        return self.editor.invert(video, steps=BEST.steps, prompt=caption)
+
+    @cached_property
+    def plain(self) -> Edit:
+        """The edit with the model's best settings."""
+        return self.sample()
+
+    @cached_property
+    def guided(self) -> Edit:
+        """The same from a guess that the recorded features make, from the first step."""
+        return self.sample(guide="auto")
+
+    @cached_property
+    def guided_by_patches(self) -> Edit:
+        """The same from a guess in pixels, from 0.3 of the steps."""
+        return self.sample(guide="patches", start=round(0.3 * BEST.steps))
+
+    def protected(self, edit: Edit) -> np.ndarray:
+        """The frames of an edit with the source's pixels where it left them alone."""
+        return protect(edit, self.source).frames
+
+    def sample(
+        self,
+        injection: anyv2v.Injection = BEST.injection,
+        frame: np.ndarray | None = None,
+        **options,
+    ) -> Edit:
+        """Edits the scene; frame: by default the true one, options: those of `Editor.edit`."""
+        return self.editor.edit(
+            self.source,
+            self.truth.frames[0] if frame is None else frame,
+            self.edit.truth.caption,
+            negative_prompt="",
+            steps=BEST.steps,
+            guidance=BEST.guidance,
+            injection=injection,
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to get a clip, which is compared with the truth."""
+
+    make: Callable[[Case], np.ndarray]
+    reconstructs: bool = False
+    """Whether the clip is compared with the source, by its PSNR alone."""
+    needs: str = ""
+    """The module without which the row is left out."""
+
+    @property
+    def possible(self) -> bool:
+        """Whether what the row needs is installed."""
+        return not self.needs or importlib.util.find_spec(self.needs) is not None
+
+
+def with_original_sites(editor: Editor, injection: anyv2v.Injection) -> anyv2v.Injection:
+    """The same injection at the sites, on the way up, that the original chose in its network."""
+    layers = sum(site.startswith("up.1.res.") for site in editor.sites) - 1
+    return anyv2v.Injection(sites=paper_sites(ATTENTION, layers)).over(injection)
+
+
+def _reconstruction(case: Case) -> np.ndarray:
+    caption = case.edit.source.caption
+    return case.editor.reconstruct(case.source, caption, steps=BEST.steps).frames
+
+
+def _carried(carry: Callable[[np.ndarray, np.ndarray], np.ndarray]):
+    return lambda case: carry(case.truth.source, case.truth.frames[0])
+
+
+ROWS = {
+    "edit": Row(lambda case: case.plain.frames),
+    "protected": Row(lambda case: case.protected(case.plain)),
+    "guided": Row(lambda case: case.guided.frames),
+    "guided, protected": Row(lambda case: case.protected(case.guided)),
+    "by patches": Row(lambda case: case.guided_by_patches.frames),
+    "by patches, protected": Row(lambda case: case.protected(case.guided_by_patches)),
+    "original sites": Row(
+        lambda case: case.sample(with_original_sites(case.editor, ORIGINAL)).frames
+    ),
+    "static": Row(lambda case: np.repeat(case.truth.frames[:1], case.frames, axis=0)),
+    "source": Row(lambda case: case.truth.source),
+    "warp": Row(_carried(baselines.warp), needs="cv2"),
+    "difference": Row(_carried(baselines.difference), needs="cv2"),
+    "copy": Row(_carried(baselines.copy)),
+    "random": Row(lambda case: case.sample(NO_INJECTION, random_ratio=1.0).frames),
+    "inverted": Row(lambda case: case.sample(NO_INJECTION).frames),
+    "random, injected": Row(lambda case: case.sample(random_ratio=1.0).frames),
+    "autoencoder": Row(
+        lambda case: case.editor.decode(case.editor.encode_frames(case.truth.frames))
+    ),
+    "reconstruction": Row(_reconstruction, reconstructs=True),
+}
+"""Name -> row, in the order of the table. "edit" is what the others are compared with."""
