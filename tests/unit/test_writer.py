@@ -19,6 +19,8 @@ from tests.clips import av, clip, encode, heard, numbers, tone, turn
 
 # milliseconds
 VARIABLE = [0, 40, 120, 150, 400, 480, 500, 1000]
+# a rate that varies: 0.1 s, then 0.04 s each
+UNEVEN = [0, *range(100, 1060, 40)]
 RATE = 48_000
 
 
@@ -123,27 +125,26 @@ def film(tmp_path):
 
     def make(name, codec="aac", begin=0.0, hz=RATE, **arguments):
         sounds = [(codec, hz, tone(1.03, hz), begin)]
-        return encode(tmp_path / name, clip(25), sounds=sounds, **arguments)
+        fast = {"preset": "ultrafast", "bf": "2"}
+        return encode(tmp_path / name, clip(25), sounds=sounds, options=fast, **arguments)
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("source", "codec", "output"),
+    ("source", "codec", "output", "times"),
     [
-        ("a.mp4", "aac", "b.mp4"),
-        ("a.mov", "pcm_s16le", "b.mov"),
-        ("a.mkv", "pcm_s16le", "b.mp4"),
-        ("a.mkv", "aac", "b.mov"),
-        ("a.mkv", "libopus", "b.mkv"),
-        ("a.ts", "aac", "b.mp4"),
-        ("a.mp4", "flac", "b.mkv"),
-        ("a.mp4", "libmp3lame", "b.mp4"),
+        ("a.mp4", "aac", "b.mp4", None),
+        ("a.mp4", "aac", "b.mp4", UNEVEN),
+        ("a.mkv", "aac", "b.mov", UNEVEN),
+        ("a.mkv", "pcm_s16le", "b.mp4", None),
+        ("a.mkv", "libopus", "b.mkv", None),
+        ("a.ts", "aac", "b.mp4", None),
+        ("a.mp4", "flac", "b.mkv", None),
+        ("a.mp4", "libmp3lame", "b.mp4", None),
     ],
 )
-@pytest.mark.parametrize("times", [None, [0, *range(100, 1060, 40)]])
 def test_sound_is_copied_to_the_sample(tmp_path, film, caplog, source, codec, output, times):
-    """The second clip begins 0.06 s later by its second frame, so that its rate varies."""
     path = film(source, codec, times=times)
     copied(path, tmp_path / output)
     samples, begin = heard(path)
