@@ -50,7 +50,7 @@ setup(
         "scipy>=1.15",
         # so that runs that write into one folder leave each other's unfinished files alone
         "filelock>=3.30",
-        "av>=14",
+        "av>=17.1",
         "pillow>=10",
         "tokenizers>=0.20",
         "regex",

@@ -52,9 +52,8 @@ class Form:
         if args.out_size != SOURCE:
             return cls(clip, args.protect, mask)
         asked = typed(Clip, args)
-        reading = {**asked.reading(), "frames": len(clip)}
         placement = Placement(asked.sizes()[0], size, fit)
-        return cls(clip, args.protect, mask, args.video, reading, placement)
+        return cls(clip, args.protect, mask, args.video, asked.reading(), placement)
 
     def finish(self, references: Mapping[int, np.ndarray], factor: int = 1) -> Finish:
         """Returns what is done with the frames of one edit.
@@ -72,7 +71,9 @@ class Form:
         """The sound of VIDEO during the clip; None if the output does not take VIDEO's form."""
         if self.placement is None or not isinstance(self.clip, FramesOnDisk):
             return None
-        return Sound(self.video, self.clip.start, self.clip.end)
+        # sound that goes on after the last frame belongs to the whole clip
+        end = None if self.reading["frames"] is None else self.clip.end
+        return Sound(self.video, self.clip.start, end)
 
     @property
     def times(self) -> tuple[Sequence[float] | None, float | None]:

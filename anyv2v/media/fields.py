@@ -21,7 +21,8 @@ def deinterlaced(stream, frames) -> Iterator:
     Each frame states whether it is interlaced; for codecs that do not code fields, the stream's
     field order tells. Frames with a side below 12 pixels are not deinterlaced.
     """
-    order = FIRST_FIELD.get(stream.codec_context.field_order)
+    # PyAV tells it from version 18 on; before, only frames of codecs that code fields tell
+    order = FIRST_FIELD.get(getattr(stream.codec_context, "field_order", 0))
     if stream.codec_context.codec.properties & CODES_FIELDS:
         order = None
     previous = filtered = None

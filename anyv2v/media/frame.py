@@ -17,6 +17,11 @@ from anyv2v.media.ffmpeg import pyav
 # where FFmpeg's converter puts the white of limited range YUV in RGB of 16 bits
 LIMITED_WHITE = 65283
 
+# SWS_BICUBIC, SWS_ACCURATE_RND and SWS_FULL_CHR_H_INT, the flags with which FFmpeg's swscale
+# converts exactly; without the others it rounds down, by up to 3 of 255 levels. PyAV has names for
+# them from version 18 on
+EXACT = 0x4 | 0x40000 | 0x2000
+
 # the side data of a frame that FFmpeg may know and PyAV does not
 NEWER_SIDE_DATA = 16
 
@@ -33,7 +38,6 @@ def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
     pixel_aspect: width / height of a pixel; None means square. Raises InputError, which begins with
     `name`, the name of the video, if the frame's colors cannot be converted.
     """
-    interpolation = pyav().video.reformatter.Interpolation
     matrix = _matrix(frame)
     foreign = color.is_foreign(frame.color_primaries, frame.color_trc)
     if FLOATS.search(frame.format.name):
@@ -53,7 +57,7 @@ def to_rgb(name, frame, pixel_aspect: Fraction | None) -> np.ndarray:
         width=display_width(frame, pixel_aspect),
         format="rgb48le" if foreign else "rgb24",
         src_colorspace=matrix,
-        interpolation=exact(interpolation),
+        interpolation=EXACT,
     ).to_ndarray()
     if foreign:
         white = 65535 if _is_rgb(frame) or frame.color_range == FULL else LIMITED_WHITE
@@ -108,15 +112,6 @@ def without_side_data(frame, kinds: Iterable[int]):
     graph.link_nodes(*nodes, graph.add("buffersink")).configure()
     graph.push(frame)
     return graph.pull()
-
-
-def exact(interpolation):
-    """Returns the flags with which FFmpeg's swscale converts exactly.
-
-    Without these flags it rounds down, by up to 3 of 255 levels. interpolation: PyAV's enum of the
-    flags, `av.video.reformatter.Interpolation`.
-    """
-    return interpolation.BICUBIC | interpolation.ACCURATE_RND | interpolation.FULL_CHR_H_INT
 
 
 def _matrix(frame) -> int:

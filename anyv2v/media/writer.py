@@ -17,7 +17,7 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 from anyv2v.media import timing
 from anyv2v.media.ffmpeg import pyav
-from anyv2v.media.frame import exact
+from anyv2v.media.frame import EXACT
 from anyv2v.media.image import as_frames
 from anyv2v.media.sequence import SUFFIXES as SEQUENCES
 from anyv2v.media.sequence import sequence_writer, writes_sequence
@@ -31,6 +31,9 @@ SUFFIXES = (".mp4", ".mov", ".mkv", *SEQUENCES)
 
 # the number of AVCOL_SPC, AVCOL_PRI and AVCOL_TRC that means BT.709
 BT709 = 1
+
+# SWS_FULL_CHR_H_INP: the chroma of all pixels is read, not of every second one
+FULL_CHROMA = 0x4000
 
 # seconds: the unit of timestamps that no frame rate explains, the same as in MPEG streams
 TICK = Fraction(1, 90_000)
@@ -204,7 +207,6 @@ def _yuv(picture: np.ndarray):
     """PyAV's frame of a picture, uint8 RGB (h, w, 3), whose odd sides are made even."""
     av = pyav()
     reformatter = av.video.reformatter
-    interpolation = reformatter.Interpolation
     height, width, _ = picture.shape
     if height % 2 or width % 2:
         picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -214,7 +216,7 @@ def _yuv(picture: np.ndarray):
         dst_color_range=reformatter.ColorRange.MPEG,
         dst_color_primaries=BT709,
         dst_color_trc=BT709,
-        interpolation=exact(interpolation) | interpolation.FULL_CHR_H_INP,
+        interpolation=EXACT | FULL_CHROMA,
     )
 
 
