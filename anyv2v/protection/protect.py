@@ -29,11 +29,11 @@ def protect(edit: Edit, source: Clip, mask: Mask = "auto", fit: str = "crop") ->
 
     edit: what `Editor.edit` or `edit_long` made of `source`; its latents stay as they are. mask:
     "auto" finds the mask from where the edited first frame, or each of the edited keyframes,
-    differs from the source's, see `Protection.mask`. An
-    array (h, w) or (f, h, w), a PIL image, or the path of a picture or a clip is a mask of your
-    own: 1 or white where the clip may change, black where it stays the source's to the bit, see
-    `masks_of`. A picture called auto is given as "./auto". fit: how a picture or a clip of masks is
-    fitted to the clip's size, "crop", "stretch" or "pad".
+    differs from the source's, see `Protection.mask`. An array (h, w) or (f, h, w), a PIL image, or
+    the path of a picture or a clip is a mask of your own: 1 or white where the clip may change,
+    black where it stays the source's to the bit, see `masks_of`. A picture called auto is given as
+    "./auto". fit: how a picture or a clip of masks is fitted to the clip's size, "crop", "stretch"
+    or "pad".
 
     `kept` of the result is the share of pixels at which the mask is 0. If "auto" finds that the
     edit changes everything, as an edit of the style, the result has the edit's own frames and a
