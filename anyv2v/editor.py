@@ -241,18 +241,20 @@ class Editor(LongEditor):
         taps: Taps | None = None,
         after_step: AfterStep | None = None,
         options: Options | None = None,
+        decode: bool = True,
     ) -> Iterator[Edit | Exception]:
         """Makes several edits of one source one by one, and yields each `Edit` once it is done.
 
         If an edit fails, its exception is yielded in its place, and the others go on. The latents
-        are exactly those of `edit`. The arguments are those of `edit_many`; InputError for any that
+        are exactly those of `edit`. `decode`: False leaves out the decoding, so that the edits have
+        latents and no frames. The other arguments are those of `edit_many`; InputError for any that
         is wrong is raised at the first `next()`, before any edit runs.
         """
         common = steps, start, injection, fps, on_step, source_pass, taps, after_step, options
         run = EditRun.prepare(self, source, edits, *common)
         for i in range(len(run.jobs)):
             try:
-                (edit,) = run.run(slice(i, i + 1))
+                (edit,) = run.run(slice(i, i + 1), decode)
             except Exception as error:
                 edit = error
             yield edit

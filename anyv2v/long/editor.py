@@ -115,7 +115,8 @@ class LongEditor(ClipEditor):
         for window in windows:
             source = long_source.source(self, window)
             asked = requests.request(request, edited, window)
-            (edit,) = self.edit_each(source, [asked], **requests.common(common, window))
+            told = requests.common(common, window)
+            (edit,) = self.edit_each(source, [asked], **told, decode=False)
             if isinstance(edit, Exception):
                 raise edit
             done.append(edit.latents)

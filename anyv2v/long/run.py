@@ -213,7 +213,7 @@ class LongRun:
         common = requests.common(self.settings, window)
         unfinished = Unfinished(self.files.folder / f"window-{index:05}.unfinished")
         source = self._invert(window, unfinished, on_step)
-        each = self.editor.edit_each(source, asked, **common, on_step=on_step)
+        each = self.editor.edit_each(source, asked, **common, on_step=on_step, decode=False)
         for k, edit in zip(edits, each, strict=True):
             if isinstance(edit, Exception):
                 failed[k] = edit

@@ -170,10 +170,10 @@ class EditRun:
 
         return SourceBranch(conditions, latents, index)
 
-    def run(self, batch: slice) -> list[Edit]:
+    def run(self, batch: slice, decode: bool = True) -> list[Edit]:
         """Samples the edits `jobs[batch]` in one batch, decodes them, and returns them in order.
 
-        Raises NotFiniteError, which names the edits concerned, if a network produces infinities or
+        decode: False leaves out the decoding, so that the edits have no frames. Raises NotFiniteError, which names the edits concerned, if a network produces infinities or
         NaN.
         """
         stages, jobs = self.stages, self.jobs[batch]
@@ -208,7 +208,7 @@ class EditRun:
                 step_noise,
             )
         return [
-            self._edit(x, batch.start + i)
+            self._edit(x, batch.start + i, decode)
             for i, x in enumerate(prepend_pinned(pinned, clean).split(1))
         ]
 
@@ -230,8 +230,10 @@ class EditRun:
             )
         return branches, first
 
-    def _edit(self, latents: Tensor, index: int) -> Edit:
-        frames = self.stages._decode(latents, self._which(index))
+    def _edit(self, latents: Tensor, index: int, decode: bool) -> Edit:
+        frames = self.source.video.frames[:0]
+        if decode:
+            frames = self.stages._decode(latents, self._which(index))
         # a backbone may stretch the frame to floats
         first = np.rint(self.jobs[index].image).astype(np.uint8)
         return Edit(frames, self.source.video.fps, latents, {0: first})
