@@ -173,8 +173,8 @@ class EditRun:
     def run(self, batch: slice, decode: bool = True) -> list[Edit]:
         """Samples the edits `jobs[batch]` in one batch, decodes them, and returns them in order.
 
-        decode: False leaves out the decoding, so that the edits have no frames. Raises NotFiniteError, which names the edits concerned, if a network produces infinities or
-        NaN.
+        decode: False leaves out the decoding, so that the edits have no frames. Raises
+        NotFiniteError, which names the edits concerned, if a network produces infinities or NaN.
         """
         stages, jobs = self.stages, self.jobs[batch]
         p, device = stages.backbone.pinned_frames, stages.backbone.device
