@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DECISIVE = 0.2
-"""If the cosine of one place is greater than those of all others by this, its weight is that of all
-others together, whatever the number of places."""
+"""A difference of cosines that decides between places. If that of one place is greater by this than
+those of all others, its weight is that of all others together, whatever the number of places."""
 
 
 def carry_by_features(
@@ -32,17 +32,29 @@ def carry_by_features(
     mean over their root mean square length. So what fits everywhere, and therefore says nothing
     about where it came from, is given what all places have in common. T is `DECISIVE` over the
     logarithm of the number of places.
+
+    One more place has the value 0. Its cosine is less by `DECISIVE` than the median, over the clip,
+    of the greatest cosine of each place. So what matches nothing well, and is therefore new in the
+    clip, is given little or nothing.
     """
     h, w = values.shape[-2:]
     theirs = [_grid(x[None], (h, w))[0] for x in references]
     flat = values.flatten(2).transpose(1, 2).flatten(0, 1)
     squares = flat.square().sum(1, keepdim=True)
     sharpness = math.log(max(len(flat), 2)) / DECISIVE
-    frames = []
-    for ours in zip(*features, strict=True):
+
+    def cosines(ours: Sequence[Tensor]) -> Tensor:
         pairs = zip(ours, theirs, strict=True)
-        cosines = torch.cat([_grid(x[None], (h, w))[0] @ y.T for x, y in pairs], dim=1)
-        weights = (cosines * sharpness).softmax(1).to(flat.dtype)
+        return torch.cat([_grid(x[None], (h, w))[0] @ y.T for x, y in pairs], dim=1)
+
+    clip = [*zip(*features, strict=True)]
+    # all cosines of a clip at once would be large, so they are computed twice
+    best = torch.cat([cosines(ours).amax(1) for ours in clip])
+    unknown = (best.median() - DECISIVE).expand(h * w, 1)
+    frames = []
+    for ours in clip:
+        likeness = torch.cat([cosines(ours), unknown], dim=1)
+        weights = (likeness * sharpness).softmax(1)[:, :-1].to(flat.dtype)
         mean, square = weights @ flat, weights @ squares
         length = mean.square().sum(1, keepdim=True)
         # where all values are 0 the mean is 0, whatever it is scaled by
