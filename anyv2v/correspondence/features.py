@@ -28,10 +28,10 @@ def carry_by_features(
     where H and W may be multiples of h and w. Returns (f, d, H, W) in the dtype of `values`.
 
     At each place it is the mean of the values at all places of all references, weighted by
-    exp(cosine / T), times the square root of how far these values agree, which is the length of the
-    mean over their root mean square length. So what fits everywhere, and therefore says nothing
-    about where it came from, is given what all places have in common. T is `DECISIVE` over the
-    logarithm of the number of places.
+    exp(cosine / T), times how far these values agree, which is the length of the mean over their
+    root mean square length. So what fits everywhere, and therefore says nothing about where it came
+    from, is given what all places have in common. T is `DECISIVE` over the logarithm of the number
+    of places.
 
     One more place has the value 0. Its cosine is less by `DECISIVE` than the median, over the clip,
     of the greatest cosine of each place. So what matches nothing well, and is therefore new in the
@@ -59,7 +59,7 @@ def carry_by_features(
         length = mean.square().sum(1, keepdim=True)
         # where all values are 0 the mean is 0, whatever it is scaled by
         agreement = (length / square.clamp(min=torch.finfo(square.dtype).tiny)).sqrt()
-        frames.append(mean * agreement.sqrt())
+        frames.append(mean * agreement)
     return torch.stack(frames).transpose(1, 2).unflatten(2, (h, w))
 
 

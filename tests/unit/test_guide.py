@@ -36,7 +36,7 @@ def test_values_go_where_the_features_of_their_places_are():
     # beside a weight of 1 the unknown has 1/12, and each of eleven orthogonal places 12 ** -5
     share = 1 / (1 + 1 / 12)
     assert carried.dtype == values.dtype
-    assert (carried - share**1.25 * wanted).abs().max() < 5e-4
+    assert (carried - share**1.5 * wanted).abs().max() < 5e-4
 
 
 def test_a_place_takes_the_value_of_the_reference_that_shows_it():
@@ -46,7 +46,7 @@ def test_a_place_takes_the_value_of_the_reference_that_shows_it():
     order = [5, 0, 3, 6]
     clip = features[order].view(1, 2, 2, 16)
     carried = carry_by_features([clip, clip], both, values)
-    wanted = (1 + 1 / 8) ** -1.25 * torch.tensor(order)
+    wanted = (1 + 1 / 8) ** -1.5 * torch.tensor(order)
     assert (carried.flatten() - wanted).abs().max() < 2e-3
 
 
@@ -62,7 +62,7 @@ def test_features_coarser_than_the_values_are_interpolated():
     weights /= weights.sum(1, keepdims=True) + np.exp((1 - DECISIVE) / DECISIVE * np.log(8))
     mean, square = weights @ [1, 2, 3, 4], weights @ [1, 4, 9, 16]
     assert carried.shape == (1, 1, 2, 4)
-    assert np.abs(carried[0, 0].numpy() - mean * (mean**2 / square) ** 0.25).max() < 1e-4
+    assert np.abs(carried[0, 0].numpy() - mean * (mean**2 / square) ** 0.5).max() < 1e-4
 
 
 def test_what_fits_everywhere_is_given_what_all_places_have_in_common():
@@ -73,9 +73,9 @@ def test_what_fits_everywhere_is_given_what_all_places_have_in_common():
         values = torch.ones_like(stripes) if common == torch.inf else common + stripes
         carried = carry_by_features([plain], [plain[0]], values)
         # of length 2 in the mean, and sqrt(5) in the root mean square
-        wanted = {0.0: 0.0, 2.0: 2 * (4 / 5) ** 0.25, torch.inf: 1.0}[common]
+        wanted = {0.0: 0.0, 2.0: 2 * (4 / 5) ** 0.5, torch.inf: 1.0}[common]
         # the twelve places have the weight 1 each, and the unknown 1/12
-        assert (carried - wanted * (1 + 1 / 144) ** -1.25).abs().max() < 1e-6
+        assert (carried - wanted * (1 + 1 / 144) ** -1.5).abs().max() < 1e-6
 
 
 def test_what_is_new_is_given_nothing():
@@ -84,8 +84,8 @@ def test_what_is_new_is_given_nothing():
     clip[1, 2, 3] = features[12]
     carried = carry_by_features([clip], [features[:12].view(3, 4, 16)], torch.ones(1, 1, 3, 4))
     # its cosines are 0, and the unknown's is 1 - DECISIVE: 12 to 12 ** 4
-    assert carried[1, 0, 2, 3] < 2 * 12 ** (-3 * 1.25)
-    assert (carried[0] - (1 + 1 / 12) ** -1.25).abs().max() < 1e-3
+    assert carried[1, 0, 2, 3] < 2 * 12 ** (-3 * 1.5)
+    assert (carried[0] - (1 + 1 / 12) ** -1.5).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("places", [16, 64, 400])
@@ -100,7 +100,7 @@ def test_one_place_decides_against_any_number_of_others(places):
     (carried,) = carry_by_features([ours.expand(1, side, side, 2)], [features], values).unbind(0)
     others = (places - 1) / places / 2
     mean, square = 8 / 2 + 4 * others, 64 / 2 + 16 * others
-    assert (carried - mean * (mean**2 / square) ** 0.25).abs().max() < 1e-4
+    assert (carried - mean * (mean**2 / square) ** 0.5).abs().max() < 1e-4
 
 
 # what sampling begins at
@@ -223,7 +223,7 @@ def test_a_keyframe_tells_features_what_the_first_frame_does_not_show(demo):
     source = demo.invert(Video(clip, 8), "ddim", 1)
     guesses = Guesses(demo, source, source.settings.options)
     without = guesses.shift(Guide(), truth[0])
-    told = guesses.shift(Guide(keyframes=[(clip[3], truth[3])]), truth[0])
+    told = guesses.shift(Guide(keyframes=[Keyframe(clip[3], truth[3])]), truth[0])
     wanted = demo.encode_frames(truth) - source.trajectory.clean
     errors = [(x - wanted)[:, :, 2:].square().sum() for x in (without, told)]
     assert without.abs().max() < 1e-5 and errors[1] < 0.4 * errors[0]
@@ -276,10 +276,13 @@ def test_wrong_guides_are_refused_in_one_line(demo, scene):
         (3, "guide: 3 is not auto, patches, a Video or a Guide"),
         (Video(short, 8), "guide: 5 frames of 32x32, 8 fps, does not fit the source of 8 frames"),
         (Video(small, 8), "guide: 8 frames of 16x16"),
-        (Guide(keyframes=[(small[0], small[1])]), "a keyframe of 16x16 does not fit a source of"),
+        (
+            Guide(keyframes=[Keyframe(small[0], small[1])]),
+            "a keyframe of 16x16 does not fit a source of",
+        ),
     ):
         with pytest.raises(InputError) as caught:
             demo.edit(source, truth.frames[0], "a", steps=STEPS, guide=guide)
         assert words in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="frames must be uint8"):
-        Guide(keyframes=[(truth.frames[0], truth.frames[0] / 255)])
+        Guide(keyframes=[Keyframe(truth.frames[0], truth.frames[0] / 255)])
