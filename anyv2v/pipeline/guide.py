@@ -9,6 +9,11 @@ begins at alpha_t z' + sigma_t e instead, that is at
 so that the noise stays the source's own (fresh noise, or more of it as in SDEdit, arXiv 2108.01073,
 loses how the source moves). The rest of the edit is as without. `Guide` says where the guess comes
 from, `Guesses` makes it, and z' - z is called the shift.
+
+Of 48 scenes of the demo weights in 10 steps (bench/guide.py), the guess by features gains 1.01 dB
+[0.72, 1.36] from the first step on, t = 901; one scene loses 0.26 dB, the others lose nothing. The
+guess by patches gains 2.3 dB from 0.3 of the steps on, and loses up to 3 dB where it is wrong. In
+50 steps the first step is at t = 981, where alpha_t is small and so is what a guess changes.
 """
 
 from __future__ import annotations
