@@ -231,8 +231,9 @@ def _whole_clip(sub: argparse.ArgumentParser) -> None:
     add("--protect", metavar="auto|off|MASK", help=text)
     text = (
         "where sampling starts: off is the inverted source; auto moves it by a guess of the edit "
-        "from features of the network, patches by one from pixels, a clip by that rough edit "
-        "(default: as with --protect)"
+        "from features of the network, patches by one from pixels, a clip by that rough edit; "
+        "--start is then by default 0.08 of the steps for auto, 0.3 for the others "
+        "(default: on for weights that are known to gain by it, else off)"
     )
     add("--guide", metavar="auto|patches|off|CLIP", help=text)
     text = (

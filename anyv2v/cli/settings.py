@@ -15,6 +15,9 @@ from anyv2v.pipeline.planning import recording_is_free
 
 PAPER = {"feature_memory": 0, "window": 0, "protect": OFF, "guide": OFF}
 """Settings of --paper, for any backbone, besides those of the inversion."""
+GUIDED, GUIDED_BY_PIXELS = {AUTO: 0.08}, 0.3
+"""Part of the steps after which an edit under a guide begins, where --start does not say so. In
+the first steps a guess is lost in the noise; the later it begins, the more a wrong guess costs."""
 PAPER_INVERSION = {"method": "ddim", "inversion_steps": 500, "inversion_prompt": ""}
 """Settings of --paper for the inversion, for any backbone."""
 
@@ -92,8 +95,7 @@ def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
     values: dict[str, Any] = {name: own.injection.fractions.get(name) for name in USUAL}
     values |= {"inject": _others(own), "steps": own.steps}
     values |= {"guidance": own.guidance, "negative_prompt": own.negative_prompt}
-    steps = getattr(args, "steps", None) or own.steps
-    values["start"] = 0 if args.command == "reconstruct" else own.start_of(steps)
+    values["start"] = 0 if args.command == "reconstruct" else _start(args, own)
     values |= {"window": own.frames, "protect": AUTO if own.protect else OFF}
     values |= {"guide": own.guide or OFF}
     if args.paper:
@@ -101,6 +103,14 @@ def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
     elif args.command == "reconstruct":
         values |= {"guidance": own.scales(1.0), "negative_prompt": ""}
     return values
+
+
+def _start(args: Namespace, own: Defaults) -> int:
+    """The weights' own first step or, under a guide, a later one that gives it weight."""
+    steps = getattr(args, "steps", None) or own.steps
+    guide = getattr(args, "guide", None) or (not args.paper and own.guide) or OFF
+    part = 0.0 if guide == OFF else GUIDED.get(guide, GUIDED_BY_PIXELS)
+    return max(own.start_of(steps), int(part * steps))
 
 
 def _others(own: Defaults) -> dict[str, float]:

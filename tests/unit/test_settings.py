@@ -1,6 +1,7 @@
 """What is left to the weights, what --paper asks for, and the options that are several values."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -177,3 +178,19 @@ def test_help_says_whose_a_default_is(capsys):
     assert "None)" not in text and "False)" not in text
     assert "weights' own; for I2VGen-XL 9)" in text and "weights' own; for I2VGen-XL 0.5)" in text
     assert "(default: demo)" in text and "describes the edited video (required)" in text
+
+
+def test_protection_and_guide_are_on_where_the_weights_say_so():
+    told = replace(OWN, guide="patches", protect=True)
+
+    def asked(line, own=told):
+        args = parser(COMMANDS).parse_args(line.split())
+        settings.fill(args, own, ORIGINAL)
+        return args.protect, args.guide, args.window, args.start
+
+    assert asked(EDIT, OWN) == ("off", "off", 4, 0)
+    assert asked(EDIT) == ("auto", "patches", 4, 9)
+    assert asked(EDIT + "--guide auto --protect off") == ("off", "auto", 4, 2)
+    assert asked(EDIT + "--guide rough.mp4 --start 1") == ("auto", "rough.mp4", 4, 1)
+    assert asked(EDIT + "--paper") == ("off", "off", 0, 0)
+    assert asked(EDIT + "--paper --guide patches --steps 20") == ("off", "patches", 0, 6)
