@@ -93,7 +93,7 @@ def test_the_change_of_a_frame_that_was_painted_in_is_told_from_eight_levels_on(
 def test_errors_of_an_encoded_frame_are_no_change():
     flat = np.full((32, 32, 3), 100, np.uint8)
     flat[:, 16:] = 200
-    encoded = flat + np.random.default_rng(0).integers(1, 9, flat.shape, dtype=np.uint8)
+    encoded = flat + np.random.default_rng(0).integers(1, 6, flat.shape, dtype=np.uint8)
     encoded[:, 15:17] = 135  # at the edge: 35 and 65 levels off
     encoded[:, 16] = 166  # 34 levels off
     encoded[2:5, 2:5] = 117  # inside: 17 levels off
@@ -162,7 +162,7 @@ def test_the_contrast_around_a_pixel_reaches_a_quarter_of_a_latent():
     """With 8 pixels per latent, two pixels beside an edge still lie at it."""
     frame = np.full((64, 64, 3), 100, np.uint8)
     frame[:, 32:] = 200
-    encoded = frame + np.random.default_rng(0).integers(1, 9, frame.shape, dtype=np.uint8)
+    encoded = frame + np.random.default_rng(0).integers(1, 6, frame.shape, dtype=np.uint8)
     encoded[20:40, 30] = 120  # 20 levels off, below 16 + 0.2 * 100
     protection = Protection(frame[None], encoded[None], 8)
     assert not protection.mask(frame, frame).any()
@@ -320,3 +320,12 @@ def test_all_keyframes_of_a_long_edit_say_what_changed():
     told = protect(replace(edit, references={0: before[0], last: after[last]}), source)
     assert told.kept < blind.kept == 1
     assert psnr(told.frames, after) > psnr(blind.frames, after)
+
+
+def test_a_style_that_moves_all_colors_a_little_is_protected_nowhere():
+    before, _ = clip()
+    brighter, encoded = before + np.uint8(11), blurred_by_a_model(before)
+    assert changed_pixels(before[0], brighter[0]).all()
+    assert not changed_pixels(before[0], encoded[0]).any()
+    result = protect(edit_of(brighter, brighter[0]), source_of(before))
+    assert result.kept == 0 and np.array_equal(result.frames, brighter)

