@@ -67,7 +67,8 @@ def run_edit(args: argparse.Namespace) -> None:
         ]
         form = Form.of(args, frames)
         tell([notices.cuts(args.video, _found_cuts(frames, keyframes))])
-        if keyframes or 0 < args.window < len(frames):
+        # a source was inverted at once, however long it is
+        if keyframes or (not clip.is_source and 0 < args.window < len(frames)):
             edits = LongEdits.make(args, work, frames, asked, keyframes, uses(frame_editor))
         else:
             edits = ShortEdits.make(args, frames, asked, uses(frame_editor))

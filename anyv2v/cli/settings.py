@@ -102,6 +102,9 @@ def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
         values |= PAPER if inverted else PAPER | PAPER_INVERSION
     elif args.command == "reconstruct":
         values |= {"guidance": own.scales(1.0), "negative_prompt": ""}
+    if inverted:
+        # a source is one window, however long it is
+        del values["window"]
     return values
 
 

@@ -28,7 +28,7 @@ DEMO_NOTICE = (
     "Give --weights a folder written by `anyv2v convert` for videos"
 )
 FIXED = ("size", "frames", "sample_fps", "start_time")
-FIXED += ("inversion_steps", "inversion_prompt", "method", "tolerance")
+FIXED += ("inversion_steps", "inversion_prompt", "method", "tolerance", "window", "shared")
 """Options that cannot be given with a source, because they were fixed when it was made."""
 
 
@@ -89,7 +89,7 @@ def prepare(
 
 def _loaded(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Source]:
     """The editor, and the source that VIDEO is."""
-    if given := [name for name in FIXED if getattr(args, name) is not None]:
+    if given := [name for name in FIXED if getattr(args, name, None) is not None]:
         option = given[0].replace("_", "-")
         raise InputError(f"--{option} is fixed by {args.video}; invert the video again")
     if not Path(args.video).exists():

@@ -245,3 +245,18 @@ def test_the_hash_of_latents_is_that_of_their_bytes():
 
     assert whole == hashlib.sha256(latents.numpy().tobytes()).hexdigest()
     assert whole == latents_sha256(lambda: iter(latents.split(1, 2)))
+
+
+def test_a_source_longer_than_a_window_is_edited_as_it_was_inverted(run, weights, monkeypatch):
+    # more frames than the 16 of a window
+    anyv2v.write_video("clip.mp4", moving(18), fps=8)
+    options = f"--weights {weights} --device cpu -q".split()
+    inverted = "--size 64x64 --frames all --inversion-steps 2 -o clip.safetensors".split()
+    assert run("invert", "clip.mp4", *inverted, *options)[0] == 0
+    monkeypatch.setattr(anyv2v.Editor, "invert", None)
+    words = "--frame edited.png --prompt robot --steps 2 -o out.mp4".split()
+    status, out, _ = run("edit", "clip.safetensors", *words, *options)
+    assert status == 0 and "windows" not in out and "18 frames" in out
+    for option in ("--window", "--shared"):
+        status, _, err = run("edit", "clip.safetensors", *words, *options, option, 2, "--force")
+        assert status == 2 and f"{option} is fixed by clip.safetensors" in err
