@@ -73,6 +73,13 @@ class FramesOnDisk:
             raise InputError(f"{self.file} cannot be read any more: {error}") from error
         return frames
 
+    def is_intact(self) -> bool:
+        """Whether the frames in the file are those that were written, to the bit."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(self.frames_at([index]).data)
+        return digest.hexdigest() == self.sha256
+
     @classmethod
     def read(
         cls,
@@ -96,7 +103,7 @@ class FramesOnDisk:
         # compared as JSON gives it back, in which a tuple is a list
         source = json.loads(json.dumps({**arguments, "files": _state(wanted.path)}))
         kept = cls.opened(file)
-        if kept is not None and kept.source == source:
+        if kept is not None and kept.source == source and kept.is_intact():
             return kept
         with stream_video(*wanted) as stream:
             return cls.write(file, stream, source)

@@ -84,6 +84,16 @@ def test_a_file_that_is_not_whole_is_written_anew(tmp_path, film, damage):
     assert file.read_bytes() == data
 
 
+def test_a_file_with_a_damaged_pixel_is_written_anew(tmp_path, film):
+    file = tmp_path / "frames"
+    kept = FramesOnDisk.read(file, film)
+    data = file.read_bytes()
+    file.write_bytes(data[:99] + bytes([data[99] ^ 1]) + data[100:])
+    assert not kept.is_intact()
+    assert FramesOnDisk.read(file, film).is_intact()
+    assert file.read_bytes() == data
+
+
 def test_what_is_not_read_whole_leaves_nothing(tmp_path, film):
     file = tmp_path / "frames"
     with pytest.raises(InputError, match="fewer than the 9 asked for"):
