@@ -13,6 +13,7 @@ import numpy as np
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, size_of
 from anyv2v.cli.values import AUTO, OFF, SOURCE
+from anyv2v.media import timing
 from anyv2v.media.frames import Frames
 from anyv2v.media.on_disk import FramesOnDisk
 from anyv2v.media.placement import Placement
@@ -84,7 +85,7 @@ class Form:
         if self.placement is None or self.reading["fps"] is not None:
             return None, None
         assert isinstance(self.clip, FramesOnDisk), "a clip in VIDEO's form is read to disk"
-        return self.clip.times, self.clip.end
+        return timing.increasing(self.clip.times, self.clip.end)
 
 
 @dataclass

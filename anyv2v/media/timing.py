@@ -97,6 +97,19 @@ def noted(frames: Iterable[tuple], spans: list[tuple[float, float]]) -> Iterator
         yield begin, end, frame
 
 
+def increasing(times: Iterable[float], end: float) -> tuple[list[float], float]:
+    """Returns times and the end after them such that each is at least 1 ms after the previous one.
+
+    Damaged files show two frames at once, which no file can be written with.
+    """
+    moved: list[float] = []
+    for time in (*times, end):
+        # what is nearly 1 ms apart keeps its time, which is rounded
+        late = bool(moved) and time - moved[-1] < ROUNDING / 2
+        moved.append(moved[-1] + ROUNDING if late else time)
+    return moved[:-1], moved[-1]
+
+
 def shown_from(
     frames: Iterable[tuple], start: float, rounding: float = ROUNDING
 ) -> Iterator[tuple]:

@@ -296,3 +296,9 @@ def test_frames_that_are_not_interlaced_pass_unchanged(tmp_path, monkeypatch):
     assert combs(frames) > 4
     monkeypatch.setattr(seek, "deinterlaced", lambda stream, decoded: decoded)
     np.testing.assert_array_equal(frames, read_video(path).frames)
+
+
+def test_frames_that_are_shown_at_once_are_written_one_after_another():
+    times, end = timing.increasing([0.0, 0.1, 0.1, 0.0996, 0.2], 0.2)
+    assert times == pytest.approx([0, 0.1, 0.101, 0.102, 0.2]) and end == pytest.approx(0.201)
+    assert timing.increasing((0.0, 0.001, 0.0019), 0.5) == ([0.0, 0.001, 0.0019], 0.5)
