@@ -25,6 +25,7 @@ from anyv2v.cli.work import Work
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.run import candidates
+from anyv2v.long.windows import plan_windows
 from anyv2v.media.cuts import find_cuts
 from anyv2v.media.frames import Frames, Video
 from anyv2v.media.image import fit_frame
@@ -66,6 +67,9 @@ def run_edit(args: argparse.Namespace) -> None:
             for picture, prompt in zip(pictures, args.prompt, strict=True)
         ]
         form = Form.of(args, frames)
+        if not clip.is_source:
+            plan_windows(len(frames), args.window, args.shared, keyframes)
+        work.clear(args.resume)
         tell([notices.cuts(args.video, _found_cuts(frames, keyframes))])
         # a source was inverted at once, however long it is
         if keyframes or (not clip.is_source and 0 < args.window < len(frames)):

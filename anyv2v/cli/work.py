@@ -38,7 +38,7 @@ class Work:
 
     @classmethod
     def begin(cls, args: argparse.Namespace) -> Work:
-        """Names the folder of the first `-o`, and clears one that is there, unless --resume is on.
+        """Names the folder of the first `-o`, which `clear` clears.
 
         Raises InputError if there is something of that name that no edit has made.
         """
@@ -48,9 +48,14 @@ class Work:
         if there:
             if not work.path.is_dir() or any(map(_is_foreign, os.listdir(work.path))):
                 raise InputError(f"{work.path} is no folder of an unfinished edit; remove it")
-            if not args.resume:
-                work.remove()
         return work
+
+    def clear(self, resume: bool) -> None:
+        """Removes what is done of another edit, unless it goes on; for when all input is read."""
+        if not resume:
+            for pattern in (WINDOWS, "run.json"):
+                for file in self.path.glob(pattern):
+                    file.unlink()
 
     def __enter__(self) -> Work:
         return self

@@ -260,3 +260,12 @@ def test_a_source_longer_than_a_window_is_edited_as_it_was_inverted(run, weights
     for option in ("--window", "--shared"):
         status, _, err = run("edit", "clip.safetensors", *words, *options, option, 2, "--force")
         assert status == 2 and f"{option} is fixed by clip.safetensors" in err
+
+
+@pytest.mark.parametrize("wrong", ["--protect none.png", "--guide none.mp4", "--shared 3"])
+def test_windows_are_kept_until_all_input_is_read(edit, wrong):
+    os.mkdir("out.mp4.unfinished")
+    window = Path("out.mp4.unfinished/window-00000-edit-000.safetensors")
+    window.write_bytes(b"done")
+    status, _, _ = edit("--frames", "all", *wrong.split())
+    assert status == 2 and window.read_bytes() == b"done"
