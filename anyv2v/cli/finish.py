@@ -13,7 +13,8 @@ import numpy as np
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, size_of
 from anyv2v.cli.values import AUTO, OFF, SOURCE
-from anyv2v.media import timing
+from anyv2v.errors import InputError
+from anyv2v.media import container, timing
 from anyv2v.media.frames import Frames
 from anyv2v.media.on_disk import FramesOnDisk
 from anyv2v.media.placement import Placement
@@ -49,7 +50,7 @@ class Form:
         """
         size, fit = size_of(clip.frames_at([0])[0]), args.fit or "crop"
         named = args.protect not in (OFF, AUTO)
-        mask = masks_of(args.protect, size, len(clip), fit) if named else None
+        mask = _mask(args.protect, size, len(clip), fit) if named else None
         if args.out_size != SOURCE:
             return cls(clip, args.protect, mask)
         asked = typed(Clip, args)
@@ -69,8 +70,10 @@ class Form:
 
     @property
     def sound(self) -> Sound | None:
-        """The sound of VIDEO during the clip; None if the output does not take VIDEO's form."""
+        """The sound of VIDEO during the clip; None if it has none or its form is not taken."""
         if self.placement is None or not isinstance(self.clip, FramesOnDisk):
+            return None
+        if not container.facts(self.video).audio:
             return None
         # sound that goes on after the last frame belongs to the whole clip
         end = None if self.reading["frames"] is None else self.clip.end
@@ -122,3 +125,10 @@ class Finish:
         if self.form.placement is not None and originals is not None:
             return self.form.placement.restore(frame, next(originals), mask)
         return frame if mask is None else compose(source, frame, mask)
+
+
+def _mask(path: str, size: tuple[int, int], frames: int, fit: str) -> np.ndarray:
+    try:
+        return masks_of(path, size, frames, fit)
+    except InputError as error:
+        raise InputError(f"--protect {path}: {error}") from error

@@ -44,7 +44,6 @@ class Work:
         """
         work = cls(Path(f"{args.output[0]}.unfinished"))
         there = os.path.lexists(work.path)
-        tell([notices.beginning_again(str(work.path), there, args.resume, "edit")])
         if there:
             if not work.path.is_dir() or any(map(_is_foreign, os.listdir(work.path))):
                 raise InputError(f"{work.path} is no folder of an unfinished edit; remove it")
@@ -52,6 +51,7 @@ class Work:
 
     def clear(self, resume: bool) -> None:
         """Removes what is done of another edit, unless it goes on; for when all input is read."""
+        tell([notices.beginning_again(str(self.path), self._begun, resume, "edit")])
         if not resume:
             for pattern in (WINDOWS, "run.json"):
                 for file in self.path.glob(pattern):
@@ -61,8 +61,12 @@ class Work:
         return self
 
     def __exit__(self, kind, *error) -> None:
-        if kind is None or not any(self.path.glob(WINDOWS)):
+        if kind is None or not self._begun:
             self.remove()
+
+    @property
+    def _begun(self) -> bool:
+        return any(self.path.glob(WINDOWS))
 
     def frames(self, clip: Clip, window: int) -> Frames:
         """Returns the frames of VIDEO that are edited: in memory, or in a file if they are many.
