@@ -11,6 +11,7 @@ import numpy as np
 
 import anyv2v
 from anyv2v.backbones.i2vgen.sites import paper_sites
+from anyv2v.cli.settings import GUIDED, GUIDED_BY_PIXELS
 from anyv2v.editor import Editor
 from anyv2v.injection.fractions import NO_INJECTION
 from anyv2v.pipeline.request import Edit
@@ -53,13 +54,13 @@ class Case:
 
     @cached_property
     def guided(self) -> Edit:
-        """The same from a guess that the recorded features make, from the first step."""
-        return self.sample(guide="auto")
+        """The same from a guess that the recorded features make."""
+        return self.sample(guide="auto", start=int(GUIDED["auto"] * BEST.steps))
 
     @cached_property
     def guided_by_patches(self) -> Edit:
-        """The same from a guess in pixels, from 0.3 of the steps."""
-        return self.sample(guide="patches", start=round(0.3 * BEST.steps))
+        """The same from a guess in pixels."""
+        return self.sample(guide="patches", start=int(GUIDED_BY_PIXELS * BEST.steps))
 
     def protected(self, edit: Edit) -> np.ndarray:
         """The frames of an edit with the source's pixels where it left them alone."""
