@@ -18,7 +18,7 @@ from anyv2v.cli.sidecar import check_sidecar, comment, sidecar_of, with_sidecar
 from anyv2v.errors import InputError
 from anyv2v.media.sequence import check_sequence_output, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav
-from anyv2v.media.writer import video_writer
+from anyv2v.media.writer import CRF, FAITHFUL, video_writer
 from anyv2v.runtime.atomic_files import check_output
 
 
@@ -95,8 +95,9 @@ class Outputs:
         form, frames = finish.form, iter(finish.frames(edited))
         first, fps, about = next(frames), form.clip.fps, comment(facts)
         size, count, timed = size_of(first), 0, (*form.times, form.sound)
+        crf = CRF if form.placement is None else FAITHFUL
         with with_sidecar(path, facts):
-            with video_writer(path, size, fps, *timed, self.force, about) as writer:
+            with video_writer(path, size, fps, *timed, self.force, about, crf) as writer:
                 for frame in chain([first], frames):
                     writer.write(frame)
                     count += 1
