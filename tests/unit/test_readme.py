@@ -15,11 +15,13 @@ from tests.oracles import golden
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SMALLER = {"(512, 512)": "(64, 64)", "frames=16": "frames=4"}
+SMALLER |= {'invert_long("man-walking.mp4",': "invert_long(video, window=3, steps=2,"}
+SMALLER |= {'keyframes={48: "later.png"}': 'steps=2, keyframes={3: "edited.png"}'}
 
 
 def test_the_python_examples_run(weights, tmp_path, monkeypatch, video):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "i2vgen-xl").symlink_to(weights)
     monkeypatch.chdir(tmp_path)
@@ -30,6 +32,7 @@ def test_the_python_examples_run(weights, tmp_path, monkeypatch, video):
         for large, small in SMALLER.items():
             block = block.replace(large, small)
         exec(compile(block, "README.md", "exec"), scope)
+    assert scope["long"].frames.shape == (4, 64, 64, 3) and 0 <= scope["long"].kept <= 1
     out = anyv2v.read_video("out.mp4")
     assert out.frames.shape == (4, 64, 64, 3) and out.fps == 8
     # the injection of one's own is the paper's, at half of the sites
