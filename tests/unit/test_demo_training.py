@@ -66,7 +66,8 @@ def test_what_is_left_of_a_run_can_be_loaded(tmp_path, vae):
     networks = Networks(TINY, "cpu")
     export(tmp_path / "weights", TINY, {**networks.modules, "vae": vae})
     loaded = anyv2v.load(tmp_path / "weights", device="cpu")
-    own = anyv2v.Defaults((16, 16), 3, 8, injection=anyv2v.Injection(0.8, 0.0, 0.0))
+    injection = anyv2v.Injection(0.8, 0.0, 0.0)
+    own = anyv2v.Defaults((16, 16), 3, 8, injection=injection, protect=True)
     assert loaded.defaults == own == editor(networks, vae).defaults
     wanted = networks.text.token_embedding.weight.half().float()
     assert torch.equal(loaded.backbone.text.token_embedding.weight, wanted)

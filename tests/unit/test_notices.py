@@ -17,7 +17,7 @@ from anyv2v.cli.options import parser
 from anyv2v.errors import InputError
 from anyv2v.frame_editors.base import FrameRequest
 from anyv2v.frame_editors.registry import make
-from tests.unit.test_video import clip, encode, with_display_matrix
+from tests.clips import clip, encode, turn
 
 av = pytest.importorskip("av")
 
@@ -287,7 +287,7 @@ def test_sound_that_stays_behind_is_told(told, tmp_path, name, codec):
 
 def test_a_cut_is_told_of_upright_square_pixels(told, tmp_path):
     encode(tmp_path / "t.mov", clip(9, 128, 72), rate=8)
-    with_display_matrix(tmp_path / "t.mov", 0, 1, -1, 0)
+    turn(tmp_path / "t.mov", 0, 1, -1, 0)
     (line,) = told("reconstruct", "t.mov")
     assert "t.mov is 72x128: 44% of its height is cut off to reach 32x32" in line
     for options in (("--size", 32), ("--fit", "pad"), ("--size", "72x128")):

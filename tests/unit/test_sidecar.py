@@ -275,7 +275,7 @@ def test_an_output_that_is_not_replaced_keeps_its_sidecar(run, monkeypatch):
         def full(*_, error=error):
             raise error
 
-        monkeypatch.setattr("anyv2v.cli.outputs.write_video", full)
+        monkeypatch.setattr("anyv2v.cli.outputs.video_writer", full)
         assert run(*args, "--force", "--seed", "3")[0] in (1, 130)
         assert {name: Path(name).read_bytes() for name in before} == before
     assert [name for name in os.listdir() if name.startswith(".")] == []
