@@ -39,6 +39,7 @@ def moving():
     return (128 + 60 * frames / np.abs(frames).max()).round().astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_flow_finds_where_each_pixel_was_in_the_first_frame(moving):
     pytest.importorskip("cv2")
     found = baselines.places(moving)
@@ -49,7 +50,9 @@ def test_flow_finds_where_each_pixel_was_in_the_first_frame(moving):
     assert (found[0] == at).all()
 
 
-@pytest.mark.parametrize("name", ["warp", "difference", "copy"])
+@pytest.mark.parametrize(
+    "name", ["warp", pytest.param("difference", marks=pytest.mark.slow), "copy"]
+)
 def test_baselines_carry_an_edit_along(moving, name):
     """The truth of an edit that swaps the colors of everything moves as the source does."""
     if rows.ROWS[name].needs:

@@ -153,8 +153,8 @@ def solved(editor, video):
     }
 
 
-ALONE = [(0.5, 0, 0), (0, 0.5, 0), (0, 0, 0.5), (0, 0, 0)]
-CASES = [(0.2, 0.2, 0.5), (1, 1, 1), *(pytest.param(x, marks=pytest.mark.slow) for x in ALONE)]
+ALONE = [(1, 1, 1), (0.5, 0, 0), (0, 0.5, 0), (0, 0, 0.5), (0, 0, 0)]
+CASES = [(0.2, 0.2, 0.5), *(pytest.param(x, marks=pytest.mark.slow) for x in ALONE)]
 
 
 @pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 9.0])
@@ -250,6 +250,7 @@ def test_predicted_bytes_are_those_that_are_kept(solved, editor):
     assert sizes[0] < sizes[1]
 
 
+@pytest.mark.slow
 def test_shapes_that_are_known_are_not_asked_of_the_network_again(editor, video, monkeypatch):
     editor = anyv2v.Editor(editor.backbone)
     meta_copy, asked = type(editor.backbone).meta_copy, []
@@ -400,6 +401,7 @@ def test_an_inversion_ends_where_sampling_begins(editor, video, sources):
         editor.invert(video, steps=8, plan=plan)
 
 
+@pytest.mark.slow
 def test_concurrent_edits_of_recorded_sources_equal_the_same_in_sequence(
     editor, solved, edited_frame
 ):
@@ -424,7 +426,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["fixed-point", "ddim"])
+@pytest.mark.parametrize("method", ["fixed-point", pytest.param("ddim", marks=pytest.mark.slow)])
 def test_an_interrupted_inversion_goes_on(editor, video, tmp_path, monkeypatch, method):
     monkeypatch.setattr("anyv2v.pipeline.source.SAVE_EVERY", 0.0)
     path = tmp_path / "unfinished"
@@ -666,7 +668,9 @@ def test_what_cannot_fit_in_memory_is_refused_with_what_would(editor):
     editor.check_memory(fits, 64)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 def test_half_precision_is_as_close_as_its_dtype_allows(
     editor, weights, sources, edited_frame, dtype
 ):

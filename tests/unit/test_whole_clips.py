@@ -63,6 +63,7 @@ def sidecar(path="out.mp4"):
         return json.load(file)
 
 
+@pytest.mark.slow
 def test_a_long_clip_is_edited_as_python_does(edit, editor):
     os.mkdir("frames")
     status, out, err = edit("--frames", "all", output="frames/%03d.png")
