@@ -1,5 +1,6 @@
 """Stage one on the command line: both stages at once, candidates, and other tools as editors."""
 
+import json
 import os
 import signal
 import sys
@@ -122,8 +123,8 @@ def test_both_stages_in_one_command(run, clip, small, tool):
     assert np.array_equal(np.array(Image.open("f.png")), 255 - first)
     # the same as with the frame that was kept
     assert run("edit", clip, *small, "--frame", "f.png", "-o", "again.mp4")[0] == 0
-    frames = [anyv2v.read_video(path).frames for path in ("out.mp4", "again.mp4")]
-    assert np.array_equal(*frames)
+    made = [json.loads(Path(f"{name}.mp4.json").read_text()) for name in ("out", "again")]
+    assert made[0]["latents_sha256"] == made[1]["latents_sha256"]
     files = [name for name in sorted(os.listdir()) if not name.endswith(".json")]
     assert files == ["again.mp4", "f.png", "out.mp4"]
 
