@@ -68,6 +68,7 @@ def run_edit(args: argparse.Namespace) -> None:
         ]
         form = Form.of(args, frames)
         if not clip.is_source:
+            # refuses impossible numbers before the weights are loaded
             plan_windows(len(frames), args.window, args.shared, keyframes)
         work.clear(args.resume)
         tell([notices.cuts(args.video, _found_cuts(frames, keyframes))])

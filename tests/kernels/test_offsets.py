@@ -60,7 +60,7 @@ def rows(*shape, seed, count=ROWS):
 
 
 def near(ours, truth):
-    assert relative_error(ours, truth) < bound(HALF)
+    return relative_error(ours, truth) < bound(HALF)
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def test_attention(far):
     q, k = (rows(5, 2, 16, seed=seed) for seed in (0, 1))
     v = rows(5, 2, 16, seed=2, count=2 * ROWS)
     truth = attention_reference(q.double(), k.double(), v.double())
-    near(attention(far(q), far(k), far(v), impl="triton"), truth)
+    assert near(attention(far(q), far(k), far(v), impl="triton"), truth)
 
 
 @torch.no_grad()
@@ -76,11 +76,11 @@ def test_short_attention(far):
     q, k = (rows(4, 3, 2, 16, seed=seed) for seed in (0, 1))
     v = rows(4, 3, 2, 16, seed=2, count=2 * ROWS)
     wide = [x.double() for x in (q, k, v)]
-    near(short_attention(far(q), far(k), far(v), impl="triton"), reference.reference(*wide))
+    assert near(short_attention(far(q), far(k), far(v), impl="triton"), reference.reference(*wide))
     weights = short_probabilities(far(q), far(k), impl="triton")
-    near(weights, reference.probabilities(*wide[:2]))
+    assert near(weights, reference.probabilities(*wide[:2]))
     truth = reference.apply(weights.double(), wide[2])
-    near(apply_probabilities(weights, far(v), impl="triton"), truth)
+    assert near(apply_probabilities(weights, far(v), impl="triton"), truth)
 
 
 # the others take contiguous tensors alone: here they are told that a row is longer than what is
@@ -101,9 +101,9 @@ def test_layer_norm(far):
         ROWS=4,
         PADDED_DIM=WIDTH,
     )
-    near(total, x.double() + branch.double())
+    assert near(total, x.double() + branch.double())
     truth = F.layer_norm(total.double(), (WIDTH,), weight.double(), bias.double(), EPS)
-    near(y, truth)
+    assert near(y, truth)
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def test_geglu(far):
     h[::2], h[1::2] = value, gate
     y = far(torch.zeros_like(value))
     gate_kernel[(1, 1)](h, y, ROWS, APART, ROWS=4, COLUMNS=COLUMNS)
-    near(y, value.double() * F.gelu(gate.double()))
+    assert near(y, value.double() * F.gelu(gate.double()))
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def test_residual_sum(far):
     x, branch, bias = rows(64, seed=0), rows(64, seed=1), rows(64, seed=2)[0]
     y = far(torch.zeros_like(x))
     residual_sum_kernel[(1,)](far(x), far(branch), bias, y, ROWS, APART, ROWS=4, C=64)
-    near(y, x.double() + branch.double() + bias.double())
+    assert near(y, x.double() + branch.double() + bias.double())
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -151,4 +151,4 @@ def test_group_norm(far, whole):
             **tile,
         )
     truth = (x.double() - mean) / (variance + EPS).sqrt() * weight.double() + bias.double()
-    near(y, F.silu(truth))
+    assert near(y, F.silu(truth))

@@ -39,6 +39,7 @@ def test_no_input_is_overwritten(here, name, way):
             f"^-o {path}: is an input, which is never overwritten$",
             **({"output": "out.mp4"} | given | {name: read, "force": True}),
         )
+        assert Path(own).read_bytes() == b"mine"
 
 
 def test_nothing_is_written_among_the_weights(here):
