@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 import anyv2v
+from anyv2v.diffusion.inversion import METHODS
 from anyv2v.editor import Editor
+from anyv2v.pipeline.planning import recording_is_free
 from bench.core import captured_graph
 from bench.counted import BRANCHES, INVERSION
 from bench.rental.lab import Lab, Times, quantiles
@@ -26,10 +28,10 @@ SAME = {torch.float32: 1e-4, torch.float16: 5e-2}
 
 
 class Job:
-    """An editor of the published size, a video of random pictures, and an edit of it."""
+    """An editor, by default of I2VGen-XL's published size, random pictures, and an edit of them."""
 
-    def __init__(self, lab: Lab):
-        self.editor: Editor = (demo if lab.dry else published)(lab.device)
+    def __init__(self, lab: Lab, editor: Editor | None = None):
+        self.editor: Editor = editor or (demo if lab.dry else published)(lab.device)
         (width, height), frames = self.editor.defaults.size, self.editor.defaults.frames
         generator = np.random.default_rng(0)
         # random blocks of 16x16 pixels, somewhat like smooth pictures
@@ -42,7 +44,9 @@ class Job:
     def invert(self, memory: int | None = None, **options) -> anyv2v.Source:
         """Invert as the command line does: the features that the edit injects are recorded."""
         plan = self.editor.step_plan(self.steps)
-        recording = self.editor.recording(self.video, steps=self.steps, memory=memory)
+        recording = None
+        if recording_is_free(self.editor.backbone, next(iter(METHODS)), self.steps, self.steps, {}):
+            recording = self.editor.recording(self.video, steps=self.steps, memory=memory)
         return self.editor.invert(
             self.video, steps=self.steps, plan=plan, recording=recording, **options
         )
@@ -61,7 +65,7 @@ def default(lab: Lab) -> None:
     editor = job.editor
     lab.fact("setting up", "random weights on the device", seconds=lab.stopwatch() - start)
 
-    latents = _rounds(lab, job)
+    latents = first_and_next(lab, "edit", job)
     # with random weights the fixed point may converge faster or more slowly than with trained ones,
     # so measure the bound, which does not depend on that
     _once(
@@ -108,11 +112,11 @@ def _once(lab: Lab, case: str, name: str, make: Callable[[], object], **columns)
     lab.fact(case, name, times=Times(seconds, seconds, seconds, 1), **lab.peak(), **columns)
 
 
-def _rounds(lab: Lab, job: Job) -> Tensor:
-    """Measure an inversion, a first and a further edit three times; returns the last latents."""
+def first_and_next(lab: Lab, case: str, job: Job, rounds: int = 3) -> Tensor:
+    """Measure an inversion, a first and a further edit several times; returns the last latents."""
     firsts, nexts, parts = [], [], []
     truth = None
-    for i in range(3):
+    for i in range(rounds):
         source = first = further = None  # or the round before would count in the peak
         lab.begin_peak()
         begin = lab.stopwatch()
@@ -128,7 +132,7 @@ def _rounds(lab: Lab, job: Job) -> Tensor:
         again = relative(latents, truth)
         bad = not max(off, again) <= SAME[job.editor.backbone.dtype]
         lab.fact(
-            "edit, default",
+            f"{case}, default",
             f"round {i + 1}",
             "wrong" if bad else "ok",
             invert_s=middle - begin,
@@ -146,7 +150,7 @@ def _rounds(lab: Lab, job: Job) -> Tensor:
     # the first round includes loading of libraries, and compiling and checking of kernels
     times_first, times_next = quantiles(firsts[1:]), quantiles(nexts[1:])
     lab.fact(
-        "edit",
+        case,
         "anyv2v, first edit",
         times=times_first,
         evaluations=parts[-1][1] + 2 * job.steps,
@@ -154,7 +158,7 @@ def _rounds(lab: Lab, job: Job) -> Tensor:
         headline=True,
     )
     lab.fact(
-        "edit",
+        case,
         "anyv2v, next edit of the source",
         times=times_next,
         evaluations=2 * job.steps,

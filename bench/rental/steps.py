@@ -61,6 +61,10 @@ PARTS: dict[int, tuple[Step, ...]] = {
         Step("T5", "what a sanitizer finds in the kernels", "proof:sanitizer", 70, 20),
         Step("T6", "what torch.compile makes of a forward", "experiments:compiled", 100, 50),
     ),
+    3: (
+        Step("U1", "the other backbones: a forward, whole edits", "backbones:others", 120, 40),
+        Step("U2", "a clip of several windows, guided, protected", "clips:long", 120, 40),
+    ),
 }
 
 
