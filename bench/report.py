@@ -374,8 +374,9 @@ def rental(results: Results) -> str:
     if not left:
         return f"{NO_GPU[0].upper()}{NO_GPU[1:]}: `python -m bench rental --part 1`."
     parts = []
-    for part in sorted({x["part"] for x in left}):
-        found = [x for x in left if x["part"] == part]
+    # the steps of one part may have been run on several commits
+    for part, commit in sorted({(x["part"], x["commit"]) for x in left}):
+        found = [x for x in left if (x["part"], x["commit"]) == (part, commit)]
         about = {k: found[0][k] for k in ("torch", "triton", "commit", "date")}
         about |= {"device": found[0]["card"], "command": f"python -m bench rental --part {part}"}
         result = {"about": about, "rows": [rented(x) for x in found]}

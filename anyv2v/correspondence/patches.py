@@ -22,8 +22,9 @@ from anyv2v.errors import InputError
 EXACT = 8192
 """Most pixels of a frame that are all compared with all. Larger frames are halved until they have
 no more, and the matches are refined from one size to the next."""
-BLOCK = 2**21
-"""Most comparisons of two patches that are held at once, 4 bytes each."""
+BLOCK = {"cpu": 2**21, "cuda": 2**25}
+"""Device -> the most comparisons of two patches that are held at once, 4 bytes each. A GPU would
+spend its time on launching kernels for blocks that fit into the cache of a CPU."""
 FAR = 20.0
 """What a match as far away as the frame is wide costs, in mean squared levels. The cost grows with
 the square of the distance, and the width is that of a square with the frame's area. In a frame of
@@ -103,7 +104,7 @@ def _match_all(frame: Tensor, references: Tensor, radius: int, rivals: bool) -> 
     cost = FAR / (h * w) * values
     across = cost * (columns[:, None] - columns).square()[None, :, None, None]
     parts = []
-    for begin, end in _blocks(h, w * len(theirs)):
+    for begin, end in _blocks(h, w * len(theirs), device):
         block = slice(begin * w, end * w)
         squares = torch.addmm(their_norms, ours[block], theirs.T, alpha=-2)
         squares += our_norms[block, None]
@@ -144,7 +145,7 @@ def _refine(frame: Tensor, references: Tensor, radius: int, coarse: Matches) -> 
     (r, h, w, _), device = references.shape, frame.device
     ours, theirs = _patches(frame, radius), _patches(references, radius)
     index, distance = [], []
-    for begin, end in _blocks(h, 16 * w * ours.shape[1]):
+    for begin, end in _blocks(h, 16 * w * ours.shape[1], device):
         y = torch.arange(begin, end, device=device)[:, None]
         x = torch.arange(w, device=device)
         reference, cy, cx = _candidates(coarse.index, (r, h, w), y, x)
@@ -203,12 +204,12 @@ def _halved(pictures: Tensor) -> Tensor:
     return means.round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def _blocks(rows: int, values: int) -> Iterator[tuple[int, int]]:
+def _blocks(rows: int, values: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Divides `rows` into blocks (begin, end) with at most `BLOCK` values, or of one row.
 
     values: number of values in a row.
     """
-    size = max(1, BLOCK // values)
+    size = max(1, BLOCK.get(device.type, BLOCK["cpu"]) // values)
     return ((begin, min(begin + size, rows)) for begin in range(0, rows, size))
 
 

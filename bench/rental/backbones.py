@@ -106,7 +106,6 @@ def _forward(lab: Lab, name: str, editor: Editor) -> None:
         "ok" if right else "wrong",
         times=lab.clock(ours),
         error=error,
-        **lab.peak(),
     )
     eager, captured = ours(), lab.captured(ours)
     same = torch.equal(captured(), eager)
