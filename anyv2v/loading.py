@@ -111,6 +111,8 @@ class Peek(NamedTuple):
     """The settings of the original code, with size, frames and fps of the weights' own."""
     multiple: int
     """The number of pixels of which both sides of a frame must be multiples."""
+    fingerprint: str
+    """That of the weights, see `Checkpoint.fingerprint`."""
 
 
 def peek(weights: str | os.PathLike) -> Peek:
@@ -119,12 +121,14 @@ def peek(weights: str | os.PathLike) -> Peek:
     Raises InputError if it is no folder that `anyv2v convert` wrote for editing videos.
     """
     folder = folder_of(weights)
-    config = Checkpoint.open(folder).config
+    checkpoint = Checkpoint.open(folder)
+    config = checkpoint.config
     with config_errors(folder):
         backbone = _backbone(config)
         defaults = read_defaults(config, backbone.published_settings)
         published = published_defaults(defaults, backbone.published_settings)
-        return Peek(defaults, published, backbone.size_multiple(config))
+        multiple = backbone.size_multiple(config)
+        return Peek(defaults, published, multiple, checkpoint.fingerprint)
 
 
 def inspect(

@@ -75,17 +75,31 @@ def options_of(
 ) -> tuple[dict[argparse.Action, Any], list[str]]:
     """Returns the options that a file sets, and the names in it that this command does not have.
 
-    path: a config file. actions: the options of the command. known: the names of all commands'
-    options. The first result is action -> value, converted and checked as on the command line.
-    Values of null count as not given. Raises InputError for a name that no command has, and for a
-    bad value.
+    path: a config file. Other arguments, the result and the errors are those of `options_among`.
     """
-    values = {name: value for name, value in read_config(path).items() if value is not None}
+    return options_among(path, read_config(path), actions, known)
+
+
+def options_among(
+    where: str,
+    values: Mapping[str, Any],
+    actions: Collection[argparse.Action],
+    known: Collection[str],
+) -> tuple[dict[argparse.Action, Any], list[str]]:
+    """Returns the options that a mapping sets, and the names in it that this command does not have.
+
+    where: where the mapping is from, for messages. values: option (with _ for -) -> value, as
+    `read_config` returns them. actions: the options of the command. known: the names of all
+    commands' options. The first result is action -> value, converted and checked as on the command
+    line. Values of null count as not given. Raises InputError for a name that no command has, and
+    for a bad value.
+    """
+    values = {name: value for name, value in values.items() if value is not None}
     mine = {action.dest: action for action in actions}
     if unknown := sorted(values.keys() - mine.keys() - {*known, COMMAND}):
-        raise InputError(f"{path}: there is no option {shown(unknown[0])}")
+        raise InputError(f"{where}: there is no option {shown(unknown[0])}")
     found = {
-        mine[name]: _converted(f"{path}: {name}", mine[name], value)
+        mine[name]: _converted(f"{where}: {name}", mine[name], value)
         for name, value in values.items()
         if name in mine
     }

@@ -7,19 +7,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
-import torch
-
 from anyv2v import loading
 from anyv2v.cli import settings
+from anyv2v.cli.batch import run_batch
 from anyv2v.cli.clip import is_source
-from anyv2v.cli.console import say, tell
+from anyv2v.cli.console import explained, say, tell
 from anyv2v.cli.demo import run_demo
 from anyv2v.cli.edit import SomeFailed, run_edit, run_edit_frame
 from anyv2v.cli.invert import run_invert, run_plan, run_reconstruct
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals, Unfailing, unfailing_streams
 from anyv2v.cli.weights import run_convert, run_fetch, run_verify
-from anyv2v.errors import InputError
 
 PRINTING = ("plan", "weights verify")
 """Commands that only print. Such a command fails if what it prints is lost, and so does one whose
@@ -40,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "weights verify": run_verify,
         "weights fetch": run_fetch,
         "edit": run_edit,
+        "batch": run_batch,
         "edit-frame": run_edit_frame,
         "plan": run_plan,
         "invert": run_invert,
@@ -71,8 +70,7 @@ def _run(argv: list[str], commands: dict[str, Callable], signals: Signals, out: 
         if hasattr(args, "paper"):
             known = loading.peek(args.weights)
             tell(settings.fill(args, known.defaults, known.original, is_source(args.video)))
-        args.run(args)
-        return 0
+        return args.run(args) or 0
     except SystemExit:
         out.flush()
         if _is_lost(out.failure):
@@ -89,10 +87,6 @@ def _run(argv: list[str], commands: dict[str, Callable], signals: Signals, out: 
         return _fail(error, debug=debug)
 
 
-def _is_cpu_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-
-
 def _before(output: str, why: Exception) -> str:
     """The name of an output before what went wrong with it, unless that has it already."""
     return "" if output in str(why) else f"{output}: "
@@ -102,11 +96,6 @@ def _fail(error: Exception, prefix: str = "", debug: bool = False) -> int:
     """Says what went wrong, in one line; gives the exit status."""
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, InputError):
-        message, status = error, 2
-    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _is_cpu_out_of_memory(error):
-        message, status = "not enough memory: a smaller size or fewer frames need less", 2
-    else:
-        message, status = f"{type(error).__name__}: {error}", 1
+    message, status = explained(error)
     say(f"{prefix}{message}")
     return status

@@ -44,11 +44,25 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
 
     commands: name of a command -> its function. The namespace also has `given`, the names of the
     options that were given on the command line or, with another value than the default, in the file
-    of --config, and `filed`, the names of those among them that are in the file alone.
+    of --config, `filed`, the names of those among them that are in the file alone, and `sharing`, a
+    `sharing.Shared` for commands that a batch runs, else None.
     """
     made = Commands(commands)
-    for describe in (_demo, _convert, _weights, _edit, _edit_frame, _plan, _invert, _reconstruct):
-        describe(made)
+    # a batch needs only the parsers of the commands that it runs
+    described = {
+        "demo": _demo,
+        "convert": _convert,
+        "weights fetch": _weights,
+        "edit": _edit,
+        "batch": _batch,
+        "edit-frame": _edit_frame,
+        "plan": _plan,
+        "invert": _invert,
+        "reconstruct": _reconstruct,
+    }
+    for name, describe in described.items():
+        if name in commands:
+            describe(made)
     return made.finish()
 
 
@@ -111,6 +125,30 @@ def _edit(commands: Commands) -> None:
     add("--seed", type=from_0, default=0, metavar="N", help=text)
     for group in (_whole_clip, _injection, _inversion, first_frame.options, _model):
         group(sub)
+
+
+def _batch(commands: Commands) -> None:
+    text = (
+        "Make many edits of many clips, told by a file. "
+        "What is done is skipped, so that a run that ended early is simply run again; what fails "
+        "is written to DIR/failed.jsonl and stops nothing."
+    )
+    usage = "anyv2v batch (JOBS | --anyv2v TEMPLATE GROUP) -o DIR [options]"
+    sub = commands.add("batch", text, usage=usage)
+    add = sub.add_argument_group("batch").add_argument
+    text = "clips and their edits: YAML, or JSON lines"
+    add("jobs", metavar="JOBS", nargs="?", help=text)
+    text = "the same from files of the AnyV2V code: its template and its group configuration"
+    add("--anyv2v", nargs=2, metavar=("TEMPLATE", "GROUP"), help=text)
+    text = "folder of the outputs; made if it is missing"
+    add("-o", "--output", required=True, metavar="DIR", help=text)
+    add("--limit", type=from_1, metavar="N", help="do the first N clips only")
+    text = "do part I of N, counted from 0, of the clips (default: as RANK and WORLD_SIZE of "
+    text += "torchrun or SLURM_ARRAY_TASK_ID and _COUNT say, else all)"
+    add("--shard", metavar="I/N", help=text)
+    text = "print what would be done, what is done, and what it costs; do nothing"
+    add("--dry-run", action="store_true", help=text)
+    _model(sub)
 
 
 def _edit_frame(commands: Commands) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import anyv2v
-from anyv2v.cli.config_file import options_of
+from anyv2v.cli.config_file import options_among, options_of
 from anyv2v.errors import InputError
 
 NOT_IN_FILES = ("help", "list", "config")
@@ -22,6 +22,8 @@ class Parser(argparse.ArgumentParser):
 
     names: frozenset[str] = frozenset()
     """Names of the options of all commands that a file of --config may have."""
+    commands: Mapping[str, Parser] = {}
+    """Name of a command -> its parser; empty for the parser of a command."""
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError instead of printing the usage and ending the process."""
@@ -56,7 +58,7 @@ class Parser(argparse.ArgumentParser):
             return known, rest
         mine = [a for a in self._actions if a.dest not in NOT_IN_FILES]
         found, unused = options_of(path, mine, self.names)
-        filed = {a.dest.replace("_", "-") for a, value in found.items() if value != a.default}
+        filed = _names(found)
         for action in found:
             # None where it is not given; nobody can give that
             action.required, action.default = False, None
@@ -73,6 +75,24 @@ class Parser(argparse.ArgumentParser):
                 setattr(known, action.dest, value)
         known.unused, known.given, known.filed = unused, given | filed, filed - given
         return known, rest
+
+    def parse_mapping(self, where: str, values: Mapping[str, Any]) -> argparse.Namespace:
+        """Returns the namespace of options that a mapping tells, as a file of --config does.
+
+        where: where the mapping is from, for messages. values: option (with _ for -) -> value.
+        Raises InputError, which begins with `where`, for a name or a value that is wrong, and for
+        an option that is required and missing.
+        """
+        mine = [a for a in self._actions if a.dest not in NOT_IN_FILES]
+        found, unused = options_among(where, values, mine, self.names)
+        if lacking := [a for a in mine if a.required and a not in found]:
+            raise InputError(f"{where}: it needs {' and '.join(a.dest for a in lacking)}")
+        known = argparse.Namespace(**self._defaults)
+        for action in self._actions:
+            if action.default is not argparse.SUPPRESS:
+                setattr(known, action.dest, found.get(action, action.default))
+        known.unused, known.given, known.filed = unused, _names(found), _names(found)
+        return known
 
     @property
     def settable(self) -> list[str]:
@@ -100,6 +120,11 @@ class ByName(argparse.Action):
         if isinstance(before, dict) and isinstance(values, dict):
             values = {**before, **values}
         setattr(namespace, self.dest, values)
+
+
+def _names(found: Mapping[argparse.Action, Any]) -> set[str]:
+    """The options that have another value than the default, which is not yet replaced."""
+    return {a.dest.replace("_", "-") for a, value in found.items() if value != a.default}
 
 
 def _config_of(args) -> str | None:
@@ -150,7 +175,7 @@ class Commands:
             allow_abbrev=False,
             formatter_class=_Help,
         )
-        sub.set_defaults(run=self._run[name], prog=sub.prog, command=name)
+        sub.set_defaults(run=self._run[name], prog=sub.prog, command=name, sharing=None)
         for group in groups:
             group(sub)
         text = "YAML or JSON file of options that are not given here; a sidecar of an output is one"
@@ -167,4 +192,5 @@ class Commands:
         for sub in self._made:
             sub.names = names
             sub.set_defaults(settable=sub.settable, unused=[])
+        self.top.commands = {str(sub.get_default("command")): sub for sub in self._made}
         return self.top

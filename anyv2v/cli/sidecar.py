@@ -26,6 +26,7 @@ from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip
 from anyv2v.cli.config_file import COMMAND, SETTINGS
 from anyv2v.cli.console import tell
+from anyv2v.cli.edit_key import edit_key
 from anyv2v.cli.values import AUTO, OFF, SOURCE
 from anyv2v.editor import Editor
 from anyv2v.kernels.choose import USED
@@ -44,6 +45,8 @@ EACH = (*INPUTS, "prompt", "instruction", "output")
 """Options that each of several edits may have for itself."""
 PATHS = (*INPUTS, "output", "weights", "editor_weights")
 """Options that are paths."""
+KEYED = ("edit", "reconstruct")
+"""Commands whose outputs have a key, because a batch may make them."""
 PRIVATE = ("residuals", "versions", "environment")
 """Keys of a sidecar that the comment in a video file leaves out."""
 
@@ -106,7 +109,8 @@ class Provenance:
         for name in WORDS:
             value = getattr(args, name, None)
             given[name] = None if value in WORDS[name] else value
-        self._inputs = {name: _fingerprints(value) for name, value in given.items() if value}
+        self.inputs = {name: _fingerprints(value) for name, value in given.items() if value}
+        """Option -> the `fingerprint` of its file, or a list with those of several."""
 
     @classmethod
     def begin(cls, args: argparse.Namespace) -> Provenance:
@@ -124,7 +128,7 @@ class Provenance:
         made = read_sidecar(self._args.config) if self._args.config else {}
         said = []
         for name, before in made.get("inputs", {}).items():
-            here = self._inputs.get(name)
+            here = self.inputs.get(name)
             for old, new in zip(_listed(before), _listed(here), strict=False):
                 if old["path"] == new["path"] and old["sha256"] != new["sha256"]:
                     said.append(f"{new['path']} has changed since {self._args.config} was written")
@@ -145,7 +149,7 @@ class Provenance:
         frame: the edited first frame, uint8 (h, w, 3), if a frame editor made it. Paths are
         absolute, and options that were not given have the value that was used.
         """
-        args, inputs = self._args, {n: _one(v, index) for n, v in self._inputs.items()}
+        args, inputs = self._args, {n: _one(v, index) for n, v in self.inputs.items()}
         settings: dict[str, Any] = {COMMAND: args.command}
         for name in args.settable:
             value = getattr(args, name)
@@ -171,6 +175,9 @@ class Provenance:
             settings |= {"tolerance": tolerance}
         if frame is not None:
             inputs["frame"] = {"path": None, "sha256": hashlib.sha256(frame.tobytes()).hexdigest()}
+        key = None
+        if editor is not None and args.command in KEYED:
+            key = edit_key(args, editor.fingerprint, self.inputs, index)
         return {
             SETTINGS: {name: _plain(name, value) for name, value in settings.items()},
             "seed": settings.get("seed"),
@@ -184,6 +191,7 @@ class Provenance:
             "kernels": {op: sorted(names) for op, names in sorted(USED.items())},
             "residuals": inverted and inverted.residuals,
             "kept": None,
+            "key": key,
         }
 
 
@@ -206,7 +214,7 @@ def check_sidecar(output: str | os.PathLike, force: bool) -> None:
     if made := read_sidecar(path):
         # several patterns of one folder have but one
         of = path.with_name(os.path.basename(str(made[SETTINGS].get("output"))))
-        force = force or not (_is_there(output) or _is_there(of))
+        force = force or not (is_there(output) or is_there(of))
     check_output(path, force)
 
 
@@ -298,7 +306,8 @@ def versions() -> dict[str, str | int]:
     return found
 
 
-def _is_there(output: str | os.PathLike) -> bool:
+def is_there(output: str | os.PathLike) -> bool:
+    """Whether a file is there or, for a pattern such as frames/%05d.png, any picture of it."""
     pattern = numbered(output)
     return Path(output).exists() if pattern is None else bool(pattern.files())
 

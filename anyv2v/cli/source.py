@@ -13,6 +13,7 @@ from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, size_of
 from anyv2v.cli.console import say, tell
 from anyv2v.cli.model import Model
+from anyv2v.cli.sharing import alike, editor_of, widest
 from anyv2v.cli.values import SOURCE
 from anyv2v.diffusion.schedule import match_levels
 from anyv2v.editor import Editor
@@ -20,7 +21,7 @@ from anyv2v.errors import InputError
 from anyv2v.media import container
 from anyv2v.media.frames import Video
 from anyv2v.pipeline.source import Source, Unfinished
-from anyv2v.pipeline.step_plan import CachePlan
+from anyv2v.pipeline.step_plan import CachePlan, together
 from anyv2v.runtime.progress import Progress
 
 DEMO_NOTICE = (
@@ -51,10 +52,13 @@ def obtain(
         return _loaded(args, uses)
     video = clip.read() if video is None else video
     editor, inversion, count = prepare(args, video, uses)
-    with progress_of(args) as progress:
-        on_step = progress("invert", count)
-        source = editor.invert(video, **inversion, unfinished=unfinished, on_step=on_step)
-    return editor, source
+
+    def invert(unfinished: Unfinished | None) -> Source:
+        with progress_of(args) as progress:
+            on_step = progress("invert", count)
+            return editor.invert(video, **inversion, unfinished=unfinished, on_step=on_step)
+
+    return editor, invert(unfinished) if args.sharing is None else args.sharing.source(invert)
 
 
 def prepare(
@@ -66,9 +70,11 @@ def prepare(
     in `obtain`. Raises InputError for bad input.
     """
     method, inversion_steps = settings.of_the_inversion(args)
-    editor = typed(Model, args).load()
-    # only the latents that the edit reads are kept; `anyv2v invert` keeps all
-    plan = None if args.command == "invert" else editor.step_plan(**settings.of_the_run(args))
+    editor = editor_of(args)
+    # only the latents that the edits read are kept; `anyv2v invert` keeps all
+    plan = None
+    if args.command != "invert":
+        plan = together([editor.step_plan(**settings.of_the_run(each)) for each in alike(args)])
     last, levels = 0, editor.schedule.levels(inversion_steps)
     if plan is not None:
         editor.check_kept(levels[:-1], plan.source_levels)
@@ -94,8 +100,12 @@ def _loaded(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Sou
         raise InputError(f"--{option} is fixed by {args.video}; invert the video again")
     if not Path(args.video).exists():
         raise InputError(f"{args.video}: no such file")
-    editor = typed(Model, args).load()
-    source = editor.load_source(args.video)
+    editor = editor_of(args)
+
+    def load(_: Unfinished | None = None) -> Source:
+        return editor.load_source(args.video)
+
+    source = load() if args.sharing is None else args.sharing.source(load)
     plan = editor.step_plan(**settings.of_the_run(args))
     editor.check_kept(source.trajectory.stored_levels, plan.source_levels)
     how = source.settings
@@ -110,17 +120,24 @@ def cache_plan(args: argparse.Namespace, editor: Editor, video: Video) -> CacheP
 
     The plan is printed as well.
     """
-    wanted = args.command == "edit" or getattr(args, "features", False)
-    nothing = not any(args.injection.fractions.values())
-    if not wanted or nothing or args.feature_memory == 0:
-        return None
-    if not settings.passes(args, editor.backbone):
+    recorded = [each for each in alike(args) if _records(each, editor)]
+    if not recorded:
         return None
     _, steps = settings.of_the_inversion(args)
-    given = args.injection, steps, getattr(args, "start", 0), args.feature_memory
+    injection = widest([each.injection for each in recorded])
+    start = min(getattr(each, "start", 0) for each in recorded)
+    given = injection, steps, start, args.feature_memory
     recording = editor.recording(video, *given, options=args.options)
     print(recording)
     return recording
+
+
+def _records(args: argparse.Namespace, editor: Editor) -> bool:
+    wanted = args.command == "edit" or getattr(args, "features", False)
+    nothing = not any(args.injection.fractions.values())
+    if not wanted or nothing or args.feature_memory == 0:
+        return False
+    return settings.passes(args, editor.backbone)
 
 
 def progress_of(args: argparse.Namespace) -> Progress:

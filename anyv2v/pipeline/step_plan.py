@@ -132,6 +132,17 @@ def plan_steps(
     return StepPlan(tuple(steps))
 
 
+def together(plans: Sequence[StepPlan]) -> StepPlan:
+    """Returns a plan that reads of the source what any of these runs reads, for one inversion.
+
+    It is no run itself, unless there is only one. The runs may have different numbers of steps.
+    """
+    if len(plans) == 1:
+        return plans[0]
+    levels = {level.identity: level for plan in plans for level in plan.source_levels}
+    return StepPlan(tuple(PlannedStep(x, frozenset(), "batched", False) for x in levels.values()))
+
+
 @dataclass(frozen=True)
 class CachePlan:
     """Which features of a source will be recorded for an edit, and where they will be kept.

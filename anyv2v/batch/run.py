@@ -1,0 +1,154 @@
+"""Doing the edits of clips in one process: what is done is skipped, what fails stops nothing.
+
+Engines call `Worker` in one process or in many. What an edit is, a `Doer` knows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from anyv2v.batch.ledger import Ledger
+from anyv2v.batch.tasks import Task, TaskEdit
+from anyv2v.errors import InputError
+
+Status = Literal["done", "skipped", "failed", "busy"]
+"""What became of an edit; busy: another run works on its clip."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An edit is being made from now on; if its process dies, this edit may be why."""
+
+    edit: int
+    """Its place among the edits of the clip."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one edit."""
+
+    output: str
+    """Path of the output below the folder of the batch."""
+    status: Status
+    """See `Status`."""
+    text: str = ""
+    """One line: what was written, or what went wrong."""
+    seconds: float = 0.0
+    """How long it took."""
+
+
+class Doer(Protocol):
+    """Knows what the edits of clips are, and makes them."""
+
+    def key(self, task: Task, edit: TaskEdit) -> str:
+        """Returns a hash of all that an output depends on. Raises InputError if that is wrong."""
+        ...
+
+    def is_done(self, edit: TaskEdit, key: str) -> bool:
+        """Whether the output is there, whole, and has this key."""
+        ...
+
+    def is_there(self, edit: TaskEdit) -> bool:
+        """Whether there is an output of that name, whatever it is."""
+        ...
+
+    def order(self, task: Task) -> Sequence[int]:
+        """Returns the places of all edits of a clip in the order in which to make them."""
+        ...
+
+    def make(self, task: Task, index: int, force: bool, again: bool) -> str:
+        """Makes one edit, and returns a line that says what was written.
+
+        force: replace what is there. again: go on where a killed run was. The result must not
+        depend on which other edits of the clip are made.
+        """
+        ...
+
+    def free(self) -> None:
+        """Frees what is kept for further edits of the clip."""
+        ...
+
+    def explain(self, error: Exception) -> str:
+        """Returns what went wrong in one line."""
+        ...
+
+
+class Worker:
+    """Does clips, one after the other, in this process."""
+
+    def __init__(self, doer: Doer, ledger: Ledger, force: bool = False):
+        """force: replace outputs that were made with other settings; done ones stay."""
+        self._doer, self._ledger, self._force = doer, ledger, force
+
+    def do(
+        self, task: Task, wait: bool = False, without: Collection[int] = ()
+    ) -> Iterator[Begun | Outcome]:
+        """Makes the edits of a clip that are not done, and yields what becomes of each.
+
+        wait: wait for another run that works on the clip; else its edits are busy. without: edits
+        to leave alone. Exceptions become outcomes, except for those that end the process.
+        """
+        with self._ledger.lock(task, wait) as held:
+            if not held:
+                for edit in task.edits:
+                    yield Outcome(edit.output, "busy")
+                return
+            try:
+                order = self._doer.order(task)
+            except Exception as error:
+                # each edit says what is wrong with itself
+                order = range(len(task.edits))
+                del error
+            for index in order:
+                if index not in without:
+                    yield from self._edit(task, index)
+            self._doer.free()
+            self._ledger.end(task)
+
+    def _edit(self, task: Task, index: int) -> Iterator[Begun | Outcome]:
+        edit, key, began = task.edits[index], None, time.monotonic()
+        try:
+            key = self._doer.key(task, edit)
+            if self._doer.is_done(edit, key):
+                self._ledger.forget([edit.output])
+                yield Outcome(edit.output, "skipped", "is done")
+                return
+            again = self._ledger.begin(task, edit.output, key)
+            force = self._force or again
+            if self._doer.is_there(edit) and not force:
+                raise InputError("was made otherwise; --force replaces it")
+            yield Begun(index)
+            text = self._doer.make(task, index, force, again)
+            seconds = time.monotonic() - began
+            self._ledger.done(edit.output, key, seconds)
+            yield Outcome(edit.output, "done", text, seconds)
+        except Exception as error:
+            text = self._doer.explain(error)
+            self._ledger.failed(edit.output, task.video, text, key)
+            yield Outcome(edit.output, "failed", text, time.monotonic() - began)
+
+
+@dataclass
+class Totals:
+    """How many edits became what."""
+
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+    def count(self, outcome: Outcome) -> None:
+        """Counts one more edit."""
+        setattr(self, outcome.status, getattr(self, outcome.status) + 1)
+
+    @property
+    def total(self) -> int:
+        """The number of all edits counted."""
+        return self.done + self.skipped + self.failed
+
+    def __str__(self) -> str:
+        return f"{self.total} edits: {self.done} done, {self.skipped} were done before, " + (
+            f"{self.failed} failed"
+        )

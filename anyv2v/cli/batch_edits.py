@@ -1,0 +1,177 @@
+"""The edits of a batch, each made as `anyv2v edit` makes it, with what they can share."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anyv2v import loading
+from anyv2v.batch.ledger import Ledger
+from anyv2v.batch.tasks import Task, TaskEdit
+from anyv2v.cli import settings
+from anyv2v.cli.arguments import typed
+from anyv2v.cli.clip import is_source
+from anyv2v.cli.console import explained, say, tell
+from anyv2v.cli.edit import SomeFailed, run_edit
+from anyv2v.cli.edit_key import edit_key
+from anyv2v.cli.invert import run_reconstruct
+from anyv2v.cli.model import Model
+from anyv2v.cli.options import parser
+from anyv2v.cli.process import Signals
+from anyv2v.cli.sharing import Shared
+from anyv2v.cli.sidecar import Provenance, is_there, read_sidecar, sidecar_of
+from anyv2v.diffusion.schedule import match_levels
+from anyv2v.editor import Editor
+from anyv2v.errors import InputError
+
+RUN = {"edit": run_edit, "reconstruct": run_reconstruct}
+"""Command of an edit -> the function that runs it."""
+READ = ("video", "weights", "size", "frames", "sample_fps", "start_time", "fit", "out_size")
+READ += ("window", "shared", "dtype", "inversion_prompt", "tolerance", "feature_memory")
+"""Options on which the inversion of a clip depends, besides its method, steps and end."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the command line of a batch says of all its edits; it can be sent to other processes."""
+
+    folder: str
+    """Folder of the outputs."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `anyv2v edit` that count instead of those in the tasks."""
+
+
+class Edits:
+    """Makes the edits of clips in one process; it is a `batch.run.Doer`."""
+
+    def __init__(self, told: Told, signals: Signals, device: str | None = None):
+        """device: that of the networks, if this process has one for itself; else as the tasks say.
+
+        signals: looked at in each step.
+        """
+        self._told, self._signals, self._device = told, signals, device
+        self._ledger = Ledger(told.folder)
+        self._commands = parser({name: run for name, run in RUN.items()}).commands
+        self._shared, self._groups = Shared(), {}
+        self._said: set[str] = set()
+
+    def parse(self, task: Task, edit: TaskEdit) -> argparse.Namespace:
+        """Returns the options of an edit, filled; raises InputError for wrong ones.
+
+        Files are not looked at.
+        """
+        if edit.command not in RUN:
+            raise InputError(f"{edit.output}: {edit.command} is none of {', '.join(RUN)}")
+        output, device = self._ledger.path(edit.output), self._device
+        values = {**task.options(edit), **self._told.options, "output": str(output)}
+        values |= {} if device is None else {"device": device}
+        args = self._commands[edit.command].parse_mapping(edit.output, values)
+        known = loading.peek(args.weights)
+        notes = settings.fill(args, known.defaults, known.original, is_source(args.video))
+        args.signals, args.sharing, args.notes = self._signals, self._shared, notes
+        args.quiet, args.fingerprint = True, known.fingerprint
+        return args
+
+    def key(self, task: Task, edit: TaskEdit) -> str:
+        """See `Doer.key`."""
+        args = self.parse(task, edit)
+        return edit_key(args, args.fingerprint, Provenance(args).inputs)
+
+    def is_done(self, edit: TaskEdit, key: str) -> bool:
+        """See `Doer.is_done`."""
+        made = read_sidecar(sidecar_of(self._ledger.path(edit.output)))
+        return made.get("key") == key and self.is_there(edit)
+
+    def is_there(self, edit: TaskEdit) -> bool:
+        """See `Doer.is_there`."""
+        return is_there(self._ledger.path(edit.output))
+
+    def order(self, task: Task) -> Sequence[int]:
+        """Returns the places of the edits, those with the same inversion one after the other."""
+        self._groups = groups = self._grouped(task)
+        return sorted(range(len(task.edits)), key=lambda i: min(groups[i][1]))
+
+    def make(self, task: Task, index: int, force: bool, again: bool) -> str:
+        """See `Doer.make`."""
+        edit = task.edits[index]
+        args, (key, alike) = self.parse(task, edit), self._groups[index]
+        others = [self.parse(task, task.edits[i]) for i in alike]
+        unfinished = self._ledger.scratch(task) / f"{_digest(key)}.unfinished"
+        self._shared.begin(key, others or [args], unfinished)
+        output = Path(args.output[0] if edit.command == "edit" else args.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        args.force = force
+        if hasattr(args, "window"):
+            args.resume = again and os.path.isdir(f"{output}.unfinished")
+        with self._heard() as heard:
+            tell(args.notes)
+            try:
+                RUN[edit.command](args)
+            except SomeFailed as failed:
+                raise next(iter(failed.failures.values())) from None
+        return heard.getvalue().strip().splitlines()[-1].removeprefix(f"{output}: ")
+
+    def free(self) -> None:
+        """See `Doer.free`."""
+        self._shared.drop()
+
+    def explain(self, error: Exception) -> str:
+        """See `Doer.explain`."""
+        return explained(error)[0]
+
+    def _grouped(self, task: Task) -> dict[int, tuple[str, list[int]]]:
+        """Place of each edit -> what its inversion depends on, and the edits with the same one.
+
+        An edit that is wrong has a group of its own.
+        """
+        groups, keys = defaultdict(list), {}
+        for i, edit in enumerate(task.edits):
+            try:
+                keys[i] = self._inversion_key(self.parse(task, edit))
+            except Exception:
+                # it says what is wrong when it is made
+                keys[i] = f"{i}"
+            groups[keys[i]].append(i)
+        return {i: (key, groups[key]) for i, key in keys.items()}
+
+    def _inversion_key(self, args: argparse.Namespace) -> str:
+        """All that the inversion of an edit's clip depends on."""
+        if is_source(args.video):
+            return f"{args.video} {args.weights}"
+        method, steps = settings.of_the_inversion(args)
+        editor, end = self._shared.editor(typed(Model, args)), None
+        plan = editor.step_plan(**settings.of_the_run(args))
+        if method == "fixed-point":
+            # where an inversion ends, it is solved more exactly
+            end = _last_level(editor, plan.source_levels, steps)
+        told = [getattr(args, name, None) for name in READ]
+        return repr([*told, method, steps, end, sorted(args.options.items())])
+
+    @contextlib.contextmanager
+    def _heard(self):
+        """Yields what is printed inside the block; of that, new lines of stderr go to stderr."""
+        out, err = io.StringIO(), io.StringIO()
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                yield out
+        finally:
+            for line in err.getvalue().splitlines():
+                if line not in self._said:
+                    self._said.add(line)
+                    say(line.removeprefix("anyv2v: "))
+
+
+def _last_level(editor: Editor, levels, steps: int) -> int:
+    return min(match_levels(levels, editor.schedule.levels(steps)).values())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
