@@ -60,6 +60,8 @@ setup(
     extras_require={
         # for `anyv2v weights fetch`
         "fetch": ["huggingface_hub>=0.23"],
+        # for inputs and outputs of `anyv2v batch` that are URLs, beside s3fs, gcsfs and the like
+        "urls": ["fsspec>=2024.2"],
         # for the edges that a T2I-Adapter may be shown
         "canny": ["opencv-python-headless>=4.8"],
         # for the optical flow of two baselines of `python -m bench.edit_quality`

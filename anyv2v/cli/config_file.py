@@ -7,15 +7,14 @@ Options given on the command line have precedence. The sidecar of an output is s
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from anyv2v.checks import shown
 from anyv2v.errors import InputError
+from anyv2v.runtime.plain_yaml import parse
 
 LARGEST = 2**20
 """The most bytes that a config file may have."""
@@ -23,12 +22,6 @@ SETTINGS, COMMAND = "settings", "command"
 """The keys of a sidecar that hold its options and its command."""
 BY_NAME = ("guidance", "inject", "option")
 """Options whose value is several numbers by name: text=35,image=1, or a mapping in a file."""
-WORDS = {
-    "bool": ("^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    "null": ("^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-}
-"""Type -> (pattern of its words, their first characters): the words of YAML 1.2 that are not texts.
-Numbers are loaded as texts, because options parse them."""
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -41,7 +34,7 @@ def read_config(path: str) -> dict[str, Any]:
         if Path(path).stat().st_size > LARGEST:
             raise InputError(f"{path}: is no config file: it is larger than {LARGEST} bytes")
         # Windows' editors put a mark before UTF-8
-        values = _parsed(path, Path(path).read_text(encoding="utf-8-sig").lstrip())
+        values = parse(path, Path(path).read_text(encoding="utf-8-sig").lstrip())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -51,23 +44,6 @@ def read_config(path: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise InputError(f"{path}: is no config file: it has no lines such as `steps: 50`")
     return {str(name).replace("-", "_"): value for name, value in values.items()}
-
-
-def _parsed(path: str, text: str) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Loads values as texts, but for true, false and null: 1:30 is not 90, and 010 is not 8."""
-
-        yaml_implicit_resolvers = {}
-
-    for what, (pattern, first) in WORDS.items():
-        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{what}", re.compile(pattern), first)
-    try:
-        # JSON by its own reader: YAML has other escapes
-        return json.loads(text) if text.startswith("{") else yaml.load(text, Loader)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as YAML or JSON: {error}") from error
 
 
 def options_of(

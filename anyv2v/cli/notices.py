@@ -200,7 +200,10 @@ def _of_injection(
     steps, start = getattr(args, "steps", inversion_steps), getattr(args, "start", 0)
     parts = args.injection.fractions
     if command == "invert" and not args.features:
-        kept = [*args.called.values(), *(n for n in ("feature-memory",) if n in args.given)]
+        kept = [
+            *args.called.values(),
+            *(n for n in ("feature-memory", "preset") if n in args.given),
+        ]
         yield from (_no_effect(name, "it goes with --features") for name in kept)
         return
     idle = [name for name, part in parts.items() if part > 0 and int(steps * part) <= start]

@@ -28,6 +28,7 @@ from anyv2v.cli.values import (
 from anyv2v.convert.fetch import PUBLISHED
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.injection.fractions import USUAL
+from anyv2v.injection.presets import PRESETS
 from anyv2v.loading import DEMO
 from anyv2v.media.image import FITS
 from anyv2v.pipeline.inverting import STEPS
@@ -341,6 +342,11 @@ def _guidance(add: Callable[..., argparse.Action], default: str = OF_WEIGHTS.for
 
 def _injection(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument_group("injection").add_argument
+    text = (
+        "fractions of the steps and --start as in the edits of a kind that AnyV2V published, for "
+        "what is not given below; also with --paper (default: none)"
+    )
+    add("--preset", choices=PRESETS, help=text)
     kinds = ("residual features", "spatial attention", "temporal attention")
     for name, kind, default in zip(USUAL, kinds, (0.2, 0.2, 0.5), strict=True):
         text = f"share of the steps, from the noisiest on, that inject {kind} of the source "

@@ -10,6 +10,7 @@ from anyv2v.cli.values import AUTO, OFF
 from anyv2v.diffusion.inversion import METHODS
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import USUAL, Injection
+from anyv2v.injection.presets import PRESETS, Preset
 from anyv2v.pipeline.inverting import STEPS
 from anyv2v.pipeline.planning import recording_is_free
 
@@ -34,6 +35,7 @@ def fill(args: Namespace, own: Defaults, original: Defaults, inverted: bool = Fa
     """
     args.own = own = original if args.paper else own
     args.options = _options(args)
+    _make_way_for_preset(args)
     args.called = _sort_groups(args)
     if getattr(args, "guidance", None) is not None:
         args.guidance = own.scales(args.guidance)
@@ -54,7 +56,7 @@ def fill(args: Namespace, own: Defaults, original: Defaults, inverted: bool = Fa
         usual = {name: getattr(args, name) for name in USUAL}
         args.inject = {**_others(own), **args.inject}
         args.injection = Injection(**usual, **args.inject)
-    return _beside_paper(args, others)
+    return [*_lacking(args, own), *_beside_paper(args, others)]
 
 
 def of_the_inversion(args: Namespace) -> tuple[str, int]:
@@ -92,7 +94,11 @@ def of_the_run(args: Namespace) -> dict[str, Any]:
 
 def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
     """Option -> the value that it has where it is not given."""
-    values: dict[str, Any] = {name: own.injection.fractions.get(name) for name in USUAL}
+    fractions = own.injection.fractions
+    if preset := _preset(args):
+        # a group that the network lacks keeps no fraction, which `_lacking` tells
+        fractions |= {name: x for name, x in preset.fractions.items() if name in fractions}
+    values: dict[str, Any] = {name: fractions.get(name) for name in USUAL}
     values |= {"inject": _others(own), "steps": own.steps}
     values |= {"guidance": own.guidance, "negative_prompt": own.negative_prompt}
     values["start"] = 0 if args.command == "reconstruct" else _start(args, own)
@@ -108,12 +114,36 @@ def _left(args: Namespace, own: Defaults, inverted: bool) -> dict[str, Any]:
     return values
 
 
+def _preset(args: Namespace) -> Preset | None:
+    return PRESETS.get(getattr(args, "preset", None) or "")
+
+
+def _make_way_for_preset(args: Namespace) -> None:
+    """Takes from `args` what a file of --config says of the settings of a later --preset."""
+    if "preset" not in args.given - args.filed:
+        return
+    for name in args.filed & {"start", *USUAL}:
+        setattr(args, name, None)
+        args.given.discard(name)
+    if "inject" in args.filed:
+        args.inject = {name: x for name, x in args.inject.items() if name not in USUAL}
+
+
+def _lacking(args: Namespace, own: Defaults) -> list[str]:
+    """A line for each group of a preset that the network has not."""
+    preset = _preset(args)
+    groups = preset.fractions if preset else {}
+    lacking = [name for name in groups if name not in own.injection.fractions]
+    return [f"--preset {args.preset}: this model has no {name} to inject" for name in lacking]
+
+
 def _start(args: Namespace, own: Defaults) -> int:
-    """The weights' own first step or, under a guide, a later one that gives it weight."""
+    """The preset's or the weights' own first step or, under a guide, one that gives it weight."""
     steps = getattr(args, "steps", None) or own.steps
+    first = preset.start_of(steps) if (preset := _preset(args)) else own.start_of(steps)
     guide = getattr(args, "guide", None) or (not args.paper and own.guide) or OFF
     part = 0.0 if guide == OFF else GUIDED.get(guide, GUIDED_BY_PIXELS)
-    return max(own.start_of(steps), int(part * steps))
+    return max(first, int(part * steps))
 
 
 def _others(own: Defaults) -> dict[str, float]:
@@ -175,7 +205,8 @@ def _value(text: str) -> int | float | str:
 def _beside_paper(args: Namespace, others: list[str]) -> list[str]:
     if not args.paper:
         return []
-    given = [_option(name) for name in others] + ["fit"] * ("fit" in args.given)
+    given = [_option(name) for name in others]
+    given += [name for name in ("fit", "preset") if name in args.given]
     if not given:
         return []
     *others, last = [f"--{name}" for name in given]

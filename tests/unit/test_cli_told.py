@@ -185,8 +185,10 @@ TOLD = [
         },
     ),
 ]
-# other tests are about these: files, several of them, editors with weights, whole clips, --paper
+# other tests are about these: files, several of them, editors with weights, whole clips, --paper,
+# presets
 ELSEWHERE = {"video", "frame", "prompt", "output", "save_frame", "src", "dst", "paper", "name"}
+ELSEWHERE |= {"preset"}
 ELSEWHERE |= {"window", "shared", "keyframe", "protect", "out_size", "resume"}
 ELSEWHERE |= {"editor", "editor_weights", "editor_command", "editor_timeout", "reference", "mask"}
 OF_EDITORS = {"edit": {"instruction", "keep_unchanged", "editor_option"}}

@@ -11,6 +11,7 @@ from anyv2v.cli.options import parser
 from anyv2v.cli.source import cache_plan
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import Injection
+from anyv2v.injection.presets import PRESETS, PUBLISHED, Preset
 
 NAMES = ("demo", "convert", "weights verify", "weights fetch", "edit", "edit-frame", "plan")
 COMMANDS = dict.fromkeys((*NAMES, "invert", "reconstruct"), print)
@@ -136,6 +137,54 @@ def test_what_is_given_beside_paper_wins_and_is_told_in_one_line():
     assert line.startswith("--paper: ") and line.count("--") == 4
     # guidance is what it would be anyway
     assert all(f"--{n}" in line for n in ("steps", "inversion-steps", "fit"))
+
+
+def test_presets_are_what_most_published_edits_of_a_kind_have():
+    # by hand, from the fourteen edits
+    assert {task: (*p.fractions.values(), p.start) for task, p in PRESETS.items()} == {
+        "style": (1.0, 1.0, 1.0, 0),
+        "identity": (0.1, 0.1, 1.0, 0),
+        "prompt": (0.2, 0.2, 1.0, 0),
+        "subject": (0.2, 0.2, 0.5, 0),
+    }
+    edits = [edit for task in PUBLISHED.values() for edit in task.values()]
+    assert len(edits) == 14 and sum(edit.start == 0 for edit in edits) == 12
+    assert sum((*e.fractions.values(),) == (1, 1, 1) for e in edits) == 4
+    assert Preset(0, 0, 0, start=4).start_of(25) == 2
+
+
+def test_a_preset_fills_what_is_not_given():
+    args, lines = filled(EDIT + "--preset style --conv 0.7 --inject temporal=0.25")
+    assert args.injection == Injection(conv=0.7, temporal=0.25, cross=0.4)
+    # these weights have no such group, which is not the user's fault
+    assert lines == ["--preset style: this model has no spatial to inject"]
+    args, lines = filled(EDIT + "--paper --preset identity")
+    assert args.injection == Injection(conv=0.1, spatial=0.1, temporal=1.0)
+    assert lines == ["--paper: --preset as given, in place of the original's"]
+    assert args.start == 0 and filled(EDIT + "--preset identity --start 3")[0].start == 3
+    later = replace(OWN, start=4)
+    assert settings._start(filled(EDIT)[0], later) == 4
+    assert settings._start(filled(EDIT + "--preset prompt")[0], later) == 0
+    # a guess of the edit would be lost in the noise of the first steps
+    assert settings._start(filled(EDIT + "--preset prompt --guide patches")[0], later) == 9
+
+
+def test_a_preset_in_a_file_gives_way_and_one_on_the_command_line_does_not(tmp_path):
+    def of(values, given=""):
+        (tmp_path / "c.json").write_text(json.dumps(values))
+        return filled(f"{EDIT} --config {tmp_path / 'c.json'} --inject cross=0 {given}")[0]
+
+    # what a sidecar says
+    made = {"preset": "style", "conv": 0.7, "temporal": 1.0, "start": 2}
+    again = of(made)
+    assert (again.injection, again.start) == (Injection(conv=0.7, temporal=1.0, cross=0.0), 2)
+    other = of(made, "--preset identity")
+    assert (other.injection, other.start) == (Injection(conv=0.1, temporal=1.0, cross=0.0), 0)
+    assert other.called == {"cross": "inject cross"}
+    assert of(made, "--conv 0.5").conv == 0.5
+    (tmp_path / "c.json").write_text('{"inject": {"conv": 0.3, "cross": 0.2}}')
+    line = f"{EDIT} --config {tmp_path / 'c.json'} --preset identity"
+    assert filled(line)[0].injection == Injection(conv=0.1, temporal=1.0, cross=0.2)
 
 
 def test_a_file_says_it_too_and_gives_way_to_the_command_line(tmp_path):
