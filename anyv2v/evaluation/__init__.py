@@ -1,0 +1,1 @@
+"""Scores of edited clips, by published definitions."""
