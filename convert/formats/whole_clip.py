@@ -94,13 +94,8 @@ def _is_transformers(src: Path) -> bool:
 
 def _has_only_open_clip(src: Path) -> bool:
     """Whether of a folder with both forms only OpenCLIP's weights were downloaded."""
-    if not (src / open_clip.CONFIG).is_file():
-        return False
-    try:
-        open_weights(src, STEM, prefer_half=False)
-    except InputError:
-        return True
-    return False
+    theirs = (*src.glob("model*.safetensors*"), *src.glob("pytorch_model*.bin*"))
+    return (src / open_clip.CONFIG).is_file() and not theirs
 
 
 def _read_transformers(src: Path, prefer_half: bool) -> Model:
