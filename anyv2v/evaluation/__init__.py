@@ -1,1 +1,1 @@
-"""Scores of edited clips, by published definitions."""
+"""How good edited clips are: which metrics apply to one, their table, and a sheet."""
