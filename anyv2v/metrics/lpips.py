@@ -12,14 +12,15 @@ from anyv2v.errors import InputError
 
 NET = "alex"
 """The network whose features are compared: the variant that the authors recommend for scores."""
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""A function of two batches of pictures, float32 (n, 3, h, w) in 0..1: their mean distance."""
 
 
-def load(device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
-    """Loads LPIPS: a function of two batches of pictures, float32 (n, 3, h, w) in 0..1.
+def load() -> Distance:
+    """Loads LPIPS with AlexNet, on the CPU.
 
-    It returns their mean distance. The weights of AlexNet are downloaded by torchvision unless they
-    are in its cache. Raises InputError if torchmetrics or torchvision are not installed, or if the
-    weights cannot be had.
+    torchvision downloads its weights unless they are in its cache. Raises InputError if
+    torchmetrics or torchvision is not installed, or if there are no weights.
     """
     try:
         # torchmetrics itself begins without it
@@ -38,26 +39,25 @@ def load(device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], Tenso
         raise InputError(
             f"LPIPS: the weights of AlexNet could not be downloaded: {error}"
         ) from error
-    return metric.to(device).eval()
+    return metric.eval()
 
 
 @torch.no_grad()
 def lpips(
     a: np.ndarray,
     b: np.ndarray,
-    net: Callable[[Tensor, Tensor], Tensor],
+    distance: Distance,
     region: np.ndarray | None = None,
-    device: torch.device | str = "cpu",
 ) -> float:
     """Returns the mean LPIPS of the frames of two clips, uint8 RGB (f, h, w, 3).
 
-    net: what `load` returned for the device. region: bool (f, h, w); pixels outside of it are made
-    black in both clips before they are compared. None compares whole frames.
+    distance: what `load` returned. region: bool (f, h, w); pixels outside of it are made black
+    in both clips before they are compared. None compares whole frames.
     """
     if region is not None:
         a, b = (np.where(region[..., None], x, np.uint8(0)) for x in (a, b))
     total = 0.0
     for pair in zip(a, b, strict=True):
-        first, second = (torch.tensor(x).permute(2, 0, 1)[None].to(device) for x in pair)
-        total += float(net(first.float() / 255, second.float() / 255))
+        first, second = (torch.tensor(x).permute(2, 0, 1)[None].float() / 255 for x in pair)
+        total += float(distance(first, second))
     return total / len(a)
