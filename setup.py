@@ -64,6 +64,9 @@ setup(
         "urls": ["fsspec>=2024.2"],
         # for the edges that a T2I-Adapter may be shown
         "canny": ["opencv-python-headless>=4.8"],
+        # for the metrics of `anyv2v evaluate` that take optical flow, and for LPIPS
+        "evaluate": ["opencv-python-headless>=4.8"],
+        "lpips": ["torchmetrics>=1.4", "torchvision"],
         # for the optical flow of two baselines of `python -m bench.edit_quality`
         "bench": ["opencv-python-headless>=4.8"],
         # the last two are the oracles that the tests compare with; the package never imports them

@@ -24,7 +24,7 @@ from anyv2v.runtime.device import choose_device, choose_dtype
 from anyv2v.runtime.offload import OffloadMode, check_offload
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
-from anyv2v.weights.manifest import Shapes, components
+from anyv2v.weights.manifest import CLIP, Shapes, components
 from anyv2v.weights.verify import Report, verify
 
 DEMO = "demo"
@@ -196,9 +196,13 @@ def shapes_of(builders: dict[str, Callable[[], nn.Module]]) -> dict[str, Shapes]
 
 def _backbone(config: dict) -> type[Backbone]:
     if "model" in config:
+        use = (
+            "scores clips (--clip)"
+            if config["model"] == CLIP
+            else "edits pictures (--editor-weights)"
+        )
         raise InputError(
-            f"holds {config['model']}, which edits pictures (--editor-weights); "
-            "weights that make videos are needed"
+            f"holds {config['model']}, which {use}; weights that make videos are needed"
         )
     name = config.get("backbone")
     if name not in BACKBONES:

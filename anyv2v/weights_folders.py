@@ -1,4 +1,4 @@
-"""Shapes and verification of any weights folder, of a video backbone or of a frame editor."""
+"""Shapes and verification of any weights folder: of a video backbone, a frame editor, or a CLIP."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Callable
 from torch import nn
 
 from anyv2v import loading
+from anyv2v.clip import model as clip
 from anyv2v.config import config_errors
 from anyv2v.stable_diffusion import adapters
 from anyv2v.stable_diffusion import loading as stable_diffusion
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.manifest import IP_ADAPTER, STABLE_DIFFUSION, T2I_ADAPTER, Shapes
+from anyv2v.weights.manifest import CLIP, IP_ADAPTER, STABLE_DIFFUSION, T2I_ADAPTER, Shapes
 from anyv2v.weights.verify import Report, verify
 
 Builders = Callable[[dict], dict[str, Callable[[], nn.Module]]]
@@ -22,9 +23,10 @@ BUILDERS: dict[str, Builders] = {
     STABLE_DIFFUSION: stable_diffusion.builders,
     IP_ADAPTER: adapters.ip_adapter_builders,
     T2I_ADAPTER: adapters.t2i_adapter_builders,
+    CLIP: clip.builders,
 }
-"""The "model" in the config.json of a frame editor or its adapters -> the function that names its
-networks and how they are built."""
+"""The "model" in the config.json of a frame editor, its adapters or a CLIP -> the function that
+names its networks and how they are built."""
 
 
 def expected_shapes(config: dict) -> dict[str, Shapes]:
@@ -44,8 +46,9 @@ def inspect(
 ) -> Report:
     """Reads a whole weights folder, verifies it, and returns a report of what it holds.
 
-    weights: a folder, of a video backbone or of a frame editor, or "demo". progress: called with
-    (bytes read so far, bytes in all). Raises InputError, which names the first error that is found.
+    weights: a folder, of a video backbone, a frame editor or a CLIP, or "demo". progress: called
+    with (bytes read so far, bytes in all). Raises InputError, which names the first error that is
+    found.
     """
     folder = loading.folder_of(weights)
     if _builders(Checkpoint.open(folder).config) is None:

@@ -20,9 +20,10 @@ STEMS = {
         "diffusion_pytorch_model.bin",
     ),
     "model": ("model.safetensors", "pytorch_model.bin"),
+    "open_clip_model": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
 }
-"""Stem that diffusers or transformers gives to weight files -> file names, in order of preference:
-safetensors comes first because it is the safer format."""
+"""Stem that diffusers, transformers or OpenCLIP gives to weight files -> file names, in order of
+preference: safetensors comes first because it is the safer format."""
 
 
 class TensorFile(Protocol):

@@ -1,11 +1,20 @@
-"""Conversion of a published video model, Stable Diffusion 1.x, or adapter for the latter."""
+"""Conversion of a published video model, Stable Diffusion 1.x, adapter for it, or CLIP."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-from anyv2v.convert.formats import adapters, consisti2v, huggingface, seine, stable_diffusion, vgen
+from anyv2v.convert.formats import (
+    adapters,
+    consisti2v,
+    huggingface,
+    open_clip,
+    seine,
+    stable_diffusion,
+    vgen,
+    whole_clip,
+)
 from anyv2v.convert.model import FLOATS, Model, write_model
 from anyv2v.errors import InputError
 from anyv2v.weights import hub
@@ -19,7 +28,8 @@ SUPPORTED = (
     "needed is a Hugging Face folder of I2VGen-XL, ConsistI2V, or of an image editor, with "
     f"{huggingface.INDEX}, or a folder with the files of I2VGen-XL's original release, "
     f"{', '.join(vgen.FILES)}, or a folder with SEINE's {seine.UNET_FILE} and {seine.FOLDER}, "
-    f"or the file of an IP-Adapter, {' or '.join(adapters.SUFFIXES)}"
+    f"or the file of an IP-Adapter, {' or '.join(adapters.SUFFIXES)}, or a folder of a CLIP with "
+    f"the config.json of transformers or with {open_clip.CONFIG}"
 )
 """The end of an error message: the folders and files that can be converted."""
 LORA = "pytorch_lora_weights.safetensors"
@@ -91,6 +101,9 @@ def _reader(src: Path) -> Reader:
         return seine.read
     if adapters.is_t2i_adapter(src):
         return adapters.read_t2i_adapter
+    # a folder of I2VGen-XL's original release may hold the other files of its CLIP too
+    if not (src / vgen.UNET).is_file() and whole_clip.is_whole_clip(src):
+        return whole_clip.read
     if any((src / name).is_file() for name in vgen.FILES):
         return vgen.read
     if (src / MANIFEST).is_file() and (src / CONFIG).is_file():

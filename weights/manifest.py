@@ -24,13 +24,18 @@ only say how an edit is made and are left out of `fingerprint`."""
 STABLE_DIFFUSION = "stable-diffusion"
 IP_ADAPTER = "ip-adapter"
 T2I_ADAPTER = "t2i-adapter"
+CLIP = "clip"
 MODELS = {
     STABLE_DIFFUSION: ("unet", "vae", "text"),
     IP_ADAPTER: ("adapter", "vision"),
     T2I_ADAPTER: ("adapter",),
+    CLIP: ("text", "vision"),
 }
 """The "model" in the config.json of an image model -> the names of its networks. The config.json of
 a backbone (a video model) has no "model"."""
+ORIGIN = "origin"
+"""Key of the config.json of a CLIP: what it was trained on or by whom, such as "openai", or the
+name of the folder that it was converted from. It is left out of `fingerprint`."""
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 """The files of a tokenizer, relative to the weights folder."""
 
@@ -132,9 +137,10 @@ def fingerprint(config: dict, files: Mapping[str, dict]) -> str:
     """Returns one sha256, in hex, over a folder's config and the sha256 of each of its files.
 
     config: the content of config.json. files: file name -> a dict with "sha256". Of the config's
-    "defaults" only `VIDEO_DEFAULTS` count, because the others change nothing about the weights.
-    Raises InputError if the config is nested too deeply.
+    "defaults" only `VIDEO_DEFAULTS` count, because the others change nothing about the weights; and
+    `ORIGIN` does not count. Raises InputError if the config is nested too deeply.
     """
+    config = {name: value for name, value in config.items() if name != ORIGIN}
     if isinstance(defaults := config.get("defaults"), dict):
         kept = {name: value for name, value in defaults.items() if name in VIDEO_DEFAULTS}
         config = {**config, "defaults": kept}

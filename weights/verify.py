@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anyv2v.errors import InputError
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.manifest import MANIFEST, Shapes, difference, file_sha256
+from anyv2v.weights.manifest import CLIP, MANIFEST, ORIGIN, Shapes, difference, file_sha256
 from anyv2v.weights.tensors import (
     NAMES,
     Entry,
@@ -67,6 +67,8 @@ class Report:
 
 def _description(config: dict) -> str:
     """What a folder with this config is for, in one line."""
+    if config.get("model") == CLIP:
+        return f"CLIP, origin {config.get(ORIGIN)}, which scores clips"
     if "model" in config:
         channels = f" with {config['unet']['channels_in']} channels in" if "unet" in config else ""
         return f"{config['model']}{channels}, which edits pictures"

@@ -13,12 +13,14 @@ from anyv2v.cli.source import progress_of, without_effect
 from anyv2v.convert.fetch import asked, fetch
 from anyv2v.convert.published import convert
 from anyv2v.weights import hub
+from anyv2v.weights.manifest import CLIP
 
 
 def run_convert(args: argparse.Namespace) -> None:
     """Runs `anyv2v convert`: converts published weights, SRC, to a folder for --weights, DST.
 
-    Weights of a frame editor become a folder for --editor-weights, or for an option of the editor.
+    Weights of a frame editor become a folder for --editor-weights, or for an option of the editor;
+    those of a CLIP become one for --clip.
     """
     with progress_of(args) as progress:
         done = progress.bytes("convert")
@@ -31,6 +33,8 @@ def run_convert(args: argparse.Namespace) -> None:
     option = "--editor-weights" if "model" in config else "--weights"
     if "adapter" in config:
         option = f"--editor-option adapter={args.dst}"
+    if config.get("model") == CLIP:
+        option = "--clip"
     print(f"{args.dst}: ready for {option}")
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from anyv2v.errors import InputError
-from anyv2v.media.image import center_crop
+from anyv2v.media.image import center_crop, crop_box, crop_size
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,20 @@ def preprocess(
     x = torch.from_numpy(np.array(small).transpose(2, 0, 1).copy()).float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in (config.mean, config.std))
     return ((x - mean) / std)[None]
+
+
+def preprocess_standard(frames: np.ndarray, config: PreprocessConfig) -> Tensor:
+    """Prepares images for a CLIP that is used as published: float32 (n, 3, size, size), normalized.
+
+    frames: uint8 RGB (n, h, w, 3). The shorter side is scaled to `config.size` by PIL's bicubic
+    filter, then the center is cropped, as transformers' CLIPImageProcessor does it. OpenCLIP does
+    the same, but for an odd number of surplus pixels crops some sizes one pixel further down or
+    right.
+    """
+    square = (config.size, config.size)
+    resized = crop_size((frames.shape[2], frames.shape[1]), square)
+    box = crop_box(resized, square)
+    small = (Image.fromarray(x).resize(resized, Image.Resampling.BICUBIC) for x in frames)
+    x = torch.from_numpy(np.stack([np.array(image.crop(box)) for image in small]))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (config.mean, config.std))
+    return (x.permute(0, 3, 1, 2).float() / 255 - mean) / std

@@ -19,7 +19,7 @@ guess by patches gains 2.3 dB from 0.3 of the steps on, and loses up to 3 dB whe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -28,10 +28,9 @@ import torch
 from torch import Tensor
 
 from anyv2v import checks
-from anyv2v.backbones.base import FirstFrame, Options
+from anyv2v.backbones.base import Conditions, FirstFrame, Options
 from anyv2v.correspondence.features import carry_by_features
 from anyv2v.correspondence.patches import match_patches
-from anyv2v.diffusion.schedule import Level
 from anyv2v.errors import InputError
 from anyv2v.media.frames import Video, describe_clip
 from anyv2v.media.image import as_frames
@@ -126,11 +125,6 @@ class Guesses:
     """The inverted video."""
     options: Options
     """A value for every option of the backbone."""
-    level: Level = field(init=False)
-    """The noise level at which features are taken."""
-
-    def __post_init__(self):
-        object.__setattr__(self, "level", self.stages.schedule.levels(RUN)[BEFORE_LAST])
 
     def shift(self, guide: Guide, edited: np.ndarray) -> Tensor:
         """Returns what the edit is guessed to change in the source's clean latents.
@@ -190,22 +184,30 @@ class Guesses:
     def _features_after(self, first: FirstFrame) -> Tensor:
         """Features (f', h, w, c) of the source's frames, with another `first` in place of its own.
 
-        They are those of one prediction, so that each frame is seen beside the first. The noise is
-        drawn from a fixed seed.
+        They are those of one prediction, so that each frame is seen beside the first.
         """
-        stages, site = self.stages, self.stages.backbone.correspondence_site
-        device, p = stages.backbone.device, stages.backbone.pinned_frames
-        clean = prepend_pinned(first.latents.to(device), self._clean[:, :, 1:])
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(device)
-        noisy = self.level.alpha * clean + self.level.sigma * noise
-        latents = prepend_pinned(clean[:, :, :p], noisy[:, :, p:])
+        stages = self.stages
+        clean = prepend_pinned(first.latents.to(stages.backbone.device), self._clean[:, :, 1:])
         with stages._conditioning():
             conditions = stages.backbone.condition(self.source.settings.prompt, first, self.options)
-        recorded = record_features(
-            stages.predict, latents, self.level.t, conditions, frozenset({site})
-        )
-        (features,) = recorded[site]
-        return _by_place(features, *clean.shape[2:])
+        return clip_features(stages, clean, conditions)
+
+
+def clip_features(stages: Stages, clean: Tensor, conditions: Conditions) -> Tensor:
+    """Returns features of a clip that tell which place shows what: (f', h, w, c).
+
+    They are recorded at the backbone's `correspondence_site`, in one prediction of all frames at a
+    low noise level, see `BEFORE_LAST`. clean: the clip's clean latents (1, c, f', h', w') on the
+    backbone's device. conditions: those of the clip. The noise is drawn from a fixed seed.
+    """
+    site, p = stages.backbone.correspondence_site, stages.backbone.pinned_frames
+    level = stages.schedule.levels(RUN)[BEFORE_LAST]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
+    noisy = level.alpha * clean + level.sigma * noise
+    latents = prepend_pinned(clean[:, :, :p], noisy[:, :, p:])
+    recorded = record_features(stages.predict, latents, level.t, conditions, frozenset({site}))
+    (features,) = recorded[site]
+    return _by_place(features, *clean.shape[2:])
 
 
 def _by_place(features: Tensor, frames: int, height: int, width: int) -> Tensor:

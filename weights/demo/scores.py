@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyv2v.media.psnr import psnr
+from anyv2v.metrics.pixels import flicker, ssim, unchanged
 from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import SceneEdit
 
@@ -52,11 +53,11 @@ def scores(clip: np.ndarray, truth: Truth) -> dict[str, float]:
     Frame 0 is an input of the edit; only flicker uses it, in its first difference.
 
     psnr: dB, over the whole picture. outside: dB, over the pixels that the edit does not change, at
-    least three pixels away from those that it does. ssim: see `ssim`. trajectory: mean distance of
-    the sprite from its true place, in pixels. iou, iou_source: overlap of the pixels that differ
-    from the background with the sprite's true shape, and with its shape in the source; 0 to 1.
-    colour: distance of the sprite's mean color from the true one, in RGB of 0..1. flicker: root
-    mean square error of the differences between consecutive frames, in levels of 0..255.
+    least three pixels away from those that it does. ssim, flicker: see `metrics.pixels`.
+    trajectory: mean distance of the sprite from its true place, in pixels. iou, iou_source: overlap
+    of the pixels that differ from the background with the sprite's true shape, and with its shape
+    in the source; 0 to 1. colour: distance of the sprite's mean color from the true one, in RGB of
+    0..1.
     """
     frames, true = clip[1:], truth.frames[1:]
     return {
@@ -67,28 +68,8 @@ def scores(clip: np.ndarray, truth: Truth) -> dict[str, float]:
         "iou": iou(clip, truth, truth.cover),
         "iou_source": iou(clip, truth, truth.source_cover),
         "colour": _color_error(clip, truth),
-        "flicker": _flicker(clip, truth.frames),
+        "flicker": flicker(clip, truth.frames),
     }
-
-
-def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the mean structural similarity (Wang et al. 2004) of two clips; 1 if they are equal.
-
-    The Gaussian window has 11x11 pixels and a standard deviation of 1.5; the mean is over all
-    colors, frames and positions where the window lies inside the picture.
-    """
-    x, y = (torch.from_numpy(v).permute(0, 3, 1, 2).flatten(0, 1)[:, None].double() for v in (a, b))
-    line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / 4.5)
-    window = (line[:, None] * line / line.sum() ** 2)[None, None]
-
-    def mean(v: Tensor) -> Tensor:
-        return F.conv2d(v, window)
-
-    mx, my = mean(x), mean(y)
-    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    top = (2 * mx * my + c1) * (2 * vxy + c2)
-    return float((top / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean())
 
 
 def trajectory_error(clip: np.ndarray, truth: Truth) -> float:
@@ -154,11 +135,10 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _outside(clip: np.ndarray, truth: Truth) -> float:
-    changed = torch.from_numpy(truth.source != truth.frames).any(-1).float()
-    unchanged = F.max_pool2d(changed[:, None], 5, 1, 2)[1:, 0].numpy() == 0
-    if unchanged.mean() < 0.05:
+    region = unchanged(truth.source, truth.frames)[1:]
+    if region.mean() < 0.05:
         return float("nan")
-    return psnr(clip[1:][unchanged], truth.frames[1:][unchanged])
+    return psnr(clip[1:][region], truth.frames[1:][region])
 
 
 def _color_error(clip: np.ndarray, truth: Truth) -> float:
@@ -167,11 +147,6 @@ def _color_error(clip: np.ndarray, truth: Truth) -> float:
         return float("nan")
     color, true = (x[1:][solid].mean(0) / 255 for x in (clip, truth.frames))
     return float(np.linalg.norm(color - true))
-
-
-def _flicker(clip: np.ndarray, true: np.ndarray) -> float:
-    change, true_change = (np.diff(x.astype(np.float64), axis=0) for x in (clip, true))
-    return float(np.sqrt(np.mean((change - true_change) ** 2)))
 
 
 def _peak(line: Tensor, i: int) -> float:

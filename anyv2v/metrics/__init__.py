@@ -1,0 +1,1 @@
+"""Metrics of clips: pure functions of frames, masks and features, each by its definition."""
