@@ -1,7 +1,6 @@
 """Files of jobs: what they say, where they are wrong, and which edits belong to one clip."""
 
 import json
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -220,8 +219,7 @@ def test_a_missing_file():
 
 def test_every_option_of_edit_is_known_to_batches():
     """A new option has to be put where it belongs."""
-    made = parser(defaultdict(lambda: print))
-    (commands,) = (a.choices for a in made._actions if isinstance(a.choices, dict))
+    commands = parser({name: print for name in ("edit", "reconstruct")}).commands
     options = {a.dest for a in commands["edit"]._actions}
     assert options == OF_CLIPS | OF_EDITS | OF_THE_BATCH | {"video"}
     # what edits of a clip share must not be unknown to its reconstruction
