@@ -62,6 +62,8 @@ setup(
         "fetch": ["huggingface_hub>=0.23"],
         # for inputs and outputs of `anyv2v batch` that are URLs, beside s3fs, gcsfs and the like
         "urls": ["fsspec>=2024.2"],
+        # for `anyv2v batch --engine ray`
+        "ray": ["ray>=2.40"],
         # for the edges that a T2I-Adapter may be shown
         "canny": ["opencv-python-headless>=4.8"],
         # for the metrics of `anyv2v evaluate` that take optical flow, and for LPIPS

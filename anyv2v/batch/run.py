@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from anyv2v.batch.ledger import Ledger
 from anyv2v.batch.tasks import Task, TaskEdit
@@ -38,6 +38,17 @@ class Outcome:
     """One line: what was written, or what went wrong."""
     seconds: float = 0.0
     """How long it took."""
+    notes: tuple[str, ...] = ()
+    """Lines to be shown to the user, each once in a batch."""
+
+
+class Made(NamedTuple):
+    """An output that was made."""
+
+    text: str
+    """One line that says what was written."""
+    notes: tuple[str, ...] = ()
+    """Lines to be shown to the user, each once in a batch."""
 
 
 class Doer(Protocol):
@@ -59,8 +70,8 @@ class Doer(Protocol):
         """Returns the places of all edits of a clip in the order in which to make them."""
         ...
 
-    def make(self, task: Task, index: int, force: bool, again: bool) -> str:
-        """Makes one edit, and returns a line that says what was written.
+    def make(self, task: Task, index: int, force: bool, again: bool) -> Made:
+        """Makes one edit, and says what was written.
 
         force: replace what is there. again: go on where a killed run was. The result must not
         depend on which other edits of the clip are made.
@@ -98,10 +109,9 @@ class Worker:
                 return
             try:
                 order = self._doer.order(task)
-            except Exception as error:
+            except Exception:
                 # each edit says what is wrong with itself
                 order = range(len(task.edits))
-                del error
             for index in order:
                 if index not in without:
                     yield from self._edit(task, index)
@@ -121,10 +131,10 @@ class Worker:
             if self._doer.is_there(edit) and not force:
                 raise InputError("was made otherwise; --force replaces it")
             yield Begun(index)
-            text = self._doer.make(task, index, force, again)
+            made = self._doer.make(task, index, force, again)
             seconds = time.monotonic() - began
             self._ledger.done(edit.output, key, seconds)
-            yield Outcome(edit.output, "done", text, seconds)
+            yield Outcome(edit.output, "done", made.text, seconds, made.notes)
         except Exception as error:
             text = self._doer.explain(error)
             self._ledger.failed(edit.output, task.video, text, key)

@@ -5,14 +5,24 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from tqdm import tqdm
 
 from anyv2v.batch.ledger import FAILED, Ledger
+from anyv2v.batch.local import LocalWorker
+from anyv2v.batch.pool import Pool
+from anyv2v.batch.ray_engine import RayWorker, connected
 from anyv2v.batch.run import Begun, Outcome, Totals, Worker
 from anyv2v.batch.shards import Shard
 from anyv2v.batch.tasks import Task
 from anyv2v.cli.batch_edits import Edits, Told
 from anyv2v.cli.console import say, tell
+from anyv2v.cli.process import Signals
 from anyv2v.errors import InputError
 
 OVERRIDING = ("weights", "device", "dtype", "offload")
@@ -34,10 +44,90 @@ def run_batch(args: argparse.Namespace) -> int:
     shard = Shard.read(args.shard) if args.shard else Shard.of_environment(os.environ)
     tasks = shard.of(tasks[: args.limit])
     ledger.open()
-    worker = Worker(edits, ledger, args.force)
-    totals = follow(in_this_process(worker, tasks), sum(len(x.edits) for x in tasks), args.quiet)
+    with ExitStack() as stack:
+        events = ENGINES[args.engine](args, told, ledger, tasks, stack)
+        totals = follow(events, sum(len(task.edits) for task in tasks), args.quiet)
     print(totals if not totals.failed else f"{totals}, see {os.path.join(args.output, FAILED)}")
     return 1 if totals.failed else 0
+
+
+@dataclass(frozen=True)
+class MakeWorker:
+    """Makes the worker of a process; see `batch.local.MakeWorker`."""
+
+    told: Told
+    """What all edits share."""
+    force: bool
+    """Replace outputs that were made with other settings."""
+    device: str | None = None
+    """Device of the process, or None."""
+    threads: int | None = None
+    """Number of threads that PyTorch computes with on the CPU; None leaves it as it is."""
+    signals: bool = True
+    """Whether signals that end the process raise KeyboardInterrupt."""
+
+    @contextmanager
+    def __call__(self) -> Iterator[Worker]:
+        """Yields the worker."""
+        with ExitStack() as stack:
+            signals = Signals()
+            if self.signals:
+                stack.enter_context(signals)
+            # tqdm's own is a semaphore of the system, which a killed process would leave behind
+            tqdm.set_lock(threading.RLock())
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
+            edits = Edits(self.told, signals, self.device)
+            yield Worker(edits, Ledger(self.told.folder), self.force)
+
+
+def _local(
+    args: argparse.Namespace,
+    told: Told,
+    ledger: Ledger,
+    tasks: Sequence[Task],
+    _: ExitStack,
+) -> Iterable[Begun | Outcome]:
+    """`--engine local`: one process for each GPU, or `--workers` of them; one is this process."""
+    gpus = torch.cuda.device_count() if "device" not in args.given else 0
+    rank = os.environ.get("LOCAL_RANK", "")
+    if rank.isdecimal() and gpus:
+        # torchrun has started one process for each GPU already
+        devices = [f"cuda:{int(rank) % gpus}"] * (args.workers or 1)
+    else:
+        count = args.workers or gpus or 1
+        devices = [f"cuda:{i % gpus}" if gpus else None for i in range(count)]
+    if len(devices) == 1:
+        worker = Worker(Edits(told, args.signals, devices[0]), ledger, args.force)
+        return in_this_process(worker, tasks)
+    threads = _threads(len(devices))
+    makes = [MakeWorker(told, args.force, device, threads) for device in devices]
+    return Pool([LocalWorker(make) for make in makes], ledger).do(tasks)
+
+
+def _ray(
+    args: argparse.Namespace,
+    told: Told,
+    ledger: Ledger,
+    tasks: Sequence[Task],
+    stack: ExitStack,
+) -> Iterable[Begun | Outcome]:
+    """`--engine ray`: an actor for each GPU, or `--workers` of them."""
+    gpus = stack.enter_context(connected(args.workers or 1))
+    count = args.workers or gpus or 1
+    # folders are the same for actors, who have another current one
+    told = replace(told, folder=os.path.abspath(told.folder))
+    make = MakeWorker(told, args.force, None, _threads(count), signals=False)
+    return Pool([RayWorker(make, min(gpus, 1)) for _ in range(count)], ledger).do(tasks)
+
+
+def _threads(workers: int) -> int:
+    """Threads of each of several workers on the CPUs of one machine, so that they do not wait."""
+    return max(1, torch.get_num_threads() // workers)
+
+
+ENGINES = {"local": _local, "ray": _ray}
+"""Value of --engine -> the function that runs a batch by it."""
 
 
 def read_tasks(args: argparse.Namespace) -> list[Task]:
@@ -84,11 +174,13 @@ def follow(events: Iterable[Begun | Outcome], count: int, quiet: bool) -> Totals
 
     count: the number of edits. quiet: print those that fail alone.
     """
-    totals = Totals()
+    totals, said = Totals(), set[str]()
     for event in events:
         if isinstance(event, Begun):
             continue
         totals.count(event)
+        tell(note for note in event.notes if note not in said)
+        said.update(event.notes)
         if event.status == "failed":
             prefix = "" if event.output in event.text else f"{event.output}: "
             say(f"{prefix}{event.text}")

@@ -15,11 +15,12 @@ from typing import Any
 
 from anyv2v import loading
 from anyv2v.batch.ledger import Ledger
+from anyv2v.batch.run import Made
 from anyv2v.batch.tasks import Task, TaskEdit
 from anyv2v.cli import settings
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import is_source
-from anyv2v.cli.console import explained, say, tell
+from anyv2v.cli.console import explained, tell
 from anyv2v.cli.edit import SomeFailed, run_edit
 from anyv2v.cli.edit_key import edit_key
 from anyv2v.cli.invert import run_reconstruct
@@ -61,7 +62,6 @@ class Edits:
         self._ledger = Ledger(told.folder)
         self._commands = parser({name: run for name, run in RUN.items()}).commands
         self._shared, self._groups = Shared(), {}
-        self._said: set[str] = set()
 
     def parse(self, task: Task, edit: TaskEdit) -> argparse.Namespace:
         """Returns the options of an edit, filled; raises InputError for wrong ones.
@@ -99,7 +99,7 @@ class Edits:
         self._groups = groups = self._grouped(task)
         return sorted(range(len(task.edits)), key=lambda i: min(groups[i][1]))
 
-    def make(self, task: Task, index: int, force: bool, again: bool) -> str:
+    def make(self, task: Task, index: int, force: bool, again: bool) -> Made:
         """See `Doer.make`."""
         edit = task.edits[index]
         args, (key, alike) = self.parse(task, edit), self._groups[index]
@@ -111,13 +111,15 @@ class Edits:
         args.force = force
         if hasattr(args, "window"):
             args.resume = again and os.path.isdir(f"{output}.unfinished")
-        with self._heard() as heard:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             tell(args.notes)
             try:
                 RUN[edit.command](args)
             except SomeFailed as failed:
                 raise next(iter(failed.failures.values())) from None
-        return heard.getvalue().strip().splitlines()[-1].removeprefix(f"{output}: ")
+        text = out.getvalue().strip().splitlines()[-1].removeprefix(f"{output}: ")
+        return Made(text, tuple(x.removeprefix("anyv2v: ") for x in err.getvalue().splitlines()))
 
     def free(self) -> None:
         """See `Doer.free`."""
@@ -154,19 +156,6 @@ class Edits:
             end = _last_level(editor, plan.source_levels, steps)
         told = [getattr(args, name, None) for name in READ]
         return repr([*told, method, steps, end, sorted(args.options.items())])
-
-    @contextlib.contextmanager
-    def _heard(self):
-        """Yields what is printed inside the block; of that, new lines of stderr go to stderr."""
-        out, err = io.StringIO(), io.StringIO()
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                yield out
-        finally:
-            for line in err.getvalue().splitlines():
-                if line not in self._said:
-                    self._said.add(line)
-                    say(line.removeprefix("anyv2v: "))
 
 
 def _last_level(editor: Editor, levels, steps: int) -> int:

@@ -147,6 +147,11 @@ def _batch(commands: Commands) -> None:
     text = "do part I of N, counted from 0, of the clips (default: as RANK and WORLD_SIZE of "
     text += "torchrun or SLURM_ARRAY_TASK_ID and _COUNT say, else all)"
     add("--shard", metavar="I/N", help=text)
+    text = "local: processes on this machine; ray: actors of Ray, here or on the cluster of the "
+    text += "environment variable RAY_ADDRESS"
+    add("--engine", choices=("local", "ray"), default="local", help=text)
+    text = "number of processes or actors (default: one for each GPU, or one)"
+    add("--workers", type=from_1, metavar="N", help=text)
     text = "print what would be done, what is done, and what it costs; do nothing"
     add("--dry-run", action="store_true", help=text)
     _model(sub)
