@@ -17,6 +17,9 @@ from anyv2v.errors import InputError
 Status = Literal["done", "skipped", "failed", "busy"]
 """What became of an edit; busy: another run works on its clip."""
 
+OTHERWISE = "there is another output of this name, made with other settings; --force replaces it"
+"""What is said of an edit whose output was made with other settings, or by something else."""
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -107,38 +110,57 @@ class Worker:
                 for edit in task.edits:
                     yield Outcome(edit.output, "busy")
                 return
-            try:
-                order = self._doer.order(task)
-            except Exception:
-                # each edit says what is wrong with itself
-                order = range(len(task.edits))
-            for index in order:
-                if index not in without:
-                    yield from self._edit(task, index)
+            keys: dict[int, str] = {}
+            for index, edit in enumerate(task.edits):
+                if index not in without and (outcome := self._looked(task, edit, index, keys)):
+                    yield outcome
+            for index in self._ordered(task) if keys else ():
+                if index in keys:
+                    yield from self._made(task, index, keys[index])
             self._doer.free()
             self._ledger.end(task)
 
-    def _edit(self, task: Task, index: int) -> Iterator[Begun | Outcome]:
-        edit, key, began = task.edits[index], None, time.monotonic()
+    def _looked(
+        self, task: Task, edit: TaskEdit, index: int, keys: dict[int, str]
+    ) -> Outcome | None:
+        """What became of an edit if nothing is to be done, else None: then `keys` has its key."""
         try:
             key = self._doer.key(task, edit)
-            if self._doer.is_done(edit, key):
-                self._ledger.forget([edit.output])
-                yield Outcome(edit.output, "skipped", "is done")
-                return
+        except Exception as error:
+            return self._failed(task, edit, error, None)
+        if not self._doer.is_done(edit, key):
+            keys[index] = key
+            return None
+        self._ledger.forget([edit.output])
+        return Outcome(edit.output, "skipped")
+
+    def _ordered(self, task: Task) -> Sequence[int]:
+        try:
+            return self._doer.order(task)
+        except Exception:
+            # each edit says what is wrong when it is made
+            return range(len(task.edits))
+
+    def _made(self, task: Task, index: int, key: str) -> Iterator[Begun | Outcome]:
+        """Makes an edit, and yields what becomes of it."""
+        edit, began = task.edits[index], time.monotonic()
+        try:
             again = self._ledger.begin(task, edit.output, key)
             force = self._force or again
             if self._doer.is_there(edit) and not force:
-                raise InputError("was made otherwise; --force replaces it")
+                raise InputError(OTHERWISE)
             yield Begun(index)
             made = self._doer.make(task, index, force, again)
             seconds = time.monotonic() - began
             self._ledger.done(edit.output, key, seconds)
             yield Outcome(edit.output, "done", made.text, seconds, made.notes)
         except Exception as error:
-            text = self._doer.explain(error)
-            self._ledger.failed(edit.output, task.video, text, key)
-            yield Outcome(edit.output, "failed", text, time.monotonic() - began)
+            yield self._failed(task, edit, error, key)
+
+    def _failed(self, task: Task, edit: TaskEdit, error: Exception, key: str | None) -> Outcome:
+        text = self._doer.explain(error)
+        self._ledger.failed(edit.output, task.video, text, key)
+        return Outcome(edit.output, "failed", text)
 
 
 @dataclass
@@ -159,6 +181,5 @@ class Totals:
         return self.done + self.skipped + self.failed
 
     def __str__(self) -> str:
-        return f"{self.total} edits: {self.done} done, {self.skipped} were done before, " + (
-            f"{self.failed} failed"
-        )
+        before = f", {self.skipped} were done before" if self.skipped else ""
+        return f"{self.total} edits: {self.done} done{before}, {self.failed} failed"

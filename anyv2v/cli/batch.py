@@ -21,6 +21,7 @@ from anyv2v.batch.run import Begun, Outcome, Totals, Worker
 from anyv2v.batch.shards import Shard
 from anyv2v.batch.tasks import Task
 from anyv2v.cli.batch_edits import Edits, Told
+from anyv2v.cli.batch_plan import Plan
 from anyv2v.cli.console import say, tell
 from anyv2v.cli.process import Signals
 from anyv2v.errors import InputError
@@ -43,6 +44,8 @@ def run_batch(args: argparse.Namespace) -> int:
     tell(dict.fromkeys(notice for task in tasks for notice in task.notices))
     shard = Shard.read(args.shard) if args.shard else Shard.of_environment(os.environ)
     tasks = shard.of(tasks[: args.limit])
+    if args.dry_run:
+        return 0 if Plan(edits, args.force).print(tasks) else 1
     ledger.open()
     with ExitStack() as stack:
         events = ENGINES[args.engine](args, told, ledger, tasks, stack)

@@ -96,7 +96,7 @@ class Edits:
 
     def order(self, task: Task) -> Sequence[int]:
         """Returns the places of the edits, those with the same inversion one after the other."""
-        self._groups = groups = self._grouped(task)
+        self._groups = groups = self.groups(task)
         return sorted(range(len(task.edits)), key=lambda i: min(groups[i][1]))
 
     def make(self, task: Task, index: int, force: bool, again: bool) -> Made:
@@ -129,8 +129,8 @@ class Edits:
         """See `Doer.explain`."""
         return explained(error)[0]
 
-    def _grouped(self, task: Task) -> dict[int, tuple[str, list[int]]]:
-        """Place of each edit -> what its inversion depends on, and the edits with the same one.
+    def groups(self, task: Task) -> dict[int, tuple[str, list[int]]]:
+        """Returns, by place: what the inversion depends on, and the edits with the same one.
 
         An edit that is wrong has a group of its own.
         """

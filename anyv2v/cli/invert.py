@@ -93,7 +93,7 @@ def run_plan(args: argparse.Namespace) -> None:
     if clip.is_source:
         raise InputError(f"{args.video}: is inverted already; give the video")
     editor = typed(Model, args).load()
-    video, windows = _one_window(args, clip)
+    video, windows = one_window(args, clip)
     method, steps = settings.of_the_inversion(args)
     predicted = cost.predict_cost(
         editor,
@@ -111,10 +111,10 @@ def run_plan(args: argparse.Namespace) -> None:
     print(predicted)
 
 
-def _one_window(args: argparse.Namespace, clip: Clip) -> tuple[Video, int]:
-    """The frames of the first window of VIDEO, and the number of windows that an edit takes."""
+def one_window(args: argparse.Namespace, clip: Clip) -> tuple[Video, int]:
+    """Returns the frames of the first window of VIDEO, and how many windows an edit takes."""
     with stream_video(args.video, **clip.reading()) as stream:
-        frames = list(islice(stream, args.window or None))
+        frames = list(islice(stream, getattr(args, "window", 0) or None))
         count = len(frames) + sum(1 for _ in stream)
-        windows = plan_windows(count, args.window, args.shared)
+        windows = plan_windows(count, getattr(args, "window", 0), getattr(args, "shared", None))
         return Video.owning(np.stack(frames), stream.fps), len(windows)
