@@ -1,4 +1,4 @@
-"""A doer for batches whose edits are files of a line each, so that tests of engines take no time."""
+"""A doer for batches whose edits are small files, so that tests of engines take no time."""
 
 import json
 import os

@@ -36,7 +36,7 @@ from anyv2v.errors import InputError
 RUN = {"edit": run_edit, "reconstruct": run_reconstruct}
 """Command of an edit -> the function that runs it."""
 READ = ("video", "weights", "size", "frames", "sample_fps", "start_time", "fit", "out_size")
-READ += ("window", "shared", "dtype", "inversion_prompt", "tolerance", "feature_memory")
+READ += ("dtype", "inversion_prompt", "tolerance", "feature_memory")
 """Options on which the inversion of a clip depends, besides its method, steps and end."""
 
 

@@ -53,7 +53,7 @@ def edit_key(
         "weights": fingerprint,
         "inputs": {name: _hashes(value, name, index) for name, value in inputs.items()},
     }
-    text = json.dumps(facts, sort_keys=True, default=str)
+    text = json.dumps(_plain(facts), sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
@@ -75,6 +75,15 @@ def _used(args: argparse.Namespace) -> dict[str, Any]:
         "inversion_prompt": args.inversion_prompt or "",
         "tolerance": args.tolerance or own.tolerance,
     }
+
+
+def _plain(value: Any) -> Any:
+    """The value with all numbers as floats: 8 is 8.0."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _hashes(value: Any, name: str, index: int) -> Any:
