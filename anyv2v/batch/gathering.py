@@ -28,8 +28,8 @@ class Gathering:
     """Checks the values of options."""
     _clips: dict[str, list[TaskEdit]] = field(default_factory=dict)
     """Clip and its options, as a text -> its edits."""
-    _facts: dict[str, tuple[str, dict, list[str]]] = field(default_factory=dict)
-    """Clip and its options, as a text -> the clip, its options, its notices."""
+    _facts: dict[str, tuple[str, dict, list[str], str | None]] = field(default_factory=dict)
+    """Clip and its options, as a text -> the clip, its options, its notices, its backbone."""
     _places: dict[str, str] = field(default_factory=dict)
     """Output, or the place of its sidecar -> where it is told."""
 
@@ -41,13 +41,15 @@ class Gathering:
         output: str,
         command: str = "edit",
         notices: Sequence[str] = (),
+        backbone: str | None = None,
     ) -> None:
         """Adds an edit.
 
         where: where it is told, for messages. video: path of its clip, absolute or a URL. options:
         those of the clip and its own, with values of None for options that are not given. output:
-        its path below the folder of the batch. notices: see `Task`. Raises InputError if the output
-        cannot be written there or is another edit's, or if the check refuses the options.
+        its path below the folder of the batch. notices, backbone: see `Task`. Raises InputError if
+        the output cannot be written there or is another edit's, or if the check refuses the
+        options.
         """
         output = checked_output(where, output)
         if other := self._places.get(_place(output)):
@@ -57,8 +59,8 @@ class Gathering:
         shared = {name: value for name, value in given.items() if name in OF_CLIPS}
         own = {name: value for name, value in given.items() if name not in OF_CLIPS}
         edit = TaskEdit(output, own, command)
-        key = json.dumps([video, shared], sort_keys=True, default=str)
-        _, _, told = self._facts.setdefault(key, (video, shared, []))
+        key = json.dumps([video, shared, backbone], sort_keys=True, default=str)
+        _, _, told, _ = self._facts.setdefault(key, (video, shared, [], backbone))
         told += [notice for notice in notices if notice not in told]
         self._clips.setdefault(key, []).append(edit)
         if self.check:
@@ -67,8 +69,8 @@ class Gathering:
     def tasks(self) -> list[Task]:
         """Returns the clips with their edits."""
         return [
-            Task(video, tuple(self._clips[key]), shared, tuple(notices))
-            for key, (video, shared, notices) in self._facts.items()
+            Task(video, tuple(self._clips[key]), shared, tuple(notices), backbone)
+            for key, (video, shared, notices, backbone) in self._facts.items()
         ]
 
 

@@ -153,10 +153,24 @@ def _add_edit(
     if lacking := sorted({*own} - OF_CLIPS - COMMANDS[command]):
         raise InputError(f"{where}: {command} has no {lacking[0]}")
     options = options_for(command, inherited, own)
+    if command == "edit":
+        _check_frame(where, options)
     output = edit.get("output")
     if output is None:
         output = f"{name_of_clip(video)}/{_name(where, command, edit.get('name'), options)}.mp4"
     gathering.add(where, video, options, output, command)
+
+
+def _check_frame(where: str, options: Mapping[str, Any]) -> None:
+    """Raises InputError unless there is one way to an edited first frame."""
+    given = {name for name in ("frame", "editor", "editor_command") if options.get(name)}
+    if not given:
+        raise InputError(f"{where}: has no frame, and no editor that makes one")
+    if "frame" in given and len(given) > 1:
+        other = (given - {"frame"}).pop()
+        raise InputError(
+            f"{where}: frame and {other} exclude each other; null takes back what is inherited"
+        )
 
 
 def _name(where: str, command: str, name: Any, options: Mapping[str, Any]) -> str:

@@ -35,6 +35,8 @@ class Task:
     """Options of `anyv2v edit` that all edits share unless they have their own."""
     notices: tuple[str, ...] = ()
     """Lines to be shown to the user of what was asked for and has no effect."""
+    backbone: str | None = None
+    """Name of the backbone (`Editor.backbone.name`) that the settings are for; None: for any."""
 
     def options(self, edit: TaskEdit) -> dict[str, Any]:
         """Returns option -> value of one of the edits, its own before the shared ones."""

@@ -6,23 +6,27 @@ import argparse
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from anyv2v.batch.jobs import read_jobs
 from anyv2v.batch.ledger import FAILED, Ledger
 from anyv2v.batch.local import LocalWorker
+from anyv2v.batch.original import read_original
 from anyv2v.batch.pool import Pool
 from anyv2v.batch.ray_engine import RayWorker, connected
 from anyv2v.batch.run import Begun, Outcome, Totals, Worker
 from anyv2v.batch.shards import Shard
 from anyv2v.batch.tasks import Task
-from anyv2v.cli.batch_edits import Edits, Told
+from anyv2v.cli.batch_edits import RUN, Edits, Told
 from anyv2v.cli.batch_plan import Plan
 from anyv2v.cli.console import say, tell
+from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals
 from anyv2v.errors import InputError
 
@@ -137,13 +141,16 @@ def read_tasks(args: argparse.Namespace) -> list[Task]:
     """Returns the clips of JOBS, or of the files of --anyv2v. Raises InputError for a bad file."""
     if (args.jobs is None) == (args.anyv2v is None):
         raise InputError("give either JOBS or --anyv2v TEMPLATE GROUP")
-    if args.anyv2v is not None:
-        from anyv2v.batch.original import read_original
+    commands = parser(RUN).commands
 
-        return read_original(*args.anyv2v)
-    from anyv2v.batch.jobs import read_jobs
+    def check(where: str, command: str, options: Mapping[str, Any]) -> None:
+        commands[command].parse_mapping(where, {**options, "output": "out.mp4"})
 
-    return read_jobs(args.jobs)
+    if args.anyv2v is None:
+        return read_jobs(args.jobs, check)
+    if len(args.anyv2v) > 2:
+        raise InputError(f"--anyv2v takes TEMPLATE and GROUP, not {' '.join(args.anyv2v)}")
+    return read_original(*args.anyv2v, check=check)
 
 
 def check(edits: Edits, tasks: Sequence[Task]) -> None:

@@ -139,8 +139,8 @@ def _batch(commands: Commands) -> None:
     add = sub.add_argument_group("batch").add_argument
     text = "clips and their edits: YAML, or JSON lines"
     add("jobs", metavar="JOBS", nargs="?", help=text)
-    text = "the same from files of the AnyV2V code: its template and its group configuration"
-    add("--anyv2v", nargs=2, metavar=("TEMPLATE", "GROUP"), help=text)
+    text = "the same from files of the AnyV2V code: a template and, if there is one, a group file"
+    add("--anyv2v", nargs="+", metavar=("TEMPLATE", "GROUP"), help=text)
     text = "folder of the outputs; made if it is missing"
     add("-o", "--output", required=True, metavar="DIR", help=text)
     add("--limit", type=from_1, metavar="N", help="do the first N clips only")

@@ -17,7 +17,7 @@ Numbers are loaded as texts, because options parse them."""
 
 
 def parse(where: str, text: str, aliases: bool = True) -> Any:
-    """Returns what a text in YAML, or in JSON if it begins with {, holds.
+    """Returns what a text in YAML, or in JSON if it begins with { or [, holds.
 
     where: the file, for messages. aliases: allow YAML's aliases; a few lines of them can stand for
     millions. In YAML all scalars but true, false and null are texts: 1:30 is not 90, and 010 is not
@@ -40,6 +40,6 @@ def parse(where: str, text: str, aliases: bool = True) -> Any:
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{what}", re.compile(pattern), first)
     try:
         # JSON by its own reader: YAML has other escapes
-        return json.loads(text) if text.startswith("{") else yaml.load(text, Loader)
+        return json.loads(text) if text.startswith(("{", "[")) else yaml.load(text, Loader)
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{where}: cannot be read as YAML or JSON: {error}") from error

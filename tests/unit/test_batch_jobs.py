@@ -124,6 +124,13 @@ def test_line_breaks_and_marks_in_json_lines(read, text):
     assert read("\ufeff" + WHOLE.replace("\n", "\r\n")) == read(WHOLE)
 
 
+def test_null_takes_back_what_is_inherited(read):
+    edits = [{"prompt": "x"}, {"prompt": "y", "editor": None, "frame": "y.png"}]
+    document = {"clips": [{"video": "a.mp4", "editor": "recolor", "edits": edits}]}
+    ((one, two),) = (task.edits for task in read(json.dumps(document), "jobs.json"))
+    assert one.settings["editor"] == "recolor" and "editor" not in two.settings
+
+
 def test_names_of_outputs(read):
     def output(**edit):
         edit = {"video": "s3://bucket/my clip.mp4", "prompt": "A robot, walking!", **edit}
@@ -187,6 +194,8 @@ WRONG = [
     ("a.json", '{"clips": [{"edits": []}]}', "clip 1: has no video"),
     ("a.json", '{"clips": [{"video": "a.mp4", "edits": []}]}', "edits: .* is not a list of edits"),
     ("a.json", '{"clips": 3}', "clips: 3 is not a list"),
+    ("a.json", '{"clips": [{"video": "a.mp4"}]}', r"clip 1 \(a.mp4\): has no frame, and no editor"),
+    ("a.json", CLIP % (', "editor": "recolor"', ""), "frame and editor exclude each other"),
     ("a.json", '{"clip": []}', "'clip' is neither defaults nor clips"),
     ("a.json", '{"a": ' * 100_000, "cannot be read as YAML or JSON"),
     ("a.yaml", "- a", "has no keys such as video"),
