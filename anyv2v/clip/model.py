@@ -93,7 +93,8 @@ class CLIPModel:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Encodes n texts as unit vectors: float32 (n, projection_dim) on the weights' device.
 
-        A text that is too long is cut, which is logged (see `Tokenizer`). Raises InputError if the
+        A text that is too long is cut, which is logged (see `Tokenizer`). Texts with CJK ideographs
+        are split into other tokens than by OpenCLIP and transformers 5. Raises InputError if the
         weights have no text encoder, if there are no texts, or if an embedding is zero or not
         finite.
         """
