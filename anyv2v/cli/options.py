@@ -79,7 +79,7 @@ def _convert(commands: Commands) -> None:
     sub = commands.add("convert", "Convert published weights into a folder that --weights takes.")
     add = sub.add_argument_group("convert").add_argument
     text = "folder of I2VGen-XL, ConsistI2V or SEINE as it is published; "
-    text += "also Stable Diffusion 1.5, InstructPix2Pix, and files of adapters"
+    text += "also Stable Diffusion 1.5, InstructPix2Pix, files of adapters, and CLIP"
     add("src", metavar="SRC", help=text)
     add("dst", metavar="DST", help="folder to write")
     text = "dtype of the weights that are written (default: that of SRC)"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyv2v.clip.preprocess import PreprocessConfig, preprocess_standard
@@ -94,8 +93,10 @@ class CLIPModel:
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Encodes n texts as unit vectors: float32 (n, projection_dim) on the weights' device.
 
-        A text that is too long is cut, which is logged (see `Tokenizer`). Raises InputError if the
-        weights have no text encoder, or if there are no texts.
+        A text that is too long is cut, which is logged (see `Tokenizer`). Texts with CJK ideographs
+        are split into other tokens than by OpenCLIP and transformers 5. Raises InputError if the
+        weights have no text encoder, if there are no texts, or if an embedding is zero or not
+        finite.
         """
         text, tokenizer = self._text_encoder()
         if isinstance(texts, str) or not texts:
@@ -107,7 +108,7 @@ class CLIPModel:
         """Encodes n images, uint8 RGB (n, h, w, 3), as unit vectors: float32 (n, projection_dim).
 
         They are scaled and cropped as `preprocess_standard` does. Raises InputError if the images
-        have another dtype or shape, or if there are none.
+        have another dtype or shape, if there are none, or if an embedding is zero or not finite.
         """
         images = as_frames(frames)
         return _unit([self.vision(pixels) for pixels in self._pixels(images)])
@@ -124,7 +125,16 @@ class CLIPModel:
 
 
 def _unit(batches: list[Tensor]) -> Tensor:
-    return F.normalize(torch.cat(batches).float(), dim=-1)
+    """Joins batches of vectors, each made as long as 1: float32."""
+    # in float64, whose range holds the square of every float32
+    vectors = torch.cat(batches).double()
+    lengths = vectors.norm(dim=-1, keepdim=True)
+    if not (lengths.isfinite() & (lengths > 0)).all():
+        raise InputError(
+            f"an embedding is zero or not finite, computed in {batches[0].dtype}; "
+            "float32 or other weights are needed"
+        )
+    return (vectors / lengths).float()
 
 
 def size_name(config: VisionConfig) -> str:

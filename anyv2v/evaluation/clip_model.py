@@ -38,9 +38,10 @@ def load(
 
     folder: a folder that `anyv2v convert` wrote, of a CLIP or of a model that has CLIP's image
     encoder, such as I2VGen-XL (the CLIP has no text encoder then); or a published CLIP, as
-    transformers or OpenCLIP save it, which is converted to a temporary folder first. device: None
-    is cuda if there is one, else cpu. dtype: of the weights. Raises InputError if the folder is
-    damaged or holds no CLIP.
+    transformers or OpenCLIP save it, which is converted to a temporary folder first: that takes as
+    much disk space as the weights, and the time to write them. device: None is cuda if there is
+    one, else cpu. dtype: of the weights. Raises InputError if the folder is damaged or holds no
+    CLIP, or if the disk has too little space.
     """
     device = choose_device(device)
     path = hub.only_snapshot(checks.path("clip", folder))

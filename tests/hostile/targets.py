@@ -24,6 +24,7 @@ from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.convert.published import convert
 from anyv2v.diffusion.inversion import TOLERANCE, InversionState
 from anyv2v.errors import InputError
+from anyv2v.evaluation.clip_model import load as load_clip
 from anyv2v.loading import builders, expected_shapes, inspect
 from anyv2v.media.image import read_image
 from anyv2v.media.mask import fit_mask, read_mask
@@ -34,7 +35,7 @@ from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.folder import Part, write_folder
 from tests import icc
 from tests.hostile import mutate
-from tests.oracles import adapter_snapshot
+from tests.oracles import adapter_snapshot, clip_snapshot
 
 SIZE, FRAMES, STEPS = (16, 16), 3, 2
 PROMPT = "a Robot, 1st's <|endoftext|> 犬 \u200d"
@@ -140,6 +141,8 @@ def prepare(folder: Path) -> None:
     _write_profiled(folder)
     adapter_snapshot.write_t2i_adapter(folder / "t2i", "odd light")
     adapter_snapshot.write_ip_adapter(folder / "ip", "tiny")
+    clip_snapshot.write(folder / "whole", "openai")
+    clip_snapshot.write_open_clip(folder / "open", "open_clip", form="safetensors")
     smooth = np.linspace(0, 255, FRAMES * 32 * 48 * 3).reshape(FRAMES, 32, 48, 3).astype(np.uint8)
     write_video(folder / "smooth.mp4", smooth, 8)
     noise = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
@@ -447,6 +450,17 @@ def _adapter(examples: Examples, name: str, changed: bool) -> None:
         raise Wrong("weights that are not finite were loaded")
 
 
+def _whole_clip(examples: Examples, name: str, changed: bool) -> None:
+    """Loads what was published, and encodes with it."""
+    model = load_clip(examples.folder / name.partition("/")[0], "cpu")
+    frames = np.zeros((2, 8, 12, 3), np.uint8)
+    for made in (model.encode_text([PROMPT, "a robot"]), model.encode_images(frames)):
+        if not (abs(made.norm(dim=1) - 1) < 1e-5).all():
+            raise Wrong("an embedding is no unit vector")
+    if len(model.name.splitlines()) != 1 or len(model.name) > 100:
+        raise Wrong(f"{model.name!r} is no name")
+
+
 def _check_frames(frames: np.ndarray) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise Wrong(f"{frames.dtype} {frames.shape} are no frames")
@@ -489,6 +503,14 @@ ADAPTERS = (
     "ip/image_encoder/config.json",
     "ip/image_encoder/model.safetensors",
 )
+WHOLE_CLIPS = (
+    "whole/config.json",
+    "whole/preprocessor_config.json",
+    "whole/tokenizer_config.json",
+    "whole/vocab.json",
+    "whole/model.safetensors",
+    "open/open_clip_config.json",
+)
 
 KINDS: dict[str, Kind] = {
     "weights": Kind(
@@ -510,4 +532,5 @@ KINDS: dict[str, Kind] = {
     "mask": Kind(MASKS, _either, _mask),
     "profile": Kind(PROFILED, mutate.profiled, _picture),
     "adapter": Kind(ADAPTERS, _published, _adapter),
+    "whole_clip": Kind(WHOLE_CLIPS, _published, _whole_clip),
 }

@@ -121,6 +121,15 @@ def test_scores_without_their_input_are_left_out(model):
     ]
 
 
+def test_a_model_without_a_text_encoder_scores_images_alone(weights):
+    scores = clip_scores(load(weights, "cpu"), moving(2), "a robot", moving(1)[0])
+    assert [name.split("[")[0] for name in scores] == [
+        "clip_image_consecutive",
+        "clip_image_pairs",
+        "clip_image_frame",
+    ]
+
+
 def test_wrong_shapes_are_refused(model):
     with pytest.raises(InputError, match=r"shape \(1, 2\) cannot be scored: want \(n, d\), n from"):
         clip_image_consecutive(FRAMES[:1])

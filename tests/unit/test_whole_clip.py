@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from anyv2v.cli.main import main
 from anyv2v.clip.model import CLIPModel, size_name
 from anyv2v.clip.vision import VisionConfig
-from anyv2v.convert.formats import open_clip, whole_clip
+from anyv2v.convert.formats import open_clip, vgen, whole_clip
 from anyv2v.convert.published import convert
 from anyv2v.errors import InputError
 from anyv2v.evaluation.clip_model import load
@@ -139,6 +139,18 @@ def test_a_long_text_is_cut_and_that_is_logged(ours, caplog):
     assert not torch.equal(short, full)
 
 
+@pytest.mark.parametrize(("factor", "works"), [(1e-30, True), (1e30, True), (0, False)])
+def test_embeddings_of_any_length_become_unit_vectors(ours, factor, works):
+    model = load(ours, "cpu")
+    before = model.encode_images(frames())
+    model.vision.projection.weight.mul_(factor)
+    if works:
+        torch.testing.assert_close(model.encode_images(frames()), before)
+        return
+    with pytest.raises(InputError, match="zero or not finite, computed in torch.float32"):
+        model.encode_images(frames())
+
+
 def test_what_is_no_list_of_texts_is_refused(ours):
     model = load(ours, "cpu")
     for wrong in ("a robot", []):
@@ -149,8 +161,11 @@ def test_what_is_no_list_of_texts_is_refused(ours):
 def test_a_pickle_of_an_older_version_gives_the_same(tiny, tmp_path):
     old = clip_snapshot.write(tmp_path / "tiny", form="bin")
     config = json.loads((old / "config.json").read_text())
-    # where both are given the second counts, and then the first is nothing but a copy
-    changes = {f"{x}_config_dict": config[f"{x}_config"] for x in ("text", "vision")}
+    # where both are given the second counts; and nobody reads their classes
+    changes = {
+        f"{x}_config_dict": config[f"{x}_config"] | {"architectures": ["Any"]}
+        for x in ("text", "vision")
+    }
     changes |= {f"{x}_config": {"hidden_size": 7} for x in ("text", "vision")}
     edit_json(old, "config.json", **changes)
     assert load(old, "cpu").fingerprint == load(tiny, "cpu").fingerprint
@@ -259,6 +274,15 @@ def test_a_name_stays_on_one_short_line(tiny, tmp_path):
     edit_json(tmp_path / "ours", "config.json", origin="a\nb\t" + "x" * 500)
     name = load(tmp_path / "ours", "cpu").name
     assert name.startswith("ViT-48x2/8@32 a b xxx") and len(name) < 80
+
+
+def test_sections_that_do_not_match_are_refused(tiny, tmp_path):
+    convert(tiny, tmp_path / "ours", expected_shapes)
+    config = json.loads((tmp_path / "ours/config.json").read_text())
+    edit_json(tmp_path / "ours", "config.json", preprocess=config["preprocess"] | {"size": 33})
+    for read in (load, inspect):
+        with pytest.raises(InputError, match="size 33 is not vision: image_size 32"):
+            read(tmp_path / "ours")
 
 
 def test_convert_and_verify_by_command(tiny, tmp_path, capfd):
@@ -393,6 +417,32 @@ def test_open_clip_s_preprocessing_is_read(tiny_open_clip):
     values["preprocess_cfg"] = {"resize_mode": "squash"}
     with pytest.raises(InputError, match="resize_mode is 'squash'; only 'shortest'"):
         open_clip.translate("x", values)
+
+
+# open_clip_config.json of two repositories of laion: sizes of the image encoder, then of the text's
+SIZES_OF_H = {"layers": 32, "width": 1280, "head_width": 80, "patch_size": 14, "image_size": 224}
+SIZES_OF_BIG_G = {"layers": 48, "width": 1664, "head_width": 104, "mlp_ratio": 4.9231}
+SIZES_OF_BIG_G |= {"patch_size": 14, "image_size": 224}
+
+
+def sizes_of_open_clip(embed_dim, vision, **text):
+    text |= {"context_length": 77, "vocab_size": 49408}
+    model = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
+    return open_clip.translate("x", {"model_cfg": model})
+
+
+def test_the_sizes_of_vit_h_14_are_those_of_i2vgen_xl_s_encoders():
+    ours = sizes_of_open_clip(1024, SIZES_OF_H, width=1024, heads=16, layers=24)
+    assert ours == {name: vgen.CONFIG[name] for name in ours}
+    assert set(ours) == {"text", "vision", "tokenizer", "preprocess"}
+
+
+def test_the_sizes_of_vit_big_g_14_are_those_of_transformers():
+    """As the config.json of laion/CLIP-ViT-bigG-14-laion2B-39B-b160k has them."""
+    ours = sizes_of_open_clip(1280, SIZES_OF_BIG_G, width=1280, heads=20, layers=32)
+    assert (ours["vision"]["heads"], ours["vision"]["mlp_width"]) == (16, 8192)
+    assert (ours["text"]["heads"], ours["text"]["mlp_width"]) == (20, 5120)
+    assert ours["vision"]["projection_width"] == 1280
 
 
 def test_a_folder_of_i2vgen_xl_s_release_is_no_clip(tmp_path):
