@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anyv2v import checks
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.console import tell
 from anyv2v.cli.model import Model
+from anyv2v.cli.outputs import made_folder
 from anyv2v.cli.sidecar import Provenance, check_sidecar, with_sidecar
 from anyv2v.cli.source import progress_of, without_effect
 from anyv2v.editor import Editor
-from anyv2v.errors import InputError
 from anyv2v.injection.fractions import NO_INJECTION, Injection
 from anyv2v.media.frames import Video
 from anyv2v.media.video import pyav, write_video
-from anyv2v.runtime.atomic_files import atomic_path, check_output
+from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
 
@@ -49,15 +48,7 @@ def run_demo(args: argparse.Namespace) -> None:
     Makes the output folder if it is missing. Raises InputError if it cannot be made or written to.
     """
     pyav()
-    folder = checks.path("-o", args.output)
-    if not folder.parent.is_dir():
-        raise InputError(f"-o {folder}: there is no folder {folder.parent}")
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"-o {folder}: {error.strerror}") from error
-    for name in FILES:
-        check_output(folder / name, args.force)
+    folder = made_folder(args.output, FILES, args.force)
     check_sidecar(folder / EDITED, args.force)
     provenance = Provenance.begin(args)
     editor = typed(Model, args).load()

@@ -14,6 +14,7 @@ from anyv2v.cli.clip import is_source
 from anyv2v.cli.console import explained, say, tell
 from anyv2v.cli.demo import run_demo
 from anyv2v.cli.edit import SomeFailed, run_edit, run_edit_frame
+from anyv2v.cli.evaluate import run_evaluate
 from anyv2v.cli.invert import run_invert, run_plan, run_reconstruct
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals, Unfailing, unfailing_streams
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plan": run_plan,
         "invert": run_invert,
         "reconstruct": run_reconstruct,
+        "evaluate": run_evaluate,
     }
     with unfailing_streams() as out, Signals() as signals:
         status = _run(argv, commands, signals, out)

@@ -24,6 +24,7 @@ from anyv2v.cli.values import (
     rate_or_source,
     scales,
     size,
+    whole_size,
 )
 from anyv2v.convert.fetch import PUBLISHED
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
@@ -60,6 +61,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
         "plan": _plan,
         "invert": _invert,
         "reconstruct": _reconstruct,
+        "evaluate": _evaluate,
     }
     for name, describe in described.items():
         if name in commands:
@@ -210,6 +212,40 @@ def _reconstruct(commands: Commands) -> None:
     _guidance(add, "(default: 1)")
     for group in (_inversion, _model):
         group(sub)
+
+
+def _evaluate(commands: Commands) -> None:
+    text = (
+        "Score an edited clip, or all those of a batch: how much of the background, of the motion "
+        "and of the true result it keeps. What is not given is taken from the sidecar of the clip."
+    )
+    usage = "anyv2v evaluate OUT [options]"
+    sub = commands.add("evaluate", text, usage=usage)
+    add = sub.add_argument_group("what is scored").add_argument
+    text = "an edited clip, or a folder below which clips lie with their sidecars"
+    add("out", metavar="OUT", help=text)
+    add("--source", metavar="SRC", help="clip before the edit, or its inversion")
+    add("--truth", metavar="CLIP", help="clip after the edit as it should be, if there is one")
+    add("--frame", metavar="IMAGE", help="edited first frame")
+    add("--prompt", metavar="TEXT", help="text that describes the edited clip")
+    text = "picture or clip that is black where the edit may change nothing "
+    add("--mask", metavar="MASK", help=text + "(default: found from the edited first frame)")
+    text = "size in pixels at which clips are compared (default: that of OUT)"
+    add("--size", type=whole_size, metavar="WxH", help=text)
+    add = sub.add_argument_group("further scores").add_argument
+    text = "score by a CLIP: a folder of one, as it is published or as `anyv2v convert` wrote it"
+    add("--clip", metavar="DIR", help=text)
+    text = "score by LPIPS (pip install 'anyv2v[lpips]')"
+    add("--lpips", action="store_true", help=text)
+    text = "invert the source, sample it again, and score what comes back"
+    add("--round-trip", action="store_true", help=text)
+    text = "the same for a clip of the edited first frame; and score how well the places of that "
+    text += "frame are found again, and how far the latents of the frames move"
+    add("--checks", action="store_true", help=text)
+    add = sub.add_argument_group("output").add_argument
+    text = "folder for scores.json, scores.csv, and index.html, which shows the clips"
+    add("-o", "--output", metavar="DIR", help=text + " (default: the scores are only printed)")
+    _model(sub)
 
 
 def _model(sub: argparse.ArgumentParser) -> None:

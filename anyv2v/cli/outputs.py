@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anyv2v import loading
+from anyv2v import checks, loading
 from anyv2v.cli.arguments import listed
 from anyv2v.cli.clip import size_of
 from anyv2v.cli.finish import Finish
@@ -124,3 +124,21 @@ def report(path: str, written: Written) -> None:
     width, height = written.size
     kept = "" if written.kept is None else f", {written.kept:.0%} of the pixels are the source's"
     print(f"{path}: {written.frames} frames, {width}x{height}, {written.fps:g} fps{kept}")
+
+
+def made_folder(path: str, files: Iterable[str], force: bool) -> Path:
+    """Makes the folder of `-o DIR` if it is missing, and returns it.
+
+    files: names of the files that the command will write into it. Raises InputError if the folder
+    cannot be made, or a file cannot be written, see `check_output`.
+    """
+    folder = checks.path("-o", path)
+    if not folder.parent.is_dir():
+        raise InputError(f"-o {folder}: there is no folder {folder.parent}")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"-o {folder}: {error.strerror}") from error
+    for name in files:
+        check_output(folder / name, force)
+    return folder

@@ -41,6 +41,13 @@ def size(text: str) -> tuple[int, int] | int:
     return (int(sides[0]), int(sides[1])) if len(sides) == 2 else int(sides[0])
 
 
+def whole_size(text: str) -> tuple[int, int]:
+    """Reads a size in pixels, "512x512", as (width, height); raises ArgumentTypeError otherwise."""
+    if isinstance(sides := size(text), int):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
+    return sides
+
+
 def from_0(text: str, least: int = 0) -> int:
     """Reads a whole number from `least` up, below 2^63; raises ArgumentTypeError otherwise."""
     # what a seed and every count fit into

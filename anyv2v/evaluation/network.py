@@ -6,7 +6,7 @@ size, or its number of frames) is refused with InputError.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 from anyv2v.backbones.base import Options
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
-from anyv2v.evaluation.scores import HIGHER, LOWER, Score
+from anyv2v.evaluation.case import Case
+from anyv2v.evaluation.scores import HIGHER, LOWER, Metric, Score
 from anyv2v.injection.fractions import NO_INJECTION
 from anyv2v.media.frames import Video
 from anyv2v.media.psnr import psnr
@@ -24,6 +25,8 @@ from anyv2v.pipeline.denoise import prepend_pinned
 from anyv2v.pipeline.guide import clip_features
 from anyv2v.pipeline.inverting import STEPS
 
+CURVES = ("latents to frame 0", "latents to the frame before")
+"""What the two curves of a clip's latents show: distances between the latents of frames."""
 Track = Callable[[str, int], Any]
 """Begins a stage, given its title and number of steps; returns what is called after each step, or
 None."""
@@ -128,10 +131,67 @@ def feature_match(editor: Editor, clip: np.ndarray, first: np.ndarray, run: Run)
 
 
 def latent_path(editor: Editor, clip: np.ndarray) -> dict[str, list[float]]:
-    """Returns how the latents of a clip's frames move: "to frame 0" and "to the frame before".
+    """Returns how the latents of a clip's frames move: a curve for each of `CURVES`.
 
-    clip: uint8 RGB (f, h, w, 3). Each is a list of distances, see `metrics.features.distances`,
-    with one element for each latent frame, of which the first is 0.
+    clip: uint8 RGB (f, h, w, 3). A curve has one distance for each latent frame, of which the first
+    is 0, see `metrics.features.distances`.
     """
     latents = editor.encode_frames(clip)
-    return {"to frame 0": distances(latents), "to the frame before": distances(latents, 1)}
+    return dict(zip(CURVES, (distances(latents), distances(latents, 1)), strict=True))
+
+
+def checks(
+    editor: Editor, case: Case, run: Run, track: Track | None = None
+) -> tuple[list[Score], dict[str, dict[str, list[float]]]]:
+    """Does three checks of what an edit begins with and what becomes of it.
+
+    The edited first frame there and back, see `frame_round_trip`; the places of the edited first
+    frame in the edit, and for comparison those of the source's in the source, see `feature_match`;
+    and the path of the latents along the frames, see `latent_path`. Where no edited first frame is
+    known, frame 0 of the edit takes its place. Returns the scores, and of the last check one of
+    `CURVES` -> "edit" or "source" -> the curve.
+    """
+    first, count = case.references.get(0, case.edited[0]), len(case.edited)
+    rows = tried(
+        editor, run, "frame", count, lambda: frame_round_trip(editor, first, count, run, track)
+    )
+    curves: dict[str, dict[str, list[float]]] = {name: {} for name in CURVES}
+    for name, clip in (("edit", case.edited), ("source", case.source)):
+        if clip is None:
+            continue
+        reference = first if name == "edit" else clip[0]
+        site = f"{editor.backbone.correspondence_site}, frames 1 on to frame 0"
+        matched = Metric(
+            f"feature_match_{name}[{site}]",
+            lambda _, clip=clip, at=reference: feature_match(editor, clip, at, run),
+            better=HIGHER,
+        )
+        rows.append(matched.of(case))
+        for curve, score, values in _path(editor, name, clip):
+            rows.append(score)
+            curves[curve] |= {name: values} if values else {}
+    return rows, {title: lines for title, lines in curves.items() if lines}
+
+
+def _path(editor: Editor, name: str, clip: np.ndarray) -> Iterator[tuple[str, Score, list[float]]]:
+    """For each of `CURVES`: its name, its mean as a score, and its values if there are any."""
+    try:
+        path, reason = latent_path(editor, clip), "the clip is one frame of latents"
+    except InputError as error:
+        path, reason = {curve: [] for curve in CURVES}, str(error)
+    for curve, values in path.items():
+        known = len(values) > 1
+        mean = sum(values[1:]) / (len(values) - 1) if known else None
+        title = f"distance_{name}[{curve}, RMS, mean of frames 1 on]"
+        yield curve, Score(title, mean, reason="" if known else reason), values
+
+
+def tried(
+    editor: Editor, run: Run, of: str, frames: int, trip: Callable[[], list[Score]]
+) -> list[Score]:
+    """Returns the scores of a round trip; or, if the weights do not take the clip, why not."""
+    try:
+        return trip()
+    except InputError as error:
+        name = run.name(editor, frames)
+        return [Score(f"psnr_round_trip_{of}[{name}]", None, "dB", HIGHER, str(error))]
