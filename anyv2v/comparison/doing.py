@@ -74,7 +74,9 @@ class Others:
     def is_there(self, edit: TaskEdit) -> bool:
         """See `Doer.is_there`."""
         pattern = numbered(self._folder / edit.output)
-        return (self._folder / edit.output).exists() if pattern is None else bool(pattern.files())
+        if pattern is None:
+            return (self._folder / edit.output).exists()
+        return pattern.folder.is_dir() and bool(pattern.files())
 
     def order(self, task: Task) -> Sequence[int]:
         """See `Doer.order`."""

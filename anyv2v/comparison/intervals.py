@@ -29,10 +29,17 @@ class Mean:
     edits: int
     """Number of edits."""
 
-    def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.mean:.3g}"
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+    def text(self, digits: int, signed: bool = False) -> str:
+        """Returns the mean with its interval in brackets, with so many digits after the point.
+
+        signed: with a sign, as differences have it.
+        """
+        sign = "+" if signed else ""
+        mean, *bounds = (
+            "" if value is None else f"{value:{sign}.{digits}f}"
+            for value in (self.mean, self.low, self.high)
+        )
+        return f"{mean} [{', '.join(bounds)}]" if all(bounds) else mean
 
 
 def bootstrap(values: Sequence[float], clips: Sequence[str], seed: int = 0) -> Mean | None:

@@ -74,7 +74,7 @@ def _section(
     rates: Mapping[str, float],
 ) -> Section:
     edit, rate = results[0].cell.edit, rates[clip]
-    paths = {"clip": layout.clip(clip)}
+    paths = {"source": layout.clip(clip)}
     if edit.truth is not None:
         paths["truth"] = layout.truth(edit)
     for result in results:

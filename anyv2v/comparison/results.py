@@ -136,12 +136,16 @@ def short_table(findings: Findings) -> tuple[list[str], list[list[str]]]:
     columns += [f"less {base.method}", f"less {base.editor}"] if heads else []
     lines = []
     for row in rows:
-        cells = [row.editor, row.method, str(row.edits)]
-        cells += [str(row.means.get(name, "")) for name in heads]
-        if heads:
-            cells += [str(x.get(heads[0], "")) for x in (row.over_method, row.over_editor)]
-        lines.append(cells)
+        cells = [_cell(findings, row.means, name) for name in heads]
+        for differences in (row.over_method, row.over_editor) if heads else ():
+            cells.append(_cell(findings, differences, heads[0], signed=True))
+        lines.append([row.editor, row.method, str(row.edits), *cells])
     return columns, lines
+
+
+def _cell(findings: Findings, means: Mapping[str, Mean], name: str, signed: bool = False) -> str:
+    digits = 2 if findings.metrics[name].unit else 3
+    return means[name].text(digits, signed) if name in means else ""
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
