@@ -212,8 +212,8 @@ def _parsed(text: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         return json.loads(text)
     rows = list(csv.DictReader(io.StringIO(text)))
-    pages = {row["page"] for row in rows}
-    return {"page": pages.pop() if len(pages) == 1 else "", "answers": rows}
+    (page_id,) = {row["page"] for row in rows}
+    return {"page": page_id, "answers": rows}
 
 
 def _identity(trials: Sequence[Trial], seed: int) -> str:
