@@ -344,6 +344,36 @@ def tolerance(results: Results) -> str:
     return f"{table(header, lines)}\n\n{circumstances(found['about'])}"
 
 
+def comparison(results: Results) -> str:
+    """Make the table of methods and editors of the first frame."""
+    found = results.of("compare")
+    if found is None:
+        return "No results yet."
+    lines = []
+    for case, rows in cases(found).items():
+        for i, row in enumerate(rows):
+            f = row["facts"]
+            cells = [case.removeprefix("first frame: ") if i == 0 else "", row["implementation"]]
+            cells += [whole(f["edits"]), ranged(f, "psnr_first_frame"), ranged(f, "psnr_truth")]
+            cells += [ranged(f, "ssim_truth", 3), ranged(f, "flicker_truth", 1)]
+            cells += [ranged(f, f"psnr_truth_over_{base}", 2, "+") for base in ("method", "editor")]
+            lines.append(cells)
+    first = found["rows"][0]
+    editor, method = first["case"].removeprefix("first frame: "), first["implementation"]
+    header = ["first frame", "method", "edits", "first frame, dB", "PSNR to the truth, dB", "SSIM"]
+    header += ["flicker", f"dB over `{method}`", f"dB over `{editor}`"]
+    return f"{table(header, lines)}\n\n{circumstances(found['about'])}"
+
+
+def ranged(facts: dict, name: str, places: int = 1, sign: str = "") -> str:
+    """Format a mean and its interval, if it has one."""
+    ends = [facts[name + end] for end in ("", "_low", "_high") if name + end in facts]
+    if not ends:
+        return ""
+    mean, *bounds = (f"{x:{sign}.{places}f}" for x in ends)
+    return f"{mean} [{', '.join(bounds)}]" if bounds else mean
+
+
 def bounded(facts: dict, name: str, unit: str) -> str:
     """Format a mean and its interval."""
     if name not in facts:
@@ -443,6 +473,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "unet": unet,
     "inversion": inversion,
     "tolerance": tolerance,
+    "compare": comparison,
     **{f"all-{subject}": everything(subject) for subject in SUBJECTS},
     "rental": rental,
 }

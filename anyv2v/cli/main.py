@@ -11,6 +11,7 @@ from anyv2v import loading
 from anyv2v.cli import settings
 from anyv2v.cli.batch import run_batch
 from anyv2v.cli.clip import is_source
+from anyv2v.cli.compare import run_compare
 from anyv2v.cli.console import explained, say, tell
 from anyv2v.cli.demo import run_demo
 from anyv2v.cli.edit import SomeFailed, run_edit, run_edit_frame
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "weights fetch": run_fetch,
         "edit": run_edit,
         "batch": run_batch,
+        "compare": run_compare,
         "edit-frame": run_edit_frame,
         "plan": run_plan,
         "invert": run_invert,

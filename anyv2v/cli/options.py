@@ -57,6 +57,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
         "weights fetch": _weights,
         "edit": _edit,
         "batch": _batch,
+        "compare": _compare,
         "edit-frame": _edit_frame,
         "plan": _plan,
         "invert": _invert,
@@ -156,6 +157,50 @@ def _batch(commands: Commands) -> None:
     add("--workers", type=from_1, metavar="N", help=text)
     text = "print what would be done, what is done, and what it costs; do nothing"
     add("--dry-run", action="store_true", help=text)
+    _model(sub)
+
+
+def _compare(commands: Commands) -> None:
+    text = (
+        "Compare methods and editors of the first frame on a benchmark. "
+        "BENCH has a folder for each clip with clip.mp4 and edits/NAME/prompt.txt, frame.png; "
+        "README describes the layout. The first method and the first editor are those that the "
+        "others are compared with. A run that ended early is simply run again."
+    )
+    usage = "anyv2v compare BENCH -o DIR [options]"
+    sub = commands.add("compare", text, usage=usage)
+    add = sub.add_argument_group("comparison").add_argument
+    add("bench", metavar="BENCH", nargs="?", help="folder of clips and edits")
+    text = "folder of the outputs, the table, the scores and the page; made if it is missing"
+    add("-o", "--output", required=True, metavar="DIR", help=text)
+    text = "editors of the first frame: given (frame.png), true (the truth's), or names that "
+    text += "edit-frame --list shows (default: given)"
+    add("--editors", metavar="NAME,...", help=text)
+    text = "an editor with options, such as 'ip2p=instruct-pix2pix weights=DIR steps=50'; "
+    text += "may be given several times"
+    add("--editor", action="append", metavar="'NAME=EDITOR ...'", help=text)
+    text = "ours (the weights' defaults), paper, plain, protected, guided, guided-protected, or "
+    text += "without a network: static, source, warp, difference, copy (default: ours,paper,copy)"
+    add("--methods", metavar="NAME,...", help=text)
+    text = "another method: options of anyv2v edit, such as 'soft=--conv 0.5', or the command of a "
+    text += "tool with {video} or {frames}, {frame}, {prompt}, {seed}, and {output} or "
+    text += "{output_frames}; may be given several times"
+    add("--method", action="append", metavar="'NAME=...'", help=text)
+    text = "only the first editor with every method, and every editor with the first method"
+    add("--star", action="store_true", help=text)
+    add("--limit", type=from_1, metavar="N", help="take the first N clips only")
+    text = "seed of edits and editors, of the intervals, and of what shuffles the blind page"
+    add("--seed", type=from_0, default=0, metavar="N", help=text)
+    text = "write DIR/blind, a page on which people choose between the first method and these, "
+    text += "without being told which is which; DIR/key.json tells"
+    add("--blind", metavar="NAME,...", help=text)
+    text = "count the answers that people downloaded from the page; may be given several times"
+    add("--answers", action="append", metavar="FILE", help=text)
+    text = "folder of a CLIP that `anyv2v convert` wrote, for scores by CLIP"
+    add("--clip", metavar="DIR", help=text)
+    text = "time that a tool may take for a clip"
+    add("--tool-timeout", type=above_0, default=3600.0, metavar="SECONDS", help=text)
+    _reading(sub.add_argument_group("clips").add_argument)
     _model(sub)
 
 
@@ -273,6 +318,10 @@ def _machine(group: argparse._ArgumentGroup) -> None:
 def _clip(sub: argparse.ArgumentParser) -> None:
     add = sub.add_argument_group("video").add_argument
     add("video", metavar="VIDEO", help="a video, or a source that `anyv2v invert` wrote")
+    _reading(add)
+
+
+def _reading(add: Callable[..., argparse.Action]) -> None:
     text = "size of the frames in pixels, or N for the shorter side, in the clip's proportions "
     add("--size", type=size, metavar="WxH|N", help=text + OF_WEIGHTS.format("512x512"))
     text = f"number of frames that are taken, or all {OF_WEIGHTS.format(16)}"

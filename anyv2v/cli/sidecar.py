@@ -309,7 +309,9 @@ def versions() -> dict[str, str | int]:
 def is_there(output: str | os.PathLike) -> bool:
     """Whether a file is there or, for a pattern such as frames/%05d.png, any picture of it."""
     pattern = numbered(output)
-    return Path(output).exists() if pattern is None else bool(pattern.files())
+    if pattern is None:
+        return Path(output).exists()
+    return pattern.folder.is_dir() and bool(pattern.files())
 
 
 def _fingerprints(value: str | list[str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -47,6 +47,16 @@ class Case:
             raise InputError(f"mask: {self.mask.shape} does not fit {self.edited.shape}")
         if len(self.edited) < 2:
             raise InputError("1 frame is no clip; at least 2 are needed")
+
+    def like(self, edited: np.ndarray) -> Case:
+        """Returns the same case of another edited clip; what does not depend on it is not redone.
+
+        That is the source's flow, and the mask if the edited frame 0 is given.
+        """
+        other = replace(self, edited=edited)
+        kept = ["source_flows", *(["masks", "background"] if 0 in self.references else [])]
+        vars(other).update({name: vars(self)[name] for name in kept if name in vars(self)})
+        return other
 
     @property
     def mask_name(self) -> str:

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,45 +92,57 @@ class Command:
                 Image.fromarray(picture).save(values[name])
         output = folder / f"output-{seed}.png"
         values["output"] = str(output)
-        pattern = re.compile("{(" + "|".join(PLACEHOLDERS) + ")}")
-        words = [
-            # in one pass, because the text of an instruction may contain {output}
-            pattern.sub(lambda match: values[match[1]], word)
-            for word in shlex.split(self.command)
-        ]
-        self._run(words, folder)
+        words = filled(self.command, values)
+        longer = "; --editor-timeout gives it longer"
+        run_command(words, folder / "log", self.timeout, longer=longer)
         if not output.exists():
             raise InputError(f"the editor command {words[0]} ended well but wrote no {{output}}")
         return _resized(read_image(output), request.frame.shape[:2])
 
-    def _run(self, words: list[str], folder: Path) -> None:
-        with open(folder / "log", "w+b") as output, _watcher() as watch_process:
-            try:
-                process = subprocess.Popen(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    # a session of its own, all of whose processes can be killed together
-                    start_new_session=True,
-                )
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise InputError(f"the editor command {words[0]} cannot run: {reason}") from error
-            try:
-                watch_process(process)
-                status = process.wait(self.timeout)
-            except subprocess.TimeoutExpired:
-                raise InputError(
-                    f"the editor command {words[0]} was ended after {self.timeout:g} s"
-                    f"{_tail(output)}; --editor-timeout gives it longer"
-                ) from None
-            finally:
-                _end(process)
-            if status:
-                raise InputError(
-                    f"the editor command {words[0]} failed with status {status}{_tail(output)}"
-                )
+
+def run_command(
+    words: list[str], log: Path, timeout: float, called: str = "editor command", longer: str = ""
+) -> None:
+    """Runs another program, and ends all that it has started when it ends or this process does.
+
+    words: the program and its arguments. log: the file for what it prints. timeout: seconds after
+    which it is ended. called: what messages call it; longer: what they say gives it more time.
+    Raises InputError if it cannot run, fails or takes longer.
+    """
+    with open(log, "w+b") as output, _watcher() as watch_process:
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # a session of its own, all of whose processes can be killed together
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"the {called} {words[0]} cannot run: {reason}") from error
+        try:
+            watch_process(process)
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise InputError(
+                f"the {called} {words[0]} was ended after {timeout:g} s{_tail(output)}{longer}"
+            ) from None
+        finally:
+            _end(process)
+        if status:
+            raise InputError(f"the {called} {words[0]} failed with status {status}{_tail(output)}")
+
+
+def filled(command: str, values: Mapping[str, str]) -> list[str]:
+    """Returns the words of a command, with {name} replaced by `values[name]`.
+
+    Words are split before they are filled in, and each is filled in one pass, because the text of
+    an instruction may contain spaces and {output}.
+    """
+    pattern = re.compile("{(" + "|".join(map(re.escape, values)) + ")}")
+    return [pattern.sub(lambda match: values[match[1]], word) for word in shlex.split(command)]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import anyv2v
 from anyv2v.backbones.i2vgen.sites import paper_sites
 from anyv2v.cli.settings import GUIDED, GUIDED_BY_PIXELS
+from anyv2v.comparison import baselines
 from anyv2v.editor import Editor
 from anyv2v.injection.fractions import NO_INJECTION
 from anyv2v.pipeline.request import Edit
@@ -21,7 +22,6 @@ from anyv2v.weights.demo.recipe import ATTENTION
 from anyv2v.weights.demo.scenes import SceneEdit
 from anyv2v.weights.demo.scores import Truth
 from anyv2v.weights.demo.settings import BEST
-from bench.edit_quality import baselines
 
 ORIGINAL = anyv2v.Injection(conv=0.2, spatial=0.2, temporal=0.5)
 FPS = 8

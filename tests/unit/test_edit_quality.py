@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anyv2v.comparison import baselines
 from anyv2v.weights.demo.hard import HARDSHIPS
 from anyv2v.weights.demo.scenes import KINDS, draw_edit
 from anyv2v.weights.demo.scores import Truth
 from bench.edit_quality import __main__ as command
-from bench.edit_quality import baselines, rows, table
+from bench.edit_quality import rows, table
 
 STEP = (2, -1)
 """How far the texture of `moving` goes to the right and down from frame to frame, in pixels."""

@@ -1,16 +1,29 @@
 """Edits without a network: the edited first frame is carried along by what the source shows.
 
 Clips are (f, h, w, 3) uint8, RGB; `first` is the edited first frame, (h, w, 3) uint8. The flow is
-OpenCV's, which the other rows of the benchmark do without.
+that of `metrics.flow`, which needs OpenCV.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from anyv2v.correspondence.patches import match_patches
-from anyv2v.metrics.flow import flows, sampled
+from anyv2v.metrics.flow import flows, require_opencv, sampled
+
+
+def static(source: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The edited first frame, repeated."""
+    return np.repeat(first[None], len(source), axis=0)
+
+
+def unedited(source: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The source as it is."""
+    return source
 
 
 def warp(source: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -33,9 +46,8 @@ def copy(source: np.ndarray, first: np.ndarray) -> np.ndarray:
 def places(source: np.ndarray) -> np.ndarray:
     """Where each pixel was in frame 0, as (x, y) in pixels, (f, h, w, 2) float32.
 
-    The flow from each frame to the one before it is found by dense inverse search (Kroeger et al.
-    2016), preset medium, and composed with the places of the frame before: the flow straight to
-    frame 0 fails at what turns.
+    The flow from each frame to the one before it is composed with the places of the frame before:
+    the flow straight to frame 0 fails at what turns. Raises InputError if OpenCV is not installed.
     """
     height, width = source.shape[1:3]
     here = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
@@ -52,3 +64,28 @@ def _carried(source: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _levels(clip: np.ndarray) -> np.ndarray:
     return clip.round().clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Carry:
+    """A way to get an edited clip from the source and the edited first frame."""
+
+    make: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """(source, first) -> edited clip."""
+    needs_flow: bool = False
+    """Whether it needs OpenCV."""
+
+    def check(self) -> None:
+        """Raises InputError if OpenCV is needed and missing."""
+        if self.needs_flow:
+            require_opencv()
+
+
+BASELINES = {
+    "static": Carry(static),
+    "source": Carry(unedited),
+    "warp": Carry(warp, needs_flow=True),
+    "difference": Carry(difference, needs_flow=True),
+    "copy": Carry(copy),
+}
+"""Name -> baseline."""
