@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 from anyv2v.cli.main import main
 from anyv2v.clip.model import CLIPModel, size_name
 from anyv2v.clip.vision import VisionConfig
-from anyv2v.convert.formats import open_clip, vgen, whole_clip
+from anyv2v.convert.formats import clip, open_clip, vgen, whole_clip
 from anyv2v.convert.published import convert
+from anyv2v.convert.rename import rename
 from anyv2v.errors import InputError
 from anyv2v.evaluation.clip_model import load
 from anyv2v.loading import load as load_editor
@@ -171,7 +172,25 @@ def test_a_pickle_of_an_older_version_gives_the_same(tiny, tmp_path):
     assert load(old, "cpu").fingerprint == load(tiny, "cpu").fingerprint
 
 
-@pytest.mark.parametrize("preset", ["openai", pytest.param("open_clip", marks=pytest.mark.slow)])
+def test_open_clip_s_tensors_become_those_of_transformers(tiny_open_clip, tmp_path):
+    convert(tiny_open_clip, tmp_path / "out", expected_shapes)
+    right = clip_snapshot.tensors(clip_snapshot.PRESETS["open_clip"], 49408, seed=0)
+    for component, table in (("text", whole_clip.TEXT), ("vision", clip.VISION)):
+        made = load_file(tmp_path / "out" / f"{component}.safetensors")
+        for name, theirs in rename(made, table, to="theirs").items():
+            np.testing.assert_array_equal(made[name], right.pop(theirs.name))
+    assert not right
+
+
+def test_the_activation_of_an_open_clip_is_read(tiny_open_clip):
+    values = json.loads((tiny_open_clip / open_clip.CONFIG).read_text())
+    for quick, activation in ((True, "quick_gelu"), (False, "gelu")):
+        values["model_cfg"]["quick_gelu"] = quick
+        ours = open_clip.translate("x", values)
+        assert ours["text"]["activation"] == ours["vision"]["activation"] == activation
+
+
+@pytest.mark.slow
 def test_both_forms_of_a_model_give_the_same(preset, tmp_path):
     """The same weights with CLIP's whole vocabulary, once as each library publishes them."""
     sizes = clip_snapshot.PRESETS[preset]
