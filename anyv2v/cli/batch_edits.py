@@ -29,13 +29,14 @@ from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals
 from anyv2v.cli.sharing import Shared
 from anyv2v.cli.sidecar import Provenance, is_there, read_sidecar, sidecar_of
+from anyv2v.cli.values import SOURCE
 from anyv2v.diffusion.schedule import match_levels
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 
 RUN = {"edit": run_edit, "reconstruct": run_reconstruct}
 """Command of an edit -> the function that runs it."""
-READ = ("video", "weights", "size", "frames", "sample_fps", "start_time", "fit", "out_size")
+READ = ("video", "weights", "size", "frames", "sample_fps", "start_time", "fit")
 READ += ("dtype", "inversion_prompt", "tolerance", "feature_memory")
 """Options on which the inversion of a clip depends, besides its method, steps and end."""
 
@@ -155,7 +156,8 @@ class Edits:
             # where an inversion ends, it is solved more exactly
             end = _last_level(editor, plan.source_levels, steps)
         told = [getattr(args, name, None) for name in READ]
-        return repr([*told, method, steps, end, sorted(args.options.items())])
+        whole = getattr(args, "out_size", None) == SOURCE
+        return repr([*told, whole, method, steps, end, sorted(args.options.items())])
 
 
 def _last_level(editor: Editor, levels, steps: int) -> int:
