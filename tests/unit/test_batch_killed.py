@@ -104,7 +104,7 @@ def check(folder, outputs, others):
 @pytest.mark.slow
 def test_runs_are_killed_ten_times(weights, tmp_path):
     outputs, runs = write_jobs(tmp_path, 12, 3), Runs(tmp_path)
-    chance, killed = random.Random(1), 0
+    chance, killed, done = random.Random(1), 0, tmp_path / "out" / "done.jsonl"
     given = "jobs.jsonl", "--weights", weights, "--device", "cpu", "-q"
     try:
         began = time.monotonic()
@@ -112,16 +112,19 @@ def test_runs_are_killed_ten_times(weights, tmp_path):
         assert runs.status() == 0
         takes = time.monotonic() - began
         for _ in range(10):
-            pid = runs.start(*given, "-o", "out")
-            # so that after ten of them about half is done
-            time.sleep(chance.random() * takes / 8)
+            before, pid = len(lines(done)), runs.start(*given, "-o", "out")
+            # at any moment of the second edit, or of the fourth
+            more = chance.choice((1, 3))
+            while len(lines(done)) < before + more and is_alive(pid):
+                time.sleep(0.01)
+            time.sleep(chance.random() * takes / 36)
             os.kill(pid, signal.SIGKILL)
             killed += runs.status() == -signal.SIGKILL
         runs.start(*given, "-o", "out")
         assert runs.status() == 0
     finally:
         runs.close()
-    assert killed >= 7
+    assert killed == 10
     check(tmp_path / "out", outputs, tmp_path / "whole")
     assert len({line["pid"] for line in lines(tmp_path / "out" / "done.jsonl")}) > 3
 
