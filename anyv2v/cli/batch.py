@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from os.path import abspath
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from anyv2v.batch.jobs import read_jobs
 from anyv2v.batch.ledger import FAILED, Ledger
 from anyv2v.batch.local import LocalWorker
 from anyv2v.batch.original import read_original
+from anyv2v.batch.paths import is_url
 from anyv2v.batch.pool import Pool
 from anyv2v.batch.ray_engine import RayWorker, connected
 from anyv2v.batch.run import Begun, Outcome, Totals, Worker
@@ -26,6 +28,7 @@ from anyv2v.batch.tasks import Task
 from anyv2v.cli.batch_edits import RUN, Edits, Told
 from anyv2v.cli.batch_plan import Plan
 from anyv2v.cli.console import say, tell
+from anyv2v.cli.far import Far
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals
 from anyv2v.errors import InputError
@@ -42,7 +45,7 @@ def run_batch(args: argparse.Namespace) -> int:
     """
     tasks = read_tasks(args)
     options = {name: getattr(args, name) for name in OVERRIDING if name in args.given}
-    told, ledger = Told(args.output, options), Ledger(args.output)
+    told, ledger = Told(args.output, options), Ledger(Far(args.output).folder)
     edits = Edits(told, args.signals)
     check(edits, tasks)
     tell(dict.fromkeys(notice for task in tasks for notice in task.notices))
@@ -54,7 +57,7 @@ def run_batch(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         events = ENGINES[args.engine](args, told, ledger, tasks, stack)
         totals = follow(events, sum(len(task.edits) for task in tasks), args.quiet)
-    print(totals if not totals.failed else f"{totals}, see {os.path.join(args.output, FAILED)}")
+    print(f"{totals}, see {ledger.folder / FAILED}" if totals.failed else totals)
     return 1 if totals.failed else 0
 
 
@@ -85,7 +88,7 @@ class MakeWorker:
             if self.threads is not None:
                 torch.set_num_threads(self.threads)
             edits = Edits(self.told, signals, self.device)
-            yield Worker(edits, Ledger(self.told.folder), self.force)
+            yield Worker(edits, Ledger(Far(self.told.output).folder), self.force)
 
 
 def _local(
@@ -123,7 +126,7 @@ def _ray(
     gpus = stack.enter_context(connected(args.workers or 1))
     count = args.workers or gpus or 1
     # folders are the same for actors, who have another current one
-    told = replace(told, folder=os.path.abspath(told.folder))
+    told = replace(told, output=told.output if is_url(told.output) else abspath(told.output))
     make = MakeWorker(told, args.force, None, _threads(count), signals=False)
     return Pool([RayWorker(make, min(gpus, 1)) for _ in range(count)], ledger).do(tasks)
 

@@ -23,19 +23,21 @@ from anyv2v.cli.clip import is_source
 from anyv2v.cli.console import explained, tell
 from anyv2v.cli.edit import SomeFailed, run_edit
 from anyv2v.cli.edit_key import edit_key
+from anyv2v.cli.far import Far
 from anyv2v.cli.invert import run_reconstruct
 from anyv2v.cli.model import Model
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals
 from anyv2v.cli.sharing import Shared
 from anyv2v.cli.sidecar import Provenance, is_there, read_sidecar, sidecar_of
+from anyv2v.cli.values import SOURCE
 from anyv2v.diffusion.schedule import match_levels
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 
 RUN = {"edit": run_edit, "reconstruct": run_reconstruct}
 """Command of an edit -> the function that runs it."""
-READ = ("video", "weights", "size", "frames", "sample_fps", "start_time", "fit", "out_size")
+READ = ("video", "weights", "size", "frames", "sample_fps", "start_time", "fit")
 READ += ("dtype", "inversion_prompt", "tolerance", "feature_memory")
 """Options on which the inversion of a clip depends, besides its method, steps and end."""
 
@@ -44,8 +46,8 @@ READ += ("dtype", "inversion_prompt", "tolerance", "feature_memory")
 class Told:
     """What the command line of a batch says of all its edits; it can be sent to other processes."""
 
-    folder: str
-    """Folder of the outputs."""
+    output: str
+    """Folder of the outputs, or its URL."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of `anyv2v edit` that count instead of those in the tasks."""
 
@@ -59,20 +61,22 @@ class Edits:
         signals: looked at in each step.
         """
         self._told, self._signals, self._device = told, signals, device
-        self._ledger = Ledger(told.folder)
+        self._far = Far(told.output)
+        self._ledger = Ledger(self._far.folder)
         self._commands = parser({name: run for name, run in RUN.items()}).commands
         self._shared, self._groups = Shared(), {}
 
-    def parse(self, task: Task, edit: TaskEdit) -> argparse.Namespace:
+    def parse(self, task: Task, edit: TaskEdit, fetch: bool = False) -> argparse.Namespace:
         """Returns the options of an edit, filled; raises InputError for wrong ones.
 
-        Files are not looked at.
+        Files are not looked at. fetch: replace files that are URLs by copies here.
         """
         if edit.command not in RUN:
             raise InputError(f"{edit.output}: {edit.command} is none of {', '.join(RUN)}")
         output, device = self._ledger.path(edit.output), self._device
         values = {**task.options(edit), **self._told.options, "output": str(output)}
         values |= {} if device is None else {"device": device}
+        values = self._far.fetched(values) if fetch else values
         args = self._commands[edit.command].parse_mapping(edit.output, values)
         known = loading.peek(args.weights)
         notes = settings.fill(args, known.defaults, known.original, is_source(args.video))
@@ -82,30 +86,36 @@ class Edits:
 
     def key(self, task: Task, edit: TaskEdit) -> str:
         """See `Doer.key`."""
-        args = self.parse(task, edit)
+        args = self.parse(task, edit, fetch=True)
         return edit_key(args, args.fingerprint, Provenance(args).inputs)
 
     def is_done(self, edit: TaskEdit, key: str) -> bool:
         """See `Doer.is_done`."""
         made = read_sidecar(sidecar_of(self._ledger.path(edit.output)))
-        return made.get("key") == key and self.is_there(edit)
+        if made.get("key") == key and self.is_there(edit):
+            # a run may have been killed before it was sent
+            self._far.send(edit.output)
+            return True
+        return self._far.key(edit.output) == key
 
     def is_there(self, edit: TaskEdit) -> bool:
         """See `Doer.is_there`."""
-        return is_there(self._ledger.path(edit.output))
+        here = is_there(self._ledger.path(edit.output))
+        return here or self._far.key(edit.output) is not None
 
     def order(self, task: Task) -> Sequence[int]:
         """Returns the places of the edits, those with the same inversion one after the other."""
+        self._groups = {}
         self._groups = groups = self.groups(task)
         return sorted(range(len(task.edits)), key=lambda i: min(groups[i][1]))
 
     def make(self, task: Task, index: int, force: bool, again: bool) -> Made:
         """See `Doer.make`."""
         edit = task.edits[index]
-        args, (key, alike) = self.parse(task, edit), self._groups[index]
-        others = [self.parse(task, task.edits[i]) for i in alike]
-        unfinished = self._ledger.scratch(task) / f"{_digest(key)}.unfinished"
-        self._shared.begin(key, others or [args], unfinished)
+        key, alike = self._groups.get(index, (edit.output, [index]))
+        others = {i: self.parse(task, task.edits[i], fetch=True) for i in alike}
+        args, unfinished = others[index], self._ledger.scratch(task) / f"{_digest(key)}.unfinished"
+        self._shared.begin(key, [*others.values()], unfinished)
         output = Path(args.output[0] if edit.command == "edit" else args.output)
         output.parent.mkdir(parents=True, exist_ok=True)
         args.force = force
@@ -118,6 +128,7 @@ class Edits:
                 RUN[edit.command](args)
             except SomeFailed as failed:
                 raise next(iter(failed.failures.values())) from None
+        self._far.send(edit.output)
         text = out.getvalue().strip().splitlines()[-1].removeprefix(f"{output}: ")
         return Made(text, tuple(x.removeprefix("anyv2v: ") for x in err.getvalue().splitlines()))
 
@@ -137,10 +148,10 @@ class Edits:
         groups, keys = defaultdict(list), {}
         for i, edit in enumerate(task.edits):
             try:
-                keys[i] = self._inversion_key(self.parse(task, edit))
+                keys[i] = self._inversion_key(self.parse(task, edit, fetch=True))
             except Exception:
                 # it says what is wrong when it is made
-                keys[i] = f"{i}"
+                keys[i] = edit.output
             groups[keys[i]].append(i)
         return {i: (key, groups[key]) for i, key in keys.items()}
 
@@ -155,7 +166,8 @@ class Edits:
             # where an inversion ends, it is solved more exactly
             end = _last_level(editor, plan.source_levels, steps)
         told = [getattr(args, name, None) for name in READ]
-        return repr([*told, method, steps, end, sorted(args.options.items())])
+        whole = getattr(args, "out_size", None) == SOURCE
+        return repr([*told, whole, method, steps, end, sorted(args.options.items())])
 
 
 def _last_level(editor: Editor, levels, steps: int) -> int:

@@ -108,6 +108,6 @@ class Plan:
         known = repr([typed(Model, args), video.frames.shape, windows, window, given])
         if known not in self._known:
             found = cost.predict_cost(editor_of(args), video, **given)
-            counts = found.inversion_evaluations, found.sampling_branches
-            self._known[known] = Work(*(windows * n for n in counts), found.peak)
+            inversion, sampling = found.inversion_evaluations, found.sampling_branches
+            self._known[known] = Work(windows * inversion, windows * sampling, found.peak)
         return self._known[known]

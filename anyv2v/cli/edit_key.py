@@ -22,7 +22,7 @@ WITHOUT_EFFECT = ("output", "save_frame", "resume", "editor_timeout", "feature_m
 """Options that do not change the content of an output, but for rounding."""
 OF_THE_MACHINE = ("weights", "device", "offload")
 """Options of which the result depends on the fingerprint of the weights alone, but for rounding."""
-COMPUTED = ("option", "fps", "called", *settings.PAPER_INVERSION, "inject", "tolerance")
+COMPUTED = ("option", "fps", "preset", *settings.PAPER_INVERSION, "inject", "tolerance")
 """Options that count by what follows from them, see `_used`."""
 EACH = ("prompt", "instruction")
 """Options that hold no files, and that each of several edits may have for itself."""

@@ -96,6 +96,8 @@ class LongEdits:
         keyframes: frame number -> edited frame, besides the first one. uses: as in `source.obtain`.
         """
         window = clip_at(frames, range(min(args.window or len(frames), len(frames))))
+        if args.sharing is not None:
+            args.sharing.alike = [args]
         editor, inversion, _ = prepare(args, window, uses)
         work.make()
         run = LongRun.prepare(

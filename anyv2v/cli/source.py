@@ -126,7 +126,7 @@ def cache_plan(args: argparse.Namespace, editor: Editor, video: Video) -> CacheP
     _, steps = settings.of_the_inversion(args)
     injection = widest([each.injection for each in recorded])
     start = min(getattr(each, "start", 0) for each in recorded)
-    given = injection, steps, start, args.feature_memory
+    given = injection, steps, start, recorded[0].feature_memory
     recording = editor.recording(video, *given, options=args.options)
     print(recording)
     return recording

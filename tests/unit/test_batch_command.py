@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,7 @@ def sha256(output):
     return sidecar(output)["latents_sha256"]
 
 
-def words(options):
+def words_of(options):
     """The options of an edit as the command line has them."""
     return [x for name, v in options.items() for x in (f"--{name.replace('_', '-')}", str(v))]
 
@@ -98,7 +100,7 @@ def test_edits_are_those_of_the_edit_command(run, folder, inversions):
     assert out.splitlines()[-1] == "4 edits: 4 done, 0 failed"
     for i, edit in enumerate(task.edits):
         given = {k: v for k, v in {**SMALL, **edit.settings}.items() if v is not None}
-        assert main(["edit", task.video, *words(given), "-o", f"{i}.mp4", "-q"]) == 0
+        assert main(["edit", task.video, *words_of(given), "-o", f"{i}.mp4", "-q"]) == 0
         alone, made = sidecar(f"{i}.mp4"), sidecar(f"out/{edit.output}")
         assert alone["latents_sha256"] == made["latents_sha256"]
         assert alone["key"] == made["key"]
@@ -193,7 +195,7 @@ def test_a_dry_run_tells_all_and_does_nothing(run, folder, capfd):
     made = [one_clip(folder, {}, {"conv": 1.0}, clip=i) for i in range(2)]
     status, out, _ = run(made, "--dry-run", "--device", "cpu")
     assert (status, os.listdir()) == (0, [])
-    assert main(["plan", made[0].video, *words(SMALL), "--device", "cpu"]) == 0
+    assert main(["plan", made[0].video, *words_of(SMALL), "--device", "cpu"]) == 0
     planned = capfd.readouterr().out
     evaluations = int(planned.split("at most ")[1].split()[0])
     branches = int(planned.split("invert, ")[1].split()[0])
@@ -232,6 +234,49 @@ def test_shards_and_limits_choose_clips(run, folder, monkeypatch, given, environ
 def test_a_shard_that_there_is_not_is_refused(run, folder):
     status, _, err = run([one_clip(folder, {})], "--shard", "3/3")
     assert status == 2 and "counted from 0" in err and not os.path.exists("out")
+
+
+# URLs
+
+
+@pytest.fixture
+def far(monkeypatch, tmp_path):
+    """A file system in memory, that a URL of the protocol memory names."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    yield files
+    files.store.clear()
+
+
+@pytest.mark.slow
+def test_inputs_and_outputs_may_be_urls(folder, far, monkeypatch, capfd, tmp_path):
+    for name in ("c0.mp4", "f0.png"):
+        far.pipe(f"/in/{name}", (folder / name).read_bytes())
+    edits = ({"frame": "memory://in/f0.png"}, {"frame": "memory://in/f0.png", "seed": 1})
+    near = one_clip(folder, *edits)
+    task = Task("memory://in/c0.mp4", near.edits, near.settings)
+    monkeypatch.setattr(batch, "read_tasks", lambda args: [task])
+    words = ["batch", "x", "-o", "memory://made/here", "-q"]
+    assert main(words) == 0
+    names = {"e0.mp4", "e0.mp4.json", "e1.mp4", "e1.mp4.json"}
+    assert set(far.find("/made")) == {f"/made/here/c0/{name}" for name in names}
+    made = json.loads(far.cat("/made/here/c0/e0.mp4.json"))
+    picture = str(folder / "f0.png")
+    given = {**SMALL, "frame": picture, "prompt": "thing 0"}
+    assert main(["edit", near.video, *words_of(given), "-o", str(tmp_path / "alone.mp4")]) == 0
+    alone = sidecar(tmp_path / "alone.mp4")
+    assert (made["latents_sha256"], made["key"]) == (alone["latents_sha256"], alone["key"])
+    # sent last: an output without it is made again
+    far.rm("/made/here/c0/e1.mp4.json")
+    capfd.readouterr()
+    assert main(words) == 0 and "1 done, 1 were done before" in capfd.readouterr().out
+    # another machine has nothing of it
+    shutil.rmtree(tmp_path / "temporary")
+    (tmp_path / "temporary").mkdir()
+    assert main(words) == 0 and "0 done, 2 were done before" in capfd.readouterr().out
 
 
 # keys
