@@ -101,6 +101,16 @@ def test_files_for_consisti2v_run_as_they_are(run, consisti2v_weights):
     assert same(run, made, "edit", VIDEO, *settings.split(), *texts, *more)
 
 
+def test_files_for_other_weights_are_refused(run, capfd):
+    write(SEINE, SMALL)
+    assert main(["batch", "--anyv2v", "template.yaml", "-o", "out"]) == 2
+    told = capfd.readouterr().err
+    assert "video_pnp_fps_8.mp4: is told for seine; --weights demo are of i2vgen" in told
+    assert not Path("out").exists()
+    assert main(["batch", "--anyv2v", "a", "b", "c", "-o", "out"]) == 2
+    assert "--anyv2v takes TEMPLATE and GROUP, not a b c" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_files_for_seine_run_as_they_are(run, seine_weights):
     write(SEINE, SMALL | {"n_ddim_inversion_steps": 10})
