@@ -113,6 +113,8 @@ class Peek(NamedTuple):
     """The number of pixels of which both sides of a frame must be multiples."""
     fingerprint: str
     """That of the weights, see `Checkpoint.fingerprint`."""
+    backbone: str
+    """Name of the backbone, a key of `BACKBONES`."""
 
 
 def peek(weights: str | os.PathLike) -> Peek:
@@ -128,7 +130,8 @@ def peek(weights: str | os.PathLike) -> Peek:
         defaults = read_defaults(config, backbone.published_settings)
         published = published_defaults(defaults, backbone.published_settings)
         multiple = backbone.size_multiple(config)
-        return Peek(defaults, published, multiple, checkpoint.fingerprint)
+        name = str(config["backbone"])
+        return Peek(defaults, published, multiple, checkpoint.fingerprint, name)
 
 
 def inspect(

@@ -8,7 +8,7 @@ In YAML, or in JSON as one document:
         method: ddim
         edits:
           - {name: van-gogh, frame: van-gogh.png, prompt: "a girl dancing, van Gogh"}
-          - {name: robot, editor: recolor, instruction: "red to blue", prompt: "a girl, dancing"}
+          - {name: robot, editor: recolour, instruction: "red to blue", prompt: "a girl, dancing"}
       - {video: walk.mp4, frame: robot.png, prompt: "a robot walking", output: robot.mp4}
 
 In JSON lines each line is one of the clips. Options are those of `anyv2v edit`, with - or _ in

@@ -79,6 +79,11 @@ class Edits:
         values = self._far.fetched(values) if fetch else values
         args = self._commands[edit.command].parse_mapping(edit.output, values)
         known = loading.peek(args.weights)
+        if task.backbone not in (None, known.backbone):
+            raise InputError(
+                f"{edit.output}: is told for {task.backbone}; --weights {args.weights} are of "
+                f"{known.backbone}"
+            )
         notes = settings.fill(args, known.defaults, known.original, is_source(args.video))
         args.signals, args.sharing, args.notes = self._signals, self._shared, notes
         args.quiet, args.fingerprint = True, known.fingerprint
