@@ -39,7 +39,7 @@ def status(command):
         return end.code
 
 names = "demo", "convert", "weights verify", "weights fetch", "edit", "edit-frame", "plan"
-for name in ("", *names, "invert", "reconstruct"):
+for name in ("", *names, "invert", "reconstruct", "evaluate"):
     assert status(f"{name} --help") == 0, name
 assert status("--version") == 0
 assert status("weights verify demo -q") == 0
@@ -50,13 +50,14 @@ for command in (
     "invert a.mp4 -o a.safetensors",
     "edit a.safetensors -o b.mp4 --prompt x --frame a.png",
     "edit-frame a.mp4 -o c.png --editor recolour --instruction blue",
+    "evaluate a.mp4",
 ):
     assert status(command) == 2, command
 """
     done = python(code, tmp_path)
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
-    assert len(said) == 5 and all("pip install av" in line for line in said), done.stderr
+    assert len(said) == 6 and all("pip install av" in line for line in said), done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.mp4", "b.png", "b.png.json"}
 
 

@@ -15,12 +15,13 @@ from PIL import Image
 import anyv2v
 from anyv2v import loading
 from anyv2v.cli import clip as cli_clip
-from anyv2v.cli import demo, edit, first_frame, invert
+from anyv2v.cli import demo, edit, evaluate, evidence, first_frame, invert
 from anyv2v.cli import weights as cli_weights
 from anyv2v.cli.main import main
 from anyv2v.cli.options import parser
 from anyv2v.convert.fetch import fetch
 from anyv2v.convert.published import convert
+from anyv2v.evaluation import network
 from anyv2v.media.stream import FrameStream
 from anyv2v.pipeline import cost
 from anyv2v.pipeline.request import Edit
@@ -40,6 +41,7 @@ LINES = {
     "demo": "demo -o out",
     "convert": "convert src dst",
     "weights fetch": "weights fetch dst",
+    "evaluate": "evaluate clip.mp4 --source clip.mp4 --round-trip",
 }
 
 # option -> its text, where it arrives (call.argument), and as what
@@ -170,6 +172,7 @@ TOLD = [
         "demo",
         LOAD | {"seed": ("7", "demo.seed", 7), "kind": ("shape", "demo.kind", "shape")},
     ),
+    ("evaluate", LOAD | {"size": ("16x16", "compared.size", (16, 16))}),
     (
         "convert",
         {
@@ -190,6 +193,8 @@ TOLD = [
 ELSEWHERE = {"video", "frame", "prompt", "output", "save_frame", "src", "dst", "paper", "name"}
 ELSEWHERE |= {"preset"}
 ELSEWHERE |= {"window", "shared", "keyframe", "protect", "out_size", "resume"}
+# what `evaluate` knows of a clip, and which scores it computes
+ELSEWHERE |= {"out", "source", "truth", "clip", "lpips", "round_trip", "checks"}
 ELSEWHERE |= {"editor", "editor_weights", "editor_command", "editor_timeout", "reference", "mask"}
 OF_EDITORS = {"edit": {"instruction", "keep_unchanged", "editor_option"}}
 # what nothing predicted depends on, and the device of an editor without a network
@@ -285,6 +290,9 @@ def told(own, source, folder, monkeypatch, tmp_path):
     note(edit, "fit_frame", "fit")
     note(first_frame, "make", "make")
     note(demo, "run", "demo", ends)
+    note(evaluate, "scores", "scored", lambda *_, **__: [])
+    note(evidence.Evidence, "read", "compared", original=evidence.Evidence.read)
+    note(network, "round_trip", "trip", ends)
     note(cli_weights, "convert", "convert", ends, original=convert)
     note(cli_weights, "fetch", "fetch", ends, original=fetch)
 

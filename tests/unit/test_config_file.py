@@ -9,7 +9,7 @@ from anyv2v.cli.options import parser
 from anyv2v.errors import InputError
 
 NAMES = ("demo", "convert", "weights verify", "weights fetch", "edit", "edit-frame", "plan")
-COMMANDS = dict.fromkeys((*NAMES, "invert", "reconstruct"), lambda args: None)
+COMMANDS = dict.fromkeys((*NAMES, "invert", "reconstruct", "evaluate"), lambda args: None)
 
 YAML = """
 video: clip.mp4

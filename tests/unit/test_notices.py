@@ -22,7 +22,7 @@ from tests.clips import clip, encode, turn
 av = pytest.importorskip("av")
 
 NAMES = ("demo", "convert", "weights verify", "weights fetch", "edit", "edit-frame", "plan")
-COMMANDS = dict.fromkeys((*NAMES, "invert", "reconstruct"), print)
+COMMANDS = dict.fromkeys((*NAMES, "invert", "reconstruct", "evaluate"), print)
 EDIT = "edit v.mp4 --frame f.png --prompt x -o o.mp4"
 BY = "edit v.mp4 --editor edges --prompt x -o o.mp4"
 FRAME = "edit-frame v.mp4 --editor edges -o f.png"

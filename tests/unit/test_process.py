@@ -211,6 +211,8 @@ def test_outputs_are_written_whatever_becomes_of_the_words(tmp_path, clip, edite
         (("weights", "verify", "demo"), 1),
         (("reconstruct", "clip.mp4"), 1),
         (("reconstruct", "clip.mp4", "-o", "plan"), 0),
+        (("evaluate", "out.mp4"), 1),
+        (("evaluate", "out.mp4", "-o", "scores"), 0),
         (("edit", "clip.mp4", "--prompt", "plan", "-o", "verify"), 0),
         (("--help",), 1),
         (("plan", "--help"), 1),
@@ -221,7 +223,7 @@ def test_outputs_are_written_whatever_becomes_of_the_words(tmp_path, clip, edite
 def test_what_is_lost_of_the_words_matters_where_there_is_nothing_else(
     monkeypatch, capsys, command, status
 ):
-    for name in ("run_plan", "run_verify", "run_reconstruct", "run_edit"):
+    for name in ("run_plan", "run_verify", "run_reconstruct", "run_edit", "run_evaluate"):
         monkeypatch.setattr(cli, name, lambda args: print("done"))
     with redirect_stdout(io.TextIOWrapper(io.BufferedWriter(Full()))):
         try:

@@ -14,7 +14,7 @@ from anyv2v.injection.fractions import Injection
 from anyv2v.injection.presets import PRESETS, PUBLISHED, Preset
 
 NAMES = ("demo", "convert", "weights verify", "weights fetch", "edit", "edit-frame", "plan")
-COMMANDS = dict.fromkeys((*NAMES, "invert", "reconstruct"), print)
+COMMANDS = dict.fromkeys((*NAMES, "invert", "reconstruct", "evaluate"), print)
 CLIP = dict(size=(64, 32), frames=4, fps=8)
 OWN = Defaults(
     **CLIP,
