@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from anyv2v.batch.run import Made
 from anyv2v.batch.tasks import Task, TaskEdit
 from anyv2v.comparison.baselines import BASELINES
 from anyv2v.comparison.cells import FRAME_EDIT
@@ -82,7 +83,7 @@ class Others:
         """See `Doer.order`."""
         return range(len(task.edits))
 
-    def make(self, task: Task, index: int, force: bool, again: bool) -> str:
+    def make(self, task: Task, index: int, force: bool, again: bool) -> Made:
         """See `Doer.make`; nothing here goes on where a killed run was."""
         edit = task.edits[index]
         output, key = self._folder / edit.output, self.key(task, edit)
@@ -95,7 +96,7 @@ class Others:
         with atomic_path(self._beside(edit)) as temporary:
             facts = {"command": edit.command, "settings": dict(edit.settings), KEY: key}
             temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        return text
+        return Made(text)
 
     def free(self) -> None:
         """See `Doer.free`."""
