@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import numpy as np
 
 from anyv2v import loading
 from anyv2v.batch.ledger import Ledger
-from anyv2v.batch.run import Begun, Doer, Outcome, Worker
+from anyv2v.batch.run import Begun, Outcome, Worker
 from anyv2v.batch.tasks import Task, TaskEdit
 from anyv2v.cli.arguments import typed
-from anyv2v.cli.batch import OVERRIDING, check, follow, in_this_process
+from anyv2v.cli.batch import ENGINES, OVERRIDING, check, follow, in_this_process
 from anyv2v.cli.batch_edits import Edits, Told
 from anyv2v.cli.clip import Clip
 from anyv2v.cli.console import explained, say, tell
@@ -85,7 +86,7 @@ class _Run:
         self._layout, self._ledger = Layout(Path(args.output)), Ledger(args.output)
         options = {name: getattr(args, name) for name in OVERRIDING}
         given = {name: value for name, value in options.items() if value is not None}
-        self._edits = Edits(Told(args.output, given), args.signals)
+        self._told = Told(args.output, given)
         self._rates: dict[str, float] = {}
         self._done: set[str] = set()
         self._failed: dict[str, str] = {}
@@ -95,7 +96,7 @@ class _Run:
         args, comparison, layout = self._args, self._comparison, self._layout
         seeded = {clip.name: {"seed": args.seed} for clip in comparison.clips}
         # wrong options of a method are found before anything is written
-        check(self._edits, edit_tasks(comparison, layout, seeded))
+        check(Edits(self._told, args.signals), edit_tasks(comparison, layout, seeded))
         tell(comparison.gaps())
         self._ledger.open()
         shared = prepare(comparison, layout, self._reading, args.fit)
@@ -103,10 +104,19 @@ class _Run:
         model = typed(Model, args)
         setup = model.torch_device, model.torch_dtype
         others = Others(args.output, lambda e: explained(e)[0], args.tool_timeout, *setup)
-        self._do(others, frame_tasks(comparison, layout, args.seed))
+
+        def here(tasks: Sequence[Task]) -> Iterable[Begun | Outcome]:
+            return in_this_process(Worker(others, self._ledger, args.force), tasks)
+
+        self._do(here, frame_tasks(comparison, layout, args.seed))
         shared = {name: options | {"seed": args.seed} for name, options in shared.items()}
-        self._do(self._edits, edit_tasks(comparison, layout, shared))
-        self._do(others, method_tasks(comparison, layout, self._rates, args.seed))
+        with ExitStack() as stack:
+            engine = ENGINES[args.engine]
+            self._do(
+                lambda tasks: engine(args, self._told, self._ledger, tasks, stack),
+                edit_tasks(comparison, layout, shared),
+            )
+        self._do(here, method_tasks(comparison, layout, self._rates, args.seed))
         return bool(self._failed)
 
     def report(self) -> None:
@@ -125,13 +135,17 @@ class _Run:
             page = self._layout.folder / blind.FOLDER / blind.PAGE
             print(f"{page}: {len(trials)} pairs; keep {blind.KEY} from the raters")
 
-    def _do(self, doer: Doer, tasks: Sequence[Task]) -> None:
+    def _do(
+        self,
+        run: Callable[[Sequence[Task]], Iterable[Begun | Outcome]],
+        tasks: Sequence[Task],
+    ) -> None:
         """Does tasks, without the edits whose first frame was not made."""
         ready = [replace(task, edits=tuple(filter(self._has_frame, task.edits))) for task in tasks]
         ready = [task for task in ready if task.edits]
-        worker = Worker(doer, self._ledger, self._args.force)
-        events = self._noted(in_this_process(worker, ready))
-        follow(events, sum(len(task.edits) for task in ready), self._args.quiet)
+        if ready:
+            count = sum(len(task.edits) for task in ready)
+            follow(self._noted(run(ready)), count, self._args.quiet)
 
     def _noted(self, events: Iterable[Begun | Outcome]) -> Iterator[Begun | Outcome]:
         for event in events:

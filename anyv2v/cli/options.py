@@ -150,14 +150,18 @@ def _batch(commands: Commands) -> None:
     text = "do part I of N, counted from 0, of the clips (default: as RANK and WORLD_SIZE of "
     text += "torchrun or SLURM_ARRAY_TASK_ID and _COUNT say, else all)"
     add("--shard", metavar="I/N", help=text)
+    _engine(add)
+    text = "print what would be done, what is done, and what it costs; do nothing"
+    add("--dry-run", action="store_true", help=text)
+    _model(sub)
+
+
+def _engine(add: Callable[..., argparse.Action]) -> None:
     text = "local: processes on this machine; ray: actors of Ray, here or on the cluster of the "
     text += "environment variable RAY_ADDRESS"
     add("--engine", choices=("local", "ray"), default="local", help=text)
     text = "number of processes or actors (default: one for each GPU, or one)"
     add("--workers", type=from_1, metavar="N", help=text)
-    text = "print what would be done, what is done, and what it costs; do nothing"
-    add("--dry-run", action="store_true", help=text)
-    _model(sub)
 
 
 def _compare(commands: Commands) -> None:
@@ -200,6 +204,7 @@ def _compare(commands: Commands) -> None:
     add("--clip", metavar="DIR", help=text)
     text = "time that a tool may take for a clip"
     add("--tool-timeout", type=above_0, default=3600.0, metavar="SECONDS", help=text)
+    _engine(add)
     _reading(sub.add_argument_group("clips").add_argument)
     _model(sub)
 
