@@ -198,11 +198,11 @@ def _clip_scores(args: argparse.Namespace) -> Further | None:
     """The metrics of the CLIP of --clip."""
     if args.clip is None:
         return None
-    from anyv2v.clip.model import load
+    from anyv2v.evaluation.clip_model import load
     from anyv2v.evaluation.clip_scores import clip_scores
 
     model = typed(Model, args)
-    loaded = load(args.clip, model.torch_device, model.torch_dtype)
+    loaded = load(args.clip, model.torch_device)
     return lambda frames, prompt, frame: clip_scores(loaded, frames, prompt, frame)
 
 

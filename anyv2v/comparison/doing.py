@@ -53,7 +53,7 @@ class Others:
 
         timeout: seconds that a tool may take for a clip. device, dtype: those of frame editors.
         """
-        self._folder, self.explain, self._timeout = Path(folder), explain, timeout
+        self._folder, self._explain, self._timeout = Path(folder), explain, timeout
         self._setup = {"device": device, "dtype": dtype}
 
     def key(self, task: Task, edit: TaskEdit) -> str:
@@ -100,6 +100,10 @@ class Others:
 
     def free(self) -> None:
         """See `Doer.free`."""
+
+    def explain(self, error: Exception) -> str:
+        """See `Doer.explain`."""
+        return self._explain(error)
 
     def _edit_frame(self, task: Task, settings: Mapping[str, Any], output: Path) -> str:
         clip = read_video(task.video, frames=1)

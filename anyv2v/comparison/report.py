@@ -34,7 +34,7 @@ def write_report(
     """
     columns, rows = short_table(findings)
     text = markdown(columns, rows)
-    facts = as_json(findings, about | {"notes": list(notes)})
+    facts = as_json(findings, {**about, "notes": list(notes)})
     _write(layout.folder / TABLE, text)
     _write(layout.folder / SCORES, json.dumps(facts, indent=1, allow_nan=False) + "\n")
     _write(layout.folder / CSV, as_csv(findings))
