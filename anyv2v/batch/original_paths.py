@@ -6,6 +6,7 @@ import os
 import posixpath
 import re
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,7 +38,8 @@ def plain(value: Any) -> Any:
 def number(where: str, value: Any) -> int | float:
     """Returns the number that a value is, or is the text of; raises InputError otherwise."""
     found = plain(value)
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or found != found:
+    # not by isfinite alone, which the largest whole numbers are too large for
+    if type(found) is not int and not (isinstance(found, float) and isfinite(found)):
         raise InputError(f"{where}: {shown(value)} is not a number")
     return found
 
@@ -122,11 +124,10 @@ class Place:
 
     def _has_frames(self, folder: Path, clip: Mapping[str, Any]) -> bool:
         try:
-            files = [folder / (FRAME % i) for i in range(int(clip.get("frames", 1)))]
-            # before the first is opened
-            if not all(file.is_file() for file in files):
+            # the first that is missing ends it, however many are asked for
+            if not all((folder / (FRAME % i)).is_file() for i in range(int(clip.get("frames", 1)))):
                 return False
-            with picture.opened(files[0]) as image:
+            with picture.opened(folder / (FRAME % 0)) as image:
                 size = f"{image.width}x{image.height}"
             return self.dialect is not I2VGEN or size == clip.get("size", size)
         except (InputError, OSError, ValueError):

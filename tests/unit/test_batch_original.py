@@ -508,7 +508,8 @@ def test_a_folder_of_frames_is_taken_as_the_scripts_take_it(read, project):
         Image.new("RGB", (64, 48)).save(folder / f"{i:05d}.png")
     film, frames = f"{folder}.mp4", f"{folder}/%05d.png"
     assert read(I2VGEN, [WALK])[0].video == frames
-    # of another size, or too few
+    # of another size, or too few, which is found soon
+    assert read(I2VGEN, [WALK | {"n_frames": 10**400}])[0].video == film
     assert read(I2VGEN, [WALK | {"image_size": [32, 16]}])[0].video == film
     assert read(I2VGEN, [WALK | {"n_frames": 5}])[0].video == film
     assert read(CONSISTI2V)[0].video == film
@@ -548,6 +549,7 @@ def test_paths_are_those_of_the_folder_that_the_scripts_run_in(project, monkeypa
         (I2VGEN, {"cfg_txt": 3}, "no such key for I2VGen-XL: cfg_txt"),
         (I2VGEN, {"cfg": "${nothing.there}"}, "cfg: .*there is no 'nothing.there'"),
         (I2VGEN, {"n_steps": "many"}, "n_steps: 'many' is not a number"),
+        (I2VGEN, {"random_ratio": 1e999}, "random_ratio: .* is not a number"),
         (I2VGEN, {"image_size": 64}, "image_size: 64 is not a list of two sides"),
         (I2VGEN, {"editing_prompt": "???"}, "editing_prompt is [?]{3}: it has still to be given"),
         (CONSISTI2V, {"video_name": "<your_video>", "exp_name": "x"}, "names no clip"),
