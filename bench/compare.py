@@ -99,11 +99,11 @@ def condense(scores: dict) -> list[dict]:
     rows = []
     for row in scores["rows"]:
         facts: dict[str, float] = {"edits": row["edits"]}
-        for part, end in PARTS.items():
-            for name, mean in row[part].items():
-                name = f"{name.partition('[')[0]}{end}"
-                bounds = (("", "mean"), ("_low", "low"), ("_high", "high"))
-                facts |= {f"{name}{end}": mean[key] for end, key in bounds}
+        for part, ending in PARTS.items():
+            for metric, mean in row[part].items():
+                name = metric.partition("[")[0] + ending
+                facts |= {name: mean["mean"], f"{name}_low": mean["low"]}
+                facts[f"{name}_high"] = mean["high"]
         rows.append(
             {
                 "case": f"first frame: {row['editor']}",

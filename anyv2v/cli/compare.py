@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from anyv2v import loading
 from anyv2v.batch.ledger import Ledger
@@ -40,6 +41,8 @@ from anyv2v.comparison.methods import AnyV2V, Baseline, Method, read_frame_sourc
 from anyv2v.comparison.report import write_report
 from anyv2v.comparison.results import Findings, markdown
 from anyv2v.errors import InputError
+from anyv2v.evaluation import clip_model
+from anyv2v.evaluation.clip_scores import clip_scores
 from anyv2v.media.video import read_video
 
 EDITORS, METHODS = "given", "ours,paper,copy"
@@ -72,7 +75,13 @@ def run_compare(args: argparse.Namespace) -> int:
         for fault in error.faults:
             say(fault)
         return 2
-    run = _Run(args, Comparison(clips, sources, methods, args.star))
+    comparison = Comparison(clips, sources, methods, args.star)
+    if not any(comparison.cells()):
+        raise InputError(f"{args.bench}: {comparison.gaps()[0]}; nor has any other edit")
+    # it is loaded later, when the networks of the edits are gone
+    if args.clip is not None and not Path(args.clip).is_dir():
+        raise InputError(f"--clip {args.clip}: there is no such folder")
+    run = _Run(args, comparison)
     failed = run.make()
     run.report()
     return 1 if failed else 0
@@ -127,13 +136,18 @@ class _Run:
         notes = [*self._comparison.gaps(), *(f"{k}: {v}" for k, v in self._failed.items())]
         print(write_report(findings, self._layout, self._rates, self._about(), notes), end="")
         if args.blind:
-            names = _listed(args.blind)
-            pairs = blind.pairs_of(self._comparison, names, self._is_done)
-            trials = blind.write_blind(
-                self._layout.folder, pairs, self._frames, self._rates.__getitem__, args.seed
-            )
-            page = self._layout.folder / blind.FOLDER / blind.PAGE
-            print(f"{page}: {len(trials)} pairs; keep {blind.KEY} from the raters")
+            self._write_blind(_listed(args.blind))
+
+    def _write_blind(self, methods: Sequence[str]) -> None:
+        """Writes the page for raters and its key."""
+        pairs = blind.pairs_of(self._comparison, methods, self._is_done)
+        if not pairs:
+            say("--blind: no edit was made by both methods of a pair; no page is written")
+            return
+        folder, rate = self._layout.folder, self._rates.__getitem__
+        trials = blind.write_blind(folder, pairs, self._frames, rate, self._args.seed)
+        page = folder / blind.FOLDER / blind.PAGE
+        print(f"{page}: {len(trials)} pairs; keep {blind.KEY} from the raters")
 
     def _do(
         self,
@@ -198,11 +212,9 @@ def _clip_scores(args: argparse.Namespace) -> Further | None:
     """The metrics of the CLIP of --clip."""
     if args.clip is None:
         return None
-    from anyv2v.evaluation.clip_model import load
-    from anyv2v.evaluation.clip_scores import clip_scores
-
     model = typed(Model, args)
-    loaded = load(args.clip, model.torch_device)
+    dtype = model.torch_dtype or torch.float32
+    loaded = clip_model.load(args.clip, model.torch_device, dtype)
     return lambda frames, prompt, frame: clip_scores(loaded, frames, prompt, frame)
 
 

@@ -68,5 +68,6 @@ def _further(case: Case, cell: Cell, further: Further | None) -> Iterator[Score]
     if further is not None:
         found = further(case.edited, cell.edit.prompt, case.references[0])
         for name, value in found.items():
-            better = "higher" if name.partition("[")[0] in CLIP_HEADS else ""
+            # the frames of a still clip are alike, which is no merit
+            better = "higher" if name.startswith(CLIP_HEADS[0]) else ""
             yield Score(name, value, better=better)

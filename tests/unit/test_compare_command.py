@@ -110,6 +110,8 @@ def test_what_fails_stops_nothing(compare, tmp_path):
         (["--method", "x=--colour 8"], "there is no option 'colour'"),
         (["--method", "x=--conv 2"], "conv"),
         (["--methods", "ours,copy", "--blind", "ours"], "--blind: 'ours' is not one of copy"),
+        (["--editors", "given"], "has no frame, which the editor given needs; nor has any other"),
+        (["--clip", "none"], "--clip none: there is no such folder"),
         (["--answers", "none.json"], "key.json: No such file"),
     ],
 )

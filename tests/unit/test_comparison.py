@@ -246,6 +246,9 @@ def test_the_bootstrap_resamples_clips_with_all_their_edits():
     assert (found.mean, found.edits) == (4.0, 4)
     # 1/27 of the draws are at either end, more than a tail of 2.5 %
     assert (found.low, found.high) == (min(draws), max(draws)) == (1.5, 9.0)
+    # nine edits of one clip weigh nine times as much: the lower bound is that of three draws of it
+    unequal = bootstrap([0.0] * 9 + [10.0] * 4, ["a"] * 9 + list("bcde"))
+    assert (unequal.low, unequal.high) == (20 / (3 * 9 + 2), 10.0)
     with_more = bootstrap(np.arange(40.0), [str(i) for i in range(40)])
     wide = np.sqrt((40**2 - 1) / 12 / 40)
     assert with_more.high - with_more.low == pytest.approx(2 * 1.96 * wide, rel=0.1)

@@ -100,6 +100,9 @@ def test_what_is_done_is_not_done_again_until_an_input_changes(made, tmp_path):
     status = {output.split("/")[3]: outcome.status for output, outcome in third.items()}
     assert status == {"given": "failed", "true": "skipped"}
     assert "--force" in third["outputs/c/e/given/static/%05d.png"].text
+    write_video(tmp_path / "bench/clip/%05d.png", np.zeros((3, 24, 48, 3), np.uint8), 8)
+    *_, fourth, _ = made(["static"])
+    assert {outcome.status for outcome in fourth.values()} == {"failed"}
 
 
 def test_an_output_without_its_file_of_facts_is_not_done(made, tmp_path):
@@ -181,20 +184,26 @@ def test_a_picture_of_other_proportions_is_refused(made, tmp_path):
 
 
 def test_scores_are_against_the_truth_if_there_is_one(made):
-    comparison, layout, _, _ = made(["source", "static"], editors=["given"])
-    found = {r.cell.method.name: r.values for r in judge(comparison, layout, lambda _: True, None)}
+    comparison, layout, _, _ = made(["source", "static"], editors=["given", "posterise"])
+    results = judge(comparison, layout, lambda _: True, None)
+    found = {(r.cell.frame.name, r.cell.method.name): r.values for r in results}
     edit = comparison.clips[0].edits[0]
-    truth, clip = (
-        read_video(x).frames.astype(float) for x in (layout.truth(edit), layout.clip("c"))
-    )
-    wanted = {"source": clip, "static": np.repeat(truth[:1], 3, 0)}
-    for method, frames in wanted.items():
-        error = np.mean((frames[1:] - truth[1:]) ** 2)
-        psnr = next(v for k, v in found[method].items() if k.startswith("psnr_truth"))
-        assert psnr == pytest.approx(10 * np.log10(255**2 / error))
-        # the given frame is the true one
-        assert found[method][FIRST_FRAME] == 100.0
-    assert not any("background" in name for name in found["source"])
+    folders = layout.truth(edit), layout.clip("c")
+    truth, clip = (read_video(folder).frames.astype(float) for folder in folders)
+
+    def psnr(frames, wanted):
+        return 10 * np.log10(255**2 / np.mean((frames - wanted) ** 2))
+
+    posterised = np.asarray(Image.open(layout.folder / "inputs/c/e/posterise.png"))
+    for editor, frame in (("given", truth[0]), ("posterise", posterised)):
+        for method, frames in (("source", clip), ("static", np.stack([frame] * 3))):
+            values = found[editor, method]
+            value = next(v for k, v in values.items() if k.startswith("psnr_truth"))
+            assert value == pytest.approx(psnr(frames[1:], truth[1:]))
+            # the given frame is the true one
+            first = 100.0 if editor == "given" else psnr(posterised, truth[0])
+            assert values[FIRST_FRAME] == pytest.approx(first)
+            assert not any("background" in name for name in values)
 
 
 def test_scores_without_a_truth_are_of_the_background(made):

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import report
+from bench.compare import condense
 
 ROOT = Path(__file__).parents[2]
 ABOUT = {
@@ -207,3 +208,28 @@ def test_every_column_of_a_table_is_explained():
     text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
     explained = re.findall(r"^\| ([^|]+?) \| [^|]+ \|$", text.split("## Edits")[0], re.MULTILINE)
     assert {"case", "implementation", *report.COLUMNS} <= set(explained)
+
+
+def test_the_table_of_comparisons_has_means_and_paired_differences(root):
+    """From the scores that `anyv2v compare` writes to the line of the table."""
+    psnr, first = "psnr_truth[x]", "psnr_first_frame[x]"
+
+    def mean(value, half, edits):
+        bounds = (None, None) if half is None else (value - half, value + half)
+        return dict(zip(("mean", "low", "high", "edits"), (value, *bounds, edits), strict=True))
+
+    ours = {"editor": "true", "method": "ours", "edits": 10}
+    ours |= {"means": {psnr: mean(26.34, 1.5, 10), first: mean(100.0, 0.0, 10)}}
+    other = {"editor": "palette", "method": "ours", "edits": 1}
+    other |= {"means": {psnr: mean(24.0, None, 1)}, "over_editor": {psnr: mean(-2.5, 0.25, 1)}}
+    rows = [{"over_method": {}, "over_editor": {}} | row for row in (ours, other)]
+    rows = condense({"rows": rows})
+    write(root, {"edit": edits(), "compare": {"about": ABOUT, "rows": rows}})
+    text = report.comparison(report.Results(root / "bench" / "results"))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:4]]
+    assert lines[0][:5] == ["true", "ours", "10", "100.0 [100.0, 100.0]", "26.3 [24.8, 27.8]"]
+    assert lines[1] == ["palette", "ours", "1", "", "24.0", "", "", "", "-2.50 [-2.75, -2.25]"]
+    assert "dB over `ours` | dB over `true`" in text.splitlines()[0]
+    empty = root / "nothing"
+    empty.mkdir()
+    assert report.comparison(report.Results(empty)) == "No results yet."
