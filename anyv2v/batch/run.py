@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -81,6 +82,10 @@ class Doer(Protocol):
         """
         ...
 
+    def help(self, task: Task, index: int) -> None:
+        """Does parts of an edit that another process is making, if it has parts, and returns."""
+        ...
+
     def free(self) -> None:
         """Frees what is kept for further edits of the clip."""
         ...
@@ -119,6 +124,15 @@ class Worker:
                     yield from self._made(task, index, keys[index])
             self._doer.free()
             self._ledger.end(task)
+
+    def help(self, task: Task, index: int) -> Iterator[Outcome]:
+        """Helps another worker with the edit that it makes, such as with windows of a long clip.
+
+        Yields nothing. What goes wrong here, the other one finds too and reports.
+        """
+        with suppress(Exception):
+            self._doer.help(task, index)
+        yield from ()
 
     def _looked(
         self, task: Task, edit: TaskEdit, index: int, keys: dict[int, str]

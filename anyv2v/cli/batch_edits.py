@@ -21,7 +21,7 @@ from anyv2v.cli import settings
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import is_source
 from anyv2v.cli.console import explained, tell
-from anyv2v.cli.edit import SomeFailed, run_edit
+from anyv2v.cli.edit import SomeFailed, help_edit, run_edit
 from anyv2v.cli.edit_key import edit_key
 from anyv2v.cli.far import Far
 from anyv2v.cli.invert import run_reconstruct
@@ -136,6 +136,14 @@ class Edits:
         self._far.send(edit.output)
         text = out.getvalue().strip().splitlines()[-1].removeprefix(f"{output}: ")
         return Made(text, tuple(x.removeprefix("anyv2v: ") for x in err.getvalue().splitlines()))
+
+    def help(self, task: Task, index: int) -> None:
+        """See `Doer.help`: the parts are the windows of a long clip."""
+        edit = task.edits[index]
+        if edit.command == "edit" and os.path.isdir(f"{self._ledger.path(edit.output)}.unfinished"):
+            args = self.parse(task, edit, fetch=True)
+            with contextlib.redirect_stdout(io.StringIO()):
+                help_edit(args)
 
     def free(self) -> None:
         """See `Doer.free`."""

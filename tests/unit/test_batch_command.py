@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,11 @@ from PIL import Image
 import anyv2v
 from anyv2v.batch.tasks import Task, TaskEdit
 from anyv2v.cli import batch
+from anyv2v.cli.batch_edits import Edits, Told
 from anyv2v.cli.main import main
+from anyv2v.cli.process import Signals
+from anyv2v.long.run import LongRun
+from tests.unit.test_batch import wait_for
 
 SMALL = {"size": "32x32", "frames": 3, "steps": 2}
 
@@ -236,6 +241,46 @@ def test_a_shard_that_there_is_not_is_refused(run, folder):
     assert status == 2 and "counted from 0" in err and not os.path.exists("out")
 
 
+# long clips
+
+
+@pytest.mark.slow
+def test_windows_of_a_long_clip_are_run_by_several_processes(run, folder, monkeypatch, tmp_path):
+    task = one_clip(folder, {"frames": "all", "window": 3, "shared": 0}, {})
+    assert run([task])[0] == 0
+    alone = sha256("out/c0/e0.mp4")
+    os.rename("out", "before")
+    # who ran which window
+    ran, run_window = tmp_path / "ran", LongRun._run_window
+
+    def noted(self, index, *args):
+        with open(ran, "a") as file:
+            file.write(f"{index} {os.getpid()}\n")
+        if os.getpid() == here:
+            # the other one shall come in time
+            wait_for(ran.with_name("helped"))
+        return run_window(self, index, *args)
+
+    here = os.getpid()
+    monkeypatch.setattr(LongRun, "_run_window", noted)
+    helper = os.fork()
+    if helper == 0:
+        edits = Edits(Told("out"), Signals())
+        while not ran.exists():
+            time.sleep(0.01)
+        edits.help(task, 0)
+        ran.with_name("helped").touch()
+        os._exit(0)
+    status, _, err = run([task])
+    assert status == 0, err
+    assert os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) == 0
+    assert sha256("out/c0/e0.mp4") == alone
+    pairs = [line.split() for line in ran.read_text().splitlines()]
+    assert sorted(window for window, _ in pairs) == ["0", "1", "2"]
+    assert len({pid for _, pid in pairs}) == 2
+    assert not [path for path in Path("out").rglob("*") if "unfinished" in path.name]
+
+
 # URLs
 
 
@@ -283,9 +328,6 @@ def test_inputs_and_outputs_may_be_urls(folder, far, monkeypatch, capfd, tmp_pat
 
 
 def key(folder, tmp_path, clip=0, **settings):
-    from anyv2v.cli.batch_edits import Edits, Told
-    from anyv2v.cli.process import Signals
-
     task = one_clip(folder, {"frame": str(folder / "f0.png"), **settings}, clip=clip)
     return Edits(Told(str(tmp_path)), Signals()).key(task, task.edits[0])
 
