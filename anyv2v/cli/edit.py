@@ -98,7 +98,7 @@ def help_edit(args: argparse.Namespace) -> None:
     edits = LongEdits.make(args, work, frames, asked, keyframes, frozenset())
     try:
         with progress_of(args) as progress:
-            edits.run_windows(progress("windows", edits.run.steps()))
+            edits.run_windows(progress("windows", edits.run.steps()), wait=False)
     finally:
         if not work.is_prepared:
             # the other process has removed it already

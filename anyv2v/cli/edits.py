@@ -141,10 +141,11 @@ class LongEdits:
                 sha256 = latents_sha256(lambda k=k: self.run.latents(k))
                 yield Edited(frames, references, inverted, sha256)
 
-    def run_windows(self, on_step: OnStep) -> dict[int, Exception]:
+    def run_windows(self, on_step: OnStep, wait: bool = True) -> dict[int, Exception]:
         """Runs windows until all are done, with other processes that call this for the same edit.
 
-        Each window is run by one of them. on_step: see `LongRun.run`. Returns what that does.
+        Each window is run by one of them. on_step: see `LongRun.run`. wait: wait for those that
+        others run, and run them if these die. Returns what `LongRun.run` does.
         """
         folder, failed = self.run.files.folder, {}
         while (missing := self.run.missing()) and not failed:
@@ -153,6 +154,8 @@ class LongEdits:
                 with hold(folder / f".anyv2v-window-{window:05}.lock") as held:
                     took = took or held
                     failed |= self.run.run([window], on_step) if held and not failed else {}
+            if not took and not wait:
+                break
             if not took:
                 time.sleep(POLL)
         return failed
