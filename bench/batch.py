@@ -101,7 +101,7 @@ def check(folder: Path, ways: dict[str, list[str]], outputs: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--clips", type=int, default=6)
     parser.add_argument("--edits", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)

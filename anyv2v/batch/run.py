@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from anyv2v.batch.ledger import Ledger
 from anyv2v.batch.tasks import Task, TaskEdit
@@ -82,16 +82,21 @@ class Doer(Protocol):
         """
         ...
 
-    def help(self, task: Task, index: int) -> None:
-        """Does parts of an edit that another process is making, if it has parts, and returns."""
-        ...
-
     def free(self) -> None:
         """Frees what is kept for further edits of the clip."""
         ...
 
     def explain(self, error: Exception) -> str:
         """Returns what went wrong in one line."""
+        ...
+
+
+@runtime_checkable
+class Helper(Protocol):
+    """A doer of edits of which several processes may do parts, such as windows of a long clip."""
+
+    def help(self, task: Task, index: int) -> None:
+        """Does parts of an edit that another process is making, if it has parts, and returns."""
         ...
 
 
@@ -130,8 +135,9 @@ class Worker:
 
         Yields nothing. What goes wrong here, the other one finds too and reports.
         """
-        with suppress(Exception):
-            self._doer.help(task, index)
+        if isinstance(self._doer, Helper):
+            with suppress(Exception):
+                self._doer.help(task, index)
         yield from ()
 
     def _looked(

@@ -53,7 +53,7 @@ class Told:
 
 
 class Edits:
-    """Makes the edits of clips in one process; it is a `batch.run.Doer`."""
+    """Makes the edits of clips in one process; it is a `batch.run.Doer` and `Helper`."""
 
     def __init__(self, told: Told, signals: Signals, device: str | None = None):
         """device: that of the networks, if this process has one for itself; else as the tasks say.
@@ -138,7 +138,7 @@ class Edits:
         return Made(text, tuple(x.removeprefix("anyv2v: ") for x in err.getvalue().splitlines()))
 
     def help(self, task: Task, index: int) -> None:
-        """See `Doer.help`: the parts are the windows of a long clip."""
+        """See `Helper.help`: the parts are the windows of a long clip."""
         edit = task.edits[index]
         if edit.command == "edit" and os.path.isdir(f"{self._ledger.path(edit.output)}.unfinished"):
             args = self.parse(task, edit, fetch=True)
