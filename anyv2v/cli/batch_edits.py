@@ -119,8 +119,8 @@ class Edits:
         edit = task.edits[index]
         key, alike = self._groups.get(index, (edit.output, [index]))
         others = {i: self.parse(task, task.edits[i], fetch=True) for i in alike}
-        args, unfinished = others[index], self._ledger.scratch(task) / f"{_digest(key)}.unfinished"
-        self._shared.begin(key, [*others.values()], unfinished)
+        args = others[index]
+        self._shared.begin(key, [*others.values()], self._unfinished(task, key))
         output = Path(args.output[0] if edit.command == "edit" else args.output)
         output.parent.mkdir(parents=True, exist_ok=True)
         args.force = force
@@ -142,6 +142,8 @@ class Edits:
         edit = task.edits[index]
         if edit.command == "edit" and os.path.isdir(f"{self._ledger.path(edit.output)}.unfinished"):
             args = self.parse(task, edit, fetch=True)
+            key = self._inversion_key(args)
+            self._shared.begin(key, [args], self._unfinished(task, key))
             with contextlib.redirect_stdout(io.StringIO()):
                 help_edit(args)
 
@@ -167,6 +169,10 @@ class Edits:
                 keys[i] = edit.output
             groups[keys[i]].append(i)
         return {i: (key, groups[key]) for i, key in keys.items()}
+
+    def _unfinished(self, task: Task, key: str) -> Path:
+        """Where the inversion with this key is saved until all edits of the clip are made."""
+        return self._ledger.scratch(task) / f"{_digest(key)}.unfinished"
 
     def _inversion_key(self, args: argparse.Namespace) -> str:
         """All that the inversion of an edit's clip depends on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -114,6 +114,8 @@ class LongEdits:
             inversion,
             settings.of_the_run(args),
         )
+        if args.sharing is not None and args.sharing.unfinished is not None:
+            run = replace(run, states=str(args.sharing.unfinished))
         count, length = len(run.windows), len(run.windows[0])
         todo = len(run.missing())
         done = f", {count - todo} of them done" if todo < count else ""

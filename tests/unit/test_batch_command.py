@@ -17,6 +17,7 @@ from anyv2v.cli.batch_edits import Edits, Told
 from anyv2v.cli.main import main
 from anyv2v.cli.process import Signals
 from anyv2v.long.run import LongRun
+from anyv2v.pipeline.source import Unfinished
 from tests.unit.test_batch import wait_for
 
 SMALL = {"size": "32x32", "frames": 3, "steps": 2}
@@ -282,6 +283,28 @@ def test_windows_of_a_long_clip_are_run_by_several_processes(run, folder, monkey
     assert sorted(window for window, _ in pairs) == ["0", "1", "2"]
     assert len({pid for _, pid in pairs}) == 2
     assert not [path for path in Path("out").rglob("*") if "unfinished" in path.name]
+
+
+@pytest.mark.slow
+def test_windows_are_inverted_once_for_all_edits(run, folder, monkeypatch):
+    saved, save = [], Unfinished.save
+
+    def noted(self, state, video, *args):
+        saved.append(video.frames.shape)
+        return save(self, state, video, *args)
+
+    monkeypatch.setattr(Unfinished, "save", noted)
+    long = {"frames": "all", "window": 3, "shared": 0}
+    task = one_clip(folder, long, long | {"guidance": 3, "conv": 0.5})
+    assert run([task])[0] == 0
+    # each of three windows was inverted to its end by one of the edits
+    assert saved == [(3, 32, 32, 3)] * 3
+    for i, edit in enumerate(task.edits):
+        given = {**SMALL, **edit.settings}
+        assert main(["edit", task.video, *words_of(given), "-o", f"{i}.mp4", "-q"]) == 0
+        alone, made = sidecar(f"{i}.mp4"), sidecar(f"out/{edit.output}")
+        for part in ("latents_sha256", "key", "evaluations"):
+            assert alone[part] == made[part], part
 
 
 # URLs
