@@ -201,5 +201,5 @@ class Totals:
         return self.done + self.skipped + self.failed
 
     def __str__(self) -> str:
-        before = f", {self.skipped} were done before" if self.skipped else ""
+        before = f", {self.skipped} done before" if self.skipped else ""
         return f"{self.total} edits: {self.done} done{before}, {self.failed} failed"

@@ -96,17 +96,16 @@ class Edits:
 
     def is_done(self, edit: TaskEdit, key: str) -> bool:
         """See `Doer.is_done`."""
+        if self._far.url is not None:
+            return self._far.key(edit.output) == key
         made = read_sidecar(sidecar_of(self._ledger.path(edit.output)))
-        if made.get("key") == key and self.is_there(edit):
-            # a run may have been killed before it was sent
-            self._far.send(edit.output)
-            return True
-        return self._far.key(edit.output) == key
+        return made.get("key") == key and self.is_there(edit)
 
     def is_there(self, edit: TaskEdit) -> bool:
         """See `Doer.is_there`."""
-        here = is_there(self._ledger.path(edit.output))
-        return here or self._far.key(edit.output) is not None
+        if self._far.url is not None:
+            return self._far.key(edit.output) is not None
+        return is_there(self._ledger.path(edit.output))
 
     def order(self, task: Task) -> Sequence[int]:
         """Returns the places of the edits, those with the same inversion one after the other."""
@@ -123,7 +122,8 @@ class Edits:
         self._shared.begin(key, [*others.values()], self._unfinished(task, key))
         output = Path(args.output[0] if edit.command == "edit" else args.output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        args.force = force
+        # what was not sent, as when a connection broke, is no one's
+        args.force = force or self._far.url is not None
         if hasattr(args, "window"):
             args.resume = again and os.path.isdir(f"{output}.unfinished")
         out, err = io.StringIO(), io.StringIO()

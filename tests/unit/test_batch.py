@@ -154,7 +154,7 @@ def test_totals_count():
     totals = Totals()
     for status in ("done", "failed", "skipped", "done"):
         totals.count(Outcome("x", status))
-    assert str(totals) == "4 edits: 2 done, 1 were done before, 1 failed"
+    assert str(totals) == "4 edits: 2 done, 1 done before, 1 failed"
 
 
 # several at once

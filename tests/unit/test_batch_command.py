@@ -124,7 +124,7 @@ def test_an_edit_does_not_depend_on_which_others_are_done(run, folder):
         os.remove(f"out/{edit.output}")
         status, out, _ = run([task])
         assert (status, sha256(f"out/{edit.output}")) == (0, once[edit.output])
-        assert out.splitlines()[-1] == "3 edits: 1 done, 2 were done before, 0 failed"
+        assert out.splitlines()[-1] == "3 edits: 1 done, 2 done before, 0 failed"
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_another_setting_does_not_replace_an_output(run, folder):
     assert "anyv2v: c0/e0.mp4: there is another output of this name" in err
     assert run([other], "--force")[0] == 0 and sha256("out/c0/e0.mp4") != before
     # --force does nothing twice
-    assert "1 were done before" in run([other], "--force")[1]
+    assert "1 done before" in run([other], "--force")[1]
 
 
 @pytest.mark.parametrize(
@@ -343,11 +343,11 @@ def test_inputs_and_outputs_may_be_urls(folder, far, monkeypatch, capfd, tmp_pat
     # sent last: an output without it is made again
     far.rm("/made/here/c0/e1.mp4.json")
     capfd.readouterr()
-    assert main(words) == 0 and "1 done, 1 were done before" in capfd.readouterr().out
+    assert main(words) == 0 and "1 done, 1 done before" in capfd.readouterr().out
     # another machine has nothing of it
     shutil.rmtree(tmp_path / "temporary")
     (tmp_path / "temporary").mkdir()
-    assert main(words) == 0 and "0 done, 2 were done before" in capfd.readouterr().out
+    assert main(words) == 0 and "0 done, 2 done before" in capfd.readouterr().out
 
 
 # keys
