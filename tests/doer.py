@@ -18,7 +18,8 @@ class Lines:
     """Makes an edit by writing its prompt and key to its output, and a line to made.txt.
 
     Settings: "prompt"; "do", which may be "fail", "die" (each time), "die once", "half" (die when
-    the output is written and its key is not), or "wait" (until the file `go` is there).
+    the output is written and its key is not), or "wait" (until the file `go` is there,
+    which is made by who helps if "helped" is there).
     """
 
     def __init__(self, folder):
@@ -63,6 +64,11 @@ class Lines:
         text = json.dumps({"key": options["prompt"], "again": again, "force": force})
         (self.folder / edit.output).write_text(text)
         return Made(f"wrote {options['prompt']}", ("a note",))
+
+    def help(self, task, index):
+        if (self.folder / "helped").exists():
+            (self.folder / "helped").write_text(str(os.getpid()))
+            (self.folder / "go").touch()
 
     def free(self):
         self.freed += 1

@@ -61,13 +61,9 @@ class Ledger:
         wait: wait until another run frees it. The system frees the lock of a process that ends,
         however it ends. On a file system without locks it is always had.
         """
-        lock = self._lock(_digest(*(edit.output for edit in task.edits)))
-        held = _acquired(lock, wait)
-        try:
+        name = _digest(*(edit.output for edit in task.edits))
+        with hold(self.hidden / f"{name}.lock", wait) as held:
             yield held
-        finally:
-            if held:
-                lock.release()
 
     def scratch(self, task: Task) -> Path:
         """Returns the folder for unfinished work on a clip; the holder of its lock may write there.
@@ -117,20 +113,15 @@ class Ledger:
 
     def _rewrite(self, outputs: Collection[str], more: list[dict[str, Any]]) -> None:
         """Replaces the lines of these outputs in the file of failed edits, which then is whole."""
-        lock = self._lock("failed")
-        held = _acquired(lock, wait=True)
-        try:
+        path = self.folder / FAILED
+        with hold(self.hidden / "failed.lock", wait=True):
             kept = [line for line in self.failures() if line.get("output") not in outputs]
             text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in [*kept, *more])
-            path = self.folder / FAILED
             if not text:
                 path.unlink(missing_ok=True)
                 return
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        finally:
-            if held:
-                lock.release()
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         text = json.dumps(line, ensure_ascii=False) + "\n"
@@ -141,10 +132,23 @@ class Ledger:
         finally:
             os.close(file)
 
-    def _lock(self, name: str) -> FileLock:
-        # a lock without the system's help would outlive a killed process
-        path = self.hidden / f"{name}.lock"
-        return FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+
+@contextmanager
+def hold(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Holds the lock of a file inside the block; yields whether it could be had.
+
+    path: of the file, which is made if only it is missing. wait: wait until another process frees
+    it. The system frees the lock of a process that ends, however it ends. On a file system without
+    locks it is always had.
+    """
+    # a lock without the system's help would outlive a killed process
+    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+    held = _acquired(lock, wait)
+    try:
+        yield held
+    finally:
+        if held:
+            lock.release()
 
 
 def _acquired(lock: FileLock, wait: bool) -> bool:

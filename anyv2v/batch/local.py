@@ -36,10 +36,18 @@ class LocalWorker:
 
     def do(self, task: Task, wait: bool, without: Collection[int]) -> Iterator[Begun | Outcome]:
         """See `pool.RemoteWorker.do`."""
+        return self._call("do", task, wait, set(without))
+
+    def help(self, task: Task, index: int) -> Iterator[Begun | Outcome]:
+        """See `pool.RemoteWorker.help`."""
+        return self._call("help", task, index)
+
+    def _call(self, *words: Any) -> Iterator[Begun | Outcome]:
+        """Calls a method of the worker in its process, and yields what that yields."""
         pipe = self._started()
         self._busy = True
         try:
-            pipe.send((task, wait, set(without)))
+            pipe.send(words)
             while (event := pipe.recv()) is not None:
                 if isinstance(event, Exception):
                     raise event
@@ -91,8 +99,8 @@ def _serve(pipe: Connection, make: bytes) -> None:
     try:
         with pickle.loads(make)() as worker:
             while True:
-                task, wait_for, without = pipe.recv()
-                for event in worker.do(task, wait_for, without):
+                method, *words = pipe.recv()
+                for event in getattr(worker, method)(*words):
                     pipe.send(event)
                 pipe.send(None)
     except (EOFError, BrokenPipeError):

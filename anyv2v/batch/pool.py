@@ -14,6 +14,8 @@ from anyv2v.batch.tasks import Task
 
 DEATHS = 2
 """So often an edit may end the process that makes it; then it has failed."""
+EVERY = 0.5
+"""Seconds after which a worker without a clip looks again whether it can help another."""
 
 
 class WorkerDied(Exception):
@@ -25,6 +27,10 @@ class RemoteWorker(Protocol):
 
     def do(self, task: Task, wait: bool, without: Collection[int]) -> Iterator[Begun | Outcome]:
         """Yields what `run.Worker.do` yields there. Raises `WorkerDied` if the process ends."""
+        ...
+
+    def help(self, task: Task, index: int) -> Iterator[Begun | Outcome]:
+        """Runs `run.Worker.help` there. Raises `WorkerDied` if the process ends."""
         ...
 
     def end(self) -> None:
@@ -40,6 +46,7 @@ class Pool:
         self._todo, self._busy = deque[Task](), deque[Task]()
         self._events = queue.SimpleQueue[Outcome | Exception | None]()
         self._ending = threading.Event()
+        self._making: dict[int, tuple[Task, int] | None] = {}
 
     def do(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Does the clips, and yields what becomes of each edit as soon as it is known.
@@ -78,24 +85,42 @@ class Pool:
                     task = (self._busy if wait else self._todo).popleft()
                 except IndexError:
                     break
-                _Doing(self._ledger, task, self._events, self._busy, self._ending).by(worker, wait)
+                _Doing(self, task).by(worker, wait)
+            self._help(worker)
             self._events.put(None)
         except Exception as error:
             self._events.put(error)
+
+    def _help(self, worker: RemoteWorker) -> None:
+        """Helps the other workers with their last edits, while there are any."""
+        deaths = 0
+        while self._making and deaths < DEATHS and not self._ending.wait(EVERY):
+            for making in list(self._making.values()):
+                try:
+                    if making is not None:
+                        deque(worker.help(*making), 0)
+                except WorkerDied:
+                    deaths += 1
 
 
 class _Doing:
     """One clip that is being done, by several processes in turn if they die."""
 
-    def __init__(self, ledger, task, events, busy, ending):
-        self._ledger: Ledger = ledger
-        self._task: Task = task
-        self._events, self._busy, self._ending = events, busy, ending
+    def __init__(self, pool: Pool, task: Task):
+        self._pool, self._task = pool, task
+        self._events = pool._events
         self._finished: set[int] = set()
         self._deaths = Counter[int | None]()
 
     def by(self, worker: RemoteWorker, wait: bool) -> None:
         """Does the clip; wait: wait for another run that works on it."""
+        self._pool._making[id(self)] = None
+        try:
+            self._by(worker, wait)
+        finally:
+            del self._pool._making[id(self)]
+
+    def _by(self, worker: RemoteWorker, wait: bool) -> None:
         places = {edit.output: i for i, edit in enumerate(self._task.edits)}
         while len(self._finished) < len(places):
             current = None
@@ -103,16 +128,17 @@ class _Doing:
                 for event in worker.do(self._task, wait, self._finished):
                     if isinstance(event, Begun):
                         current = event.edit
+                        self._pool._making[id(self)] = self._task, current
                         continue
                     if event.status == "busy":
-                        self._busy.append(self._task)
+                        self._pool._busy.append(self._task)
                         return
-                    current = None
+                    current = self._pool._making[id(self)] = None
                     self._finished.add(places[event.output])
                     self._events.put(event)
                 return
             except WorkerDied as death:
-                if self._ending.is_set():
+                if self._pool._ending.is_set():
                     return
                 self._count(current, death)
                 # the system may take a moment to free the lock of the process
@@ -128,6 +154,6 @@ class _Doing:
         for i in failed:
             output = self._task.edits[i].output
             text = f"its process ended {DEATHS} times ({death})"
-            self._ledger.failed(output, self._task.video, text, None)
+            self._pool._ledger.failed(output, self._task.video, text, None)
             self._finished.add(i)
             self._events.put(Outcome(output, "failed", text))

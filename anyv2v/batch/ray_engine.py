@@ -1,6 +1,6 @@
 """`--engine ray`: workers are actors of Ray, on one machine or on a cluster.
 
-Ray starts the actors where there are GPUs, and starts those again that die. What is done is told by
+Ray starts the actors where there are GPUs, and others for those that die. What is done is told by
 the outputs and the ledger, as with any engine: Ray itself remembers nothing of a run whose driver
 has ended. On a cluster, all machines must see the same folders.
 """
@@ -53,20 +53,34 @@ class RayWorker:
     def __init__(self, make: MakeWorker, gpus: int):
         """gpus: number of GPUs that the actor has for itself, 0 or 1."""
         self._ray = ray = _ray()
-        actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1)(_Actor)
-        self._actor = actor.remote(make)
+        self._ended = False
+        # another actor takes the place of one that died: Ray restarts actors by itself, but calls
+        # fail as long as that takes
+        self._kind, self._make = ray.remote(num_cpus=1, num_gpus=gpus)(_Actor), make
+        self._actor = self._kind.remote(make)
 
     def do(self, task: Task, wait: bool, without: Collection[int]) -> Iterator[Begun | Outcome]:
         """See `pool.RemoteWorker.do`."""
+        return self._call("do", task, wait, set(without))
+
+    def help(self, task: Task, index: int) -> Iterator[Begun | Outcome]:
+        """See `pool.RemoteWorker.help`."""
+        return self._call("help", task, index)
+
+    def _call(self, *words: Any) -> Iterator[Begun | Outcome]:
+        """Calls a method of the worker in its actor, and yields what that yields."""
         try:
-            events = self._actor.do.options(num_returns="streaming")
-            for reference in events.remote(task, wait, set(without)):
+            for reference in self._actor.call.options(num_returns="streaming").remote(*words):
                 yield self._ray.get(reference)
         except self._ray.exceptions.RayActorError as error:
+            self._ray.kill(self._actor)
+            if not self._ended:
+                self._actor = self._kind.remote(self._make)
             raise WorkerDied(str(error).splitlines()[0]) from None
 
     def end(self) -> None:
         """See `pool.RemoteWorker.end`; what the actor has half written is removed later."""
+        self._ended = True
         self._ray.kill(self._actor)
 
 
@@ -76,8 +90,8 @@ class _Actor:
     def __init__(self, make: MakeWorker):
         self._worker = ExitStack().enter_context(make())
 
-    def do(self, task: Task, wait: bool, without: Collection[int]) -> Iterator[Begun | Outcome]:
-        yield from self._worker.do(task, wait, without)
+    def call(self, method: str, *words: Any) -> Iterator[Begun | Outcome]:
+        yield from getattr(self._worker, method)(*words)
 
 
 def _ray() -> Any:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from anyv2v.batch.ledger import Ledger
 from anyv2v.batch.tasks import Task, TaskEdit
@@ -90,6 +91,15 @@ class Doer(Protocol):
         ...
 
 
+@runtime_checkable
+class Helper(Protocol):
+    """A doer of edits of which several processes may do parts, such as windows of a long clip."""
+
+    def help(self, task: Task, index: int) -> None:
+        """Does parts of an edit that another process is making, if it has parts, and returns."""
+        ...
+
+
 class Worker:
     """Does clips, one after the other, in this process."""
 
@@ -119,6 +129,16 @@ class Worker:
                     yield from self._made(task, index, keys[index])
             self._doer.free()
             self._ledger.end(task)
+
+    def help(self, task: Task, index: int) -> Iterator[Outcome]:
+        """Helps another worker with the edit that it makes, such as with windows of a long clip.
+
+        Yields nothing. What goes wrong here, the other one finds too and reports.
+        """
+        if isinstance(self._doer, Helper):
+            with suppress(Exception):
+                self._doer.help(task, index)
+        yield from ()
 
     def _looked(
         self, task: Task, edit: TaskEdit, index: int, keys: dict[int, str]
@@ -181,5 +201,5 @@ class Totals:
         return self.done + self.skipped + self.failed
 
     def __str__(self) -> str:
-        before = f", {self.skipped} were done before" if self.skipped else ""
+        before = f", {self.skipped} done before" if self.skipped else ""
         return f"{self.total} edits: {self.done} done{before}, {self.failed} failed"

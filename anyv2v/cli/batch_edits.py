@@ -21,7 +21,7 @@ from anyv2v.cli import settings
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import is_source
 from anyv2v.cli.console import explained, tell
-from anyv2v.cli.edit import SomeFailed, run_edit
+from anyv2v.cli.edit import SomeFailed, help_edit, run_edit
 from anyv2v.cli.edit_key import edit_key
 from anyv2v.cli.far import Far
 from anyv2v.cli.invert import run_reconstruct
@@ -53,7 +53,7 @@ class Told:
 
 
 class Edits:
-    """Makes the edits of clips in one process; it is a `batch.run.Doer`."""
+    """Makes the edits of clips in one process; it is a `batch.run.Doer` and `Helper`."""
 
     def __init__(self, told: Told, signals: Signals, device: str | None = None):
         """device: that of the networks, if this process has one for itself; else as the tasks say.
@@ -96,17 +96,16 @@ class Edits:
 
     def is_done(self, edit: TaskEdit, key: str) -> bool:
         """See `Doer.is_done`."""
+        if self._far.url is not None:
+            return self._far.key(edit.output) == key
         made = read_sidecar(sidecar_of(self._ledger.path(edit.output)))
-        if made.get("key") == key and self.is_there(edit):
-            # a run may have been killed before it was sent
-            self._far.send(edit.output)
-            return True
-        return self._far.key(edit.output) == key
+        return made.get("key") == key and self.is_there(edit)
 
     def is_there(self, edit: TaskEdit) -> bool:
         """See `Doer.is_there`."""
-        here = is_there(self._ledger.path(edit.output))
-        return here or self._far.key(edit.output) is not None
+        if self._far.url is not None:
+            return self._far.key(edit.output) is not None
+        return is_there(self._ledger.path(edit.output))
 
     def order(self, task: Task) -> Sequence[int]:
         """Returns the places of the edits, those with the same inversion one after the other."""
@@ -119,11 +118,12 @@ class Edits:
         edit = task.edits[index]
         key, alike = self._groups.get(index, (edit.output, [index]))
         others = {i: self.parse(task, task.edits[i], fetch=True) for i in alike}
-        args, unfinished = others[index], self._ledger.scratch(task) / f"{_digest(key)}.unfinished"
-        self._shared.begin(key, [*others.values()], unfinished)
+        args = others[index]
+        self._shared.begin(key, [*others.values()], self._unfinished(task, key))
         output = Path(args.output[0] if edit.command == "edit" else args.output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        args.force = force
+        # what was not sent, as when a connection broke, is no one's
+        args.force = force or self._far.url is not None
         if hasattr(args, "window"):
             args.resume = again and os.path.isdir(f"{output}.unfinished")
         out, err = io.StringIO(), io.StringIO()
@@ -136,6 +136,16 @@ class Edits:
         self._far.send(edit.output)
         text = out.getvalue().strip().splitlines()[-1].removeprefix(f"{output}: ")
         return Made(text, tuple(x.removeprefix("anyv2v: ") for x in err.getvalue().splitlines()))
+
+    def help(self, task: Task, index: int) -> None:
+        """See `Helper.help`: the parts are the windows of a long clip."""
+        edit = task.edits[index]
+        if edit.command == "edit" and os.path.isdir(f"{self._ledger.path(edit.output)}.unfinished"):
+            args = self.parse(task, edit, fetch=True)
+            key = self._inversion_key(args)
+            self._shared.begin(key, [args], self._unfinished(task, key))
+            with contextlib.redirect_stdout(io.StringIO()):
+                help_edit(args)
 
     def free(self) -> None:
         """See `Doer.free`."""
@@ -159,6 +169,10 @@ class Edits:
                 keys[i] = edit.output
             groups[keys[i]].append(i)
         return {i: (key, groups[key]) for i, key in keys.items()}
+
+    def _unfinished(self, task: Task, key: str) -> Path:
+        """Where the inversion with this key is saved until all edits of the clip are made."""
+        return self._ledger.scratch(task) / f"{_digest(key)}.unfinished"
 
     def _inversion_key(self, args: argparse.Namespace) -> str:
         """All that the inversion of an edit's clip depends on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyv2v.batch.run import OTHERWISE
 from anyv2v.batch.tasks import Task
@@ -103,11 +103,12 @@ class Plan:
             "method": method,
             "inversion_steps": steps,
             "feature_memory": args.feature_memory if hasattr(args, "feature_memory") else None,
-            "evaluations": 0 if inverted or clip.is_source else None,
+            "evaluations": 0 if clip.is_source else None,
         }
         known = repr([typed(Model, args), video.frames.shape, windows, window, given])
         if known not in self._known:
             found = cost.predict_cost(editor_of(args), video, **given)
             inversion, sampling = found.inversion_evaluations, found.sampling_branches
             self._known[known] = Work(windows * inversion, windows * sampling, found.peak)
-        return self._known[known]
+        work = self._known[known]
+        return replace(work, inversion=0) if inverted else work

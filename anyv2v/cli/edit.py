@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +19,7 @@ from anyv2v.cli.first_frame import FirstFrame, frame_files, uses, write_candidat
 from anyv2v.cli.model import Model
 from anyv2v.cli.outputs import Outputs, Written, report
 from anyv2v.cli.sidecar import Provenance, with_sidecar
-from anyv2v.cli.source import notice, without_effect
+from anyv2v.cli.source import notice, progress_of, without_effect
 from anyv2v.cli.values import OFF, SOURCE
 from anyv2v.cli.work import Work
 from anyv2v.errors import InputError
@@ -61,11 +61,8 @@ def run_edit(args: argparse.Namespace) -> None:
         begin = frames.frames_at([0])[0]
         if frame_editor:
             pictures = first.make(frame_editor, begin, len(args.output), clip)
-        keyframes, guide = first.read_keyframes(clip, size_of(begin)), _guide(args, frames)
-        asked = [
-            _request(args, *picture, prompt, guide)
-            for picture, prompt in zip(pictures, args.prompt, strict=True)
-        ]
+        keyframes = first.read_keyframes(clip, size_of(begin))
+        asked = _asked(args, pictures, frames)
         form = Form.of(args, frames)
         if not clip.is_source:
             # refuses impossible numbers before the weights are loaded
@@ -84,6 +81,39 @@ def run_edit(args: argparse.Namespace) -> None:
         notice(args)
         if failures:
             raise SomeFailed(failures)
+
+
+def help_edit(args: argparse.Namespace) -> None:
+    """Runs windows of a long clip for another process that runs `run_edit` with the same options.
+
+    Does nothing if that one has no windows to run, or if an editor makes the first frame.
+    """
+    work = Work.begin(args)
+    if not work.is_prepared or not args.frame:
+        return
+    first, clip = typed(FirstFrame, args), typed(Clip, args)
+    frames = work.frames(clip, args.window)
+    asked = _asked(args, first.read(clip), frames)
+    keyframes = first.read_keyframes(clip, size_of(frames.frames_at([0])[0]))
+    edits = LongEdits.make(args, work, frames, asked, keyframes, frozenset())
+    try:
+        with progress_of(args) as progress:
+            edits.run_windows(progress("windows", edits.run.steps()), wait=False)
+    finally:
+        if not work.is_prepared:
+            # the other process has removed it already
+            work.remove()
+
+
+def _asked(
+    args: argparse.Namespace, pictures: Sequence[tuple[np.ndarray, str]], frames: Frames
+) -> list[EditRequest]:
+    """What is asked for, one for each edit; pictures: the edited first frames."""
+    guide = _guide(args, frames)
+    return [
+        _request(args, *picture, prompt, guide)
+        for picture, prompt in zip(pictures, args.prompt, strict=True)
+    ]
 
 
 def _write(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 
+from anyv2v.batch.ledger import POLL, hold
 from anyv2v.cli import settings
 from anyv2v.cli.sidecar import Inverted, latents_sha256
 from anyv2v.cli.source import obtain, prepare, progress_of
 from anyv2v.cli.work import Work
+from anyv2v.diffusion.samplers import OnStep
 from anyv2v.editor import Editor
 from anyv2v.long.frames import clip_at
 from anyv2v.long.run import LongRun
@@ -111,6 +114,8 @@ class LongEdits:
             inversion,
             settings.of_the_run(args),
         )
+        if args.sharing is not None and args.sharing.unfinished is not None:
+            run = replace(run, states=str(args.sharing.unfinished))
         count, length = len(run.windows), len(run.windows[0])
         todo = len(run.missing())
         done = f", {count - todo} of them done" if todo < count else ""
@@ -120,7 +125,8 @@ class LongEdits:
     def each(self, args: argparse.Namespace) -> Iterator[Edited | Exception]:
         """Makes all windows, then yields each edit, or the exception by which it failed."""
         with progress_of(args) as progress:
-            failed = self.run.run(on_step=progress("windows", self.run.steps()))
+            on_step = progress("windows", self.run.steps())
+            failed = self.run_windows(on_step) if args.sharing else self.run.run(on_step=on_step)
         method, steps = settings.of_the_inversion(args)
         tolerance = args.tolerance or self.editor.defaults.tolerance
         clip = self.run.video
@@ -136,6 +142,25 @@ class LongEdits:
                 inverted = Inverted(*made, self.run.evaluations())
                 sha256 = latents_sha256(lambda k=k: self.run.latents(k))
                 yield Edited(frames, references, inverted, sha256)
+
+    def run_windows(self, on_step: OnStep, wait: bool = True) -> dict[int, Exception]:
+        """Runs windows until all are done, with other processes that call this for the same edit.
+
+        Each window is run by one of them. on_step: see `LongRun.run`. wait: wait for those that
+        others run, and run them if these die. Returns what `LongRun.run` does.
+        """
+        folder, failed = self.run.files.folder, {}
+        while (missing := self.run.missing()) and not failed:
+            took = False
+            for window in missing:
+                with hold(folder / f".anyv2v-window-{window:05}.lock") as held:
+                    took = took or held
+                    failed |= self.run.run([window], on_step) if held and not failed else {}
+            if not took and not wait:
+                break
+            if not took:
+                time.sleep(POLL)
+        return failed
 
 
 def _told(frames: Iterable[np.ndarray], on_frame) -> Iterator[np.ndarray]:

@@ -24,11 +24,12 @@ class Far:
 
     def __init__(self, output: str):
         """output: what -o names, a folder or a URL."""
-        self._url = output.rstrip("/") if is_url(output) else None
+        self.url = output.rstrip("/") if is_url(output) else None
+        """The URL of the outputs; None if they stay on this machine."""
         self.folder = output
         """The folder on this machine, in which outputs are made."""
-        if self._url is not None:
-            name = hashlib.sha256(self._url.encode()).hexdigest()[:16]
+        if self.url is not None:
+            name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
             self.folder = str(Path(tempfile.gettempdir()) / f"anyv2v-batch-{name}")
         self._copies = Path(self.folder) / ".anyv2v-batch" / "copies"
 
@@ -45,23 +46,23 @@ class Far:
 
     def key(self, output: str) -> str | None:
         """Returns the key of an output at the URL; None if there is none, or no URL."""
-        if self._url is None:
+        if self.url is None:
             return None
         try:
-            path = local(f"{self._url}/{sidecar_of(output)}", self._copies)
+            path = local(f"{self.url}/{sidecar_of(output)}", self._copies)
         except InputError:
             return None
         return read_sidecar(path).get("key")
 
     def send(self, output: str) -> None:
         """Moves an output to the URL, if there is one; its sidecar comes last."""
-        if self._url is None:
+        if self.url is None:
             return
         path = Path(self.folder) / output
         pattern = numbered(path)
         files = [path] if pattern is None else list(pattern.files().values())
         for file in (*files, sidecar_of(path)):
-            put(file, f"{self._url}/{file.relative_to(self.folder).as_posix()}")
+            put(file, f"{self.url}/{file.relative_to(self.folder).as_posix()}")
         for file in (*files, sidecar_of(path)):
             file.unlink()
 

@@ -26,7 +26,9 @@ class Shared:
         self._loaded: tuple[Model, Editor] | None = None
         self._source: tuple[str, Source] | None = None
         self._key = ""
-        self._unfinished: Path | None = None
+        self.unfinished: Path | None = None
+        """The file in which the state of the inversion is saved; for a clip of several windows the
+        beginning of the names of such files."""
         self.alike: Sequence[argparse.Namespace] = ()
         """All commands that share the inversion, whether they have run already or not: they decide
         together what of the inversion is kept, so that it is the same whichever of them run."""
@@ -39,7 +41,7 @@ class Shared:
         """
         if self._source is not None and self._source[0] != key:
             self.drop()
-        self._key, self.alike, self._unfinished = key, alike, unfinished
+        self._key, self.alike, self.unfinished = key, alike, unfinished
 
     def drop(self) -> None:
         """Frees the inverted clip."""
@@ -59,7 +61,8 @@ class Shared:
         obtain: called with the file of the unfinished inversion, from which it goes on.
         """
         if self._source is None:
-            unfinished = None if self._unfinished is None else Unfinished(self._unfinished)
+            kept = self.unfinished
+            unfinished = None if kept is None else Unfinished(kept, keep=True)
             self._source = self._key, obtain(unfinished)
         return self._source[1]
 

@@ -14,6 +14,7 @@ from anyv2v.cli.clip import Clip
 from anyv2v.cli.console import tell
 from anyv2v.cli.values import SOURCE
 from anyv2v.errors import InputError
+from anyv2v.long.work_folder import RECORD
 from anyv2v.media.frames import Frames
 from anyv2v.media.on_disk import FramesOnDisk
 
@@ -67,6 +68,11 @@ class Work:
     @property
     def _begun(self) -> bool:
         return any(self.path.glob(WINDOWS))
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the frames of the clip are there, and windows are being run."""
+        return (self.path / CLIP).exists() and (self.path / RECORD).exists()
 
     def frames(self, clip: Clip, window: int) -> Frames:
         """Returns the frames of VIDEO that are edited: in memory, or in a file if they are many.

@@ -67,6 +67,9 @@ class LongRun:
     """(width, height) of the frames."""
     files: LatentFiles
     """The files of the windows that are done."""
+    states: str | None = None
+    """Where the inversions of windows are kept for other runs: a path to which the windows' numbers
+    are added, the same for runs that invert alike. None keeps none."""
 
     @classmethod
     def prepare(
@@ -211,7 +214,7 @@ class LongRun:
         window, failed = self.windows[index], {}
         asked = [requests.request(self.edits[k], self._edited(k), window) for k in edits]
         common = requests.common(self.settings, window)
-        unfinished = Unfinished(self.files.folder / f"window-{index:05}.unfinished")
+        unfinished = self._unfinished(index)
         source = self._invert(window, unfinished, on_step)
         each = self.editor.edit_each(source, asked, **common, on_step=on_step, decode=False)
         for k, edit in zip(edits, each, strict=True):
@@ -219,8 +222,16 @@ class LongRun:
                 failed[k] = edit
             else:
                 self.files.save(index, k, edit.latents, source.evaluations)
-        unfinished.remove()
+        if not unfinished.keep:
+            unfinished.remove()
         return failed
+
+    def _unfinished(self, index: int) -> Unfinished:
+        if self.states is None:
+            return Unfinished(self.files.folder / f"window-{index:05}.unfinished")
+        window = self.windows[index]
+        place = f"{self.states}-{window.anchor:06}-{window.start:06}-{window.stop:06}"
+        return Unfinished(place, keep=True)
 
     def _invert(self, window: Window, unfinished: Unfinished, on_step: OnStep | None) -> Source:
         clip, arguments = clip_at(self.video, window.indices), self._inversion_arguments(window)

@@ -165,9 +165,10 @@ class InversionRun:
         states = inversion(predict, begin, stages.schedule, settings.steps, check=check, **options)
         for state in states:
             yield state
-            if state.latest == self.last:
-                break
-            if unfinished is not None and unfinished.due:
+            ended = state.latest == self.last
+            if unfinished is not None and (unfinished.keep if ended else unfinished.due):
                 check.finish()
                 unfinished.save(state, self.video, settings, stages.fingerprint)
+            if ended:
+                break
         check.finish()

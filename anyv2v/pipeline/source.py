@@ -220,12 +220,14 @@ class Unfinished:
     The inversion replaces the file about every 30 seconds (`SAVE_EVERY`).
     """
 
-    def __init__(self, path: str | os.PathLike, resume: bool = True):
+    def __init__(self, path: str | os.PathLike, resume: bool = True, keep: bool = False):
         """Names the file; it need not exist.
 
-        resume: go on from the state in the file if there is one; False starts anew.
+        resume: go on from the state in the file if there is one; False starts anew. keep: save the
+        state at the end of the inversion as well, and leave the file there, so that the same
+        inversion need not be run again.
         """
-        self.path, self._resume = checks.path("path", path), resume
+        self.path, self._resume, self.keep = checks.path("path", path), resume, keep
         self._saved = time.monotonic()
 
     def load(

@@ -154,7 +154,7 @@ def test_totals_count():
     totals = Totals()
     for status in ("done", "failed", "skipped", "done"):
         totals.count(Outcome("x", status))
-    assert str(totals) == "4 edits: 2 done, 1 were done before, 1 failed"
+    assert str(totals) == "4 edits: 2 done, 1 done before, 1 failed"
 
 
 # several at once
@@ -204,6 +204,16 @@ def test_processes_share_the_clips_and_start_again_when_they_die(ledger, tmp_pat
     pids = {line["pid"] for line in lines(tmp_path / "done.jsonl")}
     assert len(pids) > 1 and os.getpid() not in pids
     assert not any(worker._process.is_alive() for worker in workers)
+
+
+def test_a_worker_without_a_clip_helps_another(ledger, tmp_path):
+    (tmp_path / "helped").touch()
+    workers = [LocalWorker(MakeLines(str(tmp_path))) for _ in range(2)]
+    # the second one has its own clip first; nobody but a helper ends the first one's
+    found = states(Pool(workers, ledger).do(tasks(2, edits=1, c0e0="wait")))
+    assert found == {"c0e0": "done", "c1e0": "done"}
+    (made,) = [line for line in lines(tmp_path / "done.jsonl") if line["output"] == "c0e0"]
+    assert int((tmp_path / "helped").read_text()) not in (made["pid"], os.getpid())
 
 
 def test_a_run_that_is_interrupted_ends_its_processes(ledger, tmp_path):

@@ -13,7 +13,12 @@ from PIL import Image
 import anyv2v
 from anyv2v.batch.tasks import Task, TaskEdit
 from anyv2v.cli import batch
+from anyv2v.cli.batch_edits import Edits, Told
 from anyv2v.cli.main import main
+from anyv2v.cli.process import Signals
+from anyv2v.long.run import LongRun
+from anyv2v.pipeline.source import Unfinished
+from tests.unit.test_batch import wait_for
 
 SMALL = {"size": "32x32", "frames": 3, "steps": 2}
 
@@ -119,7 +124,7 @@ def test_an_edit_does_not_depend_on_which_others_are_done(run, folder):
         os.remove(f"out/{edit.output}")
         status, out, _ = run([task])
         assert (status, sha256(f"out/{edit.output}")) == (0, once[edit.output])
-        assert out.splitlines()[-1] == "3 edits: 1 done, 2 were done before, 0 failed"
+        assert out.splitlines()[-1] == "3 edits: 1 done, 2 done before, 0 failed"
 
 
 @pytest.mark.slow
@@ -163,7 +168,7 @@ def test_another_setting_does_not_replace_an_output(run, folder):
     assert "anyv2v: c0/e0.mp4: there is another output of this name" in err
     assert run([other], "--force")[0] == 0 and sha256("out/c0/e0.mp4") != before
     # --force does nothing twice
-    assert "1 were done before" in run([other], "--force")[1]
+    assert "1 done before" in run([other], "--force")[1]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +241,72 @@ def test_a_shard_that_there_is_not_is_refused(run, folder):
     assert status == 2 and "counted from 0" in err and not os.path.exists("out")
 
 
+# long clips
+
+
+@pytest.mark.slow
+def test_windows_of_a_long_clip_are_run_by_several_processes(run, folder, monkeypatch, tmp_path):
+    task = one_clip(folder, {"frames": "all", "window": 3, "shared": 0}, {})
+    assert run([task])[0] == 0
+    alone = sha256("out/c0/e0.mp4")
+    os.rename("out", "before")
+    # who ran which window
+    ran, run_window = tmp_path / "ran", LongRun._run_window
+
+    def noted(self, index, *args):
+        with open(ran, "a") as file:
+            file.write(f"{index} {os.getpid()}\n")
+        if os.getpid() == here:
+            # the other one shall come in time
+            wait_for(ran.with_name("helped"))
+        failed = run_window(self, index, *args)
+        ran.with_name("helped").touch()
+        return failed
+
+    here = os.getpid()
+    monkeypatch.setattr(LongRun, "_run_window", noted)
+    helper = os.fork()
+    if helper == 0:
+        # no exception may come back to the test that runs in the other process
+        try:
+            edits = Edits(Told("out"), Signals())
+            wait_for(ran)
+            edits.help(task, 0)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status, _, err = run([task])
+    assert status == 0, err
+    assert os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) == 0
+    assert sha256("out/c0/e0.mp4") == alone
+    pairs = [line.split() for line in ran.read_text().splitlines()]
+    assert sorted(window for window, _ in pairs) == ["0", "1", "2"]
+    assert len({pid for _, pid in pairs}) == 2
+    assert not [path for path in Path("out").rglob("*") if "unfinished" in path.name]
+
+
+@pytest.mark.slow
+def test_windows_are_inverted_once_for_all_edits(run, folder, monkeypatch):
+    saved, save = [], Unfinished.save
+
+    def noted(self, state, video, *args):
+        saved.append(video.frames.shape)
+        return save(self, state, video, *args)
+
+    monkeypatch.setattr(Unfinished, "save", noted)
+    long = {"frames": "all", "window": 3, "shared": 0}
+    task = one_clip(folder, long, long | {"guidance": 3, "conv": 0.5})
+    assert run([task])[0] == 0
+    # each of three windows was inverted to its end by one of the edits
+    assert saved == [(3, 32, 32, 3)] * 3
+    for i, edit in enumerate(task.edits):
+        given = {**SMALL, **edit.settings}
+        assert main(["edit", task.video, *words_of(given), "-o", f"{i}.mp4", "-q"]) == 0
+        alone, made = sidecar(f"{i}.mp4"), sidecar(f"out/{edit.output}")
+        for part in ("latents_sha256", "key", "evaluations"):
+            assert alone[part] == made[part], part
+
+
 # URLs
 
 
@@ -272,20 +343,17 @@ def test_inputs_and_outputs_may_be_urls(folder, far, monkeypatch, capfd, tmp_pat
     # sent last: an output without it is made again
     far.rm("/made/here/c0/e1.mp4.json")
     capfd.readouterr()
-    assert main(words) == 0 and "1 done, 1 were done before" in capfd.readouterr().out
+    assert main(words) == 0 and "1 done, 1 done before" in capfd.readouterr().out
     # another machine has nothing of it
     shutil.rmtree(tmp_path / "temporary")
     (tmp_path / "temporary").mkdir()
-    assert main(words) == 0 and "0 done, 2 were done before" in capfd.readouterr().out
+    assert main(words) == 0 and "0 done, 2 done before" in capfd.readouterr().out
 
 
 # keys
 
 
 def key(folder, tmp_path, clip=0, **settings):
-    from anyv2v.cli.batch_edits import Edits, Told
-    from anyv2v.cli.process import Signals
-
     task = one_clip(folder, {"frame": str(folder / "f0.png"), **settings}, clip=clip)
     return Edits(Told(str(tmp_path)), Signals()).key(task, task.edits[0])
 

@@ -146,7 +146,7 @@ def test_two_runs_side_by_side(tmp_path):
     assert len({line["pid"] for line in lines(tmp_path / "out" / "done.jsonl")}) == 2
 
 
-def killed_workers(folder, outputs, engine, kills, pythonpath=""):
+def killed_workers(folder, engine, kills):
     """Runs with two workers, of which some are killed; returns the ids of all that made edits."""
     command = [sys.executable, "-m", "anyv2v", "batch", "jobs.jsonl", "-o", "out", "-q"]
     command += ["--device", "cpu", "--engine", engine, "--workers", "2"]
@@ -176,7 +176,7 @@ def undisturbed(folder):
 @pytest.mark.slow
 def test_processes_are_killed(tmp_path):
     outputs = write_jobs(tmp_path, 6, 2)
-    pids = killed_workers(tmp_path, outputs, "local", 2)
+    pids = killed_workers(tmp_path, "local", 2)
     undisturbed(tmp_path)
     check(tmp_path / "out", outputs, tmp_path / "whole")
     assert len(pids) >= 3 and os.getpid() not in pids
@@ -186,7 +186,7 @@ def test_processes_are_killed(tmp_path):
 def test_actors_of_ray_are_killed(tmp_path):
     pytest.importorskip("ray")
     outputs = write_jobs(tmp_path, 6, 2)
-    pids = killed_workers(tmp_path, outputs, "ray", 2)
+    pids = killed_workers(tmp_path, "ray", 2)
     undisturbed(tmp_path)
     check(tmp_path / "out", outputs, tmp_path / "whole")
     assert len(pids) >= 3
