@@ -21,7 +21,7 @@ from anyv2v.media.placement import Placement
 from anyv2v.media.video import pyav
 
 SMALL = ("--size", "32x32", "--frames", "3", "--steps", "2", "--inversion-steps", "2", "-q")
-SMALL += ("--feature-memory", "0")
+SMALL += ("--sample-fps", "4", "--feature-memory", "0")
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def made(tmp_path_factory):
     pyav()
     rng = np.random.default_rng(0)
     cells = rng.integers(100, 156, (1, 4, 4, 3), np.uint8)
-    frames = np.kron(np.repeat(cells, 4, axis=0), np.ones((1, 16, 16, 1), np.uint8))
-    for i in range(4):
-        frames[i, 20:44, 8 + 6 * i : 32 + 6 * i] = (220, 20, 20)
+    frames = np.kron(np.repeat(cells, 6, axis=0), np.ones((1, 16, 16, 1), np.uint8))
+    for i in range(6):
+        frames[i, 20:44, 8 + 3 * i : 32 + 3 * i] = (220, 20, 20)
     edited = frames[0].copy()
     edited[20:44, 8:32] = (20, 200, 20)
     here = Path.cwd()
@@ -79,7 +79,7 @@ def first():
 def by_hand(output, source="clip.mp4", size=(32, 32), **fields):
     """The scores of a clip as Python computes them of what is read at a size."""
     edited = anyv2v.read_video(output, size).frames
-    before = anyv2v.read_video(source, size, len(edited), 8).frames
+    before = anyv2v.read_video(source, size, len(edited), 4).frames
     rows = scores(Case(edited, before, **fields))
     return {s.name: s.value for s in rows if s.value is not None}
 
@@ -143,6 +143,7 @@ def test_an_edited_frame_lies_where_the_edit_was_placed(run):
     anyv2v.write_video("out/%03d.png", np.stack([placed] * 3), fps=8)
     made = json.loads(Path("batch/one.mp4.json").read_text())
     told = {"video": os.path.abspath("wide/%03d.png"), "frame": os.path.abspath("small.png")}
+    told["sample_fps"] = "source"
     made["settings"] |= {**told, "out_size": "source", "output": "out/%03d.png"}
     Path("out/edit.json").write_text(json.dumps(made))
     assert run("evaluate", "out", "-o", "o", "-q")[0] == 0
@@ -210,12 +211,16 @@ def test_outputs_are_not_overwritten(run):
 
 
 def test_the_page_shows_the_clips_and_escapes_names(run):
-    os.rename("batch/one.mp4", "batch/<i>.mp4")
-    os.rename("batch/one.mp4.json", "batch/<i>.mp4.json")
-    assert run("evaluate", "batch/<i>.mp4", "-o", "o", "-q")[0] == 0
+    # bytes that are no text
+    odd = os.fsdecode(b"\xff<i>")
+    for suffix in (".mp4", ".mp4.json"):
+        os.rename(f"batch/one{suffix}", f"batch/{odd}{suffix}")
+    assert run("evaluate", "batch", "-o", "o", "-q")[0] == 0
+    assert f"{odd}.mp4" in judged()["outputs"]
+    assert run("evaluate", f"batch/{odd}.mp4", "-o", "o", "-q", "--force")[0] == 0
     page = Path("o/index.html").read_text(encoding="utf-8")
     assert "<i>" not in page and "<b>a" not in page
-    assert "&lt;i&gt;.mp4" in page and "prompt: &lt;b&gt;a&lt;/b&gt;" in page
+    assert "\\udcff&lt;i&gt;.mp4" in page and "prompt: &lt;b&gt;a&lt;/b&gt;" in page
     labels = re.findall(r"<figcaption>([^<]*)<", page)
     assert labels == ["source", "edit", "may change (white): auto mask"]
 
@@ -233,7 +238,7 @@ def test_the_network_is_that_of_the_sidecar(run, monkeypatch):
     edit = ("edit", "clip.mp4", "--frame", "a.png", "--prompt", "x", *SMALL)
     assert run(*edit, *options, "-o", "batch/two.mp4")[0] == 0
     # enlarged to 64x64; the network works at the size of the edit
-    assert run(*edit, "--out-size", "source", "--sample-fps", "8", "-o", "batch/v.mp4")[0] == 0
+    assert run(*edit, "--out-size", "source", "-o", "batch/v.mp4")[0] == 0
     assert run("evaluate", "batch", "--round-trip", "-o", "o", "-q")[0] == 0
     common = {"method": "fixed-point", "inversion_steps": 2, "steps": 2, "frames": 8}
     one = network.Run(**common, tolerance=3e-3, options={"fps": 8})
@@ -289,6 +294,10 @@ def test_a_clip_sees_frames_prompt_and_first_frame(run, monkeypatch):
     assert found["clip_image_frame[fake]"] == pytest.approx(frames)
     pairs = np.mean([cosine(a, b) for a, b in zip(edited, edited[1:], strict=False)])
     assert found["clip_image_consecutive[fake]"] == pytest.approx(pairs)
+    os.remove("batch/one.mp4.json")
+    status, out, _ = run("evaluate", "batch/one.mp4", "--clip", "vit", "-q")
+    assert re.search(r"clip_text\[fake\] +- no prompt is known\n", out)
+    assert re.search(r"clip_image_frame\[fake\] +- no edited first frame is known\n", out)
 
 
 def test_options_that_change_nothing_are_told(run):

@@ -295,6 +295,10 @@ def test_lpips_is_asked_for_each_pair_of_frames(stub, rng):
     where = rng.random(a.shape[:3]) < 0.5
     expected = (abs(a.astype(float) - b)[where]).sum() / 255 / a.size
     assert lpips.lpips(a, b, net, where) == pytest.approx(expected, abs=1e-6)
+    # outside of a region both are black
+    light = (a.astype(float)[where].sum() + b[where].sum()) / 255 / len(a)
+    found = lpips.lpips(a, b, lambda x, y: x.sum() + y.sum(), where)
+    assert found == pytest.approx(light, rel=1e-5)
 
 
 def test_without_torchmetrics_lpips_says_what_to_install(monkeypatch):
