@@ -18,6 +18,7 @@ from anyv2v.cli.evidence import DEMO, Evidence, find_outputs
 from anyv2v.cli.model import Model
 from anyv2v.cli.outputs import made_folder
 from anyv2v.cli.source import progress_of, without_effect
+from anyv2v.clip.model import CLIPModel
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.evaluation import clip_model, network, report
@@ -111,9 +112,7 @@ class Judge:
         case, fps = known.read(known.size)
         rows = scores(case, self._distance)
         if self._clip is not None:
-            frame = case.references.get(0)
-            found = clip_scores(self._clip, case.edited, known.prompt, frame)
-            rows += [Score(name, value, "", HIGHER) for name, value in found.items()]
+            rows += _by_clip(self._clip, case, known.prompt)
         notes, plots = [f"prompt: {known.prompt}"] if known.prompt else [], []
         shown = _shown(case, fps)
         if self._args.round_trip or self._args.checks:
@@ -170,6 +169,21 @@ def run_of(known: Evidence, weights: str) -> Run:
     most = getattr(made, "window", None) or None
     prompt = made.inversion_prompt or ""
     return Run(method, steps, made.steps, prompt, tolerance, made.options, most)
+
+
+def _by_clip(model: CLIPModel, case: Case, prompt: str | None) -> list[Score]:
+    """The scores of a CLIP, and why there are not all of them."""
+    frame = case.references.get(0)
+    found = clip_scores(model, case.edited, prompt, frame)
+    rows = [Score(name, value, "", HIGHER) for name, value in found.items()]
+    missing = {}
+    if prompt is None or model.text is None:
+        why = "no prompt is known" if model.text is not None else "this CLIP has no text encoder"
+        missing["clip_text"] = why
+    if frame is None:
+        missing["clip_image_frame"] = "no edited first frame is known"
+    named = [(f"{name}[{model.name}]", reason) for name, reason in missing.items()]
+    return rows + [Score(name, None, "", HIGHER, reason) for name, reason in named]
 
 
 def _shown(case: Case, fps: float) -> list[Shown]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,5 +206,5 @@ def _made(output: str) -> argparse.Namespace | None:
     command = read_sidecar(path).get(SETTINGS, {}).get(COMMAND)
     if command not in MADE:
         return None
-    parser = options.parser(defaultdict(lambda: print))
+    parser = options.parser(dict.fromkeys(MADE, print))
     return parser.parse_args([command, "--config", str(path)])

@@ -17,6 +17,10 @@ UNPREDICTED = ("inversion-prompt", "tolerance", "fps")
 """Options that `anyv2v plan` accepts because `edit` does, and that its prediction ignores."""
 
 
+MACHINE = ("device", "dtype")
+"""Options that every network takes."""
+
+
 def without_effect(
     args: Namespace,
     method: str = "fixed-point",
@@ -45,6 +49,9 @@ def without_effect(
         ]
     elif "tolerance" in given and method == "ddim":
         lines.append(_no_effect("tolerance", "ddim solves nothing to a tolerance"))
+    if command == "evaluate" and not (args.round_trip or args.checks):
+        of_networks = ("weights", "offload") if args.clip else (*MACHINE, "weights", "offload")
+        lines += [_no_effect(x, "no network is asked for") for x in of_networks if x in given]
     if "fit" in given and _is_fitting(args, command, inverted):
         lines.append(_no_effect("fit", "nothing has to get to another size"))
     if command == "edit-frame" and "start-time" in given and (inverted or still):

@@ -20,7 +20,7 @@ def load() -> Distance:
     """Loads LPIPS with AlexNet, on the CPU.
 
     torchvision downloads its weights unless they are in its cache. Raises InputError if
-    torchmetrics or torchvision is not installed, or if there are no weights.
+    torchmetrics or torchvision is not installed or broken, or if there are no weights.
     """
     try:
         # torchmetrics itself begins without it
@@ -33,6 +33,8 @@ def load() -> Distance:
             "LPIPS is computed by torchmetrics and torchvision, one of which is missing: "
             "pip install 'anyv2v[lpips]'"
         ) from error
+    except RuntimeError as error:
+        raise InputError(f"LPIPS: torchvision does not fit this torch: {error}") from error
     try:
         metric = LearnedPerceptualImagePatchSimilarity(net_type=NET, normalize=True)
     except OSError as error:

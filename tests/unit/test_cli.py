@@ -281,6 +281,14 @@ def test_demo_writes_everything_it_promises(run):
     assert anyv2v.read_video("demo/side-by-side.mp4").frames.shape[2] == 3 * 256
     made = json.loads(Path("demo/edited.mp4.json").read_text())
     assert made["settings"]["command"] == "demo" and made["seed"] == 0
+    # what `evaluate` finds in the files is what the demo found before they were compressed
+    assert run("evaluate", "demo/edited.mp4", "-o", "judged", "--quiet")[0] == 0
+    judged = json.loads(Path("judged/scores.json").read_text())
+    judged = {name.split("[")[0]: value for name, value in judged.items()}
+    assert judged["psnr_truth"] == pytest.approx(scores["edit"]["psnr"], abs=0.5)
+    assert judged["psnr_unchanged"] == pytest.approx(scores["edit"]["outside"], abs=0.5)
+    assert judged["ssim_truth"] == pytest.approx(scores["edit"]["ssim"], abs=0.003)
+    assert judged["flicker_truth"] == pytest.approx(scores["edit"]["flicker"], rel=0.04)
     assert run("demo", "-o", "demo")[0] == 2
     assert run("demo", "-o", "no/such/demo")[0] == 2
 

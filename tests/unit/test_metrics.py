@@ -295,6 +295,10 @@ def test_lpips_is_asked_for_each_pair_of_frames(stub, rng):
     where = rng.random(a.shape[:3]) < 0.5
     expected = (abs(a.astype(float) - b)[where]).sum() / 255 / a.size
     assert lpips.lpips(a, b, net, where) == pytest.approx(expected, abs=1e-6)
+    # outside of a region both are black
+    light = (a.astype(float)[where].sum() + b[where].sum()) / 255 / len(a)
+    found = lpips.lpips(a, b, lambda x, y: x.sum() + y.sum(), where)
+    assert found == pytest.approx(light, rel=1e-5)
 
 
 def test_without_torchmetrics_lpips_says_what_to_install(monkeypatch):
@@ -313,16 +317,39 @@ def test_without_its_weights_lpips_says_so(stub, monkeypatch):
         lpips.load()
 
 
-def test_lpips_by_torchmetrics_itself(rng):
-    """With random weights of AlexNet, since the real ones are downloaded; equal clips are at 0."""
-    pytest.importorskip("torchvision")
-    image = pytest.importorskip("torchmetrics.functional.image.lpips")
-    net = image._NoTrainLpips(net="alex", pnet_rand=True)
+def test_a_torchvision_of_another_torch_is_told(stub, monkeypatch):
+    class Broken:
+        def find_spec(self, name, *_):
+            if name == "torchvision":
+                raise RuntimeError("operator torchvision::nms does not exist")
 
-    def distance(a, b):
-        return net(a, b, normalize=True).mean()
+    monkeypatch.delitem(sys.modules, "torchvision")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(InputError, match="does not fit this torch: operator torchvision::nms"):
+        lpips.load()
 
+
+def test_lpips_by_torchmetrics_is_its_definition(rng, monkeypatch):
+    """With random weights of AlexNet, since the real ones are downloaded (Zhang et al., eq. 1)."""
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision: {error}")
+    pytest.importorskip("torchmetrics")
+    alexnet = torchvision.models.alexnet
+    monkeypatch.setattr(torchvision.models, "alexnet", lambda weights=None: alexnet())
+    net = lpips.load()
+    inner = net.net
     a = clip_of(rng, 2, 64, 64)
     b = noisy(a, rng, 60)
-    assert lpips.lpips(a, a, distance) == 0
-    assert lpips.lpips(a, b, distance) > lpips.lpips(a, noisy(a, rng, 5), distance) > 0
+    shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
+    scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
+
+    def units(clip):
+        pixels = (torch.tensor(clip).permute(0, 3, 1, 2) / 127.5 - 1 - shift) / scale
+        return [x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt() for x in inner.net(pixels)]
+
+    layers = zip(units(a), units(b), inner.lins, strict=True)
+    weighted = [line.model[-1]((x - y).square()).mean() for x, y, line in layers]
+    assert lpips.lpips(a, b, net) == pytest.approx(float(sum(weighted)), rel=1e-4)
+    assert lpips.lpips(a, a, net) == 0
