@@ -31,7 +31,9 @@ def tests(lab: Lab) -> None:
         bad = case.find("failure") if case.find("failure") is not None else case.find("error")
         if bad is not None:
             name = f"{case.get('classname')}::{case.get('name')}"
-            lab.fact("pytest -m gpu", name, "wrong", reason=(bad.get("message") or "")[:300])
+            # in one line, as a cell of a table is
+            reason = " ".join((bad.get("message") or "").split())[:120]
+            lab.fact("pytest -m gpu", name, "wrong", reason=reason)
     right = not counts["failures"] and not counts["errors"] and counts["tests"] > 0
     lab.fact("pytest -m gpu", "", "ok" if right else "wrong", headline=True, **counts)
 

@@ -63,8 +63,8 @@ PARTS: dict[int, tuple[Step, ...]] = {
     ),
     3: (
         Step("U1", "the other backbones: a forward, whole edits", "backbones:others", 120, 40),
-        Step("U2", "a clip of several windows, guided, protected", "clips:long", 120, 40),
-        Step("U3", "a batch by one process and by two", "batches:batch", 90, 20),
+        Step("U2", "a clip of several windows, guided, protected", "clips:long", 150, 40),
+        Step("U3", "a batch by one process and by two", "batches:batch", 150, 20),
         Step("U4", "a whole CLIP", "batches:clip", 60, 15),
     ),
 }
