@@ -311,6 +311,7 @@ def test_nothing_saved_is_three_whole_branches_in_every_step(counted):
     assert plain == pytest.approx(3 * STEPS * one, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_every_saving_saves_and_none_twice(counted):
     every, nothing, flags = costs.Savings(), costs.NOTHING, costs.WORDS
     assert set(flags) == {f.name for f in fields(every)}

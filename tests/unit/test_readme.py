@@ -19,6 +19,7 @@ SMALLER |= {'invert_long("man-walking.mp4",': "invert_long(video, window=3, step
 SMALLER |= {'keyframes={48: "later.png"}': 'steps=2, keyframes={3: "edited.png"}'}
 
 
+@pytest.mark.slow
 def test_the_python_examples_run(weights, tmp_path, monkeypatch, video):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 4

@@ -51,6 +51,7 @@ def test_a_step_that_would_not_end_in_time_is_not_begun(tmp_path):
     assert child.poll() is not None and not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_facts_of_several_processes_do_not_mix(tmp_path):
     code = (
         "from pathlib import Path; import sys; from bench.rental.lab import append\n"
