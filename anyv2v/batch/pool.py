@@ -56,8 +56,9 @@ class Pool:
         """
         self._todo.extend(tasks)
         threads = [
+            # also those for which there is no clip: they may help with a long one
             threading.Thread(target=self._serve, args=(worker,), daemon=True)
-            for worker in self._workers[: len(tasks)]
+            for worker in (self._workers if tasks else ())
         ]
         try:
             for thread in threads:

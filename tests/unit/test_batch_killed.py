@@ -116,7 +116,7 @@ def test_runs_are_killed_ten_times(weights, tmp_path):
             # at any moment of the second edit, or of the fourth
             more = chance.choice((1, 3))
             while len(lines(done)) < before + more and is_alive(pid):
-                time.sleep(0.01)
+                time.sleep(0.03)
             time.sleep(chance.random() * takes / 36)
             os.kill(pid, signal.SIGKILL)
             killed += runs.status() == -signal.SIGKILL
@@ -175,7 +175,7 @@ def undisturbed(folder):
 
 @pytest.mark.slow
 def test_processes_are_killed(tmp_path):
-    outputs = write_jobs(tmp_path, 6, 2)
+    outputs = write_jobs(tmp_path, 4, 2)
     pids = killed_workers(tmp_path, "local", 2)
     undisturbed(tmp_path)
     check(tmp_path / "out", outputs, tmp_path / "whole")
@@ -185,7 +185,7 @@ def test_processes_are_killed(tmp_path):
 @pytest.mark.slow
 def test_actors_of_ray_are_killed(tmp_path):
     pytest.importorskip("ray")
-    outputs = write_jobs(tmp_path, 6, 2)
+    outputs = write_jobs(tmp_path, 4, 2)
     pids = killed_workers(tmp_path, "ray", 2)
     undisturbed(tmp_path)
     check(tmp_path / "out", outputs, tmp_path / "whole")
