@@ -101,7 +101,7 @@ def check(folder, outputs, others):
     assert not parts and not (folder / "failed.jsonl").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_runs_are_killed_ten_times(weights, tmp_path):
     outputs, runs = write_jobs(tmp_path, 12, 3), Runs(tmp_path)
     chance, killed, done = random.Random(1), 0, tmp_path / "out" / "done.jsonl"
