@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,11 @@ from tests.oracles import consisti2v_snapshot, golden, seine_snapshot
 
 DTYPES = [torch.float16, torch.bfloat16]
 THIRDS = Injection(0.34, 0.34, 0.67)
+# Not the seed of SEINE's goldens. In that autoencoder's first norm of a gray frame, a group is two
+# biases, 2 % apart: what float16 does to these alone changes predictions by 2.6 %, ten times what
+# all else loses in float16. With this seed, no group is as nearly equal.
+SMALL = [consisti2v_snapshot.write, partial(seine_snapshot.write, seed=17)]
+"""Write the small models of the other backbones."""
 
 
 def pictures(frames, size):
@@ -85,13 +91,17 @@ def test_it_is_as_exact_as_pytorch_in_that_dtype(run, dtype, monkeypatch):
         assert golden.relative_error(ours[kind], x) <= 2 * lost + torch.finfo(dtype).eps / 8, kind
 
 
-def small(write, tmp_path):
-    """A function that loads a small model of another backbone, for clips of 4 frames of 128x64."""
+def small(write, tmp_path, dtype):
+    """A function that loads a small model of another backbone, for clips of 4 frames of 128x64.
+
+    dtype: of the weights, whatever they are loaded as.
+    """
     write(tmp_path / "published")
-    convert(tmp_path / "published", tmp_path / "weights", expected_shapes)
+    weights = tmp_path / "weights"
+    convert(tmp_path / "published", weights, expected_shapes, dtype)
 
     def load(*given, **options):
-        editor = anyv2v.load(tmp_path / "weights", *given, **options)
+        editor = anyv2v.load(weights, *given, **options)
         defaults = replace(editor.defaults, size=(128, 64), frames=4)
         return anyv2v.Editor(
             replace(editor.backbone, defaults=defaults), editor.fingerprint, editor.graphs
@@ -100,10 +110,23 @@ def small(write, tmp_path):
     return load
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("write", SMALL)
+def test_rounded_weights_hardly_change_the_small_models(write, tmp_path):
+    """Otherwise a comparison in float16 shows by chance what two roundings do, whoever rounds."""
+    kept, rounded = (
+        predictions(small(write, tmp_path / str(dtype), dtype)("cpu", torch.float32))
+        for dtype in (torch.float32, torch.float16)
+    )
+    for kind, x in kept.items():
+        assert golden.relative_error(rounded[kind], x) <= 2 * torch.finfo(torch.float16).eps, kind
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("write", [consisti2v_snapshot.write, seine_snapshot.write])
+@pytest.mark.parametrize("write", SMALL)
 def test_the_other_backbones_are_as_exact_as_pytorch(write, tmp_path, monkeypatch):
-    load = small(write, tmp_path)
+    # weights of float16, so that the truth has the same: what is compared is arithmetic alone
+    load = small(write, tmp_path, torch.float16)
     # PyTorch lets cuDNN's convolutions round float32 to TF32, which loses up to 8e-4 here
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     truth, ours = (predictions(load(d, torch.float32)) for d in ("cpu", "cuda"))
