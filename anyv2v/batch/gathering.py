@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from anyv2v.batch.ledger import DONE, FAILED, HIDDEN
 from anyv2v.batch.options import COMMANDS, OF_CLIPS, Check, text_of
 from anyv2v.batch.tasks import Task, TaskEdit
 from anyv2v.errors import InputError
@@ -85,6 +86,8 @@ def checked_output(where: str, output: Any) -> str:
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:|.*\\", text):
         raise InputError(f"{where}: {text!r} is not below the folder of the batch")
+    if path.parts and path.parts[0] in (HIDDEN, DONE, FAILED):
+        raise InputError(f"{where}: {text!r} lies where the batch keeps its own files")
     if path.suffix.lower() not in (*SUFFIXES, ".png"):
         raise InputError(f"{where}: {text!r} does not end in one of {', '.join(SUFFIXES)}, .png")
     if path.suffix.lower() == ".png" and numbered(text) is None:

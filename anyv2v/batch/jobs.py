@@ -30,7 +30,7 @@ from anyv2v.batch.options import COMMANDS, OF_CLIPS, Check, path_of, plain_optio
 from anyv2v.batch.tasks import Task
 from anyv2v.checks import shown
 from anyv2v.errors import InputError
-from anyv2v.runtime.plain_yaml import parse
+from anyv2v.runtime.plain_yaml import parse, unique
 
 LARGEST = 2**24
 """The most bytes that a file of jobs may have."""
@@ -101,7 +101,7 @@ def _clips(path: str) -> Iterator[tuple[str, Mapping, Mapping]]:
 def _lines(path: str, text: str) -> Iterator[tuple[str, Any]]:
     """Yields where each value of JSON lines stands, and the value, which may be several lines."""
     # line breaks inside of texts are what they look like
-    decoder, end = json.JSONDecoder(strict=False), 0
+    decoder, end = json.JSONDecoder(strict=False, object_pairs_hook=unique), 0
     while text[end:].strip():
         begin = len(text) - len(text[end:].lstrip())
         where = f"{path}: line {text.count(chr(10), 0, begin) + 1}"

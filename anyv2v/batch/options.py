@@ -54,6 +54,9 @@ def plain_options(where: str, values: Mapping[str, Any], base: Path) -> dict[str
     no option can have.
     """
     names = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for name in values:
+        if (other := str(name).replace("-", "_")) != name and other in values:
+            raise InputError(f"{where}: {name} and {other} are the same option")
     for name in sorted(names.keys() & OF_THE_BATCH):
         raise InputError(f"{where}: {name} is no option of a job; the batch decides on it")
     try:

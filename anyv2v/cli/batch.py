@@ -43,6 +43,8 @@ def run_batch(args: argparse.Namespace) -> int:
     Raises InputError for a job file, an option or a setting of any edit that is wrong, before
     anything is done.
     """
+    if not args.output:
+        raise InputError("-o '': is no folder; give a path such as out")
     tasks = read_tasks(args)
     options = {name: getattr(args, name) for name in OVERRIDING if name in args.given}
     told, ledger = Told(args.output, options), Ledger(Far(args.output).folder)

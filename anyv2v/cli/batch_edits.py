@@ -34,6 +34,7 @@ from anyv2v.cli.values import SOURCE
 from anyv2v.diffusion.schedule import match_levels
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
+from anyv2v.media.sequence import numbered
 
 RUN = {"edit": run_edit, "reconstruct": run_reconstruct}
 """Command of an edit -> the function that runs it."""
@@ -98,8 +99,10 @@ class Edits:
         """See `Doer.is_done`."""
         if self._far.url is not None:
             return self._far.key(edit.output) == key
-        made = read_sidecar(sidecar_of(self._ledger.path(edit.output)))
-        return made.get("key") == key and self.is_there(edit)
+        path = self._ledger.path(edit.output)
+        # what was emptied, or replaced by a folder, is made again
+        whole = numbered(path) is not None or (path.is_file() and path.stat().st_size > 0)
+        return read_sidecar(sidecar_of(path)).get("key") == key and whole and self.is_there(edit)
 
     def is_there(self, edit: TaskEdit) -> bool:
         """See `Doer.is_there`."""

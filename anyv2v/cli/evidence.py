@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,9 +25,9 @@ from anyv2v.evaluation.case import Case
 from anyv2v.media.frames import Video
 from anyv2v.media.image import fit_frame, read_image
 from anyv2v.media.placement import Placement
-from anyv2v.media.proportions import Size
+from anyv2v.media.proportions import ALIKE, Size, alike
 from anyv2v.media.sequence import is_sequence, numbered
-from anyv2v.media.video import read_video
+from anyv2v.media.video import read_first_frame, read_video, stream_video
 from anyv2v.pipeline.source import Source
 from anyv2v.protection.given import masks_of
 
@@ -58,6 +59,8 @@ def _clips_below(path: str) -> Iterator[str]:
             if not name.endswith(".json"):
                 continue
             facts = read_sidecar(os.path.join(folder, name)).get(SETTINGS, {})
+            if not facts and os.path.isfile(clip := os.path.join(folder, name[: -len(".json")])):
+                say(f"{clip}: is left out, because {name} is no sidecar")
             if facts.get(COMMAND) not in MADE:
                 continue
             # the sidecar of numbered pictures is called edit.json
@@ -142,7 +145,7 @@ class Evidence:
         video = read_video(self.output, size, fit=self.fit)
         size, count = size_of(video.frames[0]), len(video)
         source = self._tried("source", self.source, lambda x: self._source(x, size, video))
-        truth = self._tried("truth", self.truth, lambda x: read_video(x, size, count).frames)
+        truth = self._tried("truth", self.truth, lambda x: _truth(x, size, video))
         mask = self._tried("mask", self.mask, lambda x: masks_of(x, size, count, self.fit))
 
         def pictures(paths: Mapping[int, str]) -> dict[int, np.ndarray]:
@@ -175,7 +178,7 @@ class Evidence:
             rate = edited.fps
         rate = None if rate in (None, SOURCE) else rate
         begin = getattr(self.made, "start_time", None) or 0.0
-        return read_video(path, size, len(edited), rate, begin, self.fit).frames
+        return _read(path, size, len(edited), rate, begin, self.fit).frames
 
     def _frame(self, path: str, size: Size, source: np.ndarray | None) -> np.ndarray:
         """An edited frame at the size of the clips, placed as the edit was placed."""
@@ -187,6 +190,33 @@ class Evidence:
             small = fit_frame(picture, edited, fit)
             return Placement(size, edited, self.fit).restore(small, source[0])
         return fit_frame(picture, size, fit)
+
+
+def _truth(path: str, size: Size, edited: Video) -> np.ndarray:
+    """The frames of a true result, which has those of the output one by one.
+
+    Raises InputError if it has another number of frames, frame rate or proportions.
+    """
+    own = size_of(read_first_frame(path))
+    if not alike(own, size):
+        proportions = f"is {own[0]}x{own[1]}, the output {size[0]}x{size[1]}"
+        raise InputError(f"{path}: {proportions}; a truth of the same proportions is needed")
+    truth, count = read_video(path, size), len(edited)
+    if len(truth) != count:
+        raise InputError(f"{path}: has {len(truth)} frames, the output has {count}")
+    # numbered pictures have no rate of their own
+    if not is_sequence(path) and abs(truth.fps / edited.fps - 1) > ALIKE:
+        raise InputError(f"{path}: has {truth.fps:g} fps, the output has {edited.fps:g}")
+    return truth.frames
+
+
+def _read(path: str, size: Size, count: int, fps: float | None, begin: float, fit: str) -> Video:
+    """Reads the first `count` frames of a clip; raises InputError if it has fewer."""
+    with stream_video(path, size, None, fps, begin, fit) as stream:
+        frames = [*islice(stream, count)]
+        if len(frames) < count:
+            raise InputError(f"{path}: has {len(frames)} frames, the output has {count}")
+        return Video(np.stack(frames), stream.fps)
 
 
 def _frames_of(made: argparse.Namespace) -> dict[int, str]:

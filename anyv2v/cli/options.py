@@ -200,7 +200,7 @@ def _compare(commands: Commands) -> None:
     add("--blind", metavar="NAME,...", help=text)
     text = "count the answers that people downloaded from the page; may be given several times"
     add("--answers", action="append", metavar="FILE", help=text)
-    text = "folder of a CLIP that `anyv2v convert` wrote, for scores by CLIP"
+    text = "score by a CLIP: a folder of one, as it is published or as `anyv2v convert` wrote it"
     add("--clip", metavar="DIR", help=text)
     text = "time that a tool may take for a clip"
     add("--tool-timeout", type=above_0, default=3600.0, metavar="SECONDS", help=text)

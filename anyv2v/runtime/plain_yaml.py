@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from anyv2v.errors import InputError
@@ -21,7 +22,7 @@ def parse(where: str, text: str, aliases: bool = True) -> Any:
 
     where: the file, for messages. aliases: allow YAML's aliases; a few lines of them can stand for
     millions. In YAML all scalars but true, false and null are texts: 1:30 is not 90, and 010 is not
-    8. Raises InputError if the text is neither.
+    8. Raises InputError if the text is neither, and for a key that a mapping has twice.
     """
     import yaml
 
@@ -36,10 +37,29 @@ def parse(where: str, text: str, aliases: bool = True) -> Any:
                 raise yaml.YAMLError(f"the alias *{alias.anchor} is not read:{alias.start_mark}")
             return super().compose_node(parent, index)
 
+        def construct_mapping(self, node, deep=False):
+            unique([(key.value, None) for key, _ in node.value if isinstance(key.value, str)])
+            return super().construct_mapping(node, deep)
+
     for what, (pattern, first) in WORDS.items():
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{what}", re.compile(pattern), first)
     try:
         # JSON by its own reader: YAML has other escapes
-        return json.loads(text) if text.startswith(("{", "[")) else yaml.load(text, Loader)
+        if text.startswith(("{", "[")):
+            return json.loads(text, object_pairs_hook=unique)
+        return yaml.load(text, Loader)
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{where}: cannot be read as YAML or JSON: {error}") from error
+
+
+def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the mapping of pairs of a key and a value; raises ValueError for a key that is twice.
+
+    Readers of JSON and YAML would take the last one without a word.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key} is given twice")
+        found[key] = value
+    return found

@@ -169,16 +169,22 @@ def test_outputs_stay_below_the_folder_of_the_batch(output, why):
 
 EDIT = '{"video": "a.mp4", "frame": "x.png", "prompt": "x"%s}'
 CLIP = '{"clips": [{"video": "a.mp4"%s, "edits": [{"frame": "x.png", "prompt": "x"%s}]}]}'
+
+
+def changed(name, value):
+    return json.dumps({**json.loads(EDIT % ""), name: value})
+
+
 WRONG = [
     ("a.jsonl", EDIT % ', "stepz": 3', r"line 1 \(a.mp4\): no such option: stepz; .*steps"),
-    ("a.jsonl", EDIT % "" + "\n" + EDIT % ', "frame": 3', r"line 2 \(a.mp4\): frame: 3 is not a"),
+    ("a.jsonl", EDIT % "" + "\n" + changed("frame", 3), r"line 2 \(a.mp4\): frame: 3 is not a"),
     ("a.jsonl", EDIT % "" + "\n{", "line 2: cannot be read as JSON"),
     ("a.jsonl", EDIT % "" + "\n[1]", "line 2: .* has no keys such as video"),
     ("a.jsonl", EDIT % "" + "\n" + EDIT % "", r"line 2 .*the output a/x.mp4 is that of .*line 1"),
     ("a.jsonl", "", "holds no edits"),
-    ("a.jsonl", EDIT % ', "video": "a\\u0000"', "line 1: video: .* a character of code 0"),
-    ("a.jsonl", EDIT % ', "prompt": "\\ud800"', "prompt: .*half a character"),
-    ("a.jsonl", EDIT % ', "prompt": ["a", "b"]', "prompt: .*several are several edits"),
+    ("a.jsonl", changed("video", "a\0"), "line 1: video: .* a character of code 0"),
+    ("a.jsonl", changed("prompt", "\ud800"), "prompt: .*half a character"),
+    ("a.jsonl", changed("prompt", ["a", "b"]), "prompt: .*several are several edits"),
     ("a.jsonl", EDIT % ', "option": [["a"]]', "option: .*lists in lists"),
     ("a.jsonl", EDIT % ', "command": "delete"', "command: 'delete' is not one of edit, reconstr"),
     ("a.jsonl", EDIT % ', "name": "a/b"', "name: 'a/b' cannot be the name of a file"),
@@ -233,3 +239,23 @@ def test_every_option_of_edit_is_known_to_batches():
     assert options == OF_CLIPS | OF_EDITS | OF_THE_BATCH | {"video"}
     # what edits of a clip share must not be unknown to its reconstruction
     assert OF_CLIPS <= {a.dest for a in commands["reconstruct"]._actions}
+
+
+@pytest.mark.parametrize(
+    "text, name, told",
+    [
+        ("clips: [{video: a.mp4, frame: x.png, frame: y.png, prompt: x}]", "a.yaml", "key frame"),
+        ('{"video": "a.mp4", "frame": "x", "frame": "y", "prompt": "x"}', "a.jsonl", "key frame"),
+        (
+            "clips: [{video: a.mp4, frame: x, prompt: x, negative-prompt: a, negative_prompt: b}]",
+            "a.yaml",
+            "negative-prompt and negative_prompt are the same option",
+        ),
+        (EDIT % ', "output": ".anyv2v-batch/x.mp4"', "a.jsonl", "keeps its own files"),
+        (EDIT % ', "output": "done.jsonl/x.mp4"', "a.jsonl", "keeps its own files"),
+    ],
+)
+def test_nothing_that_is_told_is_dropped_or_in_the_way(read, text, name, told):
+    with pytest.raises(InputError, match=told) as caught:
+        read(text, name)
+    assert "\n" not in str(caught.value).strip() or name.endswith("yaml")

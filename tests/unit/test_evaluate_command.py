@@ -109,10 +109,12 @@ def test_truth_mask_and_size_are_as_given(run):
     mask = np.zeros((32, 32), np.uint8)
     mask[8:24] = 255
     Image.fromarray(mask).save("m.png")
-    options = ("--truth", "clip.mp4", "--mask", "m.png", "--size", "16x16")
+    frames = anyv2v.read_video("clip.mp4", frames=3).frames
+    anyv2v.write_video("truth.mp4", frames, 4)
+    options = ("--truth", "truth.mp4", "--mask", "m.png", "--size", "16x16")
     assert run("evaluate", "batch/one.mp4", *options, "-o", "o", "-q")[0] == 0
     small = (mask[::2, ::2] / 255).astype(np.float32)
-    truth = anyv2v.read_video("clip.mp4", (16, 16), 3).frames
+    truth = anyv2v.read_video("truth.mp4", (16, 16)).frames
     expected = by_hand("batch/one.mp4", size=(16, 16), truth=truth, mask=small)
     assert judged() == expected and any("given mask" in name for name in expected)
 
@@ -312,3 +314,30 @@ def test_a_folder_without_clips_is_refused(run):
     os.mkdir("empty")
     status, _, err = run("evaluate", "empty")
     assert status == 2 and len(err.splitlines()) == 1 and "empty" in err
+
+
+@pytest.mark.parametrize(
+    "shape, fps, told",
+    [
+        ((4, 32, 32, 3), 8, "truth.mp4: has 4 frames, the output has 3"),
+        ((3, 32, 64, 3), 4, "is 64x32, the output 32x32; a truth of the same proportions"),
+        ((3, 32, 32, 3), 8, "truth.mp4: has 8 fps, the output has 4"),
+    ],
+)
+def test_a_truth_is_that_of_the_output_frame_by_frame(run, shape, fps, told):
+    anyv2v.write_video("truth.mp4", np.zeros(shape, np.uint8), fps)
+    status, _, err = run("evaluate", "batch/one.mp4", "--truth", "truth.mp4", "-q")
+    assert status == 2 and told in err and len(err.splitlines()) == 1
+
+
+def test_a_source_that_is_too_short_is_told(run):
+    anyv2v.write_video("short.mp4", np.zeros((2, 64, 64, 3), np.uint8), 4)
+    status, _, err = run("evaluate", "batch/one.mp4", "--source", "short.mp4", "-q")
+    assert status == 2 and err == "anyv2v: --source short.mp4: has 2 frames, the output has 3\n"
+
+
+def test_a_clip_whose_sidecar_is_damaged_is_told(run):
+    Path("batch/one.mp4.json").write_text("{")
+    status, out, err = run("evaluate", "batch", "-q")
+    assert status == 0 and "means of 1 clips" in out
+    assert "batch/one.mp4: is left out, because one.mp4.json is no sidecar" in err

@@ -803,6 +803,9 @@ KNOWN = {
     "anyv2v/backbones/consisti2v/defaults.py": "the original has one negative prompt for both",
     "anyv2v/backbones/consisti2v/unet.py": "its sites are called like I2VGen-XL's",
     "anyv2v/__init__.py": "NEGATIVE_PROMPT, a public name, is I2VGen-XL's",
+    "anyv2v/batch/original.py": "the original has files of its own for each of its three backbones",
+    "anyv2v/batch/original_keys.py": "likewise: the keys of those files",
+    "anyv2v/batch/original_paths.py": "likewise: the paths in those files",
     "anyv2v/cli/options.py": "its settings are the examples of defaults in help texts",
     "anyv2v/pipeline/source_upgrade.py": "files of older versions are all of I2VGen-XL",
 }
