@@ -212,3 +212,18 @@ def write_open_clip(
         state = {name: torch.from_numpy(x) for name, x in weights.items()}
         torch.save(state, folder / "open_clip_pytorch_model.bin")
     return folder
+
+
+def redraw(model, seed):
+    """Every tensor anew, so that none is zero or one and none is alike."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.named_parameters():
+        with torch.no_grad():
+            value.normal_(generator=generator)
+            if "norm" in name:
+                value.mul_(0.3).add_(1.0 if name.endswith("weight") else 0.0)
+            elif name.endswith("bias"):
+                value.mul_(0.3)
+            elif "embedding" not in name or "patch" in name:
+                value.mul_(value[0].numel() ** -0.5)
+    return model.eval().requires_grad_(False)

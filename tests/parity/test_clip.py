@@ -9,6 +9,7 @@ import torch
 from anyv2v.clip.text import TextEncoder
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig, byte_symbols, read_merges, read_vocab
 from anyv2v.clip.vision import VisionEncoder
+from tests.oracles.clip_snapshot import redraw
 from tests.oracles.golden import relative_error
 from tests.unit.test_clip import rename, text_config, vision_config
 
@@ -117,21 +118,6 @@ def test_latin_text_equals_the_fast_tokenizer(tokenizer, snapshot):
         parts = (draw.choice(draw.choice((letters, pieces))) for _ in range(draw.randint(0, 30)))
         text = "".join(parts)
         assert tokenizer.ids(text) == theirs(text)["input_ids"], ascii(text)
-
-
-def redraw(model, seed):
-    """Every tensor anew, so that none is zero or one and none is alike."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in model.named_parameters():
-        with torch.no_grad():
-            value.normal_(generator=generator)
-            if "norm" in name:
-                value.mul_(0.3).add_(1.0 if name.endswith("weight") else 0.0)
-            elif name.endswith("bias"):
-                value.mul_(0.3)
-            elif "embedding" not in name or "patch" in name:
-                value.mul_(value[0].numel() ** -0.5)
-    return model.eval().requires_grad_(False)
 
 
 def adopt(encoder, config, theirs):

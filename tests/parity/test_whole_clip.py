@@ -14,7 +14,7 @@ from anyv2v.convert.rename import rename
 from anyv2v.evaluation.clip_model import load
 from anyv2v.weights_folders import expected_shapes
 from tests.oracles import clip_snapshot, snapshot
-from tests.parity.test_clip import redraw
+from tests.oracles.clip_snapshot import redraw
 
 transformers = pytest.importorskip("transformers")
 pil = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
