@@ -1,63 +1,26 @@
 """Wan's transformer against diffusers, live, on random weights in float32."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from anyv2v.backbones.wan.config import TransformerConfig
+from anyv2v import ShareSource
+from anyv2v.backbones.wan.conditioning import Conditions
+from anyv2v.backbones.wan.schedule import FlowSchedule
 from anyv2v.backbones.wan.transformer import Transformer
 from anyv2v.convert.rename import rename, unused_rules
+from anyv2v.diffusion.samplers import sample
 from tests.draw import normal, redraw
 from tests.oracles import wan_names
 from tests.oracles.golden import relative_error
+from tests.oracles.wan_sizes import SIZES, TI2V_5B, TINY
 
 diffusers = pytest.importorskip("diffusers")
-processors = pytest.importorskip("diffusers.models.transformers.transformer_wan")
-
-TI2V_5B = TransformerConfig(
-    in_channels=48,
-    out_channels=48,
-    dim=3072,
-    heads=24,
-    ff_dim=14336,
-    layers=30,
-    text_dim=4096,
-    text_tokens=512,
-    time_dim=256,
-    patch=(1, 2, 2),
-    positions=1024,
-    eps=1e-6,
-    clean_first_frame=True,
-)
-# heads of 32 turn 12, 10 and 10 of their channels by frame, row and column
-TINY = replace(
-    TI2V_5B,
-    in_channels=8,
-    out_channels=8,
-    dim=64,
-    heads=2,
-    ff_dim=96,
-    layers=2,
-    text_dim=20,
-    text_tokens=12,
-    time_dim=32,
-)
-SIZES = {
-    "tiny": TINY,
-    "one timestep": replace(TINY, clean_first_frame=False),
-    # more channels than it predicts, as in the forms that are told the first frame in channels,
-    # another patch, and heads of which frames get more than a third
-    "odd": replace(
-        TINY, in_channels=13, out_channels=7, heads=4, dim=80, patch=(1, 1, 3), eps=1e-3
-    ),
-    "middle": replace(TINY, dim=256, heads=4, ff_dim=512, layers=6, time_dim=256),
-    "full": replace(TI2V_5B, layers=1),
-}
+# imported here, which takes seconds, and not in the first test
+WanTransformer3DModel = diffusers.WanTransformer3DModel
 
 
 def oracle(config):
-    return diffusers.WanTransformer3DModel(
+    return WanTransformer3DModel(
         patch_size=config.patch,
         num_attention_heads=config.heads,
         attention_head_dim=config.head_dim,
@@ -82,17 +45,15 @@ def pair(config):
 
 
 def predicted(theirs, config, latents, t, text):
-    """Their prediction, whose timesteps are those of TI2V: one for each token."""
+    """Their prediction, for timesteps and texts as their pipeline makes them."""
     if config.clean_first_frame:
+        # one timestep for each token, zero for those of latent frame 0
         area = latents[0, 0, 0].numel() // (config.patch[1] * config.patch[2])
         tokens = torch.ones(len(latents), latents.shape[2], area)
         tokens[:, 0] = 0
         t = tokens.flatten(1) * t[:, None]
-    # the embedding of prompts that their pipeline makes
-    text = torch.cat(
-        [text, text.new_zeros(len(text), config.text_tokens - text.shape[1], text.shape[2])], 1
-    )
-    return theirs(latents, t, text).sample
+    padding = text.new_zeros(len(text), config.text_tokens - text.shape[1], text.shape[2])
+    return theirs(latents, t, torch.cat([text, padding], 1)).sample
 
 
 def inputs(config, batch=2):
@@ -124,19 +85,84 @@ def test_names_and_shapes_of_the_published_size():
 @pytest.mark.parametrize(
     "name", ["tiny", "one timestep", "odd", "middle", pytest.param("full", marks=pytest.mark.slow)]
 )
-def test_transformer(name):
+def test_every_block_and_the_prediction(name, monkeypatch):
     config = SIZES[name]
     theirs, ours = pair(config)
     latents, t, text = inputs(config)
-    seen = {"theirs": [], "ours": []}
+    found, truth = [], []
     for block in theirs.blocks:
-        block.register_forward_hook(lambda *given: seen["theirs"].append(given[-1]))
+        block.register_forward_hook(lambda *given: truth.append(given[-1]))
     for block in ours.block:
-        block.register_forward_hook(lambda *given: seen["ours"].append(given[-1].flatten(1, 3)))
-    truth = predicted(theirs, config, latents, t, text)
-    found = ours(latents, t, ours.condition(text))
-    blocks = zip(seen["ours"], seen["theirs"], strict=True)
-    errors = [*(relative_error(*both) for both in blocks), relative_error(found, truth)]
+
+        def feed(*given, last=block.feed, **options):
+            found.append(x := last(*given, **options))
+            return x
+
+        monkeypatch.setattr(block, "feed", feed)
+    truth.append(predicted(theirs, config, latents, t, text))
+    prediction = ours(latents, t, ours.condition(text))
+    found = [*(x.flatten(1, 3) for x in found), prediction]
+    errors = [relative_error(*both) for both in zip(found, truth, strict=True)]
     print(f"{name}: {' '.join(f'{error:.1e}' for error in errors)}")
     assert len(errors) == config.layers + 1
     assert max(errors) <= 5e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("group", ["self", "cross", "ff"])
+def test_injection(group):
+    """Against their attentions and hooks: the source is the first row of the batch."""
+    theirs, ours = pair(TINY)
+    (source, edit), t, _ = inputs(TINY)
+    text, samples = normal(3, 5, TINY.text_dim, seed=1), [0, 1, 1]
+    rows, t = torch.stack([source, edit, edit]), t[:1].expand(3)
+    conditions = Conditions.stack([ours.condition(row[None]) for row in text], samples)
+    plain = predicted(theirs, TINY, rows, t, text)
+    assert relative_error(ours(rows[:2], t[:2], conditions), plain) <= 5e-6
+    for block in theirs.blocks:
+        names = {"self": "attn1.norm_{}", "cross": "attn2.norm_{}", "ff": "ffn"}[group]
+        for name in {names.format(x) for x in "qk"}:
+            # what the rows of the batch get is that of the first row
+            block.get_submodule(name).register_forward_hook(
+                lambda *given: given[-1][:1].expand_as(given[-1])
+            )
+    truth = predicted(theirs, TINY, rows, t, text)
+    sites = [site for site in ours.sites if site.endswith(group)]
+    found = ours(rows[:2], t[:2], conditions, ShareSource(sites, 3))
+    error = relative_error(found, truth)
+    print(f"{group}: {error:.1e}")
+    assert error <= 5e-6
+    assert relative_error(found[:1], plain[:1]) <= 5e-6
+    assert relative_error(found[1:], plain[1:]) > 1e-2
+
+
+@torch.no_grad()
+def test_trajectory_of_eulers_method(tiny):
+    """Over the levels of their sampler, with a clean first frame that is never sampled."""
+    theirs, ours = tiny
+    steps, guidance = 6, 5.0
+    noise, first = normal(1, 8, 3, 8, 6), normal(1, 8, 1, 8, 6, seed=2)
+    text = normal(2, 5, TINY.text_dim, seed=1)
+    grid = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+    )
+    grid.set_timesteps(steps)
+    x = torch.cat([first, noise[:, :, 1:]], 2)
+    for i, t in enumerate(grid.timesteps):
+        rows = predicted(theirs, TINY, torch.cat([x, x]), t.expand(2), text)
+        velocity = rows[:1] + guidance * (rows[1:] - rows[:1])
+        x = x + (grid.sigmas[i + 1] - grid.sigmas[i]) * velocity
+        x[:, :, :1] = first
+
+    conditions = Conditions.stack([ours.condition(row[None]) for row in text], [0, 0])
+
+    def predict(level, latents):
+        latents = torch.cat([first, latents], 2)
+        unwanted, wanted = ours(latents, torch.tensor(level.t), conditions)[:, :, 1:].split(1)
+        return unwanted + guidance * (wanted - unwanted)
+
+    found = sample(predict, noise[:, :, 1:], FlowSchedule(5.0), steps)
+    error = relative_error(found, x[:, :, 1:])
+    print(f"trajectory: {error:.1e}")
+    assert error <= 1e-5
+    assert relative_error(found, noise[:, :, 1:]) > 0.1

@@ -47,8 +47,10 @@ class ForwardContext:
 class Block(nn.Module):
     """A transformer block: self-attention, cross-attention, feed-forward network.
 
-    `site` is the block's path in the network. Its parts call taps under the names `site.self`,
-    `site.cross` and `site.ff`.
+    Each of `attend`, `read` and `feed` adds one of them to the float32 tokens, in this order; they
+    are called one by one, so that no caller holds the tokens that went into the block. `site` is
+    the block's path in the network. Its parts call taps under the names `site.self`, `site.cross`
+    and `site.ff`.
     """
 
     def __init__(self, site: str, config: TransformerConfig):
@@ -61,22 +63,33 @@ class Block(nn.Module):
         self.cross = CrossAttention(f"{site}.cross", dim, heads, eps, dim)
         self.ff = FeedForward(f"{site}.ff", dim, config.ff_dim)
 
-    def forward(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
-        """Maps float32 tokens x (g, f, h, w, c) to the same shape.
+    def attend(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
+        """Adds the self-attention to tokens x (g, f, h, w, c), where `taps` are called."""
+        shift, scale, gate = self._modulation(ctx)[:3]
+        y = self.self(modulate(x, shift, scale, self.eps).to(self.dtype), taps=taps)
+        return torch.addcmul(x, y.reshape(x.shape), of_frames(gate))
 
-        taps: the hooks that the block's parts call.
-        """
+    def read(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
+        """Adds the cross-attention to tokens x (g, f, h, w, c), where `taps` are called."""
         assert self.cross.site is not None, "the context is found by the attention's site"
-        context, dtype = ctx.context[self.cross.site], self.self.q.weight.dtype
-        modulation = self.modulation.to(x.dtype) + ctx.modulation
-        shift, scale, gate, ff_shift, ff_scale, ff_gate = modulation.unbind(2)
+        context = ctx.context[self.cross.site]
+        y = self.cross(self.norm_cross(x).to(self.dtype), context, taps=taps)
+        return x + y.reshape(x.shape)
 
-        y = self.self(modulate(x, shift, scale, self.eps).to(dtype), taps=taps)
-        x = torch.addcmul(x, y.reshape(x.shape), of_frames(gate))
-        y = self.cross(self.norm_cross(x).to(dtype), context, taps=taps)
-        x = x + y.reshape(x.shape)
-        y = self.ff(modulate(x, ff_shift, ff_scale, self.eps).to(dtype), taps=taps)
-        return torch.addcmul(x, y, of_frames(ff_gate))
+    def feed(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
+        """Adds the feed-forward network to tokens x (g, f, h, w, c), where `taps` are called."""
+        shift, scale, gate = self._modulation(ctx)[3:]
+        y = self.ff(modulate(x, shift, scale, self.eps).to(self.dtype), taps=taps)
+        return torch.addcmul(x, y, of_frames(gate))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matrix products."""
+        return self.self.q.weight.dtype
+
+    def _modulation(self, ctx: ForwardContext) -> tuple[Tensor, ...]:
+        """Returns shift, scale and gate of self-attention and feed-forward, (g, f, c) each."""
+        return (self.modulation.to(ctx.modulation.dtype) + ctx.modulation).unbind(2)
 
 
 class Transformer(nn.Module):
@@ -138,7 +151,8 @@ class Transformer(nn.Module):
 
         ctx = ForwardContext(modulation[rows], conditions.context)
         for block in self.block:
-            x = block(x, ctx, taps=taps)
+            for add in (block.attend, block.read, block.feed):
+                x = add(x, ctx, taps=taps)
 
         shift, scale = (self.modulation.to(x.dtype) + time[rows][:, :, None]).unbind(2)
         x = self.out(modulate(x, shift, scale, self.config.eps))
