@@ -45,6 +45,31 @@ TRANSFORMER = (
 )
 """`WanTransformer3DModel`; all shapes are the same."""
 
+ORIGINAL_ATTENTION = rules(
+    {"q": "q", "k": "k", "v": "v", "o": "out", "norm_q": "norm_q", "norm_k": "norm_k"}
+)
+ORIGINAL_TRANSFORMER = (
+    *prefixed("blocks.{}.self_attn", "block.{}.self", ORIGINAL_ATTENTION),
+    *prefixed("blocks.{}.cross_attn", "block.{}.cross", ORIGINAL_ATTENTION),
+    *rules(
+        {
+            "blocks.{}.modulation": "block.{}.modulation",
+            "blocks.{}.norm3": "block.{}.norm_cross",
+            "blocks.{}.ffn.0": "block.{}.ff.up",
+            "blocks.{}.ffn.2": "block.{}.ff.down",
+            "patch_embedding": "patch",
+            "time_embedding.0": "time.0",
+            "time_embedding.2": "time.2",
+            "time_projection.1": "time_projection",
+            "text_embedding.0": "text.0",
+            "text_embedding.2": "text.2",
+            "head.modulation": "modulation",
+            "head.head": "out",
+        }
+    ),
+)
+"""The same in the files of https://github.com/Wan-Video/Wan2.2; all shapes are the same."""
+
 
 def renamed(state: Mapping[str, Tensor], table: tuple[Rule, ...]) -> dict[str, Tensor]:
     """The same tensors by our names; raises InputError unless each has one rule and one name."""

@@ -9,6 +9,7 @@ from anyv2v.backbones.wan.schedule import FlowSchedule
 from anyv2v.backbones.wan.transformer import Transformer
 from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.diffusion.samplers import sample
+from anyv2v.runtime.meta import meta_copy
 from tests.draw import normal, redraw
 from tests.oracles import wan_names
 from tests.oracles.golden import relative_error
@@ -67,18 +68,37 @@ def tiny():
     return pair(TINY)
 
 
-def test_names_and_shapes_of_the_published_size():
-    """Every tensor has one rule, in both directions, and no rule is unused."""
+@pytest.fixture(scope="module")
+def published():
+    """Name of a tensor of the published size -> its shape, theirs and ours."""
     with torch.device("meta"):
-        theirs, ours = oracle(TI2V_5B), Transformer(TI2V_5B)
-    shapes = {name: x.shape for name, x in theirs.state_dict().items()}
+        networks = oracle(TI2V_5B), Transformer(TI2V_5B)
+    return [{name: x.shape for name, x in each.state_dict().items()} for each in networks]
+
+
+def test_names_and_shapes_of_the_published_size(published):
+    """Every tensor has one rule, in both directions, and no rule is unused."""
+    theirs, ours = published
     table = wan_names.TRANSFORMER
-    assert wan_names.renamed(shapes, table) == {k: x.shape for k, x in ours.state_dict().items()}
-    back = rename(ours.state_dict(), table, to="theirs")
-    assert {new.name for new in back.values()} == shapes.keys()
-    assert not unused_rules(shapes, table)
-    assert len(shapes) == 825
-    assert sum(x.numel() for x in ours.parameters()) == 4_999_787_712
+    assert wan_names.renamed(theirs, table) == ours
+    assert {new.name for new in rename(ours, table, to="theirs").values()} == theirs.keys()
+    assert not unused_rules(theirs, table)
+    assert len(theirs) == 825
+    assert sum(shape.numel() for shape in ours.values()) == 4_999_787_712
+
+
+def test_names_of_the_original_files(published):
+    """By diffusers' own reader of such files, which knows their names and not ours."""
+    utils = pytest.importorskip("diffusers.loaders.single_file_utils")
+    theirs, ours = published
+    table = wan_names.ORIGINAL_TRANSFORMER
+    original = {new.name: name for name, new in rename(ours, table, to="theirs").items()}
+    assert wan_names.renamed(original, table) == {name: name for name in ours}
+    assert not unused_rules(original, table)
+    found = utils.convert_wan_transformer_to_diffusers(original)
+    assert found.keys() == theirs.keys()
+    truth = {name: new.name for name, new in rename(theirs, wan_names.TRANSFORMER).items()}
+    assert found == truth
 
 
 @torch.no_grad()
@@ -109,6 +129,26 @@ def test_every_block_and_the_prediction(name, monkeypatch):
 
 
 @torch.no_grad()
+def test_bfloat16_loses_less_than_theirs():
+    """Against float32 with the same rounded weights: they round what blocks add up, three times."""
+    theirs, ours = pair(config := SIZES["middle"])
+    latents, t, text = (x.bfloat16() if x.ndim > 1 else x for x in inputs(config))
+    half = meta_copy(ours, torch.device("cpu"), torch.bfloat16)
+    half.load_state_dict(ours.state_dict())
+    theirs.load_state_dict({k: x.bfloat16() for k, x in theirs.state_dict().items()})
+    truth = predicted(theirs, config, latents.float(), t, text.float())
+    for name, x in theirs.named_parameters():
+        # what `from_pretrained` leaves in float32
+        if not any(part in name for part in theirs._keep_in_fp32_modules):
+            x.data = x.data.bfloat16()
+    error = relative_error(half(latents, t, half.condition(text)), truth)
+    other = relative_error(predicted(theirs, config, latents, t, text), truth)
+    print(f"bfloat16: ours {error:.1e}, theirs {other:.1e}")
+    assert error <= 5e-3
+    assert error < other / 2
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("group", ["self", "cross", "ff"])
 def test_injection(group):
     """Against their attentions and hooks: the source is the first row of the batch."""
@@ -134,6 +174,22 @@ def test_injection(group):
     assert error <= 5e-6
     assert relative_error(found[:1], plain[:1]) <= 5e-6
     assert relative_error(found[1:], plain[1:]) > 1e-2
+
+
+def test_gradients(tiny):
+    """Those of every weight, for a network that is to be trained."""
+    theirs = oracle(TINY)
+    theirs.load_state_dict(tiny[0].state_dict())
+    ours = Transformer(TINY)
+    ours.load_state_dict(tiny[1].state_dict())
+    latents, t, text = inputs(TINY)
+    predicted(theirs, TINY, latents, t, text).square().mean().backward()
+    ours(latents, t, ours.condition(text)).square().mean().backward()
+    names = rename(theirs.state_dict(), wan_names.TRANSFORMER)
+    pairs = ((ours.get_parameter(names[k].name), x) for k, x in theirs.named_parameters())
+    errors = [relative_error(mine.grad, other.grad) for mine, other in pairs]
+    print(f"gradients: {max(errors):.1e}")
+    assert max(errors) <= 1e-5
 
 
 @torch.no_grad()

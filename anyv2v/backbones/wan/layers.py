@@ -74,7 +74,9 @@ class PatchEmbedding(nn.Conv3d):
     """A convolution whose kernel is as large as its stride, computed as a matrix product."""
 
     def __init__(self, in_channels: int, dim: int, patch: tuple[int, ...]):
-        super().__init__(in_channels, dim, patch, stride=patch)
+        frames, height, width = patch
+        side = frames, height, width
+        super().__init__(in_channels, dim, side, stride=side)
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps latents (b, c, f', h', w') to tokens (b, f, h, w, dim), one for each patch."""

@@ -151,6 +151,7 @@ class Transformer(nn.Module):
 
         ctx = ForwardContext(modulation[rows], conditions.context)
         for block in self.block:
+            assert isinstance(block, Block)
             for add in (block.attend, block.read, block.feed):
                 x = add(x, ctx, taps=taps)
 
