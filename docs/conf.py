@@ -32,6 +32,7 @@ myst_enable_checkboxes = False
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+maximum_signature_line_length = 88
 autodoc_default_options = {"members": True, "undoc-members": False}
 python_use_unqualified_type_names = True
 
@@ -66,6 +67,27 @@ def elsewhere(app, docname, source):
     source[0] = LINK.sub(place, source[0])
 
 
+def as_rst(app, what, name, obj, options, lines):
+    """Turns a docstring, which is prose, into reStructuredText.
+
+    A paragraph with columns or an indented one stays as it is written; elsewhere what looks like
+    markup and is none, such as *arguments or name_, is taken literally.
+    """
+    paragraphs = [part.split("\n") for part in re.split(r"\n\s*\n", "\n".join(lines)) if part.strip()]
+    lines.clear()
+    for part in paragraphs:
+        is_list = part[0].lstrip().startswith(("- ", "1. "))
+        text = "\n".join(part)
+        if not is_list and re.search(r"^ |\S {2,}\S", text, re.MULTILINE):
+            part = ["::", "", *(f"    {line}" for line in part)]
+        else:
+            pieces = re.split(r"(`[^`]*`)", text)
+            pieces[::2] = [re.sub(r"([*|\\])|(?<=\w)(_)(?!\w)", r"\\\1\2", x) for x in pieces[::2]]
+            part = "".join(pieces).split("\n")
+        lines += [*part, ""]
+
+
 def setup(app):
-    """Connects `elsewhere`."""
+    """Connects what changes pages and docstrings before they are read."""
     app.connect("source-read", elsewhere)
+    app.connect("autodoc-process-docstring", as_rst)
