@@ -33,7 +33,7 @@ from anyv2v.injection.presets import PRESETS
 from anyv2v.loading import DEMO
 from anyv2v.media.image import FITS
 from anyv2v.pipeline.inverting import STEPS
-from anyv2v.weights.demo.scenes import KINDS
+from anyv2v.weights.demo.scenes import BEST_FIRST, CLEAR
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 """Values of --dtype."""
@@ -74,8 +74,10 @@ def _demo(commands: Commands) -> None:
     sub = commands.add("demo", "Edit a clip that is rendered here, and judge the edit.", _model)
     add = sub.add_argument_group("demo").add_argument
     add("-o", "--output", default="demo-out", metavar="DIR", help="folder of the results")
-    add("--kind", choices=KINDS, default=KINDS[0], help="what the edit changes")
-    add("--seed", type=from_0, default=0, metavar="N", help="seed of the clip and of the noise")
+    text = "what the edit changes; first the kinds that work best"
+    add("--kind", choices=BEST_FIRST, default=BEST_FIRST[0], help=text)
+    text = f"seed of the clip and of the noise (default: {CLEAR}, an edit that is seen clearly)"
+    add("--seed", type=from_0, default=CLEAR, metavar="N", help=text)
 
 
 def _convert(commands: Commands) -> None:
