@@ -195,6 +195,7 @@ def _by_hand(repositories: Iterable[Repository], dst: str) -> str:
 def _library(by_hand: str) -> ModuleType:
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.utils
     except ImportError as error:
         raise InputError(
@@ -208,7 +209,7 @@ def _ask(
     library: ModuleType, repository: Repository, revision: str | None, by_hand: str
 ) -> tuple[str, Mapping]:
     """The commit of a repository, and file -> what the hub says of it, for all of its files."""
-    with _one_line_errors(library, repository, by_hand):
+    with _one_line_errors(library, repository, by_hand, revision):
         info = library.HfApi().model_info(repository.name, revision=revision, files_metadata=True)
         if not COMMIT.fullmatch(str(info.sha)):
             raise InputError(f"{repository.page}: its commit is {info.sha!r}, which is none")
@@ -238,19 +239,27 @@ def _download(order: Order, download: Download) -> Path:
 
 
 @contextmanager
-def _one_line_errors(library: ModuleType, repository: Repository, by_hand: str) -> Iterator[None]:
+def _one_line_errors(
+    library: ModuleType, repository: Repository, by_hand: str, revision: str | None = None
+) -> Iterator[None]:
     """Turns every error of a download into an InputError of one line that says what to do."""
     failed = f"{repository.name} cannot be downloaded: "
+    # it tells of each try, in several lines
+    theirs = logging.getLogger("huggingface_hub")
+    level = theirs.level
+    theirs.setLevel(logging.ERROR)
     try:
         yield
     except InputError:
         raise
-    # the first is a kind of the second
+    # a kind of RepositoryNotFoundError
     except library.utils.GatedRepoError as error:
         raise InputError(
             f"{failed}its license has to be accepted on {repository.page}; then log in with "
             f"`hf auth login` and run it again, or {by_hand}"
         ) from error
+    except library.utils.RevisionNotFoundError as error:
+        raise InputError(f"{failed}it has no revision {revision}; {by_hand}") from error
     except library.utils.RepositoryNotFoundError as error:
         raise InputError(
             f"{failed}there is no such repository, or it is private; {by_hand}"
@@ -258,6 +267,8 @@ def _one_line_errors(library: ModuleType, repository: Repository, by_hand: str) 
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise InputError(f"{failed}{reason}; run it again to go on, or {by_hand}") from error
+    finally:
+        theirs.setLevel(level)
 
 
 def _check(path: Path, published) -> None:

@@ -36,7 +36,7 @@ def meta_copy(network: Network, device: torch.device, dtype: torch.dtype | None 
 
 def shapes_of(
     builders: Mapping[str, Callable[[], nn.Module]],
-) -> dict[str, dict[str, tuple[int, ...]]]:
+) -> dict[str, Mapping[str, tuple[int, ...]]]:
     """Returns component -> name of a parameter or buffer -> its shape.
 
     builders: component -> a function that builds its network, which is called on the meta device,

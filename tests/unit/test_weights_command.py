@@ -159,11 +159,13 @@ class Hub(ModuleType):
         self.utils = ModuleType("huggingface_hub.utils")
         self.utils.disable_progress_bars = lambda: None
         self.utils.RepositoryNotFoundError = type("RepositoryNotFoundError", (OSError,), {})
+        self.utils.RevisionNotFoundError = type("RevisionNotFoundError", (OSError,), {})
         self.utils.GatedRepoError = type(
             "GatedRepoError", (self.utils.RepositoryNotFoundError,), {}
         )
         self.HfApi = lambda: self
-        self.constants = SimpleNamespace(HF_HUB_CACHE=str(cache))
+        self.constants = ModuleType("huggingface_hub.constants")
+        self.constants.HF_HUB_CACHE = str(cache)
 
     def page(self, repository: str) -> Path:
         return self.pages / repository.replace("/", "--")
@@ -225,6 +227,7 @@ def empty_hub(tmp_path, monkeypatch):
     hub = Hub(tmp_path / "pages", tmp_path / "cache")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", hub.constants)
     monkeypatch.chdir(tmp_path)
     return hub
 
