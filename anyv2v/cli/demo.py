@@ -43,8 +43,8 @@ SHOWN = 256
 """The least length in pixels of a clip's shorter side: the demo model's pictures are small, and are
 enlarged to it."""
 NAMES = {
-    "edit": "as `anyv2v edit` makes it",
-    "unprotected": "the same without --protect",
+    "edit": "what anyv2v edit makes",
+    "unprotected": "with --protect off",
     "static": "the edited frame held still",
     "random": "sampling without the source",
     "latents_only": "sampling without injection",
@@ -203,7 +203,7 @@ def write_pictures(
     }
     compared: dict[Texts, np.ndarray] = {("truth", "rendered"): truth.frames}
     for name, clip in clips.items():
-        words = name, *wrap(NAMES[name], 22), f"{found[name]['psnr']:.1f} dB"
+        words = name, *wrap(NAMES[name], 20), f"{found[name]['psnr']:.1f} dB"
         compared[words] = clip
     for name, rows in (("sheet.png", shown), ("baselines.png", compared)):
         with atomic_path(folder / name) as temporary:
