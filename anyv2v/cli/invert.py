@@ -104,13 +104,8 @@ def run_plan(args: argparse.Namespace) -> None:
     print(cost)
 
 
-def predicted(
-    args: argparse.Namespace, editor: Editor, video: Video, evaluations: int | None = None
-) -> EditCost:
-    """Returns the predicted cost of an edit of `video` by the options of `plan` or of `edit`.
-
-    evaluations: those of the inversion, 0 if it is done; None: the most that it may take.
-    """
+def predicted(args: argparse.Namespace, editor: Editor, video: Video) -> EditCost:
+    """Returns the predicted cost of an edit of `video` by the options of `plan` or of `edit`."""
     from anyv2v.pipeline.cost import predict_cost  # imports what nothing else needs
 
     method, steps = settings.of_the_inversion(args)
@@ -123,7 +118,6 @@ def predicted(
         method=method,
         inversion_steps=steps,
         feature_memory=args.feature_memory,
-        evaluations=evaluations,
     )
 
 

@@ -87,7 +87,7 @@ class Studio:
         """The users."""
         own, backbone = self._known.defaults, self._editor.backbone
         self.settings = Settings(
-            f"{backbone.name} on {backbone.device}",
+            f"{os.path.basename(weights)} ({backbone.name}), on {backbone.device}",
             DEMO_NOTICE if model.weights == loading.DEMO else "",
             min(own.size) < SMALL,
             own.frames,
@@ -213,12 +213,12 @@ class Studio:
             kept = self._kept.has(session.folder.name, key, args.injection)
             run = settings.of_the_run(args)
             known = repr([video.frames.shape, run, args.guidance, settings.of_the_inversion(args)])
-            if (known, kept) not in self._costs:
-                cost = predicted(args, self._editor, video, 0 if kept else None)
-                self._costs[known, kept] = cost
-            cost = self._costs[known, kept]
+            if known not in self._costs:
+                self._costs[known] = predicted(args, self._editor, video)
+            cost = self._costs[known]
         work = cost.inversion_evaluations, cost.sampling_branches
-        return plan_text(*work, cost.total, cost.peak, windows, kept)
+        flops = cost.total - (cost.flops["invert"] if kept else 0)
+        return plan_text(*work, flops, cost.peak, windows, kept)
 
     def edit(self, session: Session, options: Mapping[str, Any], show: Show) -> Made:
         """See `Studio.edit`."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MASK = "the mask drawn in 2"
 """Choice of what may change: the mask that was painted on the first frame."""
+OWN = "own"
+"""Choice that gives no option."""
 PROGRESS = gr.Progress()
 """Default by which gradio knows where to put the progress of a run."""
 FOLLOWING = ("guidance", "inject", "start")
@@ -170,7 +172,7 @@ class Calls:
             if isinstance(name, tuple):
                 options.setdefault(name[0], {})[name[1]] = data[part]
             else:
-                options[name] = data[part]
+                options[name] = None if data[part] == OWN else data[part]
         options["start-time"] = options["start-time"] or None
         return options
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from anyv2v.ui.calls import MASK, Calls
+from anyv2v.ui.calls import MASK, OWN, Calls
 from anyv2v.ui.studio import EditorOption, Studio
 
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
@@ -39,9 +39,9 @@ class Page:
         shown = ["shown", "pixels"] if self._settings.pixels else ["shown"]
         title = "anyv2v"
         with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
-            gr.Markdown("# anyv2v\nEdit a video by editing its first frame.")
-            if self._settings.warning:
-                gr.Markdown(f"Note: {self._settings.warning}.", elem_classes="note")
+            gr.Markdown("# anyv2v\nEdit a video by editing its first frame.", elem_id="title")
+            warning = f" Note: {self._settings.warning}." if self._settings.warning else ""
+            gr.Markdown(f"Weights: {self._settings.about}.{warning}", elem_classes="note")
             with gr.Row(elem_id="panels"):
                 with gr.Column(elem_classes=["panel", *shown]):
                     self._make_clip()
@@ -67,13 +67,12 @@ class Page:
             add = self._add
             add("start-time", gr.Number(label="Start at second", value=0, minimum=0, min_width=80))
             frames = f"{self._settings.frames}"
-            hint = {"placeholder": frames, "info": "a number, or all", "min_width": 80}
-            add("frames", gr.Textbox(label="Frames", **hint))
+            add("frames", gr.Textbox(label="Frames, or all", placeholder=frames, min_width=80))
         with gr.Accordion("Size and rate", open=False):
             hint = {"placeholder": f"{width}x{height}", "info": "WxH, or the shorter side"}
             add("size", gr.Textbox(label="Size in pixels", **hint))
-            fits = [("automatic", None), "crop", "stretch", "pad"]
-            add("fit", gr.Dropdown(fits, value=None, label="Other proportions"))
+            fits = [("automatic", OWN), "crop", "stretch", "pad"]
+            add("fit", gr.Dropdown(fits, value=OWN, label="Other proportions"))
             forms = [
                 ("the edited frames", "edited"),
                 ("size, frames and sound of the clip", "source"),
@@ -145,8 +144,8 @@ class Page:
         hint = "what the edited clip shows, such as: a man in a red coat is walking"
         self.prompt = gr.Textbox(label="Prompt", lines=2, placeholder=hint, elem_id="prompt")
         self.options["prompt"] = self.prompt
-        kinds = [("the weights' own", None), *self._settings.presets]
-        add("preset", gr.Dropdown(kinds, value=None, label="Kind of edit"))
+        kinds = [("any", OWN), *self._settings.presets]
+        add("preset", gr.Dropdown(kinds, value=OWN, label="Kind of edit"))
         protect = [("the whole frame", "off"), ("what the frame changes", "auto"), MASK]
         label = "What may change"
         add("protect", gr.Dropdown(protect, value=usual["protect"], label=label))
