@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,8 @@ class Studio:
         self._commands = parser({"edit": run_edit, "edit-frame": run_edit_frame})
         self._costs: dict[str, Any] = {}
         # networks, and what is recorded of the kernels, are for one run at a time
-        self._device = threading.Lock()
+        self._device, self._is_closed = threading.Lock(), False
+        self._debug = args.debug
         self._looked: dict[Path, tuple[Video, int]] = {}
         self.sessions = Sessions(folder, self._forget)
         """The users."""
@@ -122,6 +124,7 @@ class Studio:
 
     def look(self, session: Session, options: Mapping[str, Any]) -> Looked:
         """See `Studio.look`."""
+        self._looked.pop(session.folder, None)
         args = self._args(session, options)
         if is_source(session.clip):
             raise InputError(f"{session.clip} is inverted already; give the video")
@@ -204,7 +207,7 @@ class Studio:
 
     def plan(self, session: Session, options: Mapping[str, Any]) -> str:
         """See `Studio.plan`."""
-        if session.folder not in self._looked:
+        if not session.clip or session.folder not in self._looked:
             return ""
         video, windows = self._looked[session.folder]
         args = self._args(session, options)
@@ -252,10 +255,13 @@ class Studio:
 
     def explain(self, session: Session, error: Exception) -> str:
         """See `Studio.explain`."""
+        if self._debug:
+            traceback.print_exception(error)
         return _named([" ".join(explained(error)[0].split())], session)[0]
 
     def close(self) -> None:
         """See `Studio.close`."""
+        self._is_closed = True
         self.sessions.cancel()
         with self._device:
             pass
@@ -270,6 +276,7 @@ class Studio:
     def _run(self, session: Session) -> Iterator[list[str]]:
         """Runs a command when no other runs, and listens to what it says."""
         with self._device, heard() as lines:
+            session.is_cancelled |= self._is_closed
             session.check()
             yield lines
 
@@ -310,7 +317,9 @@ class Studio:
     def _made_here(self, session: Session, args: argparse.Namespace) -> list[Path]:
         """The inputs of an edit that its user has not got yet."""
         uploads = {path.name for path, name in session.uploads.items() if path.name == name}
-        paths = [args.video, *args.frame, args.protect, session.mask if session.made_by else ""]
+        # a frame that was made here is made by a command
+        frames = [session.mask] if session.made_by else args.frame
+        paths = [args.video, *frames, args.protect]
         names = dict.fromkeys(os.path.basename(p) for p in paths if p and p not in (OFF, AUTO))
         return [session.folder / name for name in names if name not in uploads]
 

@@ -13,6 +13,9 @@ DEVICE = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": 
 """Arguments of events that run networks, which wait for each other."""
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Arguments of events that only change the page."""
+CACHE = 3600, 24 * 3600
+"""Seconds between looks for files that browsers have sent, and their age at which they go; those of
+a user whose page is closed go earlier."""
 READING = ("start-time", "frames", "size", "fit", "out-size")
 """Options on which depends what is read of a clip."""
 VIDEOS = ["video", ".gif", ".webp", ".apng", ".avif"]
@@ -38,7 +41,9 @@ class Page:
         """Lays the page out."""
         shown = ["shown", "pixels"] if self._settings.pixels else ["shown"]
         title = "anyv2v"
-        with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
+        with gr.Blocks(
+            title=title, analytics_enabled=False, fill_width=True, delete_cache=CACHE
+        ) as page:
             gr.Markdown("# anyv2v\nEdit a video by editing its first frame.", elem_id="title")
             warning = f" Note: {self._settings.warning}." if self._settings.warning else ""
             gr.Markdown(f"Weights: {self._settings.about}.{warning}", elem_classes="note")
@@ -159,7 +164,7 @@ class Page:
         with gr.Row():
             self.run = gr.Button("Run", variant="primary", min_width=120, elem_id="run")
             self.cancel = gr.Button("Cancel", min_width=100, elem_id="cancel")
-        self.status = gr.Markdown(elem_id="status", min_height=60)
+        self.status = gr.Markdown(elem_id="status", min_height=90)
 
     def _make_more(self) -> None:
         usual, add = self._usual, self._add

@@ -73,8 +73,8 @@ def served(studio: Studio, folder: Path, host: str, port: int) -> Iterator[str]:
         name = f"[{host}]" if ":" in host else host
         yield f"http://{name}:{port}"
     finally:
-        page.close(verbose=False)
         studio.close()
+        page.close(verbose=False)
 
 
 def wait() -> None:
