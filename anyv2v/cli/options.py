@@ -46,8 +46,9 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
 
     commands: name of a command -> its function. The namespace also has `given`, the names of the
     options that were given on the command line or, with another value than the default, in the file
-    of --config, `filed`, the names of those among them that are in the file alone, and `sharing`, a
-    `sharing.Shared` for commands that a batch runs, else None.
+    of --config, `filed`, the names of those among them that are in the file alone, `sharing`, a
+    `sharing.Shared` for commands that a batch or a page runs, else None, and `progress`, a
+    `Progress` for those that a page runs, else None.
     """
     made = Commands(commands)
     # a batch needs only the parsers of the commands that it runs
@@ -63,6 +64,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
         "invert": _invert,
         "reconstruct": _reconstruct,
         "evaluate": _evaluate,
+        "ui": _ui,
     }
     for name, describe in described.items():
         if name in commands:
@@ -301,6 +303,22 @@ def _evaluate(commands: Commands) -> None:
     add = sub.add_argument_group("output").add_argument
     text = "folder for scores.json, scores.csv, and index.html, which shows the clips"
     add("-o", "--output", metavar="DIR", help=text + " (default: the scores are only printed)")
+    _model(sub)
+
+
+def _ui(commands: Commands) -> None:
+    text = (
+        "Serve a page on which clips are edited in the browser. "
+        "It runs on this machine alone, and what is uploaded is removed when it ends."
+    )
+    sub = commands.add("ui", text, usage="anyv2v ui [options]")
+    add = sub.add_argument_group("page").add_argument
+    text = "address at which it is served; one that other machines reach serves them, too"
+    add("--host", default="127.0.0.1", metavar="HOST", help=text)
+    add("--port", type=from_1, default=7860, metavar="N", help="port at which it is served")
+    text = "an editor of the first frame with its weights, which is offered besides those without, "
+    text += "such as 'ip2p=instruct-pix2pix weights=DIR'; may be given several times"
+    add("--editor", action="append", metavar="'NAME=EDITOR ...'", help=text)
     _model(sub)
 
 
