@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,10 +25,13 @@ from anyv2v.pipeline.cuda_graphs import resolve_graphs
 from anyv2v.runtime.device import choose_device, choose_dtype
 from anyv2v.runtime.meta import shapes_of
 from anyv2v.runtime.offload import OffloadMode, check_offload
+from anyv2v.runtime.stage import stage
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
 from anyv2v.weights.manifest import CLIP, Shapes, components
 from anyv2v.weights.verify import Report, verify
+
+log = logging.getLogger(__name__)
 
 DEMO = "demo"
 """The name that stands for the folder of small weights that comes with the package."""
@@ -60,7 +64,9 @@ def load(
         resolve_graphs(graphs, device),
         check_offload(offload),
     )
-    return _assemble(Checkpoint.open(folder_of(weights)), device, dtype, graphs, offload)
+    checkpoint = Checkpoint.open(folder_of(weights))
+    with stage(log, device, "load: %s as %s on %s", checkpoint.folder, dtype, device):
+        return _assemble(checkpoint, device, dtype, graphs, offload)
 
 
 def _assemble(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anyv2v.kernels import trust
+
+log = logging.getLogger(__name__)
 
 USED: dict[str, set[str]] = {}
 """Name of an operation -> names of the implementations that this process chose for it. Calls on
@@ -58,8 +62,32 @@ def choose(
     """
     chosen = _choose(op, table, requested, *args, **options)
     if not any(isinstance(x, Tensor) and x.is_meta for x in args):
-        USED.setdefault(op, set()).add(chosen.name)
+        used = USED.setdefault(op, set())
+        if chosen.name not in used and not torch.compiler.is_compiling():
+            _tell(op, table, requested, chosen, args, options)
+        used.add(chosen.name)
     return chosen
+
+
+def _tell(
+    op: str,
+    table: tuple[Implementation, ...],
+    requested: str | None,
+    chosen: Implementation,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> None:
+    """Logs which implementation runs an operation, and why none of those before it in `table`."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    if requested is not None:
+        log.info("kernels: %s is run by %s, which was asked for", op, chosen.name)
+        return
+    before = table[: table.index(chosen)]
+    # of one that does not decline, the check has failed, and a warning has said so
+    reasons = [f"{x.name}: {x.declines(*args, **options) or 'failed its check'}" for x in before]
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    log.info("kernels: %s is run by %s%s", op, chosen.name, why)
 
 
 def _choose(

@@ -12,7 +12,7 @@ from anyv2v.cli import settings
 from anyv2v.cli.batch import run_batch
 from anyv2v.cli.clip import is_source
 from anyv2v.cli.compare import run_compare
-from anyv2v.cli.console import explained, say, tell
+from anyv2v.cli.console import explained, say, tell, verbose
 from anyv2v.cli.demo import run_demo
 from anyv2v.cli.edit import SomeFailed, run_edit, run_edit_frame
 from anyv2v.cli.evaluate import run_evaluate
@@ -69,12 +69,13 @@ def _run(argv: list[str], commands: dict[str, Callable], signals: Signals, out: 
         args = parser(commands).parse_args(argv)
         out.needed = args.command in PRINTING or getattr(args, "output", "") is None
         args.signals, debug = signals, args.debug
-        if args.unused:
-            say(f"{args.config}: {args.command} has no {', '.join(args.unused)}")
-        if hasattr(args, "paper"):
-            known = loading.peek(args.weights)
-            tell(settings.fill(args, known.defaults, known.original, is_source(args.video)))
-        return args.run(args) or 0
+        with verbose(args.verbose):
+            if args.unused:
+                say(f"{args.config}: {args.command} has no {', '.join(args.unused)}")
+            if hasattr(args, "paper"):
+                known = loading.peek(args.weights)
+                tell(settings.fill(args, known.defaults, known.original, is_source(args.video)))
+            return args.run(args) or 0
     except SystemExit:
         out.flush()
         if _is_lost(out.failure):
