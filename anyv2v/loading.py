@@ -69,12 +69,27 @@ def load(
         return _assemble(checkpoint, device, dtype, graphs, offload)
 
 
+def skeleton(
+    weights: str | os.PathLike,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Editor:
+    """Returns an editor like that of `load`, whose networks have no weights and take no memory.
+
+    It can plan runs and predict their costs, and compute nothing. Raises InputError as `load` does.
+    """
+    device = choose_device(device)
+    checkpoint = Checkpoint.open(folder_of(weights))
+    return _assemble(checkpoint, device, choose_dtype(dtype, device), None, False, empty=True)
+
+
 def _assemble(
     checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
     graphs: bool | None,
     offload: OffloadMode,
+    empty: bool = False,
 ) -> Editor:
     config = checkpoint.config
     with config_errors(checkpoint.folder):
@@ -89,7 +104,9 @@ def _assemble(
     reload: dict[nn.Module, Callable[[], Iterable[Tensor]]] = {}
     for name in constructors:
         arguments = name, partial(build, name), device, dtype
-        if name in backbone.loaded_on_demand:
+        if empty:
+            networks[name], _ = checkpoint.load_later(*arguments)
+        elif name in backbone.loaded_on_demand:
             networks[name], read = checkpoint.load_later(*arguments)
             reload[networks[name]] = read
         else:

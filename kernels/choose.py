@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +49,38 @@ class Implementation:
         return self.refuses(*args, **options) or self.avoids(*args, **options)
 
 
+class Call(NamedTuple):
+    """A call of an operation."""
+
+    op: str
+    """Name of the operation."""
+    table: tuple[Implementation, ...]
+    """Its implementations, the best first."""
+    args: tuple[Any, ...]
+    """The positional arguments of the call."""
+    options: dict[str, Any]
+    """The keyword arguments of the call."""
+
+
+_observers: list[list[Call]] = []
+"""Lists to which each call is added."""
+
+
+@contextmanager
+def observed() -> Iterator[list[Call]]:
+    """Yields a list to which each call of an operation in this process is added inside the block.
+
+    The calls keep their tensors, so the block had better run on tensors without data.
+    """
+    calls: list[Call] = []
+    _observers.append(calls)
+    try:
+        yield calls
+    finally:
+        # by identity: lists of equal calls are equal
+        _observers[:] = [each for each in _observers if each is not calls]
+
+
 def choose(
     op: str, table: tuple[Implementation, ...], requested: str | None, *args: Any, **options: Any
 ) -> Implementation:
@@ -60,6 +93,8 @@ def choose(
     tensors, which have no data, the choice is always automatic. Raises `Unsupported` if none of the
     requested implementations can run the call.
     """
+    for calls in _observers:
+        calls.append(Call(op, table, args, options))
     chosen = _choose(op, table, requested, *args, **options)
     if not any(isinstance(x, Tensor) and x.is_meta for x in args):
         used = USED.setdefault(op, set())

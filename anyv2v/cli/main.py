@@ -16,12 +16,13 @@ from anyv2v.cli.console import explained, say, tell, verbose
 from anyv2v.cli.demo import run_demo
 from anyv2v.cli.edit import SomeFailed, run_edit, run_edit_frame
 from anyv2v.cli.evaluate import run_evaluate
+from anyv2v.cli.info import run_info
 from anyv2v.cli.invert import run_invert, run_plan, run_reconstruct
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals, Unfailing, unfailing_streams
 from anyv2v.cli.weights import run_convert, run_fetch, run_verify
 
-PRINTING = ("plan", "weights verify")
+PRINTING = ("plan", "weights verify", "info")
 """Commands that only print. Such a command fails if what it prints is lost, and so does one whose
 optional `-o` was not given."""
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "invert": run_invert,
         "reconstruct": run_reconstruct,
         "evaluate": run_evaluate,
+        "info": run_info,
     }
     with unfailing_streams() as out, Signals() as signals:
         status = _run(argv, commands, signals, out)

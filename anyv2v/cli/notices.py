@@ -58,7 +58,10 @@ def without_effect(
         lines.append(_no_effect("start-time", f"{args.video} has but one first frame"))
     if getattr(args, "offload", None) == "on" and "offload" in given and on_cpu:
         lines.append(_no_effect("offload", "on a CPU nothing waits elsewhere"))
-    writes = command not in ("plan", "weights verify") and getattr(args, "output", "") is not None
+    writes = (
+        command not in ("plan", "weights verify", "info")
+        and getattr(args, "output", "") is not None
+    )
     if "force" in given and not writes:
         lines.append(_no_effect("force", "nothing is written"))
     return list(dict.fromkeys(lines))

@@ -63,6 +63,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
         "invert": _invert,
         "reconstruct": _reconstruct,
         "evaluate": _evaluate,
+        "info": _info,
     }
     for name, describe in described.items():
         if name in commands:
@@ -300,6 +301,20 @@ def _evaluate(commands: Commands) -> None:
     text = "folder for scores.json, scores.csv, and index.html, which shows the clips"
     add("-o", "--output", metavar="DIR", help=text + " (default: the scores are only printed)")
     _model(sub)
+
+
+def _info(commands: Commands) -> None:
+    text = (
+        "Print what a report of a fault should tell: versions, GPU, which kernel runs what and why, "
+        "weights, caches. The name of the user's folder is written as ~."
+    )
+    sub = commands.add("info", text)
+    add = sub.add_argument_group("info").add_argument
+    text = (
+        "weights to tell of, and whose kernels: a folder, the word demo, or OWNER/NAME of the hub"
+    )
+    add("dir", metavar="DIR", nargs="?", help=text)
+    add("--json", action="store_true", help="print a JSON object, with every kernel's reasons")
 
 
 def _model(sub: argparse.ArgumentParser) -> None:
