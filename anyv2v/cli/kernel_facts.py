@@ -32,7 +32,9 @@ def of_weights(weights: str, device: torch.device, dtype: torch.dtype) -> dict[s
     frames = np.zeros((editor.defaults.frames, height, width, 3), np.uint8)
     with observed() as calls:
         predict_cost(editor, Video(frames, editor.defaults.fps))
-    distinct = {_signature(call): call for call in calls}
+    # what only finds shapes runs on the meta device; so does all that is planned for a GPU
+    there = ("cpu",) if device.type == "cpu" else ("meta", device.type)
+    distinct = {_signature(call): call for call in calls if call.args[0].device.type in there}
     return _facts((call.op, explain_call(call, device)) for call in distinct.values())
 
 

@@ -18,13 +18,10 @@ from anyv2v.cli.edit import SomeFailed, run_edit, run_edit_frame
 from anyv2v.cli.evaluate import run_evaluate
 from anyv2v.cli.info import run_info
 from anyv2v.cli.invert import run_invert, run_plan, run_reconstruct
+from anyv2v.cli.notices import PRINTING
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals, Unfailing, unfailing_streams
 from anyv2v.cli.weights import run_convert, run_fetch, run_verify
-
-PRINTING = ("plan", "weights verify", "info")
-"""Commands that only print. Such a command fails if what it prints is lost, and so does one whose
-optional `-o` was not given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -305,14 +305,13 @@ def _evaluate(commands: Commands) -> None:
 
 def _info(commands: Commands) -> None:
     text = (
-        "Print what a report of a fault should tell: versions, GPU, which kernel runs what and why, "
-        "weights, caches. The name of the user's folder is written as ~."
+        "Print what a report of a fault should tell: versions, GPU, kernels, weights, caches. "
+        "It says which kernel runs what and why, and writes the user's folder as ~."
     )
     sub = commands.add("info", text)
     add = sub.add_argument_group("info").add_argument
-    text = (
-        "weights to tell of, and whose kernels: a folder, the word demo, or OWNER/NAME of the hub"
-    )
+    text = "weights to tell of, and whose kernels: a folder, the word demo, or OWNER/NAME of the "
+    text += "Hugging Face hub"
     add("dir", metavar="DIR", nargs="?", help=text)
     add("--json", action="store_true", help="print a JSON object, with every kernel's reasons")
 
