@@ -33,7 +33,7 @@ from anyv2v.injection.presets import PRESETS
 from anyv2v.loading import DEMO
 from anyv2v.media.image import FITS
 from anyv2v.pipeline.inverting import STEPS
-from anyv2v.weights.demo.scenes import KINDS
+from anyv2v.weights.demo.scenes import BEST_FIRST, CLEAR
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 """Values of --dtype."""
@@ -46,8 +46,9 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
 
     commands: name of a command -> its function. The namespace also has `given`, the names of the
     options that were given on the command line or, with another value than the default, in the file
-    of --config, `filed`, the names of those among them that are in the file alone, and `sharing`, a
-    `sharing.Shared` for commands that a batch runs, else None.
+    of --config, `filed`, the names of those among them that are in the file alone, `sharing`, a
+    `sharing.Shared` for commands that a batch or a page runs, else None, and `progress`, a
+    `Progress` for those that a page runs, else None.
     """
     made = Commands(commands)
     # a batch needs only the parsers of the commands that it runs
@@ -64,6 +65,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
         "reconstruct": _reconstruct,
         "evaluate": _evaluate,
         "info": _info,
+        "ui": _ui,
     }
     for name, describe in described.items():
         if name in commands:
@@ -75,8 +77,10 @@ def _demo(commands: Commands) -> None:
     sub = commands.add("demo", "Edit a clip that is rendered here, and judge the edit.", _model)
     add = sub.add_argument_group("demo").add_argument
     add("-o", "--output", default="demo-out", metavar="DIR", help="folder of the results")
-    add("--kind", choices=KINDS, default=KINDS[0], help="what the edit changes")
-    add("--seed", type=from_0, default=0, metavar="N", help="seed of the clip and of the noise")
+    text = "what the edit changes; first the kinds that work best"
+    add("--kind", choices=BEST_FIRST, default=BEST_FIRST[0], help=text)
+    text = f"seed of the clip and of the noise (default: {CLEAR}, an edit that is seen clearly)"
+    add("--seed", type=from_0, default=CLEAR, metavar="N", help=text)
 
 
 def _convert(commands: Commands) -> None:
@@ -314,6 +318,22 @@ def _info(commands: Commands) -> None:
     text += "Hugging Face hub"
     add("dir", metavar="DIR", nargs="?", help=text)
     add("--json", action="store_true", help="print a JSON object, with every kernel's reasons")
+
+
+def _ui(commands: Commands) -> None:
+    text = (
+        "Serve a page on which clips are edited in the browser. "
+        "It runs on this machine alone, and what is uploaded is removed when it ends."
+    )
+    sub = commands.add("ui", text, usage="anyv2v ui [options]")
+    add = sub.add_argument_group("page").add_argument
+    text = "address at which it is served; one that other machines reach serves them, too"
+    add("--host", default="127.0.0.1", metavar="HOST", help=text)
+    add("--port", type=from_1, default=7860, metavar="N", help="port at which it is served")
+    text = "an editor of the first frame with its weights, which is offered besides those without, "
+    text += "such as 'ip2p=instruct-pix2pix weights=DIR'; may be given several times"
+    add("--editor", action="append", metavar="'NAME=EDITOR ...'", help=text)
+    _model(sub)
 
 
 def _model(sub: argparse.ArgumentParser) -> None:
