@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anyv2v import loading
+from anyv2v.injection.fractions import Injection
 from anyv2v.kernels.cases import cases
 from anyv2v.kernels.choose import Call, observed
 from anyv2v.kernels.explain import AS_WELL, RUNS, explain, explain_call
@@ -30,8 +31,11 @@ def of_weights(weights: str, device: torch.device, dtype: torch.dtype) -> dict[s
     editor = loading.skeleton(weights, device, dtype)
     width, height = editor.defaults.size
     frames = np.zeros((editor.defaults.frames, height, width, 3), np.uint8)
+    own = editor.defaults.injection.fractions.items()
+    # a single step that injects all that any step of a run does
+    injection = Injection(**{group: float(share > 0) for group, share in own})
     with observed() as calls:
-        predict_cost(editor, Video(frames, editor.defaults.fps))
+        predict_cost(editor, Video(frames, editor.defaults.fps), steps=1, injection=injection)
     # what only finds shapes runs on the meta device; so does all that is planned for a GPU
     there = ("cpu",) if device.type == "cpu" else ("meta", device.type)
     distinct = {_signature(call): call for call in calls if call.args[0].device.type in there}

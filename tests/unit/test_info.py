@@ -11,12 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import anyv2v
 from anyv2v import loading
 from anyv2v.cli import kernel_facts, machine
 from anyv2v.cli.main import main
+from anyv2v.convert.published import convert
 from anyv2v.kernels import choose
 from anyv2v.kernels.choose import USED, Implementation, observed
 from anyv2v.kernels.explain import RUNS
+from anyv2v.weights_folders import expected_shapes
+from tests.oracles import adapter_snapshot
 
 CPU = torch.device("cpu")
 
@@ -35,7 +39,13 @@ def info(capfd, monkeypatch, tmp_path):
     return info
 
 
-def test_what_is_told_is_what_is_there(info, weights, tmp_path, monkeypatch):
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """Leaves out what takes the time, which other tests are about."""
+    monkeypatch.setattr(kernel_facts, "of_weights", lambda *_: {})
+
+
+def test_what_is_told_is_what_is_there(info, without_kernels, weights, tmp_path, monkeypatch):
     monkeypatch.setenv("ANYV2V_GRAPHS", "0")
     monkeypatch.setenv("HF_TOKEN", "secret")
     status, found, err = info(weights)
@@ -58,13 +68,12 @@ def test_what_is_told_is_what_is_there(info, weights, tmp_path, monkeypatch):
     }
 
 
-def test_the_kernels_are_those_that_an_edit_uses(info, own, video, monkeypatch):
+@pytest.mark.slow
+def test_the_kernels_are_those_that_an_edit_uses(info, own, video):
     """What is told without computing anything is what runs."""
-    monkeypatch.setattr(choose, "USED", {})
-    for table in (USED, choose.USED):
-        table.clear()
+    USED.clear()
     own.edit(own.invert(video, steps=2), video.frames[0], "x", steps=2)
-    used = choose.USED
+    used = {op: set(names) for op, names in USED.items()}
     _, found, _ = info("demo")
     told = {
         op: {name for name, verdicts in each["verdicts"].items() if RUNS in verdicts}
@@ -83,8 +92,6 @@ def video(own):
     size, count = own.defaults.size, own.defaults.frames
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (count, size[1], size[0], 3), generator=generator)
-    import anyv2v
-
     return anyv2v.Video(frames.to(torch.uint8).numpy(), own.defaults.fps)
 
 
@@ -100,7 +107,7 @@ def test_a_gpu_that_is_not_there():
 
 
 def refusing(name, why):
-    return Implementation(name, lambda x: x, lambda *_: why)
+    return Implementation(name, lambda x: x, lambda *_, **__: why)
 
 
 def test_a_line_says_what_runs_and_why_nothing_better_does(monkeypatch):
@@ -132,8 +139,8 @@ def test_calls_are_observed_inside_the_block_alone():
     assert inner[0].args[0] is x
 
 
-def test_a_skeleton_has_the_shapes_and_no_weights(weights):
-    skeleton, editor = loading.skeleton(weights, "cpu"), loading.load(weights, "cpu")
+def test_a_skeleton_has_the_shapes_and_no_weights(own):
+    skeleton, editor = loading.skeleton("demo", "cpu"), own
     theirs = editor.backbone.unet.state_dict()
     for name, x in skeleton.backbone.unet.state_dict().items():
         assert x.shape == theirs[name].shape
@@ -145,7 +152,7 @@ def test_a_skeleton_has_the_shapes_and_no_weights(weights):
     assert {n: x.stride() for n, x in one.items()} == {n: x.stride() for n, x in other.items()}
 
 
-def test_the_page_fits_a_report(capfd, monkeypatch, tmp_path):
+def test_the_page_fits_a_report(without_kernels, capfd, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("ANYV2V_CACHE", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
@@ -157,7 +164,8 @@ def test_the_page_fits_a_report(capfd, monkeypatch, tmp_path):
     assert main(["info", "demo"]) == 0
     out = capfd.readouterr().out
     lines = out.splitlines()
-    assert len(lines) <= 40
+    # with a line for each of ten operations
+    assert len(lines) <= 30
     # nobody's name is in it
     assert str(tmp_path) not in out
     assert "cache of converted models ~/.cache/anyv2v/weights: 1" in lines
@@ -167,14 +175,12 @@ def test_the_page_fits_a_report(capfd, monkeypatch, tmp_path):
 
 
 def test_weights_of_other_kinds(info, tmp_path):
-    from anyv2v.convert.published import convert
-    from anyv2v.weights_folders import expected_shapes
-    from tests.oracles import adapter_snapshot
-
     source = adapter_snapshot.write_t2i_adapter(tmp_path / "published")
     convert(source, tmp_path / "adapter", expected_shapes)
     status, found, _ = info(tmp_path / "adapter")
     assert status == 0 and found["weights"]["model"] == "t2i-adapter"
+    # of weights without a video model the kernels are those of I2VGen-XL
+    assert found["kernels"]["of"].startswith("I2VGen-XL") and found["kernels"]["operations"]
     assert "defaults" not in found["weights"]
 
 
@@ -185,6 +191,7 @@ def test_no_folder_of_weights(info, folder, tmp_path):
     assert status == 2 and found is None and err.count("\n") == 1 and folder in err
 
 
+@pytest.mark.slow
 def test_without_anything_optional(tmp_path):
     missing = ("triton", "av", "huggingface_hub", "cv2", "diffusers", "transformers", "gradio")
     code = (

@@ -6,12 +6,15 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import anyv2v
 from anyv2v.cli.console import verbose
 from anyv2v.cli.main import main
+from anyv2v.injection.taps import NO_TAPS
 from anyv2v.kernels import choose
 from anyv2v.kernels.choose import Implementation
 from anyv2v.pipeline.cuda_graphs import Graphs
@@ -22,20 +25,17 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def run(capfd, monkeypatch, tmp_path, weights, video):
+def run(capfd, monkeypatch, tmp_path):
     """run(*words) -> status, stdout, lines of stderr, of a short edit."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(choose, "USED", {})
-    anyv2v.write_video("clip.mp4", video.frames, fps=8)
-    size = "{1}x{0}".format(*video.frames.shape[1:3])
-    line = f"edit clip.mp4 --frame clip.png --prompt x -o out.mp4 --steps 2 --size {size} --frames "
-    from PIL import Image
-
-    Image.fromarray(video.frames[0]).save("clip.png")
-    command = [*f"{line}{len(video.frames)} --force --weights".split(), str(weights)]
+    choose.USED.clear()
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    anyv2v.write_video("clip.mp4", frames, fps=8)
+    Image.fromarray(frames[0]).save("clip.png")
+    line = "edit clip.mp4 --frame clip.png --prompt x -o out.mp4 --steps 2 --frames 3 --force"
 
     def run(*words):
-        status = main([*command, *words])
+        status = main([*line.split(), *words])
         out, err = capfd.readouterr()
         return status, out, err.splitlines()
 
@@ -47,21 +47,22 @@ def latents() -> str:
 
 
 def test_stages_are_told_and_results_are_the_same(run):
-    status, plain, said = run("-q")
-    assert status == 0 and said == []
+    status, plain, notices = run("-q")
+    # that of the demo weights alone
+    assert status == 0 and len(notices) == 1
     before = latents()
     status, out, said = run("-q", "-v")
     assert status == 0 and out == plain and latents() == before
-    assert all(line.startswith("anyv2v: ") for line in said)
+    assert all(line.startswith("anyv2v: ") for line in said) and notices[0] in said
     told = [line.removeprefix("anyv2v: ") for line in said]
     for name in ("load", "encode", "invert", "edit", "decode"):
         pattern = rf"{name}: .*: \d+\.\d\d s, peak \d+\.\d\d GB so far"
         assert [line for line in told if re.fullmatch(pattern, line)], name
-    assert "kernels: attention is run by sdpa (triton: it needs a CUDA device, not cpu)" in told
+    assert [line for line in told if line.startswith("kernels: attention is run by sdpa (triton: ")]
     assert any(line.startswith("features: ") for line in told)
     assert not [line for line in told if line.startswith("edit: step ")]
     # nothing is left for the next command
-    assert run("-q")[2] == []
+    assert run("-q")[2] == notices
 
 
 def test_more_detail_and_the_source_in_the_batch(run):
@@ -74,7 +75,6 @@ def test_more_detail_and_the_source_in_the_batch(run):
 
 def test_every_command_takes_it(capfd):
     assert main(["weights", "verify", "demo", "-q", "-v"]) == 0
-    assert main(["info", "-v"]) == 0
     capfd.readouterr()
     assert main(["edit", "nowhere.mp4", "-v", "--prompt", "x", "--frame", "y", "-o", "z.mp4"]) == 2
 
@@ -147,22 +147,20 @@ class Tape:
 
 
 def test_captures_and_moves_are_told(caplog):
-    from anyv2v.injection.taps import NO_TAPS
-
     graphs = Graphs(lambda latents, *_: latents + 1, CPU, Tape())
     conditions = object()
     network = torch.nn.Linear(3, 5)
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             graphs(torch.zeros(1, 4, 2, 3, 3), 1, conditions, NO_TAPS)
-        offload = Offload([network], torch.device("meta"), True)
+        offload = Offload([network], CPU, True, host=torch.device("cpu", 1))
         with offload.on_device(network):
             pass
     told = [r.getMessage() for r in caplog.records]
     assert told[0] == "CUDA graphs: captured a step on latents of 1x4x2x3x3"
     assert told[1:] == [
         "offload: 0.00 GB of weights to the host",
-        "offload: 0.00 GB of weights to meta",
+        "offload: 0.00 GB of weights to cpu",
         "offload: 0.00 GB of weights to the host",
     ]
     assert sys.modules["anyv2v.runtime.offload"].log.name == "anyv2v.runtime.offload"
