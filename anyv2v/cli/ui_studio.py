@@ -178,13 +178,16 @@ class Studio:
         line = {**_given(options), **chosen.words}
         line["editor-option"] = [*line["editor-option"], *given]
         output = session.numbered("frame", ".png")
-        line |= {"candidates": count if count > 1 else None, **self._machine, "output": output}
-        arguments = words("edit-frame", self._clip(session), line)
-        args = self._parsed(arguments, session)
+        clip = self._clip(session)
+        args = self._parsed(words("edit-frame", clip, line | {"output": output}), session)
         setup = typed(Model, args)
-        made = typed(FirstFrame, args).make_editor(setup.torch_device, setup.torch_dtype)
-        if count > 1 and "seed" not in uses(made):
-            return self.candidates(session, editor, options, editor_options, 1)
+        read = uses(typed(FirstFrame, args).make_editor(setup.torch_device, setup.torch_dtype))
+        # without random numbers all would be the same
+        count = count if "seed" in read else 1
+        line |= {name: value for name, value in self._machine.items() if name in read}
+        line |= {"candidates": count if count > 1 else None, "output": output}
+        arguments = words("edit-frame", clip, line)
+        args = self._parsed(arguments, session)
         with self._run(session) as lines:
             run_edit_frame(args)
         session.made_by = arguments
