@@ -156,11 +156,11 @@ class Studio:
     def upload_frame(self, session: Session, path: str, options: Mapping[str, Any]) -> Path:
         """See `Studio.upload_frame`."""
         name = session.take(path)
-        if session.clip:
+        frame = read_image(session.folder / name)
+        if session.folder in self._looked:
+            # its proportions have to be those of the clip
             args = self._args(session, options, {"frame": name})
-            ((frame, _),) = typed(FirstFrame, args).read(typed(Clip, args))
-        else:
-            frame = read_image(session.folder / name)
+            typed(FirstFrame, args).read(typed(Clip, args))
         session.frame, session.made_by = name, ()
         return self._shown(session, frame)
 

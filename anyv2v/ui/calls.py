@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,12 @@ class Calls:
     def leave(self, request: gr.Request) -> None:
         """Frees what is kept for a user whose page was closed."""
         self._studio.sessions.leave(str(request.session_hash))
+
+    def end(self, key: str | None) -> None:
+        """Removes the files of a user who has been gone for an hour."""
+        if key:
+            # gradio waits for this call, which waits for a run
+            threading.Thread(target=self._studio.sessions.end, args=[key]).start()
 
     def take_clip(self, path: str | None, request: gr.Request) -> None:
         """Chooses the clip that was uploaded, or none."""

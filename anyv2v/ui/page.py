@@ -66,7 +66,12 @@ class Page:
         self.example = gr.Button("Use the example", size="sm", elem_id="example")
         self.looked = gr.Markdown(elem_id="looked", elem_classes="note")
         self.preview = gr.Video(
-            label="What is edited", interactive=False, autoplay=True, loop=True, buttons=[]
+            elem_id="preview",
+            label="What is edited",
+            interactive=False,
+            autoplay=True,
+            loop=True,
+            buttons=[],
         )
         with gr.Row():
             add = self._add
@@ -99,7 +104,9 @@ class Page:
         with gr.Row():
             picture = {"interactive": False, "min_width": 120, "type": "filepath"}
             self.first = gr.Image(label="First frame", buttons=["download"], **picture)
-            self.chosen = gr.Image(label="Edited", buttons=["download"], **picture)
+            self.chosen = gr.Image(
+                label="Edited", elem_id="chosen", buttons=["download"], **picture
+            )
 
     def _make_editor(self) -> None:
         editors = self._settings.editors
@@ -122,6 +129,7 @@ class Page:
         with gr.Accordion("Only a part of the frame", open=False):
             brush = gr.Brush(default_size="auto", colors=["#00b4a0"], color_mode="fixed")
             self.mask = gr.ImageMask(
+                elem_id="mask",
                 label="Paint where it may change",
                 sources=(),
                 brush=brush,
@@ -207,8 +215,8 @@ class Page:
 
     def _wire(self, page: gr.Blocks) -> None:
         """Connects the parts with what they call."""
-        studio, calls = self._studio, Calls(self._studio, self)
-        user = gr.State(delete_callback=lambda key: studio.sessions.end(key) if key else None)
+        calls = Calls(self._studio, self)
+        user = gr.State(delete_callback=calls.end)
         page.load(calls.arrive, None, user, **QUICK)
         page.unload(calls.leave)
         options = {*self.options.values()}
