@@ -26,7 +26,7 @@ from anyv2v.cli.model import Model
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals
 from anyv2v.cli.sharing import inversion_key
-from anyv2v.cli.sidecar import sidecar_of
+from anyv2v.cli.sidecar import plain, sidecar_of
 from anyv2v.cli.source import DEMO_NOTICE, of_the_run
 from anyv2v.cli.ui_editors import read_editors
 from anyv2v.cli.ui_files import (
@@ -75,7 +75,7 @@ class Studio:
         self._kept = KeptSources(KEPT, KEPT_OF_ALL.get(model.torch_device.type, 1))
         self._editor = self._kept.editor(model)
         # the same weights in whatever folder the command is run
-        weights = model.weights if model.weights == loading.DEMO else os.path.abspath(model.weights)
+        weights = plain("weights", model.weights)
         self._machine = {"device": model.device, "dtype": model.dtype}
         self._model = {"weights": weights, **self._machine}
         self._model |= {} if model.offload == "auto" else {"offload": model.offload}
@@ -169,12 +169,12 @@ class Studio:
         session: Session,
         editor: str,
         options: Mapping[str, Any],
-        editor_options: Mapping[str, Any],
+        own: Mapping[str, Any],
         count: int,
     ) -> tuple[list[Path], list[str]]:
         """See `Studio.candidates`."""
         chosen = self._editors[editor]
-        given = [f"{name}={value}" for name, value in editor_options.items()]
+        given = [f"{name}={value}" for name, value in own.items()]
         line = {**_given(options), **chosen.words}
         line["editor-option"] = [*line["editor-option"], *given]
         output = session.numbered("frame", ".png")

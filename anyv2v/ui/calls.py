@@ -135,7 +135,7 @@ class Calls:
     def choose(self, event: gr.SelectData, request: gr.Request) -> str:
         """Chooses a candidate."""
         user = self._user(request)
-        return str(self._studio.choose(user, user.candidates[event.index]))
+        return str(self._studio.choose(user, user.candidates[int(str(event.index))]))
 
     def begin(self, request: gr.Request) -> str:
         """Says that a run is wanted, before it waits for others."""

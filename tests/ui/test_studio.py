@@ -78,6 +78,7 @@ def facts(path):
     return found
 
 
+@pytest.mark.slow
 def test_an_edit_is_that_of_its_command(studio, user, edit, stages, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     _, clip, frame = studio.example(user)
@@ -94,6 +95,7 @@ def test_an_edit_is_that_of_its_command(studio, user, edit, stages, monkeypatch,
     assert near.mean() < 6
 
 
+@pytest.mark.slow
 def test_the_next_edit_of_a_clip_inverts_nothing(studio, user, edit, stages, monkeypatch, tmp_path):
     _, clip, frame = studio.example(user)
     studio.look(user, FEW)
@@ -113,6 +115,7 @@ def test_the_next_edit_of_a_clip_inverts_nothing(studio, user, edit, stages, mon
     assert stages == ["invert", "edit"]
 
 
+@pytest.mark.slow
 def test_a_sidecar_repeats_the_edit(studio, user, edit, monkeypatch, tmp_path):
     _, clip, frame = studio.example(user)
     made = edit()
@@ -124,6 +127,7 @@ def test_a_sidecar_repeats_the_edit(studio, user, edit, monkeypatch, tmp_path):
     assert facts(tmp_path / "again.mp4")["latents_sha256"] == facts(made.edit)["latents_sha256"]
 
 
+@pytest.mark.slow
 def test_a_frame_edited_here_is_made_by_the_first_command(
     studio, user, edit, monkeypatch, tmp_path
 ):
@@ -178,6 +182,7 @@ def test_a_cancelled_edit_leaves_nothing(studio, user, edit):
     assert edit().edit.name == "edit-1.mp4"
 
 
+@pytest.mark.slow
 def test_what_is_read_is_told_before_the_edit(studio, user, tmp_path):
     frames = np.zeros((12, 48, 96, 3), np.uint8)
     frames[5:] = 255
