@@ -7,8 +7,10 @@ frames and the others k t, where t is the number of frames per latent frame and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -230,9 +232,20 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """Maps a piece of latents (b, f', h', w', c') to patches (b, f, h, w, c p^2)."""
         x = self.mid(self.conv_in(x, past), past)
-        for level in self.up:
-            x = level(x, past)
-        return self.conv_out(self.norm_out(x, silu=True), past)
+        return torch.cat([*self._rise(x, [*self.up], past)], 1)
+
+    def _rise(self, x: Tensor, levels: list[nn.Module], past: Past) -> Iterator[Tensor]:
+        """Takes a piece through the levels, and yields the patches of one frame after the other.
+
+        What a level makes of one of its frames goes through the next levels before its next frame
+        is computed. At full resolution a single frame is then in memory, of t that a latent frame
+        becomes.
+        """
+        if not levels:
+            yield self.conv_out(self.norm_out(x, silu=True), past)
+            return
+        for frame in x.split(1, 1):
+            yield from self._rise(levels[0](frame, past), levels[1:], past)
 
 
 class VideoAutoencoder(nn.Module):
@@ -251,6 +264,19 @@ class VideoAutoencoder(nn.Module):
         c = config.latent_channels
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quant_conv, self.post_quant_conv = Linear(2 * c, 2 * c), Linear(c, c)
+
+    def activation_bytes(self, height: int, width: int) -> int:
+        """Returns a lower bound on the memory, in bytes, that the activations of a clip need.
+
+        It is that of encoding t frames or of decoding one latent frame, whichever needs more, with
+        what is remembered of the frames before. height, width: size of the frames in pixels.
+        """
+        # counted in values per position at full resolution; the counts that tests compare with
+        # this are a little higher for Wan 2.1, and up to half as high again for others
+        config = self.config
+        values = max(42 * config.encoder_channels[0], 35 * config.decoder_channels[0])
+        positions = height * width // config.patch**2
+        return values * positions * self.post_quant_conv.weight.itemsize
 
     def posterior(self, pixels: Tensor, past: Past) -> tuple[Tensor, Tensor]:
         """Encodes pixels (b, 3, f, h, w) in [-1, 1] as a normal distribution of latents.

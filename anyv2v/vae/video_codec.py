@@ -73,10 +73,10 @@ class VideoCodec:
         return 1 + self.vae.config.temporal_compression * (latent_frames - 1)
 
     def activation_bytes(self, height: int, width: int) -> int:
-        """Returns a lower bound on the memory, in bytes, that decoding a latent frame needs.
+        """Returns a lower bound on the memory, in bytes, that the activations of a piece need.
 
-        It includes what is remembered of the frames before; encoding t frames needs less. height,
-        width: size of the frames in pixels.
+        It includes what is remembered of the pieces before, and is the same for encoding and for
+        decoding. height, width: size of the frames in pixels.
         """
         return self.vae.activation_bytes(height, width)
 

@@ -21,9 +21,10 @@ HALF = (
 CONVS = (Rule(name, name, squeeze=3) for name in ("quant_conv", "post_quant_conv"))
 
 
-def resample(ours: str) -> tuple[Rule, ...]:
+def resample(ours: str, temporal: bool = True) -> tuple[Rule, ...]:
     """Rules of a downsampler or upsampler, whose name is `ours`."""
-    return rules({"resample.1": f"{ours}.space.conv", "time_conv": f"{ours}.time"})
+    space = {"resample.1": f"{ours}.space.conv"}
+    return rules(space | {"time_conv": f"{ours}.time"} if temporal else space)
 
 
 COMMON = (
@@ -40,17 +41,21 @@ WAN_2_2 = (
 )
 
 
-def wan_2_1(levels: int, layers: int) -> tuple[Rule, ...]:
-    """The rules of 2.1, where the encoder's resnets and downsamplers are in one list."""
+def wan_2_1(widths: list[int], layers: int, temporal: list[bool]) -> tuple[Rule, ...]:
+    """The rules of 2.1, where the encoder's resnets and downsamplers are in one list.
+
+    widths: relative widths of the levels. layers: resnets in each. temporal: as in our config.
+    """
     table = list(COMMON)
-    for level in range(levels):
+    for level, (before, width) in enumerate(zip([widths[0], *widths], widths, strict=False)):
         at = level * (layers + 1)
         for j in range(layers):
             ours = f"encoder.down.{level}.res.{j}"
-            inner = (*RESNET, SHORTCUT) if j == 0 else RESNET
+            inner = (*RESNET, SHORTCUT) if j == 0 and before != width else RESNET
             table += prefixed(f"encoder.down_blocks.{at + j}", ours, inner)
-        if level < levels - 1:
+        if level < len(widths) - 1:
             theirs = f"encoder.down_blocks.{at + layers}"
-            table += prefixed(theirs, f"encoder.down.{level}", resample("downsample"))
+            inner = resample("downsample", temporal[level])
+            table += prefixed(theirs, f"encoder.down.{level}", inner)
     table += prefixed("decoder.up_blocks.{}.upsamplers.0", "decoder.up.{}", resample("upsample"))
     return tuple(table)
