@@ -274,7 +274,7 @@ class VideoAutoencoder(nn.Module):
         # counted in values per position at full resolution; the counts that tests compare with
         # this are a little higher for Wan 2.1, and up to half as high again for others
         config = self.config
-        values = max(42 * config.encoder_channels[0], 35 * config.decoder_channels[0])
+        values = max(38 * config.encoder_channels[0], 35 * config.decoder_channels[0])
         positions = height * width // config.patch**2
         return values * positions * self.post_quant_conv.weight.itemsize
 
@@ -295,7 +295,7 @@ class VideoAutoencoder(nn.Module):
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """Returns latents (b, c, f, h, w) as the diffusion model has them: (latents - mean) / std."""
+        """Returns (latents - mean) / std, as the diffusion model has latents (b, c, f, h, w)."""
         mean, std = self._moments(latents)
         return (latents - mean) / std
 

@@ -103,10 +103,10 @@ class VideoCodec:
             yield self.vae.normalize(latents)
 
     def decode(self, latents: Tensor, at_once: int = 1) -> Iterator[Tensor]:
-        """Decodes normalized latents (1, c, f', h', w'), yielding the frames of one after the other.
+        """Decodes normalized latents (1, c, f', h', w'), yielding the frames of each latent frame.
 
-        Those of the first are pixels (1, 3, h, w), of each other (t, 3, h, w), nominally in [-1, 1]
-        and not clamped, in the dtype of the weights. at_once: has no effect.
+        The first are pixels (1, 3, h, w), the others (t, 3, h, w), nominally in [-1, 1] and not
+        clamped, in the dtype of the weights. at_once: has no effect.
         """
         past: Past = {}
         for frame in latents.split(1, dim=2):

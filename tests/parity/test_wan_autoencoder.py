@@ -103,8 +103,9 @@ def clip(config, frames, height, width, seed=0):
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
 
 
-def check(theirs, ours, frames, height, width):
-    """Encodes and decodes a clip of so many latents in height and width with both."""
+def check(pair, frames, height, width):
+    """Encodes and decodes a clip of so many latents in height and width with both of a pair."""
+    theirs, ours = pair
     codec, video = VideoCodec(ours, 2), clip(ours.config, frames, height, width)
     mean = torch.tensor(theirs.config.latents_mean)[:, None, None, None]
     std = torch.tensor(theirs.config.latents_std)[:, None, None, None]
@@ -132,14 +133,14 @@ def check(theirs, ours, frames, height, width):
 )
 @torch.no_grad()
 def test_clips_are_encoded_and_decoded_as_by_diffusers(pair, name, frames, height, width):
-    check(*pair(name), frames, height, width)
+    check(pair(name), frames, height, width)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["wide encoder", "wide decoder"])
 @torch.no_grad()
 def test_at_full_width(name):
-    check(*make(name), 5, 1, 2)
+    check(make(name), 5, 1, 2)
 
 
 @torch.no_grad()
