@@ -271,8 +271,8 @@ class VideoAutoencoder(nn.Module):
         It is that of encoding t frames or of decoding one latent frame, whichever needs more, with
         what is remembered of the frames before. height, width: size of the frames in pixels.
         """
-        # counted in values per position at full resolution; the counts that tests compare with
-        # this are a little higher for Wan 2.1, and up to half as high again for others
+        # values per position at full resolution, found by counting: at 1280x704 encoding takes 43
+        # times the channels in Wan 2.1 and 2.2, decoding 46 times in 2.2; smaller networks differ
         config = self.config
         values = max(38 * config.encoder_channels[0], 35 * config.decoder_channels[0])
         positions = height * width // config.patch**2
@@ -306,11 +306,12 @@ class VideoAutoencoder(nn.Module):
         clamped, and in the dtype of the weights; latents may have any float dtype.
         """
         mean, std = self._moments(latents)
-        x = (latents * std + mean).to(self.post_quant_conv.weight)
+        x = (latents.float() * std + mean).to(self.post_quant_conv.weight)
         x = self.post_quant_conv(rearrange(x, "b c f h w -> b f h w c").contiguous())
         patches, p = self.decoder(x, past), self.config.patch
         return rearrange(patches, "b f h w (c x y) -> b c f (h y) (w x)", y=p, x=p)
 
     def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (latents.new_tensor(x) for x in (self.config.mean, self.config.std))
+        moments = self.config.mean, self.config.std
+        mean, std = (latents.new_tensor(x, dtype=torch.float32) for x in moments)
         return mean[:, None, None, None], std[:, None, None, None]
