@@ -11,6 +11,7 @@ from anyv2v import checks
 from anyv2v.batch.paths import is_url
 from anyv2v.checks import shown
 from anyv2v.errors import InputError
+from anyv2v.weights import hub
 
 OF_CLIPS = frozenset(
     "size frames sample_fps start_time fit method inversion_steps tolerance inversion_prompt fps "
@@ -26,7 +27,9 @@ OF_EDITS = OF_BOTH | frozenset(
     "editor_weights editor_option editor_command editor_timeout".split()
 )
 """Options that each edit may have for itself."""
-OF_THE_BATCH = frozenset("output save_frame resume force quiet debug config list help".split())
+OF_THE_BATCH = frozenset(
+    "output save_frame resume force quiet verbose debug config list help".split()
+)
 """Options of `anyv2v edit` that a job cannot have: the batch decides on them."""
 COMMANDS = {"edit": OF_EDITS, "reconstruct": OF_BOTH}
 """Command that makes outputs -> the options, besides those of the clip, that it has."""
@@ -38,6 +41,8 @@ WORDS = {
     "guide": ("off", "auto", "patches"),
 }
 """Option that names a file unless it is one of these words -> the words."""
+WEIGHTS = ("weights", "editor_weights")
+"""Options that may also be repositories of the Hugging Face hub."""
 LISTS = frozenset("keyframe option editor_option guidance inject size".split())
 """Options that may have several values in one edit."""
 
@@ -111,4 +116,6 @@ def _plain(where: str, name: str, value: Any, base: Path) -> Any:
     if name == "keyframe":
         index, colon, path = text_of(at, value).partition(":")
         return f"{index}:{path_of(at, path, base)}" if colon and path else value
+    if name in WEIGHTS and hub.name_of(value, base) is not None:
+        return value
     return path_of(at, value, base)
