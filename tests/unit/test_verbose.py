@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -164,3 +165,24 @@ def test_captures_and_moves_are_told(caplog):
         "offload: 0.00 GB of weights to the host",
     ]
     assert sys.modules["anyv2v.runtime.offload"].log.name == "anyv2v.runtime.offload"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_batch_tells_at_once_and_keeps_notes_apart(tmp_path, monkeypatch, workers):
+    monkeypatch.chdir(tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    anyv2v.write_video("clip.mp4", frames, fps=8)
+    Image.fromarray(frames[0]).save("clip.png")
+    edit = {"frame": "clip.png", "prompt": "x", "steps": 2, "frames": 3}
+    Path("jobs.jsonl").write_text(json.dumps({"video": "clip.mp4", "edits": [edit]}) + "\n")
+    command = [sys.executable, "-m", "anyv2v", "batch", "jobs.jsonl", "-o", "out", "-v"]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--workers", workers], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    inverted = [line for line in said if line.startswith("anyv2v: invert: 2 steps")]
+    assert len(inverted) == 1, done.stderr
+    # what the edit itself has to say comes when it is made
+    assert said.index(inverted[0]) < next(i for i, x in enumerate(said) if "demo weights" in x)
