@@ -20,7 +20,7 @@ from anyv2v.cli.main import main
 from anyv2v.convert import fetch as fetching
 from anyv2v.convert.fetch import asked
 from anyv2v.convert.published import convert
-from anyv2v.convert.repositories import PUBLISHED, needed_files
+from anyv2v.convert.repositories import PUBLISHED, needed_files, recognize
 from anyv2v.errors import InputError
 from anyv2v.loading import expected_shapes, inspect
 
@@ -481,6 +481,63 @@ def test_what_is_needed_of_a_page():
         needed_files(page, [n for n in names if not n.endswith(".bin")], half=True)
     with pytest.raises(InputError, match="publishes no model_index.json"):
         needed_files(page, names[1:], half=True)
+
+
+STABLE_DIFFUSION = [
+    "model_index.json",
+    "v1-5-pruned.safetensors",
+    *(f"{folder}/config.json" for folder in ("unet", "vae", "text_encoder", "safety_checker")),
+    *(
+        f"{folder}/diffusion_pytorch_model{kind}"
+        for folder in ("unet", "vae")
+        for kind in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
+    ),
+    *(f"unet/diffusion_pytorch_model.non_ema.{kind}" for kind in ("bin", "safetensors")),
+    *(f"text_encoder/{name}" for name in ("model.safetensors", "pytorch_model.bin")),
+    *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt")),
+    "scheduler/scheduler_config.json",
+    "feature_extractor/preprocessor_config.json",
+]
+ADAPTERS = [
+    *("models/ip-adapter_sd15.bin", "models/ip-adapter_sd15.safetensors"),
+    *("models/ip-adapter-plus_sd15.safetensors", "sdxl_models/ip-adapter_sdxl.safetensors"),
+    *(f"{at}/image_encoder/{n}" for at in ("models", "sdxl_models") for n in ("config.json",)),
+    *(f"models/image_encoder/{n}" for n in ("model.safetensors", "pytorch_model.bin")),
+]
+WHOLE_CLIP = ["config.json", "vocab.json", "merges.txt", "preprocessor_config.json"]
+WHOLE_CLIP += ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "README.md"]
+OPEN_CLIP = [*WHOLE_CLIP, "open_clip_config.json", "open_clip_pytorch_model.bin"]
+PAGES = {
+    "Stable Diffusion": (STABLE_DIFFUSION, "StableDiffusionPipeline", "--editor-weights"),
+    "IP-Adapter": (ADAPTERS, None, "--editor-option adapter"),
+    "CLIP": (WHOLE_CLIP, "clip", "--clip"),
+    "CLIP in two forms": (OPEN_CLIP, "clip", "--clip"),
+    "CLIP of OpenCLIP": ([*OPEN_CLIP[4:], "tokenizer.json"], None, "--clip"),
+}
+"""What is published -> (files, what its config says of the model, the option that takes it)."""
+TAKEN = {
+    "Stable Diffusion": {
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model.safetensors",
+    },
+    "IP-Adapter": {"models/ip-adapter_sd15.safetensors", "models/image_encoder/model.safetensors"},
+    "CLIP": {"pytorch_model.bin"},
+    "CLIP in two forms": {"pytorch_model.bin"},
+    "CLIP of OpenCLIP": {"open_clip_pytorch_model.bin"},
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_is_needed_of_a_page_that_nobody_knew(name):
+    files, kind, option = PAGES[name]
+    model = recognize("a/b", files, lambda file: {"_class_name": kind, "model_type": kind})
+    (repository,) = model.repositories
+    needed = needed_files(repository, files, half=model.dtype == torch.float16)
+    weights = {n for n in needed if n.endswith((".safetensors", ".bin"))}
+    assert model.option == option and weights == TAKEN[name]
+    assert all(n.endswith((".json", ".txt")) for n in set(needed) - weights)
+    assert "safety_checker/config.json" not in needed
 
 
 def test_the_real_hub_is_called_as_it_wants_to_be():
