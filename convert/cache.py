@@ -83,11 +83,13 @@ def located(
     except OSError as error:
         where = "name another folder in the environment variable ANYV2V_CACHE"
         raise InputError(f"{folder}: cannot be made: {error.strerror}; {where}") from error
-    with hold(folder / ".lock", wait=True):
-        # another process may have converted it meanwhile
-        if (known := find(name)) is None:
+    lock = folder / ".lock"
+    with hold(lock) as held:
+        if held:
             return _obtained(name, folder, expected, options)
-        return known.folder
+    log.warning("anyv2v: %s: waiting for another process, which downloads and converts it", name)
+    with hold(lock, wait=True):
+        return _obtained(name, folder, expected, options)
 
 
 def find(name: hub.Name) -> Converted | None:
@@ -130,6 +132,9 @@ def _obtained(
     options: tuple[str, ...],
 ) -> Path:
     """Downloads and converts a model to the cache, unless that commit is there."""
+    # another process may have converted it meanwhile
+    if (known := find(name)) is not None:
+        return known.folder
     try:
         wanted = order(name, "NEW_FOLDER")
     except InputError as error:

@@ -1,6 +1,5 @@
 """`anyv2v weights verify` and `anyv2v weights fetch`; nothing here uses a network."""
 
-import fnmatch
 import hashlib
 import inspect as inspection
 import json
@@ -195,27 +194,22 @@ class Hub(ModuleType):
             lfs={"sha256": hashlib.sha256(data).hexdigest()} if large else None,
         )
 
-    def snapshot_download(self, repository, revision, allow_patterns):
+    def hf_hub_download(self, repository, name, revision):
         assert repository in self.asked and revision == COMMIT
         if repository in self.gated:
             raise self.utils.GatedRepoError("403 Client Error. (Request ID: x)")
-        page, cache = self.page(repository), self.cache(repository)
-        for path in sorted(page.rglob("*")):
-            name = str(path.relative_to(page))
-            if path.is_dir() or not any(fnmatch.fnmatch(name, p) for p in allow_patterns):
-                continue
-            if (cache / name).exists():
-                continue
+        copy = self.cache(repository) / name
+        if not copy.exists():
             if self.fail_after is not None and len(self.copied) >= self.fail_after:
                 raise ConnectionError("Connection reset by peer\nTraceback and more")
-            (cache / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, cache / name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.page(repository) / name, copy)
             self.copied.append(name)
-        if self.spoil:
-            data = bytearray((cache / self.spoil).read_bytes())
+        if name == self.spoil:
+            data = bytearray(copy.read_bytes())
             data[-1] ^= 1
-            (cache / self.spoil).write_bytes(data)
-        return str(cache)
+            copy.write_bytes(data)
+        return str(copy)
 
 
 I2VGEN = "ali-vilab/i2vgen-xl"
@@ -542,9 +536,8 @@ def test_what_is_needed_of_a_page_that_nobody_knew(name):
 
 def test_the_real_hub_is_called_as_it_wants_to_be():
     hub = pytest.importorskip("huggingface_hub")
-    asked = dict(revision="a", allow_patterns=[])
-    given = inspection.signature(hub.snapshot_download).bind("repo", **asked)
-    assert given.arguments == {"repo_id": "repo", **asked}
+    given = inspection.signature(hub.hf_hub_download).bind("repo", "file", revision="a")
+    assert given.arguments == {"repo_id": "repo", "filename": "file", "revision": "a"}
     given = inspection.signature(hub.HfApi.model_info).bind(None, "repo", files_metadata=True)
     assert given.arguments["repo_id"] == "repo" and given.arguments["files_metadata"] is True
     assert issubclass(hub.utils.GatedRepoError, hub.utils.RepositoryNotFoundError)
