@@ -74,7 +74,9 @@ def as_rst(app, what, name, obj, options, lines):
     A paragraph with columns or an indented one stays as it is written; elsewhere what looks like
     markup and is none, such as *arguments or name_, is taken literally.
     """
-    paragraphs = [part.split("\n") for part in re.split(r"\n\s*\n", "\n".join(lines)) if part.strip()]
+    paragraphs = [
+        part.split("\n") for part in re.split(r"\n\s*\n", "\n".join(lines)) if part.strip()
+    ]
     lines.clear()
     for part in paragraphs:
         is_list = part[0].lstrip().startswith(("- ", "1. "))
