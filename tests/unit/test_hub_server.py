@@ -262,6 +262,7 @@ def test_what_the_hub_refuses(published, tmp_path):
         folder_of(I2VGEN)
     with pytest.raises(InputError, match="no/such: no such folder; as a repository: .*no such rep"):
         folder_of("no/such")
+    assert not (tmp_path / "cache" / "weights" / "no--such").exists()
     published.publish("some/text", tmp_path)
     with pytest.raises(InputError, match="some/text: holds no model that can be converted.*CLIP"):
         folder_of("some/text")
@@ -372,7 +373,7 @@ def test_who_waits_is_told_so(published, half, tmp_path, monkeypatch, caplog):
         yield locked.pop(0)
 
     monkeypatch.setattr(cache, "hold", hold)
-    assert folder_of(I2VGEN) == made and not published.requests
+    assert folder_of(I2VGEN) == made and not published.sent()
     (record,) = caplog.records
     assert "waiting for another process" in record.getMessage()
 
