@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 import anyv2v
-from anyv2v import loading
 from anyv2v.cli.main import main
-from anyv2v.cli.ui_files import write_example
+from anyv2v.weights.demo.scenes import draw_edit
+from anyv2v.weights.demo.scores import Truth
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", reason="the page needs gradio")
@@ -75,9 +75,12 @@ def browser():
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    """A folder with example.mp4 and example-frame.png."""
+    """A folder with example.mp4, a red diamond, and example-frame.png, in which it is pink."""
     folder = tmp_path_factory.mktemp("example")
-    write_example(folder, loading.peek("demo").defaults)
+    truth = Truth.of(draw_edit("colour", "held-out", 10**6), (32, 32), 8)
+    clip, frame = (x.repeat(8, axis=1).repeat(8, axis=2) for x in (truth.source, truth.frames[:1]))
+    anyv2v.write_video(folder / "example.mp4", clip, 8)
+    Image.fromarray(frame[0]).save(folder / "example-frame.png")
     return folder
 
 

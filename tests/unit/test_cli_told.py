@@ -44,6 +44,7 @@ LINES = {
     "weights fetch": "weights fetch dst",
     "evaluate": "evaluate clip.mp4 --source clip.mp4 --round-trip",
     "ui": "ui",
+    "info": "info demo",
 }
 
 # option -> its text, where it arrives (call.argument), and as what
@@ -209,7 +210,7 @@ ELSEWHERE |= {"editor", "editor_weights", "editor_command", "editor_timeout", "r
 OF_EDITORS = {"edit": {"instruction", "keep_unchanged", "editor_option"}}
 # what nothing predicted depends on, and the device of an editor without a network
 OF_OTHERS = {"plan": {"tolerance", "inversion_prompt"}, "edit-frame": {"device"}}
-OF_OTHERS |= {"invert": {"inject"}}
+OF_OTHERS |= {"invert": {"inject"}, "info": {"dir", "json"}}
 
 
 class Stream(FrameStream):
