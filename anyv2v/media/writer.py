@@ -156,8 +156,8 @@ class _Encoder:
         reformatter = pyav().video.reformatter
         # without B-frames packets come in the order of the frames; in another order MP4 could not
         # tell how long each frame is shown, unless all are shown equally long
-        # libx264's macroblock tree reads beyond rows that are no multiple of 64 pixels wide, so that
-        # equal frames would give other pictures each time
+        # libx264's macroblock tree reads beyond rows whose width 64 does not divide, so that equal
+        # frames would give other pictures each time
         options = {"crf": str(crf), "x264-params": "mbtree=0"} | (
             {} if bounds is None else {"bf": "0"}
         )
