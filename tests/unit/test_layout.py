@@ -28,7 +28,7 @@ VIDEO_FILES = (
 )
 SITES = re.compile(r"anyv2v\.backbones\.\w+\.sites(\..*)?")
 FOR_ALL = ("runtime", "errors", "checks", "config")
-# what README's table of parts does not say: module or part -> what it must not import
+# what the table of parts does not say: module or part -> what it must not import
 FORBIDDEN = {
     "anyv2v.backbones": (
         "anyv2v.diffusion.inversion",
@@ -75,8 +75,8 @@ def known_parts(path: Path, module: str) -> set[str]:
 
 
 def table_of_parts() -> dict[str, set[str]]:
-    """README's table: part -> the parts that it imports, in the order of the table."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The table of parts: part -> the parts that it imports, in the order of the table."""
+    text = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
     rows = text.split("| part | what it is | imports |")[1].split("\n\n")[0].splitlines()[2:]
     table: dict[str, set[str]] = {}
     for row in rows:
