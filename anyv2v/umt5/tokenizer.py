@@ -27,7 +27,6 @@ LARGEST_FILE = 2**25
 """The most bytes of a tokenizer.json; UMT5's has half of them."""
 NORMALIZERS = ("Precompiled", "Replace", "Strip", "Nmt", "NFC", "NFKC")
 PRE_TOKENIZERS = ("WhitespaceSplit", "Metaspace")
-POST_PROCESSORS = ("TemplateProcessing",)
 # what T5's tokenizers put in place of spaces
 REPLACED = ({"Regex": " {2,}"}, {"String": " "})
 REPLACEMENTS = (" ", "\u2581")
@@ -41,9 +40,12 @@ class Tokenizer:
     Call the object with a text to get the token ids, int64 (1, n).
     """
 
-    def __init__(self, model: tokenizers.Tokenizer, tokens: int = 512):
-        """model: a tokenizer that appends one end token. tokens: greatest length of the result."""
-        self.tokens = tokens
+    def __init__(self, model: tokenizers.Tokenizer, end: int, tokens: int = 512):
+        """model: what makes tokens of a cleaned text, without end token. end: id of that token.
+
+        tokens: greatest length of the result, with the end token.
+        """
+        self.tokens, self.end = tokens, end
         self._model = model
         # texts whose lost words were asked for, so that no warning is due
         self._reported: set[str] = set()
@@ -59,14 +61,11 @@ class Tokenizer:
         file, if the file is missing or broken, or is not such a tokenizer.
         """
         path = Path(folder) / FILE
-        model = read_tokenizer(path)
-        if vocab_size is not None:
-            largest = max(model.get_vocab().values())
-            if largest >= vocab_size:
-                raise InputError(
-                    f"{path}: has the id {largest}, the text encoder only {vocab_size}"
-                )
-        return cls(model, tokens)
+        model, end = read_tokenizer(path)
+        largest = max(model.get_vocab().values())
+        if vocab_size is not None and largest >= vocab_size:
+            raise InputError(f"{path}: has the id {largest}, the text encoder only {vocab_size}")
+        return cls(model, end, tokens)
 
     def __call__(self, text: str) -> Tensor:
         """Returns the token ids of a text, int64 (1, n), cut to the greatest length if need be.
@@ -76,14 +75,14 @@ class Tokenizer:
         """
         ids = self.ids(text)
         if len(ids) > self.tokens:
-            ids = [*ids[: self.tokens - 1], ids[-1]]
+            ids = [*ids[: self.tokens - 1], self.end]
             if text not in self._reported:
                 log.warning("anyv2v: %s", cut_text("a text", self.tokens, self.lost(text)))
         return torch.tensor([ids])
 
     def ids(self, text: str) -> list[int]:
         """Returns the token ids of the whole text, with the end token, not padded."""
-        return self._encode(clean(text)).ids
+        return [*self._model.encode(clean(text)).ids, self.end]
 
     def lost(self, text: str) -> str:
         """Returns the part of a text that is cut, from the first lost word on; "" if the text fits.
@@ -92,34 +91,27 @@ class Tokenizer:
         tokenizing this text later logs no warning.
         """
         cleaned = clean(text)
-        encoding = self._encode(cleaned)
-        if len(encoding.ids) <= self.tokens:
+        offsets = self._model.encode(cleaned).offsets
+        if len(offsets) < self.tokens:
             return ""
         self._reported.add(text)
-        first_lost = encoding.offsets[self.tokens - 1][0]
+        first_lost = offsets[self.tokens - 1][0]
         ends = [0, *(piece.end() for piece in PIECE.finditer(cleaned))]
         return cleaned[ends[bisect_right(ends, first_lost) - 1] :].strip()
 
-    def _encode(self, cleaned: str) -> tokenizers.Encoding:
-        return self._model.encode(cleaned)
 
-
-def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+def read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, int]:
     """Reads a tokenizer.json of the form that T5's tokenizers have.
 
-    Raises InputError, which names the file, if it cannot be read, or has another form, or does not
-    append exactly one end token to every text.
+    Returns a tokenizer that appends nothing, and the id of the end token that it should append.
+    Raises InputError, which names the file, if it cannot be read or has another form.
     """
     text = _read(path)
     try:
         settings = json.loads(text)
-        # a decoder is never asked for; texts are cut elsewhere
+        # no more than is needed: padding, cutting and decoding are not
         wanted = {name: settings.get(name) for name in ("version", "added_tokens", "model")}
-        for name, known in (
-            ("normalizer", NORMALIZERS),
-            ("pre_tokenizer", PRE_TOKENIZERS),
-            ("post_processor", POST_PROCESSORS),
-        ):
+        for name, known in (("normalizer", NORMALIZERS), ("pre_tokenizer", PRE_TOKENIZERS)):
             wanted[name] = settings.get(name)
             for part in _parts(wanted[name]):
                 _check_part(name, part, known)
@@ -128,14 +120,16 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
         if wanted["model"]["unk_id"] is None:
             raise InputError("its model has no unknown token")
         model = tokenizers.Tokenizer.from_str(json.dumps(wanted))
-        _check_end(model)
+        end = _end(settings.get("post_processor"))
+        if model.id_to_token(end) is None:
+            raise InputError(f"its vocabulary has no end token {end}")
     except BaseException as error:
         # what `tokenizers` raises where its own code fails is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = error if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise InputError(f"{path}: not a tokenizer of T5's form: {reason}") from None
-    return model
+    return model, end
 
 
 def _read(path: Path) -> str:
@@ -155,11 +149,11 @@ def _read(path: Path) -> str:
 
 
 def _parts(part: dict | None) -> Iterator[dict]:
-    """The steps of a normalizer, pre-tokenizer or post-processor."""
+    """The steps of a normalizer or pre-tokenizer."""
     if part is None:
         return
     if part["type"] == "Sequence":
-        for each in next(part[name] for name in ("normalizers", "pretokenizers") if name in part):
+        for each in part.get("normalizers") or part["pretokenizers"]:
             yield from _parts(each)
     else:
         yield part
@@ -175,10 +169,12 @@ def _check_part(name: str, part: dict, known: tuple[str, ...]) -> None:
             raise InputError(f"its {name} replaces {part['pattern']}, known is the space alone")
 
 
-def _check_end(model: tokenizers.Tokenizer) -> None:
-    """Raises InputError unless a tokenizer appends exactly one end token, which it knows."""
-    end = model.encode("").ids
-    if len(end) != 1 or model.id_to_token(end[0]) is None:
-        raise InputError(f"it makes {len(end)} tokens of an empty text, not the end token")
-    if model.encode("a").ids != [*model.encode("a", add_special_tokens=False).ids, *end]:
-        raise InputError("it does not append the end token alone")
+def _end(post_processor: dict | None) -> int:
+    """The id of the token that a post-processor appends; InputError if it does anything else."""
+    if post_processor is None or post_processor["type"] != "TemplateProcessing":
+        raise InputError("its post_processor is not a TemplateProcessing")
+    text, *others = post_processor["single"]
+    if text["Sequence"]["id"] != "A" or len(others) != 1:
+        raise InputError("its post_processor does not append one token to a text")
+    (end,) = post_processor["special_tokens"][others[0]["SpecialToken"]["id"]]["ids"]
+    return end

@@ -35,7 +35,7 @@ def tokenizer(folder):
 @pytest.fixture
 def short(tokenizer):
     """Makes the same tokenizer with another greatest length."""
-    return lambda tokens: Tokenizer(tokenizer._model, tokens)
+    return lambda tokens: Tokenizer(tokenizer._model, END, tokens)
 
 
 def best(word, vocab):
@@ -157,9 +157,9 @@ def test_what_is_cut_off_is_known(text, lost):
     vocab = ["<pad>", "</s>", "<unk>", "<s>", "\u2581", *'abcdefgzqxj"\u72ac\u732b']
     pieces = [*vocab, *(f"\u2581{letter}" for letter in "abcdefg")]
     settings["model"]["vocab"] = [[piece, -1.0] for piece in pieces]
-    settings["added_tokens"] = []
+    settings |= {"added_tokens": [], "post_processor": None}
     model = tokenizers.Tokenizer.from_str(json.dumps(settings))
-    tokenizer = Tokenizer(model, tokens=5)
+    tokenizer = Tokenizer(model, END, tokens=5)
     assert tokenizer.lost(text) == lost
 
 
@@ -244,9 +244,8 @@ def chain(length):
 
 TRIE = CHARSMAP[: 4 + int.from_bytes(CHARSMAP[:4], "little")]
 VOCAB = umt5_tokenizer.settings()["model"]["vocab"]
-NO_END = umt5_tokenizer.settings()["post_processor"]["single"][:1]
-TWO_ENDS = [*NO_END, *umt5_tokenizer.settings()["post_processor"]["single"][1:] * 2]
-END_FIRST = umt5_tokenizer.settings()["post_processor"]["single"][::-1]
+PROCESSOR, EOS_IDS = ("post_processor",), ("special_tokens", "</s>", "ids")
+A, EOS = umt5_tokenizer.settings()["post_processor"]["single"]
 BAD = {
     "no file": (lambda folder: (folder / "tokenizer.json").unlink(), "cannot be read: No such"),
     "spiece alone": (spiece, "spiece.model beside it is not read: put tokenizer.json of the same"),
@@ -281,16 +280,15 @@ BAD = {
     "half a letter": (charsmap(CHARSMAP[:200_000]), "replacements are not UTF-8"),
     "a split": (put({"type": "Split"}, "pre_tokenizer"), "its pre_tokenizer is Split"),
     "no pre-tokenizer's type": (put({}, "pre_tokenizer"), "KeyError"),
-    "a sequence of none": (put({"type": "Sequence"}, "pre_tokenizer"), "StopIteration"),
-    "another end": (put({"type": "ByteLevel"}, "post_processor"), "post_processor is ByteLevel"),
-    "no end": (put(None, "post_processor"), "makes 0 tokens of an empty text"),
-    "no end token": (put(NO_END, "post_processor", "single"), "makes 0 tokens of an empty"),
-    "two ends": (put(TWO_ENDS, "post_processor", "single"), "makes 2 tokens of an empty text"),
-    "end first": (put(END_FIRST, "post_processor", "single"), "does not append the end token"),
-    "an unknown end": (
-        put([10**6], "post_processor", "special_tokens", "</s>", "ids"),
-        "makes 1 tokens of an empty text, not the end token",
-    ),
+    "a sequence of none": (put({"type": "Sequence"}, "pre_tokenizer"), "KeyError"),
+    "another end": (put({"type": "ByteLevel"}, *PROCESSOR), "is not a TemplateProcessing"),
+    "no end": (put(None, *PROCESSOR), "is not a TemplateProcessing"),
+    "no end token": (put([A], *PROCESSOR, "single"), "does not append one token"),
+    "two ends": (put([A, EOS, EOS], *PROCESSOR, "single"), "does not append one token"),
+    "end first": (put([EOS, A], *PROCESSOR, "single"), "KeyError: 'Sequence'"),
+    "end of two ids": (put([1, 1], *PROCESSOR, *EOS_IDS), "ValueError: too many values"),
+    "an end of text": (put(["1"], *PROCESSOR, *EOS_IDS), "TypeError"),
+    "an unknown end": (put([10**6], *PROCESSOR, *EOS_IDS), "has no end token 1000000"),
 }
 
 
