@@ -11,16 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anyv2v import checks
 from anyv2v.backbones.base import Backbone, Defaults
 from anyv2v.backbones.defaults import published_defaults, read_defaults
 from anyv2v.backbones.registry import BACKBONES
 from anyv2v.config import config_errors
+from anyv2v.convert import cache
+from anyv2v.convert.repositories import VIDEOS
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.injection.fractions import Injection
 from anyv2v.pipeline.cuda_graphs import resolve_graphs
 from anyv2v.runtime.device import choose_device, choose_dtype
+from anyv2v.runtime.meta import shapes_of
 from anyv2v.runtime.offload import OffloadMode, check_offload
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
@@ -38,8 +40,12 @@ def load(
     graphs: bool | None = None,
     offload: OffloadMode = "auto",
 ) -> Editor:
-    """Loads the weights in a folder that `anyv2v convert` wrote, or "demo", into an editor.
+    """Loads weights into an editor.
 
+    `weights`: a folder that `anyv2v convert` wrote; or "demo"; or OWNER/NAME or OWNER/NAME@REVISION
+    of a repository of the Hugging Face hub, such as "ali-vilab/i2vgen-xl", which is downloaded and
+    converted to a cache on its first use (float16, see `anyv2v.convert.cache.located`). Nothing is
+    written, and no network used, for anything else than a repository that is not in the cache.
     `device`: None is cuda if there is one, else cpu. `dtype`: None is float16 on cuda, float32
     elsewhere. `graphs`: None captures steps in CUDA graphs where that is possible; True requires
     it, so a step that cannot be captured raises RuntimeError; False captures none. `offload`:
@@ -94,11 +100,13 @@ def _assemble(
 
 
 def folder_of(weights: str | os.PathLike) -> Path:
-    """Returns the path of a weights folder; "demo" is the one that comes with the package.
+    """Returns the path of a weights folder for editing videos.
 
-    Raises InputError if `weights` is no valid path; the folder need not exist.
+    "demo" is the one that comes with the package; the name of a repository is that of its weights
+    in the cache, to which they are downloaded if they are not there, see `load`. Raises InputError
+    if `weights` is no valid path; the folder need not exist.
     """
-    folder = checks.path("weights", weights)
+    folder = cache.located(weights, expected_shapes, (VIDEOS,))
     return DEMO_FOLDER if os.fspath(weights) == DEMO else folder
 
 
@@ -173,28 +181,6 @@ def expected_shapes(config: dict) -> dict[str, Shapes]:
     config: the content of a folder's config.json. Raises InputError if it is wrong.
     """
     return shapes_of(builders(config))
-
-
-def shapes_of(builders: dict[str, Callable[[], nn.Module]]) -> dict[str, Shapes]:
-    """Returns component -> name of a parameter or buffer -> its shape.
-
-    builders: component -> a function that builds its network, which is called on the meta device,
-    without memory for weights. Raises InputError, which names the component, if that fails.
-    """
-    networks = {}
-    with torch.device("meta"):
-        for name, build in builders.items():
-            try:
-                networks[name] = build()
-            except InputError:
-                raise
-            # torch's layers raise all of these for sizes that are impossible
-            except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-                raise InputError(f"{name}: {error}") from error
-    return {
-        name: {key: tuple(x.shape) for key, x in network.state_dict().items()}
-        for name, network in networks.items()
-    }
 
 
 def _backbone(config: dict) -> type[Backbone]:

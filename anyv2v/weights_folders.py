@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from torch import nn
 
 from anyv2v import loading
 from anyv2v.clip import model as clip
 from anyv2v.config import config_errors
+from anyv2v.convert import cache
+from anyv2v.runtime.meta import shapes_of
 from anyv2v.stable_diffusion import adapters
 from anyv2v.stable_diffusion import loading as stable_diffusion
 from anyv2v.weights.checkpoint import Checkpoint
@@ -38,7 +41,13 @@ def expected_shapes(config: dict) -> dict[str, Shapes]:
     builders = _builders(config)
     if builders is None:
         return loading.expected_shapes(config)
-    return loading.shapes_of(builders(config))
+    return shapes_of(builders(config))
+
+
+def folder_of(weights: str | os.PathLike) -> Path:
+    """Returns the path of any weights folder, as `loading.folder_of` does for those of videos."""
+    folder = cache.located(weights, expected_shapes)
+    return loading.DEMO_FOLDER if os.fspath(weights) == loading.DEMO else folder
 
 
 def inspect(
@@ -46,13 +55,13 @@ def inspect(
 ) -> Report:
     """Reads a whole weights folder, verifies it, and returns a report of what it holds.
 
-    weights: a folder, of a video backbone, a frame editor or a CLIP, or "demo". progress: called
-    with (bytes read so far, bytes in all). Raises InputError, which names the first error that is
-    found.
+    weights: a folder, of a video backbone, a frame editor or a CLIP, or what else `folder_of`
+    takes. progress: called with (bytes read so far, bytes in all). Raises InputError, which names
+    the first error that is found.
     """
-    folder = loading.folder_of(weights)
+    folder = folder_of(weights)
     if _builders(Checkpoint.open(folder).config) is None:
-        return loading.inspect(weights, progress)
+        return loading.inspect(folder, progress)
 
     def shapes(config: dict) -> dict[str, Shapes]:
         with config_errors(folder):

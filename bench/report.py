@@ -1,4 +1,4 @@
-"""Write the tables and figures of README.md and bench/README.md from bench/results.
+"""Write the tables and figures of README.md, docs/ and bench/README.md from bench/results.
 
     python bench/report.py [--check]
 
@@ -17,7 +17,7 @@ from math import log10
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "bench/README.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "bench/README.md")
 FIGURES = "bench/results"
 NO_GPU = "not measured on a GPU"
 ORIGINAL, FIRST, NEXT = (
@@ -167,8 +167,35 @@ def circumstances(about: dict) -> str:
 # tables
 
 
+COLUMNS_OF_EDITS = ["", "the original's way", "first edit", "each further edit of the clip"]
+
+
+def headline(results: Results) -> str:
+    """Make README's table: the time, evaluations and memory of whole edits, in four lines."""
+    found = results.of("edit")
+    if found is None:
+        return "No results yet."
+    ways = (ORIGINAL, FIRST, NEXT)
+    near, far = ([named(r, w) for w in ways] for r in cases(found, "edit, ").values())
+    gpu = results.of("edit", "cuda")
+    on_gpu, _, peaks, _ = glance_on_a_gpu(gpu, ways)
+    lines = [
+        ["time on a CPU, demo weights", *(duration(r.get("median_s")) for r in near)],
+        ["time on a GPU, published size", *(re.sub(r" \(.*\)", "", cell) for cell in on_gpu)],
+        ["evaluations of one branch there", *(most(r) for r in far)],
+    ]
+    if any(peaks):
+        lines.append(["memory there", "", *peaks])
+    where = found["about"]["device"].split(",")[0]
+    where += f"; {gpu['about']['device']}, float16, random weights" if gpu else ""
+    return (
+        f"{table(COLUMNS_OF_EDITS, lines)}\n\n{where}; published size: 512x512, 16 frames. "
+        "[How this was measured](docs/benchmarks.md)."
+    )
+
+
 def glance(results: Results) -> str:
-    """Make README's first table: time, operations and memory of whole edits."""
+    """Make the table of time, operations and memory of whole edits."""
     found = results.of("edit")
     if found is None:
         return "No results yet."
@@ -203,11 +230,10 @@ def glance(results: Results) -> str:
         *([line("of the original's", of_original)] if of_original else []),
         *([line("memory there, measured", ["", *peaks])] if any(peaks) else []),
     ]
-    header = ["", "the original's way", "first edit", "each further edit of the clip"]
     frames = real_case.removeprefix("edit, demo weights, ")
     device = found["about"]["device"].split(",")[0]
     text = (
-        f"{table(header, lines)}\n\n{circumstances(found['about'])}\n\n{card}"
+        f"{table(COLUMNS_OF_EDITS, lines)}\n\n{circumstances(found['about'])}\n\n{card}"
         f"The upper half was measured with the weights that come with the package, {frames}, on "
         f"{device}. The original's way, 500 DDIM steps of inversion and the source in the batch of "
         "every step, was timed on our network too, so what our network gains over diffusers' comes "
@@ -469,6 +495,7 @@ def rows_of(result: Result) -> str:
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
+    "headline": headline,
     "glance": glance,
     "unet": unet,
     "inversion": inversion,
@@ -675,13 +702,17 @@ DRAWN: dict[str, Callable[[Results], str]] = {
 }
 
 
-def filled(text: str, results: Results) -> str:
-    """Return the text with every table between its markers replaced by the current one."""
+def filled(text: str, results: Results, root: str = "") -> str:
+    """Return the text with every table between its markers replaced by the current one.
+
+    root: the path from the document to the root of the repository, from which tables link.
+    """
 
     def make(match: re.Match) -> str:
         if match[2] not in TABLES:
             raise SystemExit(f"bench:{match[2]}: there is no such table")
-        return f"{match[1]}\n\n{TABLES[match[2]](results)}\n\n<!-- /bench -->"
+        made = re.sub(r"(?<=\]\()(?!https?:)", root, TABLES[match[2]](results))
+        return f"{match[1]}\n\n{made}\n\n<!-- /bench -->"
 
     return re.sub(r"(<!-- bench:([\w-]+) -->).*?<!-- /bench -->", make, text, flags=re.DOTALL)
 
@@ -692,7 +723,7 @@ def expected_files(root: Path) -> dict[Path, str]:
     files = {root / FIGURES / name: make(results) for name, make in DRAWN.items()}
     for name in DOCUMENTS:
         text = (root / name).read_text(encoding="utf-8")
-        files[root / name] = filled(text, results)
+        files[root / name] = filled(text, results, "../" * name.count("/"))
     return files
 
 

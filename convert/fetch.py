@@ -1,7 +1,10 @@
 """Download and conversion of published models; needs huggingface_hub, an optional extra."""
 
+import logging
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,70 +14,18 @@ from types import ModuleType
 
 import torch
 
-from anyv2v.convert.files import STEMS
-from anyv2v.convert.formats import consisti2v, huggingface, seine
-from anyv2v.convert.formats.huggingface import INDEX, TOKENIZER, Component
 from anyv2v.convert.published import convert
+from anyv2v.convert.repositories import PUBLISHED, Published, Repository, needed_files, recognize
 from anyv2v.errors import InputError
 from anyv2v.runtime.atomic_files import scratch
+from anyv2v.weights import hub
 from anyv2v.weights.folder import check_target
-from anyv2v.weights.manifest import Shapes, file_sha256
+from anyv2v.weights.manifest import Shapes, file_sha256, read_json
 
-TEXTS = (".json", ".txt")
-"""Suffixes of configs and of the tokenizer's files."""
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Repository:
-    """A repository of the Hugging Face hub, and what conversion reads of it."""
-
-    name: str
-    """OWNER/NAME on the hub."""
-    networks: tuple[Component, ...] = ()
-    """The networks whose weights and configs are read, each in a folder of its own."""
-    folders: tuple[str, ...] = ()
-    """Further folders, of which configs and texts alone are read."""
-    files: tuple[str, ...] = ()
-    """Files at the top of the repository that are read."""
-    place: str = ""
-    """Name of the folder in which `convert` looks for it, inside of the folder that `convert` is
-    given; "" (the default) if it is that folder."""
-
-    @property
-    def page(self) -> str:
-        """Address of its page."""
-        return f"https://huggingface.co/{self.name}"
-
-
-PUBLISHED: dict[str, tuple[Repository, ...]] = {
-    "i2vgen-xl": (
-        Repository(
-            "ali-vilab/i2vgen-xl",
-            tuple(huggingface.COMPONENTS.values()),
-            (TOKENIZER, "feature_extractor", "scheduler"),
-            (INDEX,),
-        ),
-    ),
-    "consisti2v": (
-        Repository(
-            "TIGER-Lab/ConsistI2V",
-            tuple(consisti2v.COMPONENTS.values()),
-            (TOKENIZER, "scheduler"),
-            (INDEX,),
-        ),
-    ),
-    "seine": (
-        Repository("xinyuanc91/SEINE", files=(seine.UNET_FILE,)),
-        Repository(
-            "CompVis/stable-diffusion-v1-4",
-            tuple(seine.COMPONENTS.values()),
-            # of the UNet its config alone: the file of SEINE has all of its weights
-            (TOKENIZER, "scheduler", "unet"),
-            place=seine.FOLDER,
-        ),
-    ),
-}
-"""Name of a published model -> the repositories that it consists of; the first is the default."""
+COMMIT = re.compile("[0-9a-f]{7,64}")
+"""Matches a commit, which becomes part of the names of folders."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +42,62 @@ class Download:
     """The files that are needed, as paths in the repository."""
 
 
+@dataclass(frozen=True)
+class Order:
+    """A model on the hub, in the state that it had when it was asked for."""
+
+    model: Published
+    """The model."""
+    downloads: list[Download]
+    """What is downloaded of each of its repositories."""
+    dtype: torch.dtype | None
+    """The dtype that the weights are converted to; None keeps the published ones."""
+    by_hand: str
+    """What to do without this module, as the end of an error message."""
+    library: ModuleType
+    """The package huggingface_hub."""
+
+    @property
+    def commit(self) -> str:
+        """The commit of the first repository."""
+        return self.downloads[0].commit
+
+    @property
+    def missing(self) -> int:
+        """The number of bytes that the cache of huggingface_hub lacks."""
+        total = 0
+        for each in self.downloads:
+            for name in each.names:
+                there = self.library.try_to_load_from_cache(
+                    each.repository.name, name, revision=each.commit
+                )
+                total += 0 if isinstance(there, str) else each.published[name].size or 0
+        return total
+
+    @property
+    def cache(self) -> Path:
+        """The folder to which huggingface_hub downloads."""
+        return Path(self.library.constants.HF_HUB_CACHE)
+
+
 def asked(first: str | None, second: str | None) -> tuple[str, str]:
     """Returns (name of a published model, folder to write) of up to two words that ask for them.
 
-    first: the name; or the folder, and the model is I2VGen-XL; or None for I2VGen-XL. second: the
-    folder; None is a folder with the model's name. Raises InputError if both are given and the
-    first is no name, or if it is given alone and is nearly one.
+    first: the name, or OWNER/NAME of a repository beside a second word; or the folder, and the
+    model is I2VGen-XL; or None for I2VGen-XL. second: the folder; None is a folder with the model's
+    name. Raises InputError if both are given and the first is no name, or if it is given alone and
+    is nearly one.
     """
     if first in PUBLISHED:
         return first, second or first
     default = next(iter(PUBLISHED))
     if first is not None and second is not None:
-        raise InputError(f"{first}: is not one of the published models: {', '.join(PUBLISHED)}")
+        if hub.name_of(first) is not None:
+            return first, second
+        raise InputError(
+            f"{first}: is not one of the published models: {', '.join(PUBLISHED)}; "
+            "nor is it OWNER/NAME of a repository"
+        )
     if first is not None and (near := get_close_matches(first, PUBLISHED, 1, cutoff=0.8)):
         raise InputError(
             f"{first}: is nearly {near[0]}, a published model; give {near[0]}, "
@@ -115,7 +110,7 @@ def fetch(
     name: str,
     dst: str | Path,
     expected: Callable[[dict], Mapping[str, Shapes]],
-    dtype: torch.dtype | None = torch.float16,
+    dtype: torch.dtype | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
     quiet: bool = False,
@@ -125,9 +120,10 @@ def fetch(
     Only the files that conversion reads are downloaded, to the cache of huggingface_hub, where an
     interrupted download is continued. Returns the folders of the model's repositories in the cache.
 
-    name: a key of `PUBLISHED`. expected, force, progress: as in `convert`. dtype: of the converted
-    weights, float16 by default; for float16 the published half-precision files are downloaded, half
-    as many bytes; None keeps the published dtypes. quiet: hides the download's progress bars.
+    name: a key of `PUBLISHED`, or OWNER/NAME or OWNER/NAME@REVISION of a repository of the hub.
+    expected, force, progress: as in `convert`. dtype: of the converted weights; None is float16, of
+    a CLIP the published one. For float16 the published half-precision files are downloaded, half as
+    many bytes. quiet: hides the download's progress bars.
 
     Raises InputError if huggingface_hub is not installed, if the download fails (also because a
     repository is missing or its license has to be accepted), if the size or sha256 of a file is not
@@ -135,46 +131,60 @@ def fetch(
     """
     dst = Path(dst)
     check_target(dst, force)
-    repositories = PUBLISHED[name]
-    by_hand = _by_hand(repositories, dst)
-    hub = _hub(by_hand)
-    if quiet:
-        hub.utils.disable_progress_bars()
+    known = PUBLISHED.get(name)
+    wanted = hub.name_of(name) if known is None else hub.Name(known.repositories[0].name)
+    if wanted is None:
+        raise InputError(f"{name}: is neither one of {', '.join(PUBLISHED)} nor a repository")
+    return obtain(order(wanted, str(dst), dtype, quiet), dst, expected, force, progress)
+
+
+def order(name: hub.Name, dst: str, dtype: torch.dtype | None = None, quiet: bool = False) -> Order:
+    """Asks the hub for a model. Nothing is downloaded but, of some, a small config.
+
+    name: the repository; where a model has several, the first. dst: the folder to write, for error
+    messages. dtype, quiet: as in `fetch`. Raises InputError as `fetch` does.
+    """
+    known = [x for x in PUBLISHED.values() if x.repositories[0].name == name.repository]
+    pages = known[0].repositories if known else (Repository(name.repository),)
+    library = _library(by_hand := _by_hand(pages, dst))
+    if quiet or not sys.stderr.isatty():
+        library.utils.disable_progress_bars()
+    first = Repository(name.repository)
+    commit, published = _ask(library, first, name.revision, by_hand)
+
+    def read(file: str) -> dict:
+        with _one_line_errors(library, first, by_hand):
+            path = library.hf_hub_download(first.name, file, revision=commit)
+        return read_json(Path(path))
+
+    model = recognize(name.repository, published, read)
+    dtype = model.dtype if dtype is None else dtype
+    by_hand, downloads = _by_hand(model.repositories, dst), []
     # all are asked before the first is downloaded, which may take an hour
-    downloads = [_ask(hub, one, dtype == torch.float16, by_hand) for one in repositories]
-    folders = [_download(hub, one, by_hand) for one in downloads]
-    with _one_folder(downloads, folders, dst.parent) as src:
-        convert(src, dst, expected, dtype, force, progress)
+    for repository in model.repositories:
+        if repository.name != first.name:
+            commit, published = _ask(library, repository, None, by_hand)
+        names = needed_files(repository, published, dtype == torch.float16)
+        downloads.append(Download(repository, commit, published, names))
+    return Order(model, downloads, dtype, by_hand, library)
+
+
+def obtain(
+    order: Order,
+    dst: Path,
+    expected: Callable[[dict], Mapping[str, Shapes]],
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Downloads what was ordered and converts it; arguments, result and errors as of `fetch`."""
+    _check_space(order)
+    folders = [_download(order, each) for each in order.downloads]
+    with _one_folder(order.downloads, folders, dst.parent) as src:
+        convert(src / order.model.source, dst, expected, order.dtype, force, progress)
     return folders
 
 
-def needed_files(repository: Repository, names: list[str], half: bool) -> list[str]:
-    """Returns the files of a repository that `convert` reads: configs, tokenizer and weights.
-
-    names: all files of the repository, as paths in it. half: whether half-precision weights are
-    preferred to full-precision ones, where the repository has both. Raises InputError if the
-    repository lacks the weights of a network or one of its `files`.
-    """
-    folders = (*repository.folders, *(network.folder for network in repository.networks))
-    texts = [n for n in names if n.endswith(TEXTS) and n.rpartition("/")[0] in folders]
-    chosen = [n for n in repository.files if n in names]
-    if missing := [n for n in repository.files if n not in names]:
-        raise InputError(f"{repository.page}: publishes no {missing[0]}")
-    for network in repository.networks:
-        inside = [n for n in names if n.startswith(f"{network.folder}/")]
-        forms = [
-            [n for n in inside if n.endswith(Path(stem).suffix) and ("fp16" in n) == variant]
-            for stem in STEMS[network.stem]
-            for variant in ((True, False) if half else (False, True))
-        ]
-        chosen_form = next((form for form in forms if form), None)
-        if chosen_form is None:
-            raise InputError(f"{repository.page}: publishes no weights of {network.folder}")
-        chosen += chosen_form
-    return [*chosen, *texts]
-
-
-def _by_hand(repositories: Iterable[Repository], dst: Path) -> str:
+def _by_hand(repositories: Iterable[Repository], dst: str) -> str:
     """What to do without this module, as the end of an error message."""
     pages = " and ".join(
         f"{one.page} (as FOLDER/{one.place})" if one.place else one.page for one in repositories
@@ -182,57 +192,83 @@ def _by_hand(repositories: Iterable[Repository], dst: Path) -> str:
     return f"download {pages} by hand and run: anyv2v convert FOLDER {dst}"
 
 
-def _hub(by_hand: str) -> ModuleType:
+def _library(by_hand: str) -> ModuleType:
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.utils
     except ImportError as error:
         raise InputError(
-            "weights fetch needs huggingface_hub, which the extra fetch brings: "
+            "downloads need huggingface_hub, which the extra fetch brings: "
             f"pip install huggingface_hub; or {by_hand}"
         ) from error
     return huggingface_hub
 
 
-def _ask(hub: ModuleType, repository: Repository, half: bool, by_hand: str) -> Download:
-    with _one_line_errors(hub, repository, by_hand):
-        info = hub.HfApi().model_info(repository.name, files_metadata=True)
-        published = {file.rfilename: file for file in info.siblings}
-        names = needed_files(repository, list(published), half)
-        return Download(repository, info.sha, published, names)
+def _ask(
+    library: ModuleType, repository: Repository, revision: str | None, by_hand: str
+) -> tuple[str, Mapping]:
+    """The commit of a repository, and file -> what the hub says of it, for all of its files."""
+    with _one_line_errors(library, repository, by_hand, revision):
+        info = library.HfApi().model_info(repository.name, revision=revision, files_metadata=True)
+        if not COMMIT.fullmatch(str(info.sha)):
+            raise InputError(f"{repository.page}: its commit is {info.sha!r}, which is none")
+        log.info("anyv2v: %s is at commit %s", repository.name, info.sha)
+        return info.sha, {file.rfilename: file for file in info.siblings}
 
 
-def _download(hub: ModuleType, download: Download, by_hand: str) -> Path:
+def _check_space(order: Order) -> None:
+    """Raises InputError if the disk of the cache has less room than the download needs."""
+    needed, folder = order.missing, order.cache
+    there = next((each for each in (folder, *folder.parents) if each.exists()), None)
+    if there is not None and (free := shutil.disk_usage(there).free) < needed:
+        raise InputError(
+            f"{folder}: the download needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
+            "make room, or name a folder on another disk in the environment variable HF_HUB_CACHE"
+        )
+
+
+def _download(order: Order, download: Download) -> Path:
     """Downloads the needed files, checks them, and returns their folder in the cache."""
     name, commit, names = download.repository.name, download.commit, download.names
-    with _one_line_errors(hub, download.repository, by_hand):
-        folder = Path(hub.snapshot_download(name, revision=commit, allow_patterns=names))
+    with _one_line_errors(order.library, download.repository, order.by_hand):
+        folder = order.library.snapshot_download(name, revision=commit, allow_patterns=names)
     for file in names:
-        _check(folder / file, download.published[file])
-    return folder
+        _check(Path(folder) / file, download.published[file])
+    return Path(folder)
 
 
 @contextmanager
-def _one_line_errors(hub: ModuleType, repository: Repository, by_hand: str) -> Iterator[None]:
+def _one_line_errors(
+    library: ModuleType, repository: Repository, by_hand: str, revision: str | None = None
+) -> Iterator[None]:
     """Turns every error of a download into an InputError of one line that says what to do."""
     failed = f"{repository.name} cannot be downloaded: "
+    # it tells of each try, in several lines
+    theirs = logging.getLogger("huggingface_hub")
+    level = theirs.level
+    theirs.setLevel(logging.ERROR)
     try:
         yield
     except InputError:
         raise
-    # the first is a kind of the second
-    except hub.utils.GatedRepoError as error:
+    # a kind of RepositoryNotFoundError
+    except library.utils.GatedRepoError as error:
         raise InputError(
             f"{failed}its license has to be accepted on {repository.page}; then log in with "
             f"`hf auth login` and run it again, or {by_hand}"
         ) from error
-    except hub.utils.RepositoryNotFoundError as error:
+    except library.utils.RevisionNotFoundError as error:
+        raise InputError(f"{failed}it has no revision {revision}; {by_hand}") from error
+    except library.utils.RepositoryNotFoundError as error:
         raise InputError(
             f"{failed}there is no such repository, or it is private; {by_hand}"
         ) from error
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise InputError(f"{failed}{reason}; run it again to go on, or {by_hand}") from error
+    finally:
+        theirs.setLevel(level)
 
 
 def _check(path: Path, published) -> None:

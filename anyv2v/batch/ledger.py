@@ -19,18 +19,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from anyv2v.batch.tasks import Task
 from anyv2v.errors import InputError
 from anyv2v.runtime.atomic_files import atomic_path
+from anyv2v.runtime.locks import hold
 
 HIDDEN = ".anyv2v-batch"
 """Name of the folder, in that of the batch, with locks and unfinished work."""
 DONE, FAILED = "done.jsonl", "failed.jsonl"
 """Names of the files with a line for each edit that was made, and for each that failed."""
-POLL = 0.2
-"""Seconds between two looks at a lock that another run holds."""
 
 
 class Ledger:
@@ -131,38 +128,6 @@ class Ledger:
             os.write(file, text.encode("utf-8", "backslashreplace"))
         finally:
             os.close(file)
-
-
-@contextmanager
-def hold(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Holds the lock of a file inside the block; yields whether it could be had.
-
-    path: of the file, which is made if only it is missing. wait: wait until another process frees
-    it. The system frees the lock of a process that ends, however it ends. On a file system without
-    locks it is always had.
-    """
-    # a lock without the system's help would outlive a killed process
-    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
-    held = _acquired(lock, wait)
-    try:
-        yield held
-    finally:
-        if held:
-            lock.release()
-
-
-def _acquired(lock: FileLock, wait: bool) -> bool:
-    """Whether a lock was acquired; waiting is done in short pieces, so that signals are heard."""
-    while True:
-        try:
-            lock.acquire()
-            return True
-        except Timeout:
-            if not wait:
-                return False
-            time.sleep(POLL)
-        except OSError:
-            return True
 
 
 def _digest(*texts: str) -> str:

@@ -11,6 +11,7 @@ from anyv2v import checks
 from anyv2v.batch.paths import is_url
 from anyv2v.checks import shown
 from anyv2v.errors import InputError
+from anyv2v.weights import hub
 
 OF_CLIPS = frozenset(
     "size frames sample_fps start_time fit method inversion_steps tolerance inversion_prompt fps "
@@ -38,6 +39,8 @@ WORDS = {
     "guide": ("off", "auto", "patches"),
 }
 """Option that names a file unless it is one of these words -> the words."""
+WEIGHTS = ("weights", "editor_weights")
+"""Options that may also be repositories of the Hugging Face hub."""
 LISTS = frozenset("keyframe option editor_option guidance inject size".split())
 """Options that may have several values in one edit."""
 
@@ -111,4 +114,6 @@ def _plain(where: str, name: str, value: Any, base: Path) -> Any:
     if name == "keyframe":
         index, colon, path = text_of(at, value).partition(":")
         return f"{index}:{path_of(at, path, base)}" if colon and path else value
+    if name in WEIGHTS and hub.name_of(value, base) is not None:
+        return value
     return path_of(at, value, base)

@@ -28,19 +28,13 @@ from anyv2v.cli.invert import run_reconstruct
 from anyv2v.cli.model import Model
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals
-from anyv2v.cli.sharing import Shared
+from anyv2v.cli.sharing import Shared, inversion_key
 from anyv2v.cli.sidecar import Provenance, is_there, read_sidecar, sidecar_of
-from anyv2v.cli.values import SOURCE
-from anyv2v.diffusion.schedule import match_levels
-from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.media.sequence import numbered
 
 RUN = {"edit": run_edit, "reconstruct": run_reconstruct}
 """Command of an edit -> the function that runs it."""
-READ = ("video", "weights", "size", "frames", "sample_fps", "start_time", "fit")
-READ += ("dtype", "inversion_prompt", "tolerance", "feature_memory")
-"""Options on which the inversion of a clip depends, besides its method, steps and end."""
 
 
 @dataclass(frozen=True)
@@ -173,27 +167,12 @@ class Edits:
             groups[keys[i]].append(i)
         return {i: (key, groups[key]) for i, key in keys.items()}
 
+    def _inversion_key(self, args: argparse.Namespace) -> str:
+        return inversion_key(args, lambda: self._shared.editor(typed(Model, args)))
+
     def _unfinished(self, task: Task, key: str) -> Path:
         """Where the inversion with this key is saved until all edits of the clip are made."""
         return self._ledger.scratch(task) / f"{_digest(key)}.unfinished"
-
-    def _inversion_key(self, args: argparse.Namespace) -> str:
-        """All that the inversion of an edit's clip depends on."""
-        if is_source(args.video):
-            return f"{args.video} {args.weights}"
-        method, steps = settings.of_the_inversion(args)
-        editor, end = self._shared.editor(typed(Model, args)), None
-        plan = editor.step_plan(**settings.of_the_run(args))
-        if method == "fixed-point":
-            # where an inversion ends, it is solved more exactly
-            end = _last_level(editor, plan.source_levels, steps)
-        told = [getattr(args, name, None) for name in READ]
-        whole = getattr(args, "out_size", None) == SOURCE
-        return repr([*told, whole, method, steps, end, sorted(args.options.items())])
-
-
-def _last_level(editor: Editor, levels, steps: int) -> int:
-    return min(match_levels(levels, editor.schedule.levels(steps)).values())
 
 
 def _digest(text: str) -> str:

@@ -44,6 +44,7 @@ from anyv2v.errors import InputError
 from anyv2v.evaluation import clip_model
 from anyv2v.evaluation.clip_scores import clip_scores
 from anyv2v.media.video import read_video
+from anyv2v.weights import hub
 
 EDITORS, METHODS = "given", "ours,paper,copy"
 """Defaults of --editors and --methods."""
@@ -79,7 +80,8 @@ def run_compare(args: argparse.Namespace) -> int:
     if not any(comparison.cells()):
         raise InputError(f"{args.bench}: {comparison.gaps()[0]}; nor has any other edit")
     # it is loaded later, when the networks of the edits are gone
-    if args.clip is not None and not Path(args.clip).is_dir():
+    named = args.clip is not None and hub.name_of(args.clip) is not None
+    if args.clip is not None and not named and not Path(args.clip).is_dir():
         raise InputError(f"--clip {args.clip}: there is no such folder")
     run = _Run(args, comparison)
     failed = run.make()

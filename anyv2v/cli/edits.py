@@ -10,7 +10,6 @@ from itertools import chain
 
 import numpy as np
 
-from anyv2v.batch.ledger import POLL, hold
 from anyv2v.cli import settings
 from anyv2v.cli.sidecar import Inverted, latents_sha256
 from anyv2v.cli.source import obtain, prepare, progress_of
@@ -22,6 +21,7 @@ from anyv2v.long.run import LongRun
 from anyv2v.media.frames import Frames
 from anyv2v.pipeline.request import EditRequest
 from anyv2v.pipeline.source import Source
+from anyv2v.runtime.locks import POLL, hold
 
 
 @dataclass(frozen=True)

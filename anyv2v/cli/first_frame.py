@@ -44,7 +44,8 @@ def options(sub: argparse.ArgumentParser) -> None:
     add("--mask", action="append", metavar="IMAGE", help=text)
     text = "put back the pixels that the editor hardly changed"
     add("--keep-unchanged", action="store_true", help=text)
-    add("--editor-weights", metavar="DIR", help="folder of the weights that the editor loads")
+    text = "weights that the editor loads: a folder, or OWNER/NAME of the Hugging Face hub"
+    add("--editor-weights", metavar="DIR", help=text)
     text = "any other option of the editor; may be given several times"
     add("--editor-option", action="append", metavar="NAME=VALUE", help=text)
     add(

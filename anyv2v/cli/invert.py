@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,12 +18,16 @@ from anyv2v.cli.model import Model
 from anyv2v.cli.outputs import Outputs, Written, report
 from anyv2v.cli.sidecar import Inverted, Provenance, latents_sha256, with_sidecar
 from anyv2v.cli.source import notice, obtain, of_the_run, progress_of
+from anyv2v.editor import Editor
 from anyv2v.errors import InputError
 from anyv2v.long.windows import plan_windows
 from anyv2v.media.frames import Video
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES, stream_video
 from anyv2v.pipeline.source import SUFFIX, Unfinished
+
+if TYPE_CHECKING:
+    from anyv2v.pipeline.cost import EditCost
 
 
 def run_invert(args: argparse.Namespace) -> None:
@@ -87,28 +92,33 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     """Runs `anyv2v plan`: prints the predicted cost of an edit without running the edit."""
-    from anyv2v.pipeline import cost  # imports what nothing else needs
-
     clip = typed(Clip, args)
     if clip.is_source:
         raise InputError(f"{args.video}: is inverted already; give the video")
     editor = typed(Model, args).load()
     video, windows = one_window(args, clip)
+    cost = predicted(args, editor, video)
+    tell(of_the_run(args, editor))
+    if windows > 1:
+        print(f"windows: {windows} of {len(video.frames)} frames; for each of them")
+    print(cost)
+
+
+def predicted(args: argparse.Namespace, editor: Editor, video: Video) -> EditCost:
+    """Returns the predicted cost of an edit of `video` by the options of `plan` or of `edit`."""
+    from anyv2v.pipeline.cost import predict_cost  # imports what nothing else needs
+
     method, steps = settings.of_the_inversion(args)
-    predicted = cost.predict_cost(
+    return predict_cost(
         editor,
         video,
-        edits=args.edits,
+        edits=getattr(args, "edits", 1),
         **settings.of_the_run(args),
         guidance=args.guidance,
         method=method,
         inversion_steps=steps,
         feature_memory=args.feature_memory,
     )
-    tell(of_the_run(args, editor))
-    if windows > 1:
-        print(f"windows: {windows} of {len(video.frames)} frames; for each of them")
-    print(predicted)
 
 
 def one_window(args: argparse.Namespace, clip: Clip) -> tuple[Video, int]:

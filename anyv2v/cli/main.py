@@ -19,6 +19,7 @@ from anyv2v.cli.evaluate import run_evaluate
 from anyv2v.cli.invert import run_invert, run_plan, run_reconstruct
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals, Unfailing, unfailing_streams
+from anyv2v.cli.ui import run_ui
 from anyv2v.cli.weights import run_convert, run_fetch, run_verify
 
 PRINTING = ("plan", "weights verify")
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "invert": run_invert,
         "reconstruct": run_reconstruct,
         "evaluate": run_evaluate,
+        "ui": run_ui,
     }
     with unfailing_streams() as out, Signals() as signals:
         status = _run(argv, commands, signals, out)

@@ -26,14 +26,14 @@ from anyv2v.cli.values import (
     size,
     whole_size,
 )
-from anyv2v.convert.fetch import PUBLISHED
+from anyv2v.convert.repositories import PUBLISHED
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.injection.fractions import USUAL
 from anyv2v.injection.presets import PRESETS
 from anyv2v.loading import DEMO
 from anyv2v.media.image import FITS
 from anyv2v.pipeline.inverting import STEPS
-from anyv2v.weights.demo.scenes import KINDS
+from anyv2v.weights.demo.scenes import BEST_FIRST, CLEAR
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 """Values of --dtype."""
@@ -46,8 +46,9 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
 
     commands: name of a command -> its function. The namespace also has `given`, the names of the
     options that were given on the command line or, with another value than the default, in the file
-    of --config, `filed`, the names of those among them that are in the file alone, and `sharing`, a
-    `sharing.Shared` for commands that a batch runs, else None.
+    of --config, `filed`, the names of those among them that are in the file alone, `sharing`, a
+    `sharing.Shared` for commands that a batch or a page runs, else None, and `progress`, a
+    `Progress` for those that a page runs, else None.
     """
     made = Commands(commands)
     # a batch needs only the parsers of the commands that it runs
@@ -63,6 +64,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
         "invert": _invert,
         "reconstruct": _reconstruct,
         "evaluate": _evaluate,
+        "ui": _ui,
     }
     for name, describe in described.items():
         if name in commands:
@@ -74,8 +76,10 @@ def _demo(commands: Commands) -> None:
     sub = commands.add("demo", "Edit a clip that is rendered here, and judge the edit.", _model)
     add = sub.add_argument_group("demo").add_argument
     add("-o", "--output", default="demo-out", metavar="DIR", help="folder of the results")
-    add("--kind", choices=KINDS, default=KINDS[0], help="what the edit changes")
-    add("--seed", type=from_0, default=0, metavar="N", help="seed of the clip and of the noise")
+    text = "what the edit changes; first the kinds that work best"
+    add("--kind", choices=BEST_FIRST, default=BEST_FIRST[0], help=text)
+    text = f"seed of the clip and of the noise (default: {CLEAR}, an edit that is seen clearly)"
+    add("--seed", type=from_0, default=CLEAR, metavar="N", help=text)
 
 
 def _convert(commands: Commands) -> None:
@@ -93,14 +97,16 @@ def _weights(commands: Commands) -> None:
     commands.group("weights", "Verify a folder of weights, or download one.")
     sub = commands.add("weights verify", "Read a folder of weights whole and say what it is.")
     add = sub.add_argument_group("verify").add_argument
-    add("dir", metavar="DIR", help="folder written by `anyv2v convert`, or the word demo")
+    text = "folder written by `anyv2v convert`, the word demo, or OWNER/NAME of the hub"
+    add("dir", metavar="DIR", help=text)
     sub = commands.add("weights fetch", "Download a published model and convert it.")
     add = sub.add_argument_group("fetch").add_argument
-    text = f"{', '.join(PUBLISHED)} (default: the first, also where DST stands alone)"
+    text = f"{', '.join(PUBLISHED)} (default: the first, also where DST stands alone), or "
+    text += "OWNER/NAME or OWNER/NAME@REVISION of a repository of the Hugging Face hub"
     add("name", metavar="NAME", nargs="?", help=text)
     add("dst", metavar="DST", nargs="?", help="folder to write (default: NAME)")
-    text = "dtype of the weights that are written"
-    add("--dtype", choices=DTYPE_NAMES, default="float16", help=text)
+    text = "dtype of the weights that are written (default: float16, of a CLIP the published one)"
+    add("--dtype", choices=DTYPE_NAMES, help=text)
 
 
 def _edit(commands: Commands) -> None:
@@ -200,7 +206,8 @@ def _compare(commands: Commands) -> None:
     add("--blind", metavar="NAME,...", help=text)
     text = "count the answers that people downloaded from the page; may be given several times"
     add("--answers", action="append", metavar="FILE", help=text)
-    text = "score by a CLIP: a folder of one, as it is published or as `anyv2v convert` wrote it"
+    text = "score by a CLIP: a folder of one, as it is published or as `anyv2v convert` wrote it, "
+    text += "or OWNER/NAME of the Hugging Face hub, such as openai/clip-vit-base-patch32"
     add("--clip", metavar="DIR", help=text)
     text = "time that a tool may take for a clip"
     add("--tool-timeout", type=above_0, default=3600.0, metavar="SECONDS", help=text)
@@ -283,7 +290,8 @@ def _evaluate(commands: Commands) -> None:
     text = "size in pixels at which clips are compared (default: that of OUT)"
     add("--size", type=whole_size, metavar="WxH", help=text)
     add = sub.add_argument_group("further scores").add_argument
-    text = "score by a CLIP: a folder of one, as it is published or as `anyv2v convert` wrote it"
+    text = "score by a CLIP: a folder of one, as it is published or as `anyv2v convert` wrote it, "
+    text += "or OWNER/NAME of the Hugging Face hub, such as openai/clip-vit-base-patch32"
     add("--clip", metavar="DIR", help=text)
     text = "score by LPIPS (pip install 'anyv2v[lpips]')"
     add("--lpips", action="store_true", help=text)
@@ -298,14 +306,32 @@ def _evaluate(commands: Commands) -> None:
     _model(sub)
 
 
+def _ui(commands: Commands) -> None:
+    text = (
+        "Serve a page on which clips are edited in the browser. "
+        "It runs on this machine alone, and what is uploaded is removed when it ends."
+    )
+    sub = commands.add("ui", text, usage="anyv2v ui [options]")
+    add = sub.add_argument_group("page").add_argument
+    text = "address at which it is served; one that other machines reach serves them, too"
+    add("--host", default="127.0.0.1", metavar="HOST", help=text)
+    add("--port", type=from_1, default=7860, metavar="N", help="port at which it is served")
+    text = "an editor of the first frame with its weights, which is offered besides those without, "
+    text += "such as 'ip2p=instruct-pix2pix weights=DIR'; may be given several times"
+    add("--editor", action="append", metavar="'NAME=EDITOR ...'", help=text)
+    _model(sub)
+
+
 def _model(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("weights and machine")
     group.add_argument(
         "--weights",
         default=os.environ.get("ANYV2V_WEIGHTS") or DEMO,
         metavar="DIR",
-        help="folder written by `anyv2v convert`, or the word demo for the small model that is "
-        "part of the package; the environment variable ANYV2V_WEIGHTS changes the default",
+        help="folder written by `anyv2v convert`; the word demo for the small model that is part "
+        "of the package; or OWNER/NAME[@REVISION] of a repository of the Hugging Face hub, such as "
+        "ali-vilab/i2vgen-xl, which is downloaded and converted on its first use; the environment "
+        "variable ANYV2V_WEIGHTS changes the default",
     )
     _machine(group)
     text = "whether the text and vision towers and the VAE encoder wait in host memory while they "

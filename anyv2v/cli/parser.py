@@ -175,7 +175,8 @@ class Commands:
             allow_abbrev=False,
             formatter_class=_Help,
         )
-        sub.set_defaults(run=self._run[name], prog=sub.prog, command=name, sharing=None)
+        sub.set_defaults(run=self._run[name], prog=sub.prog, command=name)
+        sub.set_defaults(sharing=None, progress=None)
         for group in groups:
             group(sub)
         text = "YAML or JSON file of options that are not given here; a sidecar of an output is one"

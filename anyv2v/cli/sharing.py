@@ -7,11 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from anyv2v.cli import settings
 from anyv2v.cli.arguments import typed
+from anyv2v.cli.clip import is_source
 from anyv2v.cli.model import Model
+from anyv2v.cli.values import SOURCE
+from anyv2v.diffusion.schedule import match_levels
 from anyv2v.editor import Editor
 from anyv2v.injection.fractions import Injection
 from anyv2v.pipeline.source import Source, Unfinished
+
+READ = ("video", "weights", "size", "frames", "sample_fps", "start_time", "fit")
+READ += ("dtype", "inversion_prompt", "tolerance", "feature_memory")
+"""Options on which the inversion of a clip depends, besides its method, steps and end."""
 
 
 class Shared:
@@ -83,3 +91,21 @@ def widest(injections: Sequence[Injection]) -> Injection:
     names = dict.fromkeys(name for each in injections for name in each.fractions)
     fractions: Any = {n: max(x.fractions.get(n, 0.0) for x in injections) for n in names}
     return Injection(**fractions)
+
+
+def inversion_key(args: argparse.Namespace, load: Callable[[], Editor]) -> str:
+    """Returns a text of all that the inversion of a command's clip depends on.
+
+    args: the options, after `settings.fill`. load: returns the editor.
+    """
+    if is_source(args.video):
+        return f"{args.video} {args.weights}"
+    method, steps = settings.of_the_inversion(args)
+    editor, end = load(), None
+    plan = editor.step_plan(**settings.of_the_run(args))
+    if method == "fixed-point":
+        # where an inversion ends, it is solved more exactly
+        end = min(match_levels(plan.source_levels, editor.schedule.levels(steps)).values())
+    told = [getattr(args, name, None) for name in READ]
+    whole = getattr(args, "out_size", None) == SOURCE
+    return repr([*told, whole, method, steps, end, sorted(args.options.items())])

@@ -28,12 +28,14 @@ from anyv2v.cli.config_file import COMMAND, SETTINGS
 from anyv2v.cli.console import tell
 from anyv2v.cli.edit_key import edit_key
 from anyv2v.cli.values import AUTO, OFF, SOURCE
+from anyv2v.convert.cache import pinned
 from anyv2v.editor import Editor
 from anyv2v.kernels.choose import USED
 from anyv2v.loading import DEMO
 from anyv2v.media.sequence import Pattern, is_sequence, numbered
 from anyv2v.pipeline.source import SUFFIX, Source
 from anyv2v.runtime.atomic_files import atomic_path, check_output
+from anyv2v.weights import hub
 
 PACKAGES = ("anyv2v", "torch", "triton", "numpy", "av", "pillow", "safetensors", "tokenizers")
 """Packages whose versions are recorded."""
@@ -43,7 +45,9 @@ WORDS = {"protect": (OFF, AUTO), "guide": (OFF, AUTO, "patches")}
 """Option that names a file unless it is one of these words -> the words."""
 EACH = (*INPUTS, "prompt", "instruction", "output")
 """Options that each of several edits may have for itself."""
-PATHS = (*INPUTS, "output", "weights", "editor_weights")
+WEIGHTS = ("weights", "editor_weights")
+"""Options that are folders of weights, or repositories of the hub."""
+PATHS = (*INPUTS, "output", *WEIGHTS)
 """Options that are paths."""
 KEYED = ("edit", "reconstruct")
 """Commands whose outputs have a key, because a batch may make them."""
@@ -335,6 +339,8 @@ def _plain(name: str, value: Any) -> Any:
         # one scale of guidance is a number, as most give it
         named = ",".join(f"{each}={number}" for each, number in value.items())
         return value["text"] if {*value} == {"text"} else named or None
+    if name in WEIGHTS and isinstance(value, str) and hub.name_of(value) is not None:
+        return pinned(value)
     if name in PATHS and isinstance(value, str) and value != DEMO:
         return os.path.abspath(value)
     if name in WORDS and value is not None and value not in WORDS[name]:

@@ -141,8 +141,11 @@ def _records(args: argparse.Namespace, editor: Editor) -> bool:
 
 
 def progress_of(args: argparse.Namespace) -> Progress:
-    """Returns a `Progress` that shows nothing with --quiet, and that a signal interrupts."""
-    return Progress(args.quiet, args.signals.check)
+    """Returns a `Progress` that shows nothing with --quiet, and that a signal interrupts.
+
+    A page gives one of its own.
+    """
+    return args.progress or Progress(args.quiet, args.signals.check)
 
 
 def without_effect(

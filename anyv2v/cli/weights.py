@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from anyv2v import loading, weights_folders
+from anyv2v import weights_folders
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.console import say, tell
 from anyv2v.cli.model import Model
 from anyv2v.cli.source import progress_of, without_effect
 from anyv2v.convert.fetch import asked, fetch
 from anyv2v.convert.published import convert
+from anyv2v.convert.repositories import ADAPTER, EDITOR, SCORES, VIDEOS
 from anyv2v.weights import hub
 from anyv2v.weights.manifest import CLIP
 
@@ -30,12 +31,7 @@ def run_convert(args: argparse.Namespace) -> None:
         )
     if snapshot := hub.snapshots(args.src):
         say(f"{args.src} {hub.DESCRIPTION}: {snapshot[0]} was read")
-    option = "--editor-weights" if "model" in config else "--weights"
-    if "adapter" in config:
-        option = f"--editor-option adapter={args.dst}"
-    if config.get("model") == CLIP:
-        option = "--clip"
-    print(f"{args.dst}: ready for {option}")
+    print(f"{args.dst}: ready for {option_of(config, args.dst)}")
 
 
 def run_verify(args: argparse.Namespace) -> None:
@@ -53,8 +49,22 @@ def run_fetch(args: argparse.Namespace) -> None:
     dtype, no_bars = typed(Model, args).torch_dtype, args.quiet or not sys.stderr.isatty()
     with progress_of(args) as progress:
         done = progress.bytes("convert")
-        folders = fetch(name, dst, loading.expected_shapes, dtype, args.force, done, no_bars)
-        report = loading.inspect(dst, progress.bytes("verify"))
+        shapes = weights_folders.expected_shapes
+        folders = fetch(name, dst, shapes, dtype, args.force, done, no_bars)
+        report = weights_folders.inspect(dst, progress.bytes("verify"))
     print(report)
     where = " and ".join(map(str, folders))
-    print(f"{dst}: ready for --weights; the download in {where} is no longer needed")
+    option = option_of(report.checkpoint.config, dst)
+    print(f"{dst}: ready for {option}; the download in {where} is no longer needed")
+
+
+def option_of(config: dict, folder: str) -> str:
+    """Returns the option that takes weights, with its value where that is not just the folder.
+
+    config: the content of their config.json. folder: where they are.
+    """
+    if "adapter" in config:
+        return f"{ADAPTER}={folder}"
+    if config.get("model") == CLIP:
+        return SCORES
+    return EDITOR if "model" in config else VIDEOS

@@ -11,15 +11,16 @@ from typing import cast
 import torch
 from torch import nn
 
-from anyv2v import checks
 from anyv2v.clip.model import CLIPModel, TextEmbedder, builders, size_name
 from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.clip.text import TextConfig
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.config import config_errors, section
+from anyv2v.convert import cache
 from anyv2v.convert.formats.whole_clip import LONGEST_ORIGIN, is_whole_clip
 from anyv2v.convert.published import convert
+from anyv2v.convert.repositories import SCORES, VIDEOS
 from anyv2v.errors import InputError
 from anyv2v.runtime.atomic_files import scratch
 from anyv2v.runtime.device import choose_device
@@ -39,12 +40,13 @@ def load(
     folder: a folder that `anyv2v convert` wrote, of a CLIP or of a model that has CLIP's image
     encoder, such as I2VGen-XL (the CLIP has no text encoder then); or a published CLIP, as
     transformers or OpenCLIP save it, which is converted to a temporary folder first: that takes as
-    much disk space as the weights, and the time to write them. device: None is cuda if there is
+    much disk space as the weights, and the time to write them; or a repository of the hub, see
+    `convert.cache.located`. device: None is cuda if there is
     one, else cpu. dtype: of the weights. Raises InputError if the folder is damaged or holds no
     CLIP, or if the disk has too little space.
     """
     device = choose_device(device)
-    path = hub.only_snapshot(checks.path("clip", folder))
+    path = hub.only_snapshot(cache.located(folder, expected_shapes, (SCORES, VIDEOS)))
     if not is_whole_clip(path):
         return _load(Checkpoint.open(path), device, dtype)
     with scratch(Path(gettempdir())) as temporary:

@@ -31,18 +31,19 @@ class Attention(nn.Module):
         heads: int,
         head_dim: int,
         context_dim: int | None = None,
+        bias: bool = False,
     ):
         """Builds the projections of an attention with `heads` heads of `head_dim` dims each.
 
         dim: length of the tokens, in and out. context_dim: length of the context's vectors in a
-        cross-attention; None makes a self-attention.
+        cross-attention; None makes a self-attention. bias: whether query, key and value have one.
         """
         super().__init__()
         self.site, self.heads, self.is_cross = site, heads, context_dim is not None
         inner_dim = heads * head_dim
-        self.q = Linear(dim, inner_dim, bias=False)
-        self.k = Linear(context_dim or dim, inner_dim, bias=False)
-        self.v = Linear(context_dim or dim, inner_dim, bias=False)
+        self.q = Linear(dim, inner_dim, bias)
+        self.k = Linear(context_dim or dim, inner_dim, bias)
+        self.v = Linear(context_dim or dim, inner_dim, bias)
         self.out = Linear(inner_dim, dim)
 
     def forward(

@@ -1,13 +1,16 @@
-"""Copies of networks without data, used to find out shapes and costs."""
+"""Networks without data, used to find out shapes and costs."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from anyv2v.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -29,3 +32,27 @@ def meta_copy(network: Network, device: torch.device, dtype: torch.dtype | None 
     # never copies a weight itself
     memo = {id(x): empty_copy(x) for x in chain(network.parameters(), network.buffers())}
     return copy.deepcopy(network, memo)
+
+
+def shapes_of(
+    builders: Mapping[str, Callable[[], nn.Module]],
+) -> dict[str, Mapping[str, tuple[int, ...]]]:
+    """Returns component -> name of a parameter or buffer -> its shape.
+
+    builders: component -> a function that builds its network, which is called on the meta device,
+    without memory for weights. Raises InputError, which names the component, if that fails.
+    """
+    networks = {}
+    with torch.device("meta"):
+        for name, build in builders.items():
+            try:
+                networks[name] = build()
+            except InputError:
+                raise
+            # torch's layers raise all of these for sizes that are impossible
+            except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+                raise InputError(f"{name}: {error}") from error
+    return {
+        name: {key: tuple(x.shape) for key, x in network.state_dict().items()}
+        for name, network in networks.items()
+    }

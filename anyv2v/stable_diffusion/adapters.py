@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from anyv2v.clip.preprocess import PreprocessConfig
 from anyv2v.clip.vision import VisionConfig, VisionEncoder
 from anyv2v.config import config_errors, section
+from anyv2v.convert import cache
+from anyv2v.convert.repositories import ADAPTER
 from anyv2v.errors import InputError
+from anyv2v.runtime.meta import shapes_of
 from anyv2v.stable_diffusion.ip_adapter import IPAdapterConfig, IPAdapterNetwork, pixels_of
 from anyv2v.stable_diffusion.t2i_adapter import T2IAdapterConfig, T2IAdapterNetwork
 from anyv2v.weights.checkpoint import Checkpoint
@@ -64,7 +67,8 @@ def load_ip_adapter(
 ) -> tuple[IPAdapterNetwork, Tensor]:
     """Loads an IP-Adapter and encodes a reference image with it.
 
-    folder: weights folder that `anyv2v convert` wrote. reference: uint8 RGB (h, w, 3). Returns the
+    folder: weights folder that `anyv2v convert` wrote, or a repository of the hub, see
+    `convert.cache.located`. reference: uint8 RGB (h, w, 3). Returns the
     adapter's network and image tokens (2, m, c') in `dtype`: first those for no image, then those
     of `reference`. The image encoder is freed. Raises InputError if the folder is damaged or holds
     something else, or the reference is too narrow.
@@ -83,9 +87,10 @@ def load_ip_adapter(
 def load_t2i_adapter(
     folder: str | Path, device: torch.device, dtype: torch.dtype
 ) -> T2IAdapterNetwork:
-    """Loads a T2I-Adapter from a weights folder that `anyv2v convert` wrote.
+    """Loads a T2I-Adapter.
 
-    Raises InputError if the folder is damaged or holds something else.
+    folder: weights folder that `anyv2v convert` wrote, or a repository of the hub, see
+    `convert.cache.located`. Raises InputError if the folder is damaged or holds something else.
     """
     checkpoint, build = _open(folder, T2I_ADAPTER, t2i_adapter_builders)
     network = checkpoint.load("adapter", partial(build, "adapter"), device, dtype)
@@ -95,7 +100,8 @@ def load_t2i_adapter(
 def _open(
     folder: str | Path, expected: str, builders: Callable[[dict], Builders]
 ) -> tuple[Checkpoint, Callable[[str], nn.Module]]:
-    checkpoint = Checkpoint.open(folder)
+    found = cache.located(folder, lambda config: shapes_of(builders(config)), (ADAPTER,))
+    checkpoint = Checkpoint.open(found)
     model = checkpoint.config.get("model", checkpoint.config.get("backbone"))
     if model != expected:
         raise InputError(f"{checkpoint.folder}: holds {model}; weights of {expected} are needed")

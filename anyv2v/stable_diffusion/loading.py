@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
 from anyv2v.config import config_errors, section
+from anyv2v.convert import cache
+from anyv2v.convert.repositories import EDITOR
 from anyv2v.errors import InputError
+from anyv2v.runtime.meta import shapes_of
 from anyv2v.stable_diffusion.config import ScheduleConfig, UNet2DConfig
 from anyv2v.stable_diffusion.schedule import DiscreteSchedule
 from anyv2v.stable_diffusion.unet import UNet2D
@@ -62,11 +65,13 @@ def load(
 ) -> StableDiffusion:
     """Loads Stable Diffusion or InstructPix2Pix from a weights folder.
 
-    weights: a folder that `anyv2v convert` wrote. in_channels: which model is expected, 4 for
+    weights: a folder that `anyv2v convert` wrote, or a repository of the hub, see
+    `convert.cache.located`. in_channels: which model is expected, 4 for
     Stable Diffusion or 8 for InstructPix2Pix. Raises InputError if the folder is damaged or holds
     another model.
     """
-    checkpoint = Checkpoint.open(weights)
+    folder = cache.located(weights, lambda config: shapes_of(builders(config)), (EDITOR,))
+    checkpoint = Checkpoint.open(folder)
     check_kind(checkpoint, in_channels)
     config = checkpoint.config
     with config_errors(checkpoint.folder):

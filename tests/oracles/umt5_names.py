@@ -1,53 +1,56 @@
-"""Names of a UMT5 encoder's tensors: as transformers and as Wan's original have them -> ours."""
+"""The names of a UMT5 encoder's parameters in transformers and in Wan's original files, and ours."""
 
-HUB_LAYER = {
-    "layer.0.layer_norm.weight": "norm1.weight",
-    "layer.0.SelfAttention.q.weight": "self.q.weight",
-    "layer.0.SelfAttention.k.weight": "self.k.weight",
-    "layer.0.SelfAttention.v.weight": "self.v.weight",
-    "layer.0.SelfAttention.o.weight": "self.out.weight",
-    "layer.0.SelfAttention.relative_attention_bias.weight": "self.relative_bias.weight",
-    "layer.1.layer_norm.weight": "norm2.weight",
-    "layer.1.DenseReluDense.wi_0.weight": "mlp.gate.weight",
-    "layer.1.DenseReluDense.wi_1.weight": "mlp.up.weight",
-    "layer.1.DenseReluDense.wo.weight": "mlp.down.weight",
-}
-ORIGINAL_LAYER = {
-    "norm1.weight": "norm1.weight",
-    "attn.q.weight": "self.q.weight",
-    "attn.k.weight": "self.k.weight",
-    "attn.v.weight": "self.v.weight",
-    "attn.o.weight": "self.out.weight",
-    "pos_embedding.embedding.weight": "self.relative_bias.weight",
-    "norm2.weight": "norm2.weight",
-    "ffn.gate.0.weight": "mlp.gate.weight",
-    "ffn.fc1.weight": "mlp.up.weight",
-    "ffn.fc2.weight": "mlp.down.weight",
-}
+from collections.abc import Mapping
 
+from torch import Tensor
 
-def hub_names(layers: int) -> dict[str, str]:
-    """Those of transformers' UMT5EncoderModel, in which the embedding has two names."""
-    return {
-        "shared.weight": "token_embedding.weight",
-        "encoder.embed_tokens.weight": "token_embedding.weight",
-        "encoder.final_layer_norm.weight": "final_norm.weight",
-        **_of_layers("encoder.block", HUB_LAYER, layers),
+from anyv2v.convert.rename import prefixed, rules
+from tests.oracles.wan_names import renamed
+
+LAYER = rules(
+    {
+        "layer.0.layer_norm": "norm1",
+        "layer.0.SelfAttention.q": "self.q",
+        "layer.0.SelfAttention.k": "self.k",
+        "layer.0.SelfAttention.v": "self.v",
+        "layer.0.SelfAttention.o": "self.out",
+        "layer.0.SelfAttention.relative_attention_bias": "self.relative_bias",
+        "layer.1.layer_norm": "norm2",
+        "layer.1.DenseReluDense.wi_0": "mlp.gate",
+        "layer.1.DenseReluDense.wi_1": "mlp.up",
+        "layer.1.DenseReluDense.wo": "mlp.down",
     }
+)
+ENCODER = (
+    *prefixed("encoder.block.{}", "layers.{}", LAYER),
+    *rules({"shared": "token_embedding", "encoder.final_layer_norm": "final_norm"}),
+)
+"""`UMT5EncoderModel`, but for the second name of its embedding; all shapes are the same."""
+SECOND_NAME = "encoder.embed_tokens.weight"
 
-
-def original_names(layers: int) -> dict[str, str]:
-    """Those of Wan's models_t5_umt5-xxl-enc-bf16.pth (wan/modules/t5.py)."""
-    return {
-        "token_embedding.weight": "token_embedding.weight",
-        "norm.weight": "final_norm.weight",
-        **_of_layers("blocks", ORIGINAL_LAYER, layers),
+ORIGINAL_LAYER = rules(
+    {
+        "norm1": "norm1",
+        "attn.q": "self.q",
+        "attn.k": "self.k",
+        "attn.v": "self.v",
+        "attn.o": "self.out",
+        "pos_embedding.embedding": "self.relative_bias",
+        "norm2": "norm2",
+        "ffn.gate.0": "mlp.gate",
+        "ffn.fc1": "mlp.up",
+        "ffn.fc2": "mlp.down",
     }
+)
+ORIGINAL_ENCODER = (
+    *prefixed("blocks.{}", "layers.{}", ORIGINAL_LAYER),
+    *rules({"token_embedding": "token_embedding", "norm": "final_norm"}),
+)
+"""models_t5_umt5-xxl-enc-bf16.pth of Wan (wan/modules/t5.py); all shapes are the same."""
 
 
-def _of_layers(prefix: str, names: dict[str, str], layers: int) -> dict[str, str]:
-    return {
-        f"{prefix}.{i}.{theirs}": f"layers.{i}.{ours}"
-        for i in range(layers)
-        for theirs, ours in names.items()
-    }
+def hub_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a `UMT5EncoderModel` by our names, the embedding once."""
+    once = dict(state)
+    assert once.pop(SECOND_NAME).data_ptr() == state["shared.weight"].data_ptr()
+    return renamed(once, ENCODER)

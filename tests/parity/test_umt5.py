@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.umt5.cleaning import clean
 from anyv2v.umt5.encoder import TextEncoder, UMT5Config, relative_buckets
 from anyv2v.umt5.tokenizer import Tokenizer
 from tests.oracles import umt5_tokenizer
 from tests.oracles.golden import relative_error
-from tests.oracles.umt5_names import hub_names, original_names
+from tests.oracles.umt5_names import ORIGINAL_ENCODER, hub_state
 
 transformers = pytest.importorskip("transformers")
 modeling = pytest.importorskip("transformers.models.umt5.modeling_umt5")
@@ -51,20 +52,6 @@ def config(theirs: transformers.UMT5Config, tokens: int = TOKENS) -> UMT5Config:
     )
 
 
-def renamed(state: dict, layers: int) -> dict:
-    """Their tensors under our names; the embedding, which they have twice, once."""
-    names = hub_names(layers)
-    assert set(names) == set(state)
-    shared, ours = names["shared.weight"], {}
-    for theirs, name in names.items():
-        if name == shared and name in ours:
-            assert state[theirs].data_ptr() == ours[name].data_ptr()
-        else:
-            assert name not in ours
-            ours[name] = state[theirs]
-    return ours
-
-
 def redraw(model, seed: int) -> None:
     """Weights with which scores are large, norms matter and the output is of order 1."""
     generator = torch.Generator().manual_seed(seed)
@@ -87,8 +74,7 @@ def pair(seed: int, tokens: int = TOKENS, **settings):
     model.to_empty(device="cpu").eval().requires_grad_(False)
     model.encoder.embed_tokens = model.shared
     redraw(model, seed)
-    state = renamed(model.state_dict(), theirs.num_layers)
-    ours.load_state_dict(state, strict=True, assign=True)
+    ours.load_state_dict(hub_state(model.state_dict()), strict=True, assign=True)
     return ours.eval().requires_grad_(False), model
 
 
@@ -144,9 +130,10 @@ def test_names_and_shapes_at_full_size():
             )
         )
         ours = TextEncoder(config(theirs.config, 512))
-    shapes = {name: x.shape for name, x in renamed(theirs.state_dict(), 24).items()}
+    shapes = {name: x.shape for name, x in hub_state(theirs.state_dict()).items()}
     assert shapes == {name: x.shape for name, x in ours.state_dict().items()}
-    assert sorted(original_names(24).values()) == sorted(shapes)
+    originals = [new.name for new in rename(shapes, ORIGINAL_ENCODER, to="theirs").values()]
+    assert not unused_rules(originals, ORIGINAL_ENCODER)
     assert (len(shapes), sum(x.numel() for x in shapes.values())) == (242, 5_680_910_336)
 
 

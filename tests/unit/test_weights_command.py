@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from anyv2v.cli.main import main
 from anyv2v.convert import fetch as fetching
-from anyv2v.convert.fetch import PUBLISHED, asked, needed_files
+from anyv2v.convert.fetch import asked
 from anyv2v.convert.published import convert
+from anyv2v.convert.repositories import PUBLISHED, needed_files
 from anyv2v.errors import InputError
 from anyv2v.loading import expected_shapes, inspect
 
@@ -141,6 +142,9 @@ def test_a_manifest_that_lists_nothing(run, folder):
 # fetch
 
 
+COMMIT = "0123abc" + 33 * "0"
+
+
 class Hub(ModuleType):
     """As much of huggingface_hub as is used, with a folder per repository in place of the network.
 
@@ -155,10 +159,13 @@ class Hub(ModuleType):
         self.utils = ModuleType("huggingface_hub.utils")
         self.utils.disable_progress_bars = lambda: None
         self.utils.RepositoryNotFoundError = type("RepositoryNotFoundError", (OSError,), {})
+        self.utils.RevisionNotFoundError = type("RevisionNotFoundError", (OSError,), {})
         self.utils.GatedRepoError = type(
             "GatedRepoError", (self.utils.RepositoryNotFoundError,), {}
         )
         self.HfApi = lambda: self
+        self.constants = ModuleType("huggingface_hub.constants")
+        self.constants.HF_HUB_CACHE = str(cache)
 
     def page(self, repository: str) -> Path:
         return self.pages / repository.replace("/", "--")
@@ -166,15 +173,19 @@ class Hub(ModuleType):
     def cache(self, repository: str) -> Path:
         return self.cached / repository.replace("/", "--")
 
-    def model_info(self, repository, files_metadata):
-        assert files_metadata
+    def model_info(self, repository, revision, files_metadata):
+        assert files_metadata and revision is None
         self.asked.append(repository)
         if repository in self.missing:
             raise self.utils.RepositoryNotFoundError("401 Client Error. (Request ID: x)")
         page = self.page(repository)
         files = [path for path in sorted(page.rglob("*")) if path.is_file()]
         facts = [self._facts(path, str(path.relative_to(page))) for path in files]
-        return SimpleNamespace(sha="abc", siblings=facts)
+        return SimpleNamespace(sha=COMMIT, siblings=facts)
+
+    def try_to_load_from_cache(self, repository, name, revision):
+        path = self.cache(repository) / name
+        return str(path) if revision == COMMIT and path.exists() else None
 
     def _facts(self, path: Path, name: str):
         data, large = path.read_bytes(), path.suffix in (".safetensors", ".pt")
@@ -185,7 +196,7 @@ class Hub(ModuleType):
         )
 
     def snapshot_download(self, repository, revision, allow_patterns):
-        assert repository in self.asked and revision == "abc"
+        assert repository in self.asked and revision == COMMIT
         if repository in self.gated:
             raise self.utils.GatedRepoError("403 Client Error. (Request ID: x)")
         page, cache = self.page(repository), self.cache(repository)
@@ -216,6 +227,7 @@ def empty_hub(tmp_path, monkeypatch):
     hub = Hub(tmp_path / "pages", tmp_path / "cache")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.setitem(sys.modules, "huggingface_hub.utils", hub.utils)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", hub.constants)
     monkeypatch.chdir(tmp_path)
     return hub
 
@@ -455,7 +467,7 @@ def test_what_is_needed_of_a_page():
         "tokenizer/merges.txt",
         "assets/picture.json",
     ]
-    (page,) = PUBLISHED["i2vgen-xl"]
+    (page,) = PUBLISHED["i2vgen-xl"].repositories
     half, full = needed_files(page, names, half=True), needed_files(page, names, half=False)
     assert "assets/picture.json" not in half and "tokenizer/merges.txt" in half
     assert "text_encoder/model.fp16.safetensors" in half

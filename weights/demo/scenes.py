@@ -42,7 +42,13 @@ STYLES = ("natural", "night", "sepia", "poster", "outlined")
 """The looks of whole pictures."""
 
 KINDS = ("colour", "texture", "shape", "background", "style", "add")
-"""Kinds of edits, by what they change."""
+"""Kinds of edits, by what they change. Benchmarks take them in this order."""
+BEST_FIRST = ("background", "style", "colour", "shape", "texture", "add")
+"""The same by how much of an edit the demo model makes: by how many dB its edits are closer to the
+truth than the unedited sources are, on average (README.md, "Figures")."""
+CLEAR = 17
+"""The seed of `anyv2v demo` by default: chosen by eye among 24, because the motion and the edit can
+be seen clearly. The figures are those of other scenes, none of which was chosen."""
 
 SPLITS = {"train": 0, "validation": 10**9, "held-out": 2 * 10**9}
 """Split (set of scenes for one purpose) -> the seed of its first scene."""

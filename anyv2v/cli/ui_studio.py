@@ -1,0 +1,348 @@
+"""What the page of `anyv2v ui` does: it runs commands, each as the command line would."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyv2v import loading
+from anyv2v.cli import notices, settings
+from anyv2v.cli.arguments import typed
+from anyv2v.cli.clip import Clip, is_source
+from anyv2v.cli.console import explained
+from anyv2v.cli.edit import SomeFailed, run_edit, run_edit_frame
+from anyv2v.cli.first_frame import FirstFrame, frame_files, uses, write_picture
+from anyv2v.cli.invert import predicted
+from anyv2v.cli.model import Model
+from anyv2v.cli.options import parser
+from anyv2v.cli.process import Signals
+from anyv2v.cli.sharing import inversion_key
+from anyv2v.cli.sidecar import sidecar_of
+from anyv2v.cli.source import DEMO_NOTICE, of_the_run
+from anyv2v.cli.ui_editors import read_editors
+from anyv2v.cli.ui_files import (
+    EXAMPLE,
+    EXAMPLE_FRAME,
+    name_only,
+    write_example,
+    write_shown,
+    write_side_by_side,
+)
+from anyv2v.cli.ui_kept import KeptSources
+from anyv2v.cli.values import AUTO, OFF
+from anyv2v.errors import InputError
+from anyv2v.injection.presets import PRESETS
+from anyv2v.long.windows import plan_windows
+from anyv2v.media.cuts import find_cuts
+from anyv2v.media.frames import Video
+from anyv2v.media.image import read_image
+from anyv2v.media.video import stream_video, write_video
+from anyv2v.ui.progress import Show, ShownProgress
+from anyv2v.ui.sessions import Session, Sessions
+from anyv2v.ui.streams import heard
+from anyv2v.ui.studio import Looked, Made, Settings
+from anyv2v.ui.texts import clip_text, plan_text
+from anyv2v.ui.words import changed, command_line, words
+
+SMALL = 128
+"""The least length in pixels of a shorter side at which frames are not enlarged pixel by pixel."""
+KEPT = 2
+"""The most inverted clips that are kept of one user."""
+KEPT_OF_ALL = {"cpu": 4}
+"""Type of a device -> the most inverted clips that are kept there; 1 on a GPU, of whose memory the
+features of one may take half."""
+FILES = ("video", "frame", "reference", "mask", "protect", "output")
+"""Options that are names of files in the folder of a user."""
+
+
+class Studio:
+    """Does what the page asks for, as `anyv2v.ui.studio.Studio` says."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path):
+        """args: the options of `anyv2v ui`. folder: for the files of all users."""
+        model = typed(Model, args)
+        self._editors = {each.name: each for each in read_editors(args.editor or [])}
+        self._known = loading.peek(args.weights)
+        self._kept = KeptSources(KEPT, KEPT_OF_ALL.get(model.torch_device.type, 1))
+        self._editor = self._kept.editor(model)
+        # the same weights in whatever folder the command is run
+        weights = model.weights if model.weights == loading.DEMO else os.path.abspath(model.weights)
+        self._machine = {"device": model.device, "dtype": model.dtype}
+        self._model = {"weights": weights, **self._machine}
+        self._model |= {} if model.offload == "auto" else {"offload": model.offload}
+        self._commands = parser({"edit": run_edit, "edit-frame": run_edit_frame})
+        self._costs: dict[str, Any] = {}
+        # networks, and what is recorded of the kernels, are for one run at a time
+        self._device, self._is_closed = threading.Lock(), False
+        self._debug = args.debug
+        self._looked: dict[Path, tuple[Video, int]] = {}
+        self.sessions = Sessions(folder, self._forget)
+        """The users."""
+        own, backbone = self._known.defaults, self._editor.backbone
+        self.settings = Settings(
+            f"{os.path.basename(weights)} ({backbone.name}), on {backbone.device}",
+            DEMO_NOTICE if model.weights == loading.DEMO else "",
+            min(own.size) < SMALL,
+            own.frames,
+            own.size,
+            [*PRESETS],
+            [*self._editors.values()],
+        )
+        """What the page has to know of the weights."""
+
+    def usual(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Studio.usual`."""
+        given = {name: options.get(name) or None for name in ("preset", "steps", "guide")}
+        args = self._parsed(words("edit", "clip.mp4", given | {"prompt": "", "output": "x.mp4"}))
+        own = self._known.defaults
+        return {
+            "steps": own.steps,
+            "guide": own.guide or OFF,
+            "guidance": args.guidance,
+            "inject": args.injection.fractions,
+            "start": args.start,
+            "negative-prompt": args.negative_prompt,
+            "protect": args.protect,
+            "seed": 0,
+            "out-size": "edited",
+        }
+
+    def example(self, session: Session) -> tuple[str, Path, Path]:
+        """See `Studio.example`."""
+        prompt = write_example(session.folder, self._known.defaults)
+        session.clip, session.frame, session.made_by = EXAMPLE, EXAMPLE_FRAME, ()
+        return prompt, session.folder / EXAMPLE, session.folder / EXAMPLE_FRAME
+
+    def look(self, session: Session, options: Mapping[str, Any]) -> Looked:
+        """See `Studio.look`."""
+        self._looked.pop(session.folder, None)
+        args = self._args(session, options)
+        if is_source(session.clip):
+            raise InputError(f"{session.clip} is inverted already; give the video")
+        clip, frames, count = typed(Clip, args), [], 0
+
+        def each() -> Iterator[np.ndarray]:
+            nonlocal count
+            for frame in stream:
+                if not args.window or count < args.window:
+                    frames.append(frame)
+                count += 1
+                yield frame
+
+        with stream_video(args.video, **clip.reading()) as stream:
+            cuts = find_cuts(each())
+            video = Video.owning(np.stack(frames), stream.fps)
+        windows = len(plan_windows(count, args.window, args.shared))
+        self._looked[session.folder] = video, windows
+        # new names, because browsers keep what they have got of the old ones
+        preview = session.folder / session.numbered("preview", ".mp4")
+        first = session.folder / session.numbered("first-frame", ".png")
+        write_video(preview, video.frames, video.fps)
+        write_picture(first, clip.first_frame())
+        own, size = clip.sizes()
+        lines = [*of_the_run(args, self._editor), notices.cuts(session.clip, cuts)]
+        text = clip_text(count, video.fps, size, own, windows)
+        return Looked(text, _named([x for x in lines if x], session), preview, first)
+
+    def upload_frame(self, session: Session, path: str, options: Mapping[str, Any]) -> Path:
+        """See `Studio.upload_frame`."""
+        name = session.take(path)
+        if session.clip:
+            args = self._args(session, options, {"frame": name})
+            ((frame, _),) = typed(FirstFrame, args).read(typed(Clip, args))
+        else:
+            frame = read_image(session.folder / name)
+        session.frame, session.made_by = name, ()
+        return self._shown(session, frame)
+
+    def candidates(
+        self,
+        session: Session,
+        editor: str,
+        options: Mapping[str, Any],
+        editor_options: Mapping[str, Any],
+        count: int,
+    ) -> tuple[list[Path], list[str]]:
+        """See `Studio.candidates`."""
+        chosen = self._editors[editor]
+        given = [f"{name}={value}" for name, value in editor_options.items()]
+        line = {**_given(options), **chosen.words}
+        line["editor-option"] = [*line["editor-option"], *given]
+        output = session.numbered("frame", ".png")
+        line |= {"candidates": count if count > 1 else None, **self._machine, "output": output}
+        arguments = words("edit-frame", self._clip(session), line)
+        args = self._parsed(arguments, session)
+        setup = typed(Model, args)
+        made = typed(FirstFrame, args).make_editor(setup.torch_device, setup.torch_dtype)
+        if count > 1 and "seed" not in uses(made):
+            return self.candidates(session, editor, options, editor_options, 1)
+        with self._run(session) as lines:
+            run_edit_frame(args)
+        session.made_by = arguments
+        files = frame_files(output, count)
+        return [session.folder / name for name in (files[1:-1] or files)], _named(lines, session)
+
+    def choose(self, session: Session, name: str) -> Path:
+        """See `Studio.choose`."""
+        session.frame = name
+        return self._shown(session, read_image(session.folder / name))
+
+    def draw(self, session: Session, alpha: np.ndarray | None) -> str:
+        """See `Studio.draw`."""
+        session.mask = ""
+        if alpha is not None and alpha.any():
+            session.mask = session.numbered("mask", ".png")
+            white = np.where(alpha > 0, np.uint8(255), np.uint8(0))
+            write_picture(session.folder / session.mask, np.stack([white] * 3, axis=-1))
+        return session.mask
+
+    def plan(self, session: Session, options: Mapping[str, Any]) -> str:
+        """See `Studio.plan`."""
+        if not session.clip or session.folder not in self._looked:
+            return ""
+        video, windows = self._looked[session.folder]
+        args = self._args(session, options)
+        with self._device:
+            key = inversion_key(args, lambda: self._editor)
+            kept = self._kept.has(session.folder.name, key, args.injection)
+            run = settings.of_the_run(args)
+            known = repr([video.frames.shape, run, args.guidance, settings.of_the_inversion(args)])
+            if known not in self._costs:
+                self._costs[known] = predicted(args, self._editor, video)
+            cost = self._costs[known]
+        work = cost.inversion_evaluations, cost.sampling_branches
+        flops = cost.total - (cost.flops["invert"] if kept else 0)
+        return plan_text(*work, flops, cost.peak, windows, kept)
+
+    def edit(self, session: Session, options: Mapping[str, Any], show: Show) -> Made:
+        """See `Studio.edit`."""
+        output = session.numbered("edit", ".mp4")
+        if not session.frame:
+            raise InputError("give an edited first frame (2)")
+        arguments = self._words(session, options, {"frame": session.frame, "output": output})
+        args = self._parsed(arguments, session)
+        both = session.folder / output.replace("edit", "side-by-side")
+        with self._run(session) as lines:
+            user, key = session.folder.name, inversion_key(args, lambda: self._editor)
+            self._kept.prepare(user, key, args)
+            args.sharing, args.progress = self._kept, ShownProgress(show, session.check)
+            try:
+                run_edit(args)
+                name_only(session.folder / output)
+                write_side_by_side(args, both)
+            except SomeFailed as failed:
+                raise next(iter(failed.failures.values())) from None
+            finally:
+                shutil.rmtree(session.folder / f"{output}.unfinished", ignore_errors=True)
+        files = [output, sidecar_of(output), both, *self._made_here(session, args)]
+        commands = [*([session.made_by] if session.made_by else []), arguments]
+        return Made(
+            session.folder / output,
+            both,
+            [session.folder / file for file in files],
+            "\n".join(map(command_line, commands)),
+            _named([line for line in lines if line != DEMO_NOTICE], session),
+        )
+
+    def explain(self, session: Session, error: Exception) -> str:
+        """See `Studio.explain`."""
+        if self._debug:
+            traceback.print_exception(error)
+        return _named([" ".join(explained(error)[0].split())], session)[0]
+
+    def close(self) -> None:
+        """See `Studio.close`."""
+        self._is_closed = True
+        self.sessions.cancel()
+        with self._device:
+            pass
+
+    def _forget(self, key: str) -> None:
+        session = self.sessions.get(key)
+        with self._device:
+            self._kept.forget(session.folder.name)
+            self._looked.pop(session.folder, None)
+
+    @contextmanager
+    def _run(self, session: Session) -> Iterator[list[str]]:
+        """Runs a command when no other runs, and listens to what it says."""
+        with self._device, heard() as lines:
+            session.is_cancelled |= self._is_closed
+            session.check()
+            yield lines
+
+    def _clip(self, session: Session) -> str:
+        if not session.clip:
+            raise InputError("give a clip (1)")
+        return session.clip
+
+    def _words(self, session: Session, options: Mapping[str, Any], more: Mapping[str, Any]):
+        given = _given(options)
+        given = changed(given, self.usual(given))
+        inputs = {"frame": more.get("frame"), "prompt": options.get("prompt") or ""}
+        last = {**self._model, "output": more.get("output", "edit.mp4")}
+        given.pop("prompt", None)
+        return words("edit", self._clip(session), inputs | given | last)
+
+    def _args(
+        self, session: Session, options: Mapping[str, Any], more: Mapping[str, Any] | None = None
+    ) -> argparse.Namespace:
+        """The options of an edit, for what is done before it."""
+        return self._parsed(self._words(session, options, more or {}), session)
+
+    def _parsed(self, arguments: list[str], session: Session | None = None) -> argparse.Namespace:
+        """The options of a command as `main` gives them to it; files are those of a user."""
+        args = self._commands.parse_args(arguments)
+        args.signals = Signals()
+        if hasattr(args, "paper"):
+            settings.fill(args, self._known.defaults, self._known.original)
+        if session is not None:
+            _locate(args, session.folder)
+        return args
+
+    def _shown(self, session: Session, frame: np.ndarray) -> Path:
+        path = session.folder / session.numbered("shown", ".png")
+        write_shown(path, frame)
+        return path
+
+    def _made_here(self, session: Session, args: argparse.Namespace) -> list[Path]:
+        """The inputs of an edit that its user has not got yet."""
+        uploads = {path.name for path, name in session.uploads.items() if path.name == name}
+        # a frame that was made here is made by a command
+        frames = [session.mask] if session.made_by else args.frame
+        paths = [args.video, *frames, args.protect]
+        names = dict.fromkeys(os.path.basename(p) for p in paths if p and p not in (OFF, AUTO))
+        return [session.folder / name for name in names if name not in uploads]
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given; a prompt may be empty."""
+    return {
+        name: value
+        for name, value in options.items()
+        if value is not None and (value != "" or name.endswith("prompt"))
+    }
+
+
+def _locate(args: argparse.Namespace, folder: Path) -> None:
+    """Replaces the names of files by their paths in a folder."""
+    for name in FILES:
+        value = getattr(args, name, None)
+        if isinstance(value, list):
+            setattr(args, name, [str(folder / each) for each in value])
+        elif value is not None and value not in (OFF, AUTO):
+            setattr(args, name, str(folder / value))
+
+
+def _named(lines: Sequence[str], session: Session) -> list[str]:
+    """Lines in which the files of a user are called by their names."""
+    return [line.replace(f"{session.folder}{os.sep}", "") for line in lines]

@@ -1,0 +1,84 @@
+"""The server of the page, on this machine alone and without a word to any other."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anyv2v.errors import InputError
+
+if TYPE_CHECKING:
+    from anyv2v.ui.studio import Studio
+
+LARGEST = "2gb"
+"""The most bytes of a file that may be uploaded."""
+
+
+def check(host: str, port: int) -> None:
+    """Raises InputError if gradio is not installed, or nothing can be served at a host and port."""
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("anyv2v ui needs gradio: pip install '.[ui]'")
+    if port > 65535:
+        raise InputError(f"--port {port} is not a number up to 65535")
+    try:
+        family = socket.getaddrinfo(host, port)[0][0]
+        with socket.socket(family) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((host, port))
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"--host {host} --port {port}: {reason}; another --port may do") from error
+
+
+@contextmanager
+def served(studio: Studio, folder: Path, host: str, port: int) -> Iterator[str]:
+    """Serves the page while the block runs; yields its address.
+
+    studio: does what the page asks for. folder: what is uploaded is stored below it, and nothing
+    else is served. When the block ends, runs that are not done are cancelled.
+    """
+    # both are read when gradio is imported, or when its parts are made
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    from anyv2v.ui.look import CSS, theme
+    from anyv2v.ui.page import build
+
+    page = build(studio)
+    page.queue(default_concurrency_limit=4, api_open=False)
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            inbrowser=False,
+            show_error=False,
+            max_file_size=LARGEST,
+            enable_monitoring=False,
+            run_history=False,
+            mcp_server=False,
+            pwa=False,
+            ssr_mode=False,
+            footer_links=[],
+            theme=theme(),
+            css=CSS,
+        )
+        name = f"[{host}]" if ":" in host else host
+        yield f"http://{name}:{port}"
+    finally:
+        studio.close()
+        page.close(verbose=False)
+
+
+def wait() -> None:
+    """Waits for a signal, which raises KeyboardInterrupt."""
+    while True:
+        # without a time Windows would hear no signal
+        threading.Event().wait(3600)

@@ -1,0 +1,93 @@
+"""Settings of the site that Sphinx builds of these pages: python -m sphinx -W docs docs/_build."""
+
+import os
+import re
+from pathlib import Path
+
+import anyv2v
+
+ROOT = Path(__file__).parents[1]
+
+project = "anyv2v"
+author = "The anyv2v authors"
+version = release = anyv2v.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+nitpicky = False
+
+html_theme = "furo"
+html_title = "anyv2v"
+html_copy_source = False
+html_show_sphinx = False
+# fonts of the system; nothing is loaded from another host
+html_theme_options = {"footer_icons": []}
+
+# links to headings, as code hosts make them
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence"]
+# the pages have comments that tools read, such as <!-- bench:unet -->
+myst_enable_checkboxes = False
+
+# docstrings are prose in which `x` is code
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+maximum_signature_line_length = 88
+autodoc_default_options = {"members": True, "undoc-members": False}
+python_use_unqualified_type_names = True
+
+ELSEWHERE = {
+    "bench": "bench/README.md",
+    "contributing": "CONTRIBUTING.md",
+    "demo-model": "weights/demo/README.md",
+    "kernels": "kernels/README.md",
+}
+"""Page of the site -> the file of the repository that it shows; the page itself only links there."""
+
+LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
+
+
+def elsewhere(app, docname, source):
+    """Shows the files of `ELSEWHERE`, and lets links to them lead to their pages."""
+    folder = ROOT / "docs"
+    if docname in ELSEWHERE:
+        path = ROOT / ELSEWHERE[docname]
+        source[0] = path.read_text(encoding="utf-8")
+        folder = path.parent
+    pages = {file: f"{page}.md" for page, file in ELSEWHERE.items()}
+
+    def place(match):
+        target = os.path.relpath(folder / match[1], ROOT)
+        if target in pages:
+            return pages[target]
+        shown = os.path.relpath(ROOT / target, ROOT / "docs")
+        # a Markdown file that is no page is offered for download
+        return f"path:{shown}" if shown.startswith("..") and shown.endswith(".md") else shown
+
+    source[0] = LINK.sub(place, source[0])
+
+
+def as_rst(app, what, name, obj, options, lines):
+    """Turns a docstring, which is prose, into reStructuredText.
+
+    A paragraph with columns or an indented one stays as it is written; elsewhere what looks like
+    markup and is none, such as *arguments or name_, is taken literally.
+    """
+    paragraphs = [part.split("\n") for part in re.split(r"\n\s*\n", "\n".join(lines)) if part.strip()]
+    lines.clear()
+    for part in paragraphs:
+        is_list = part[0].lstrip().startswith(("- ", "1. "))
+        text = "\n".join(part)
+        if not is_list and re.search(r"^ |\S {2,}\S", text, re.MULTILINE):
+            part = ["::", "", *(f"    {line}" for line in part)]
+        else:
+            pieces = re.split(r"(`[^`]*`)", text)
+            pieces[::2] = [re.sub(r"([*|\\])|(?<=\w)(_)(?!\w)", r"\\\1\2", x) for x in pieces[::2]]
+            part = "".join(pieces).split("\n")
+        lines += [*part, ""]
+
+
+def setup(app):
+    """Connects what changes pages and docstrings before they are read."""
+    app.connect("source-read", elsewhere)
+    app.connect("autodoc-process-docstring", as_rst)
