@@ -41,7 +41,7 @@ def _values(units: np.ndarray) -> np.ndarray:
     index = np.flatnonzero((letters > 0) & (letters < 256))
     # a node is where the next byte of a text, without carry, is added to its parent's base
     parents = index ^ letters[index]
-    seen, nodes, values = np.zeros(len(units), bool), np.zeros(1, np.int64), []
+    nodes, values = np.zeros(1, np.int64), []
     for _ in range(LONGEST_KEY + 1):
         bases = nodes ^ ((units[nodes] >> 10) << ((units[nodes] & 0x200) >> 6))
         if (bases | 255).max() >= len(units):
@@ -49,10 +49,9 @@ def _values(units: np.ndarray) -> np.ndarray:
         values.append(units[bases[(units[nodes] & LEAF) > 0]] & VALUE)
         is_base = np.zeros(len(units), bool)
         is_base[bases] = True
-        nodes = index[is_base[parents] & ~seen[index]]
+        nodes = index[is_base[parents]]
         if not len(nodes):
             return np.concatenate(values)
-        seen[nodes] = True
     raise InputError(f"the character map has keys of more than {LONGEST_KEY} bytes")
 
 

@@ -1,4 +1,4 @@
-"""The names of a UMT5 encoder's parameters in transformers and in Wan's original files, and ours."""
+"""The names of a UMT5 encoder's parameters in transformers and in Wan's files, and ours."""
 
 from collections.abc import Mapping
 

@@ -10,7 +10,14 @@ from safetensors.torch import save_file
 from anyv2v.config import section
 from anyv2v.errors import InputError
 from anyv2v.umt5.embeddings import load_embeddings, save_embeddings
-from anyv2v.umt5.encoder import TextEncoder, UMT5Config, relative_buckets
+from anyv2v.umt5.encoder import (
+    RMSNorm,
+    SelfAttention,
+    TextEncoder,
+    UMT5Config,
+    relative_buckets,
+)
+from tests.oracles.golden import relative_error
 
 TINY = UMT5Config(
     vocab_size=31,
@@ -75,21 +82,50 @@ def test_the_buckets_of_near_keys_are_one_distance_each():
     assert row == [*before, 0, *(4 + bucket for bucket in reversed(before))]
 
 
-def test_half_precision_is_float32_between_the_linear_layers(encoder):
-    """Scores of 100 and sums of 1e6 leave no trace of bfloat16, which has 8 bits."""
-    exact = TextEncoder(TINY).requires_grad_(False)
-    exact.load_state_dict(encoder.state_dict())
-    with torch.no_grad():
-        for layer in exact.layers:
-            # heads whose scores tell keys apart only by less than bfloat16 can tell
-            layer.self.relative_bias.weight.mul_(0.01).add_(100)
-        exact.token_embedding.weight.mul_(1e4)
-        exact.to(torch.bfloat16)
+def test_the_scores_of_attention_are_not_rounded():
+    """A bias of 100 takes all digits of a bfloat16 from the scores, and changes no softmax."""
+    torch.manual_seed(0)
+    attention = SelfAttention(32, 2, 16, 8).requires_grad_(False)
+    attention.q.weight.mul_(10)
+    attention.relative_bias.weight.add_(100)
+    attention.bfloat16()
+    x = torch.randn(1, 40, 32).bfloat16()
+    buckets = relative_buckets(40, 8, 20)
+    rounded = attention(x, buckets)
+    assert rounded.dtype == torch.bfloat16
+    # queries, keys, values, their mixture and the output are rounded to 8 bits
+    assert relative_error(rounded, attention.double()(x.double(), buckets)) < 2**-6
+
+
+def test_a_norm_rounds_once():
+    torch.manual_seed(0)
+    norm = RMSNorm(64, eps=1e-6).requires_grad_(False)
+    norm.weight.normal_()
+    norm.bfloat16()
+    x = torch.randn(100, 64)
+    rounded = norm(x)
+    truth = norm.double()(x.double()).bfloat16()
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded != truth).double().mean() < 1e-3
+
+
+def test_what_layers_add_is_not_lost_in_half_precision():
+    """40 layers each add less than a bfloat16 can hold beside what is there already."""
+    torch.manual_seed(0)
+    encoder = TextEncoder(replace(TINY, layers=40)).requires_grad_(False)
+    encoder.token_embedding.weight.fill_(1)
+    first = encoder.layers[0].mlp.state_dict()
+    for layer in encoder.layers:
+        layer.self.out.weight.zero_()
+        layer.mlp.load_state_dict(first)
+        added = layer.mlp(torch.ones(20))
+        layer.mlp.down.weight.mul_(2**-9.5 / added.abs().max())
+    encoder.bfloat16()
     ids = torch.arange(12)[None]
-    half = exact(ids).double()
-    truth = exact.double()(ids)
-    error = (half - truth).norm() / truth.norm()
-    assert error < 2**-7
+    rounded = encoder(ids)
+    truth = encoder.double()(ids)
+    assert truth.std() > 0.02
+    assert relative_error(rounded - 1, truth - 1) < 0.1
 
 
 def embeddings():
