@@ -25,6 +25,10 @@ from anyv2v.umt5.cleaning import clean
 FILE = "tokenizer.json"
 LARGEST_FILE = 2**25
 """The most bytes of a tokenizer.json; UMT5's has half of them."""
+LARGEST_VOCABULARY = 2**22
+"""The most bytes of all pieces together, of which each takes 400 in memory; UMT5's have half."""
+LONGEST_PIECE = 1000
+"""The most bytes of a piece; one of millions would overflow the stack of `tokenizers`."""
 NORMALIZERS = ("Precompiled", "Replace", "Strip", "Nmt", "NFC", "NFKC")
 PRE_TOKENIZERS = ("WhitespaceSplit", "Metaspace")
 # what T5's tokenizers put in place of spaces
@@ -115,10 +119,7 @@ def read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, int]:
             wanted[name] = settings.get(name)
             for part in _parts(wanted[name]):
                 _check_part(name, part, known)
-        if wanted["model"]["type"] != "Unigram":
-            raise InputError("its model is not a Unigram")
-        if wanted["model"]["unk_id"] is None:
-            raise InputError("its model has no unknown token")
+        _check_pieces(wanted["model"], wanted["added_tokens"] or [])
         model = tokenizers.Tokenizer.from_str(json.dumps(wanted))
         end = _end(settings.get("post_processor"))
         if model.id_to_token(end) is None:
@@ -167,6 +168,21 @@ def _check_part(name: str, part: dict, known: tuple[str, ...]) -> None:
     if part["type"] == "Replace":
         if part["pattern"] not in REPLACED or part["content"] not in REPLACEMENTS:
             raise InputError(f"its {name} replaces {part['pattern']}, known is the space alone")
+
+
+def _check_pieces(model: dict, added: list[dict]) -> None:
+    """Raises InputError unless this is a unigram model with an unknown token and usual pieces."""
+    if model["type"] != "Unigram":
+        raise InputError("its model is not a Unigram")
+    if model["unk_id"] is None:
+        raise InputError("its model has no unknown token")
+    pieces = [piece for piece, _ in model["vocab"]] + [token["content"] for token in added]
+    sizes = [len(piece.encode()) for piece in pieces]
+    if sum(sizes) > LARGEST_VOCABULARY or max(sizes, default=0) > LONGEST_PIECE:
+        raise InputError(
+            f"its pieces have more than {LARGEST_VOCABULARY} bytes, or one of them more than "
+            f"{LONGEST_PIECE}"
+        )
 
 
 def _end(post_processor: dict | None) -> int:
