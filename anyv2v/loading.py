@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,10 +25,13 @@ from anyv2v.pipeline.cuda_graphs import resolve_graphs
 from anyv2v.runtime.device import choose_device, choose_dtype
 from anyv2v.runtime.meta import shapes_of
 from anyv2v.runtime.offload import OffloadMode, check_offload
+from anyv2v.runtime.stage import stage
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
 from anyv2v.weights.manifest import CLIP, Shapes, components
 from anyv2v.weights.verify import Report, verify
+
+log = logging.getLogger(__name__)
 
 DEMO = "demo"
 """The name that stands for the folder of small weights that comes with the package."""
@@ -60,7 +64,23 @@ def load(
         resolve_graphs(graphs, device),
         check_offload(offload),
     )
-    return _assemble(Checkpoint.open(folder_of(weights)), device, dtype, graphs, offload)
+    checkpoint = Checkpoint.open(folder_of(weights))
+    with stage(log, device, "load: %s as %s on %s", checkpoint.folder, dtype, device):
+        return _assemble(checkpoint, device, dtype, graphs, offload)
+
+
+def skeleton(
+    weights: str | os.PathLike,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Editor:
+    """Returns an editor like that of `load`, whose networks have no weights and take no memory.
+
+    It can plan runs and predict their costs, and compute nothing. Raises InputError as `load` does.
+    """
+    device = choose_device(device)
+    checkpoint = Checkpoint.open(folder_of(weights))
+    return _assemble(checkpoint, device, choose_dtype(dtype, device), None, False, empty=True)
 
 
 def _assemble(
@@ -69,6 +89,7 @@ def _assemble(
     dtype: torch.dtype,
     graphs: bool | None,
     offload: OffloadMode,
+    empty: bool = False,
 ) -> Editor:
     config = checkpoint.config
     with config_errors(checkpoint.folder):
@@ -83,7 +104,9 @@ def _assemble(
     reload: dict[nn.Module, Callable[[], Iterable[Tensor]]] = {}
     for name in constructors:
         arguments = name, partial(build, name), device, dtype
-        if name in backbone.loaded_on_demand:
+        if empty:
+            networks[name], _ = checkpoint.load_later(*arguments)
+        elif name in backbone.loaded_on_demand:
             networks[name], read = checkpoint.load_later(*arguments)
             reload[networks[name]] = read
         else:

@@ -75,7 +75,7 @@ def located(
     if (name := hub.name_of(weights)) is None:
         return checks.path("weights", weights)
     if (known := find(name)) is not None:
-        log.info("anyv2v: %s is in the cache: %s", name, known.folder)
+        log.info("%s is in the cache: %s", name, known.folder)
         return known.folder
     folder = _folder(name.repository)
     try:

@@ -213,7 +213,7 @@ def _ask(
         info = library.HfApi().model_info(repository.name, revision=revision, files_metadata=True)
         if not COMMIT.fullmatch(str(info.sha)):
             raise InputError(f"{repository.page}: its commit is {info.sha!r}, which is none")
-        log.info("anyv2v: %s is at commit %s", repository.name, info.sha)
+        log.info("%s is at commit %s", repository.name, info.sha)
         return info.sha, {file.rfilename: file for file in info.siblings}
 
 

@@ -11,14 +11,14 @@ ROOT = Path(__file__).parents[1]
 project = "anyv2v"
 author = "The anyv2v authors"
 version = release = anyv2v.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 nitpicky = False
 
 html_theme = "furo"
 html_title = "anyv2v"
 html_copy_source = False
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 # fonts of the system; nothing is loaded from another host
 html_theme_options = {"footer_icons": []}
 
@@ -28,6 +28,7 @@ myst_enable_extensions = ["colon_fence"]
 # the pages have comments that tools read, such as <!-- bench:unet -->
 myst_enable_checkboxes = False
 
+smartquotes = False
 # docstrings are prose in which `x` is code
 default_role = "code"
 autodoc_member_order = "bysource"
@@ -73,7 +74,9 @@ def as_rst(app, what, name, obj, options, lines):
     A paragraph with columns or an indented one stays as it is written; elsewhere what looks like
     markup and is none, such as *arguments or name_, is taken literally.
     """
-    paragraphs = [part.split("\n") for part in re.split(r"\n\s*\n", "\n".join(lines)) if part.strip()]
+    paragraphs = [
+        part.split("\n") for part in re.split(r"\n\s*\n", "\n".join(lines)) if part.strip()
+    ]
     lines.clear()
     for part in paragraphs:
         is_list = part[0].lstrip().startswith(("- ", "1. "))
@@ -82,12 +85,22 @@ def as_rst(app, what, name, obj, options, lines):
             part = ["::", "", *(f"    {line}" for line in part)]
         else:
             pieces = re.split(r"(`[^`]*`)", text)
+            # code that a letter follows, as in `Task`s, needs an empty separator
+            pieces[1::2] = [
+                x + "\\ " * pieces[i][:1].isalnum() for i, x in zip(range(2, 999, 2), pieces[1::2])
+            ]
             pieces[::2] = [re.sub(r"([*|\\])|(?<=\w)(_)(?!\w)", r"\\\1\2", x) for x in pieces[::2]]
             part = "".join(pieces).split("\n")
         lines += [*part, ""]
+
+
+def signature(app, what, name, obj, options, args, returns):
+    """Leaves out a signature that says nothing, as that of a Protocol."""
+    return ("" if args == "(*args, **kwargs)" else args), returns
 
 
 def setup(app):
     """Connects what changes pages and docstrings before they are read."""
     app.connect("source-read", elsewhere)
     app.connect("autodoc-process-docstring", as_rst)
+    app.connect("autodoc-process-signature", signature)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from anyv2v.kernels import trust
+
+log = logging.getLogger(__name__)
 
 USED: dict[str, set[str]] = {}
 """Name of an operation -> names of the implementations that this process chose for it. Calls on
@@ -44,6 +49,38 @@ class Implementation:
         return self.refuses(*args, **options) or self.avoids(*args, **options)
 
 
+class Call(NamedTuple):
+    """A call of an operation."""
+
+    op: str
+    """Name of the operation."""
+    table: tuple[Implementation, ...]
+    """Its implementations, the best first."""
+    args: tuple[Any, ...]
+    """The positional arguments of the call."""
+    options: dict[str, Any]
+    """The keyword arguments of the call."""
+
+
+_observers: list[list[Call]] = []
+"""Lists to which each call is added."""
+
+
+@contextmanager
+def observed() -> Iterator[list[Call]]:
+    """Yields a list to which each call of an operation in this process is added inside the block.
+
+    The calls keep their tensors, so the block had better run on tensors without data.
+    """
+    calls: list[Call] = []
+    _observers.append(calls)
+    try:
+        yield calls
+    finally:
+        # by identity: lists of equal calls are equal
+        _observers[:] = [each for each in _observers if each is not calls]
+
+
 def choose(
     op: str, table: tuple[Implementation, ...], requested: str | None, *args: Any, **options: Any
 ) -> Implementation:
@@ -56,10 +93,36 @@ def choose(
     tensors, which have no data, the choice is always automatic. Raises `Unsupported` if none of the
     requested implementations can run the call.
     """
+    for calls in _observers:
+        calls.append(Call(op, table, args, options))
     chosen = _choose(op, table, requested, *args, **options)
     if not any(isinstance(x, Tensor) and x.is_meta for x in args):
-        USED.setdefault(op, set()).add(chosen.name)
+        used = USED.setdefault(op, set())
+        if chosen.name not in used and not torch.compiler.is_compiling():
+            _tell(op, table, requested, chosen, args, options)
+        used.add(chosen.name)
     return chosen
+
+
+def _tell(
+    op: str,
+    table: tuple[Implementation, ...],
+    requested: str | None,
+    chosen: Implementation,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> None:
+    """Logs which implementation runs an operation, and why none of those before it in `table`."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    if requested is not None:
+        log.info("kernels: %s is run by %s, which was asked for", op, chosen.name)
+        return
+    before = table[: table.index(chosen)]
+    # of one that does not decline, the check has failed, and a warning has said so
+    reasons = [f"{x.name}: {x.declines(*args, **options) or 'failed its check'}" for x in before]
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    log.info("kernels: %s is run by %s%s", op, chosen.name, why)
 
 
 def _choose(

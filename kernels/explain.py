@@ -10,15 +10,21 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anyv2v.kernels.cases import Case, cases
 from anyv2v.kernels.check import TINY, cannot, check_all
+from anyv2v.kernels.choose import Call, Implementation
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Value of `--dtype` -> dtype."""
+RUNS, AS_WELL = "RUNS", "could as well"
+"""The verdicts of the implementation that is chosen automatically, and of those that need not be
+asked after it."""
 
 
 def explain(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
@@ -29,16 +35,37 @@ def explain(case: Case, device: str, dtype: torch.dtype) -> Iterator[tuple[str, 
     """
     with FakeTensorMode(), torch.no_grad():
         args, options = case.draw(device, dtype)
-        chosen = False
-        for implementation in case.table:
-            if (reason := implementation.refuses(*args, **options)) is not None:
-                verdict = f"cannot: {reason}"
-            elif (reason := implementation.avoids(*args, **options)) is not None:
-                verdict = f"only by name: {reason}"
-            else:
-                verdict = "could as well" if chosen else "RUNS"
-                chosen = True
-            yield implementation.name, verdict
+        yield from verdicts(case.table, args, options)
+
+
+def explain_call(call: Call, device: str | torch.device) -> list[tuple[str, str]]:
+    """Returns the same as `explain` for a call that was observed, as if it were on `device`."""
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
+
+    with FakeTensorMode(), torch.no_grad():
+        args = tuple(map(moved, call.args))
+        options = {name: moved(x) for name, x in call.options.items()}
+        return list(verdicts(call.table, args, options))
+
+
+def verdicts(
+    table: tuple[Implementation, ...], args: tuple[Any, ...], options: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Yields (name of an implementation, verdict) for a call, see `explain`."""
+    chosen = False
+    for implementation in table:
+        if (reason := implementation.refuses(*args, **options)) is not None:
+            verdict = f"cannot: {reason}"
+        elif (reason := implementation.avoids(*args, **options)) is not None:
+            verdict = f"only by name: {reason}"
+        else:
+            verdict = AS_WELL if chosen else RUNS
+            chosen = True
+        yield implementation.name, verdict
 
 
 def check(device: str, dtype: torch.dtype, operations: list[str]) -> bool:

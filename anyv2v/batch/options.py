@@ -27,7 +27,9 @@ OF_EDITS = OF_BOTH | frozenset(
     "editor_weights editor_option editor_command editor_timeout".split()
 )
 """Options that each edit may have for itself."""
-OF_THE_BATCH = frozenset("output save_frame resume force quiet debug config list help".split())
+OF_THE_BATCH = frozenset(
+    "output save_frame resume force quiet verbose debug config list help".split()
+)
 """Options of `anyv2v edit` that a job cannot have: the batch decides on them."""
 COMMANDS = {"edit": OF_EDITS, "reconstruct": OF_BOTH}
 """Command that makes outputs -> the options, besides those of the clip, that it has."""

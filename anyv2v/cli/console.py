@@ -1,9 +1,12 @@
 """Messages to the person at the terminal, one line each, on stderr."""
 
+import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
+from tqdm import tqdm
 
 from anyv2v.errors import InputError
 
@@ -18,6 +21,39 @@ def tell(lines: Iterable[str | None]) -> None:
     for line in lines:
         if line is not None:
             say(line)
+
+
+LEVELS = (logging.INFO, logging.DEBUG)
+"""The level of what is told with -v, and with -vv."""
+
+
+@contextmanager
+def verbose(times: int) -> Iterator[None]:
+    """Shows on stderr what the package logs inside the block, one line each.
+
+    times: how often -v was given; 0 leaves logging as it is, and then warnings alone are shown.
+    """
+    if not times:
+        yield
+        return
+    log, handler = logging.getLogger("anyv2v"), _Lines()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(LEVELS[min(times, len(LEVELS)) - 1])
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    """Prints each record as `say` does, and does not disturb a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # warnings begin with the name of the program already, for those who configure nothing
+        text = " ".join(record.getMessage().split()).removeprefix("anyv2v: ")
+        tqdm.write(f"anyv2v: {text}", file=sys.stderr)
 
 
 def explained(error: Exception) -> tuple[str, int]:

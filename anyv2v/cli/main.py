@@ -12,19 +12,17 @@ from anyv2v.cli import settings
 from anyv2v.cli.batch import run_batch
 from anyv2v.cli.clip import is_source
 from anyv2v.cli.compare import run_compare
-from anyv2v.cli.console import explained, say, tell
+from anyv2v.cli.console import explained, say, tell, verbose
 from anyv2v.cli.demo import run_demo
 from anyv2v.cli.edit import SomeFailed, run_edit, run_edit_frame
 from anyv2v.cli.evaluate import run_evaluate
+from anyv2v.cli.info import run_info
 from anyv2v.cli.invert import run_invert, run_plan, run_reconstruct
+from anyv2v.cli.notices import PRINTING
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals, Unfailing, unfailing_streams
 from anyv2v.cli.ui import run_ui
 from anyv2v.cli.weights import run_convert, run_fetch, run_verify
-
-PRINTING = ("plan", "weights verify")
-"""Commands that only print. Such a command fails if what it prints is lost, and so does one whose
-optional `-o` was not given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "invert": run_invert,
         "reconstruct": run_reconstruct,
         "evaluate": run_evaluate,
+        "info": run_info,
         "ui": run_ui,
     }
     with unfailing_streams() as out, Signals() as signals:
@@ -71,12 +70,13 @@ def _run(argv: list[str], commands: dict[str, Callable], signals: Signals, out: 
         args = parser(commands).parse_args(argv)
         out.needed = args.command in PRINTING or getattr(args, "output", "") is None
         args.signals, debug = signals, args.debug
-        if args.unused:
-            say(f"{args.config}: {args.command} has no {', '.join(args.unused)}")
-        if hasattr(args, "paper"):
-            known = loading.peek(args.weights)
-            tell(settings.fill(args, known.defaults, known.original, is_source(args.video)))
-        return args.run(args) or 0
+        with verbose(args.verbose):
+            if args.unused:
+                say(f"{args.config}: {args.command} has no {', '.join(args.unused)}")
+            if hasattr(args, "paper"):
+                known = loading.peek(args.weights)
+                tell(settings.fill(args, known.defaults, known.original, is_source(args.video)))
+            return args.run(args) or 0
     except SystemExit:
         out.flush()
         if _is_lost(out.failure):

@@ -17,6 +17,9 @@ UNPREDICTED = ("inversion-prompt", "tolerance", "fps")
 """Options that `anyv2v plan` accepts because `edit` does, and that its prediction ignores."""
 
 
+PRINTING = ("plan", "weights verify", "info")
+"""Commands that only print. Such a command fails if what it prints is lost, and so does one whose
+optional `-o` was not given."""
 MACHINE = ("device", "dtype")
 """Options that every network takes."""
 
@@ -58,7 +61,7 @@ def without_effect(
         lines.append(_no_effect("start-time", f"{args.video} has but one first frame"))
     if getattr(args, "offload", None) == "on" and "offload" in given and on_cpu:
         lines.append(_no_effect("offload", "on a CPU nothing waits elsewhere"))
-    writes = command not in ("plan", "weights verify") and getattr(args, "output", "") is not None
+    writes = command not in PRINTING and getattr(args, "output", "") is not None
     if "force" in given and not writes:
         lines.append(_no_effect("force", "nothing is written"))
     return list(dict.fromkeys(lines))

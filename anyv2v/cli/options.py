@@ -64,6 +64,7 @@ def parser(commands: dict[str, Callable[[argparse.Namespace], None]]) -> Parser:
         "invert": _invert,
         "reconstruct": _reconstruct,
         "evaluate": _evaluate,
+        "info": _info,
         "ui": _ui,
     }
     for name, describe in described.items():
@@ -304,6 +305,19 @@ def _evaluate(commands: Commands) -> None:
     text = "folder for scores.json, scores.csv, and index.html, which shows the clips"
     add("-o", "--output", metavar="DIR", help=text + " (default: the scores are only printed)")
     _model(sub)
+
+
+def _info(commands: Commands) -> None:
+    text = (
+        "Print what a report of a fault should tell: versions, GPU, kernels, weights, caches. "
+        "It says which kernel runs what and why, and writes the user's folder as ~."
+    )
+    sub = commands.add("info", text)
+    add = sub.add_argument_group("info").add_argument
+    text = "weights to tell of, and whose kernels: a folder, the word demo, or OWNER/NAME of the "
+    text += "Hugging Face hub"
+    add("dir", metavar="DIR", nargs="?", help=text)
+    add("--json", action="store_true", help="print a JSON object, with every kernel's reasons")
 
 
 def _ui(commands: Commands) -> None:

@@ -11,7 +11,7 @@ import anyv2v
 from anyv2v.cli.config_file import options_among, options_of
 from anyv2v.errors import InputError
 
-NOT_IN_FILES = ("help", "list", "config")
+NOT_IN_FILES = ("help", "list", "config", "verbose")
 """Options that a file of --config cannot have."""
 NOT_SETTINGS = (*NOT_IN_FILES, "force", "quiet", "debug")
 """Options that do not affect the contents of what is written."""
@@ -183,6 +183,8 @@ class Commands:
         sub.add_argument("--config", metavar="FILE", help=text)
         sub.add_argument("--force", action="store_true", help="overwrite existing outputs")
         sub.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+        text = "say on stderr what is done, with seconds, memory and kernels; -vv: in detail"
+        sub.add_argument("-v", "--verbose", action="count", default=0, help=text)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         self._made.append(sub)
         return sub

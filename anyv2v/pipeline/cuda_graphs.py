@@ -323,6 +323,8 @@ class _Pass:
         else:
             if self._captured is None:
                 self._captured = backend.capture(self._run)
+                shape = "x".join(map(str, self._latents.shape))
+                log.info("CUDA graphs: captured a step on latents of %s", shape)
             outputs, replay = self._captured
             replay()
         prediction, features = outputs

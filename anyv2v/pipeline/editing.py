@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -32,6 +33,9 @@ from anyv2v.pipeline.source import Source
 from anyv2v.pipeline.stages import Stages, size_of
 from anyv2v.pipeline.step_plan import SourcePass, StepPlan
 from anyv2v.runtime.finite import DescribeEdits, ordinal
+from anyv2v.runtime.stage import stage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,9 @@ class EditRun:
         source = self.source_branch or self._source(*firsts)
         replayed = [self.index[level.index] for level in self.plan.replayed]
         opened = open_playback(self.source.features, replayed, device)
-        with opened as playback, stages._forward() as forward:
+        self.plan.log_to(log)
+        timed = stage(log, device, "edit: %d of %d steps", len(self.plan.steps), self.steps)
+        with timed, opened as playback, stages._forward() as forward:
             predict = injecting_predictor(
                 forward, branches, pinned, source, self.plan, playback, self.taps, self.steps
             )
@@ -311,7 +317,10 @@ class PlainRun:
                 prompt, negative_prompt, first, guidance, self.options
             )
         strongest = max(guidance.values(), key=abs)
-        with stages._forward() as forward:
+        timed = stage(
+            log, begin.device, "sample: %d of %d steps", self.steps - self.start, self.steps
+        )
+        with timed, stages._forward() as forward:
             clean = sample(
                 guided_predictor(forward, branches, pinned),
                 begin[:, :, p:],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,9 @@ from anyv2v.pipeline.planning import Planner
 from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
 from anyv2v.pipeline.stages import size_of
 from anyv2v.pipeline.step_plan import CachePlan, StepPlan
+from anyv2v.runtime.stage import stage
+
+log = logging.getLogger(__name__)
 
 STEPS = {"ddim": 500}
 """Name of an inversion method -> its default number of steps, that of the original. Methods that
@@ -122,13 +126,17 @@ class InversionRun:
         indices = self._recorded_indices()
         recorder = Recorder(self.recording, indices, taps, settings.steps, count)
         state = begin
-        with stages._forward() as forward:
+        if self.recording is not None:
+            log.info("%s", self.recording)
+        made = "invert: %d steps of %s", settings.steps, settings.method
+        with stage(log, stages.backbone.device, *made), stages._forward() as forward:
             predict = guided_predictor(forward, branches, pinned, recorder.taps)
             for state in self._states(predict, begin, unfinished):
                 recorder.commit(state.latest)
                 if on_step is not None:
                     latents = prepend_pinned(pinned, state.trajectory[state.latest])
                     on_step(state.steps - 1, self.levels[state.latest].t, latents)
+        log.info("invert: %d evaluations", state.evaluations * count)
         latents = {
             i: prepend_pinned(pinned, x) for i, x in state.trajectory.items() if i in self.read
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, cast
@@ -28,6 +29,9 @@ from anyv2v.runtime.finite import (
 )
 from anyv2v.runtime.memory import comfortable_bytes, frames_at_once, require_memory
 from anyv2v.runtime.offload import Offload, OffloadMode
+from anyv2v.runtime.stage import stage
+
+log = logging.getLogger(__name__)
 
 
 class Encoders(Protocol):
@@ -163,7 +167,9 @@ class Stages:
         check = self._frame_check("the autoencoder's encoder", count)
         pieces, done = [], 0
         # a few frames at a time, so that memory does not grow with the length of the clip
-        with self.offload.on_device(codec.encoder):
+        device = self.backbone.device
+        timed = stage(log, device, "encode: %d of %dx%d", len(frames), width, height)
+        with self.offload.on_device(codec.encoder), timed:
             at_once = self._frames_at_once(size)
             # a copy, because an array may be read-only
             for piece in codec.encode(torch.from_numpy(frames.copy()), at_once, generator):
@@ -315,10 +321,11 @@ class Stages:
         at_once = self._frames_at_once((width * s, height * s))
         check = self._frame_check("the autoencoder's decoder", count, which)
         frames, done = [], 0
-        for pixels in codec.decode(latents, at_once):
-            check.look(pixels, done)
-            frames.append(to_frames(pixels))
-            done += len(pixels)
+        with stage(log, self.backbone.device, "decode: %d of %dx%d", count, width * s, height * s):
+            for pixels in codec.decode(latents, at_once):
+                check.look(pixels, done)
+                frames.append(to_frames(pixels))
+                done += len(pixels)
         # `to_frames` has waited for the device, so the flags, which came first, are there too
         check.finish()
         return np.concatenate(frames)

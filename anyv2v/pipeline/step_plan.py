@@ -6,6 +6,8 @@ reads from it which latents and features an inversion has to store.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -31,6 +33,16 @@ plain: without the source, so nothing is injected. batched: with the source as t
 the batch. replayed: with features of the source that were recorded before the run. separate: with
 features that are recorded just before the step.
 """
+
+
+WAYS: dict[Way, str] = {
+    "replayed": "replay recorded features of the source",
+    "batched": "have the source in the batch: they inject features that are not recorded, or call "
+    "the caller's own taps, or that was asked for",
+    "separate": "predict the source first, and replay its features",
+    "plain": "inject nothing",
+}
+"""What the log says of the steps that run in each way."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,21 @@ class StepPlan:
         """
         first, *others = self.steps
         return [first.level, *(step.level for step in others if step.way != "plain")]
+
+    def log_to(self, log: logging.Logger) -> None:
+        """Logs how the steps get the features of the source, and at level DEBUG each step."""
+        count = Counter(step.way for step in self.steps)
+        for way, why in WAYS.items():
+            if count[way]:
+                log.info("edit: %d steps %s", count[way], why)
+        for step in self.steps:
+            log.debug(
+                "edit: step %d, t = %g: %s, %d sites",
+                step.level.index,
+                step.level.t,
+                step.way,
+                len(step.sites),
+            )
 
     @property
     def replayed(self) -> list[Level]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 
 import torch
@@ -38,6 +39,22 @@ def _within_limit() -> int | None:
         return None
     with open("/proc/self/statm", encoding="ascii") as file:
         return max(0, int(limits[0]) - int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE"))
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Returns the most bytes that were in use at one time; None where the system does not tell.
+
+    On a GPU these are what PyTorch has allocated on it since its statistics of the peak were reset,
+    on a CPU those of the process since it began.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 FRAMES_AT_ONCE = 4

@@ -18,6 +18,9 @@ Network = TypeVar("Network", bound=nn.Module)
 def meta_copy(network: Network, device: torch.device, dtype: torch.dtype | None = None) -> Network:
     """Returns a copy of a network on `device` with uninitialized weights in the same memory layout.
 
+    The layout of weights that are yet to be loaded, which take no memory, is the one that they will
+    have: channels-last for those with four axes.
+
     Nothing is allocated if the device is "meta", or inside a `FakeTensorMode`. No data is read, so
     `network` may itself be on the meta device. dtype: the dtype of the copy's floating-point
     weights; None keeps that of each weight.
@@ -25,7 +28,11 @@ def meta_copy(network: Network, device: torch.device, dtype: torch.dtype | None 
 
     def empty_copy(x: Tensor) -> Tensor:
         cast = dtype if dtype is not None and x.is_floating_point() else x.dtype
-        empty = torch.empty_strided(x.shape, x.stride(), dtype=cast, device=device)
+        if 0 in x.stride():
+            last = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+            empty = torch.empty(x.shape, dtype=cast, device=device, memory_format=last)
+        else:
+            empty = torch.empty_strided(x.shape, x.stride(), dtype=cast, device=device)
         return nn.Parameter(empty, requires_grad=False) if isinstance(x, nn.Parameter) else empty
 
     # deepcopy takes what its memo holds under the id of an object for that object's copy, so it

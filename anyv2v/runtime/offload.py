@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from anyv2v.checks import shown
 from anyv2v.errors import InputError
 from anyv2v.runtime.memory import free_bytes
+
+log = logging.getLogger(__name__)
 
 OffloadMode = bool | Literal["auto"]
 """Whether networks are offloaded: always, never, or, with "auto", if memory is short."""
@@ -134,12 +137,17 @@ class _Offloaded:
         self._without_data = [x.data for x in self.tensors] if self.away else []
         self._on_host: list[Tensor] | None = None
 
+    @property
+    def bytes(self) -> int:
+        return sum(x.nbytes for x in self.tensors)
+
     def to_device(self, device: torch.device) -> None:
         if self.away:
             weights = (x.data for x in self.tensors) if self.reload is None else self.reload()
             # all are moved before the first is assigned: if memory runs out, none is
             self._assign([_moved(x, device) for x in weights])
             self.away = False
+            log.info("offload: %.2f GB of weights to %s", self.bytes / 1e9, device)
 
     def drop_weights(self) -> None:
         self._assign(self._without_data)
@@ -150,6 +158,7 @@ class _Offloaded:
             self._on_host = [_moved(x.data, host) for x in self.tensors]
         self._assign(self._on_host)
         self.away = True
+        log.info("offload: %.2f GB of weights to the host", self.bytes / 1e9)
 
     def _assign(self, data: Iterable[Tensor]) -> None:
         for x, new in zip(self.tensors, data, strict=True):

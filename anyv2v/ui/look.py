@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gradio as gr
+from gradio.themes import Default
 
 FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 MONO = ("ui-monospace", "Consolas", "monospace")
@@ -21,8 +21,6 @@ CSS = """
 """Rules for what the theme leaves open."""
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Default:
     """Returns the theme of the page, which loads nothing from anywhere."""
-    return gr.themes.Default(
-        primary_hue="teal", neutral_hue="slate", font=list(FONTS), font_mono=list(MONO)
-    )
+    return Default(primary_hue="teal", neutral_hue="slate", font=list(FONTS), font_mono=list(MONO))

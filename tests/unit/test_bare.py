@@ -39,7 +39,7 @@ def status(command):
         return end.code
 
 names = "demo", "convert", "weights verify", "weights fetch", "edit", "edit-frame", "plan"
-for name in ("", *names, "invert", "reconstruct", "evaluate", "batch"):
+for name in ("", *names, "invert", "reconstruct", "evaluate", "batch", "info"):
     assert status(f"{name} --help") == 0, name
 assert status("--version") == 0
 assert status("weights verify demo -q") == 0

@@ -1,0 +1,166 @@
+"""What the package logs, and `-v`, which shows it on stderr."""
+
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anyv2v
+from anyv2v.cli.console import verbose
+from anyv2v.cli.main import main
+from anyv2v.injection.taps import NO_TAPS
+from anyv2v.kernels import choose
+from anyv2v.kernels.choose import Implementation
+from anyv2v.pipeline.cuda_graphs import Graphs
+from anyv2v.runtime.offload import Offload
+from anyv2v.runtime.stage import stage
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, tmp_path):
+    """run(*words) -> status, stdout, lines of stderr, of a short edit."""
+    monkeypatch.chdir(tmp_path)
+    choose.USED.clear()
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    anyv2v.write_video("clip.mp4", frames, fps=8)
+    Image.fromarray(frames[0]).save("clip.png")
+    line = "edit clip.mp4 --frame clip.png --prompt x -o out.mp4 --steps 2 --frames 3 --force"
+
+    def run(*words):
+        status = main([*line.split(), *words])
+        out, err = capfd.readouterr()
+        return status, out, err.splitlines()
+
+    return run
+
+
+def latents() -> str:
+    return json.loads(Path("out.mp4.json").read_text())["latents_sha256"]
+
+
+def test_stages_are_told_and_results_are_the_same(run):
+    status, plain, notices = run("-q")
+    # that of the demo weights alone
+    assert status == 0 and len(notices) == 1
+    before = latents()
+    status, out, said = run("-q", "-v")
+    assert status == 0 and out == plain and latents() == before
+    assert all(line.startswith("anyv2v: ") for line in said) and notices[0] in said
+    told = [line.removeprefix("anyv2v: ") for line in said]
+    for name in ("load", "encode", "invert", "edit", "decode"):
+        pattern = rf"{name}: .*: \d+\.\d\d s, peak \d+\.\d\d GB so far"
+        assert [line for line in told if re.fullmatch(pattern, line)], name
+    assert [line for line in told if line.startswith("kernels: attention is run by sdpa (triton: ")]
+    assert any(line.startswith("features: ") for line in told)
+    assert not [line for line in told if line.startswith("edit: step ")]
+    # nothing is left for the next command
+    assert run("-q")[2] == notices
+
+
+def test_more_detail_and_the_source_in_the_batch(run):
+    status, _, said = run("-q", "-vv", "--feature-memory", "0")
+    assert status == 0
+    assert [line for line in said if re.match(r"anyv2v: edit: step 0, t = \d+: batched, \d+", line)]
+    why = [line for line in said if re.search(r"edit: \d steps have the source in the batch", line)]
+    assert len(why) == 1 and "not recorded" in why[0]
+
+
+def test_every_command_takes_it(capfd):
+    assert main(["weights", "verify", "demo", "-q", "-v"]) == 0
+    capfd.readouterr()
+    assert main(["edit", "nowhere.mp4", "-v", "--prompt", "x", "--frame", "y", "-o", "z.mp4"]) == 2
+
+
+def test_a_job_file_has_no_say_in_it(tmp_path, capfd):
+    (tmp_path / "config.yaml").write_text("verbose: 2\n")
+    assert main(["info", "--config", str(tmp_path / "config.yaml")]) == 2
+    assert "there is no option 'verbose'" in capfd.readouterr().err
+
+
+def test_warnings_are_told_once_with_and_without_it(capfd, monkeypatch):
+    # pytest's own handlers
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log = logging.getLogger("anyv2v.media.sound")
+    for times in (0, 1):
+        with verbose(times):
+            log.warning("anyv2v: no %s", "sound")
+            log.debug("nothing")
+        assert capfd.readouterr().err == "anyv2v: no sound\n"
+    with verbose(1):
+        log.info("two\nlines")
+    assert capfd.readouterr().err == "anyv2v: two lines\n"
+
+
+def test_python_users_ask_the_logger(caplog):
+    with caplog.at_level(logging.INFO, logger="anyv2v"):
+        anyv2v.load("demo", device="cpu")
+    (record,) = [r for r in caplog.records if r.getMessage().startswith("load: ")]
+    assert record.name == "anyv2v.loading"
+    caplog.clear()
+    anyv2v.load("demo", device="cpu")
+    assert not caplog.records
+
+
+def test_a_stage_that_fails_or_that_nobody_asks_for(caplog):
+    log = logging.getLogger("anyv2v.test")
+    with pytest.raises(KeyError), caplog.at_level(logging.INFO), stage(log, CPU, "work"):
+        raise KeyError
+    with stage(log, torch.device("cuda"), "work"):
+        pass  # measures nothing, or there would be an error without a GPU
+    assert not caplog.records
+
+
+def test_kernels_that_are_chosen_are_told_with_the_reason_once(caplog, monkeypatch):
+    monkeypatch.setattr(choose, "USED", {})
+    table = (
+        Implementation("fast", lambda x: x, lambda *_: "it is Monday"),
+        Implementation("slow", lambda x: x, lambda *_: None),
+    )
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            choose.choose("op", table, None, torch.zeros(1))
+        choose.choose("other", table, "slow", torch.zeros(1))
+        # tensors without data run nothing
+        choose.choose("third", table, None, torch.zeros(1, device="meta"))
+    assert [r.getMessage() for r in caplog.records] == [
+        "kernels: op is run by slow (fast: it is Monday)",
+        "kernels: other is run by slow, which was asked for",
+    ]
+
+
+class Tape:
+    """Captures by running, and replays nothing."""
+
+    def warm_up(self, run):
+        return run()
+
+    def capture(self, run):
+        return run(), lambda: None
+
+
+def test_captures_and_moves_are_told(caplog):
+    graphs = Graphs(lambda latents, *_: latents + 1, CPU, Tape())
+    conditions = object()
+    network = torch.nn.Linear(3, 5)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            graphs(torch.zeros(1, 4, 2, 3, 3), 1, conditions, NO_TAPS)
+        offload = Offload([network], CPU, True, host=torch.device("cpu", 1))
+        with offload.on_device(network):
+            pass
+    told = [r.getMessage() for r in caplog.records]
+    assert told[0] == "CUDA graphs: captured a step on latents of 1x4x2x3x3"
+    assert told[1:] == [
+        "offload: 0.00 GB of weights to the host",
+        "offload: 0.00 GB of weights to cpu",
+        "offload: 0.00 GB of weights to the host",
+    ]
+    assert sys.modules["anyv2v.runtime.offload"].log.name == "anyv2v.runtime.offload"
