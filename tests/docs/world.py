@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 import anyv2v
+from anyv2v.cli.main import main
 from anyv2v.convert.published import convert
 from anyv2v.loading import DEMO_FOLDER
 from anyv2v.weights_folders import expected_shapes
@@ -61,6 +62,7 @@ def make(world: Path, weights: Path) -> None:
     (world / "weights").mkdir()
     with_defaults(weights, world / "weights" / "i2vgen-xl", size=[64, 64], frames=4, fps=8, steps=2)
     with_defaults(DEMO_FOLDER, world / "weights" / "demo", steps=2)
+    finished(world / "out.mp4", world)
     editors(world)
     batches(world)
     benchmark(world / "bench")
@@ -75,6 +77,13 @@ def with_defaults(weights: Path, folder: Path, **defaults) -> None:
     config = json.loads((weights / "config.json").read_text())
     config["defaults"] |= defaults
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def finished(output: Path, world: Path) -> None:
+    """An edit of the first clip with its sidecar, for pages that begin with a finished edit."""
+    words = ["edit", world / "man-walking.mp4", "--frame", world / "edited.png", "--prompt", "a man"]
+    words += ["--weights", world / "weights" / "i2vgen-xl", "-o", output, "--feature-memory", "0"]
+    assert main([*map(str, words), "-q"]) == 0
 
 
 def editors(world: Path) -> None:

@@ -43,8 +43,8 @@ LINES = {
     "convert": "convert src dst",
     "weights fetch": "weights fetch dst",
     "evaluate": "evaluate clip.mp4 --source clip.mp4 --round-trip",
-    "ui": "ui",
     "info": "info demo",
+    "ui": "ui",
 }
 
 # option -> its text, where it arrives (call.argument), and as what
