@@ -31,7 +31,11 @@ given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 Image.open(given["--input"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(given["--output"])
 """
 SMALLER = {'"image_size": 512': '"image_size": 64', "[512, 512]": "[64, 64]"}
-SMALLER |= {"n_frames: 16": "n_frames: 4", "n_steps: 500": "n_steps: 4", "n_steps: 50": "n_steps: 2"}
+SMALLER |= {
+    "n_frames: 16": "n_frames: 4",
+    "n_steps: 500": "n_steps: 4",
+    "n_steps: 50": "n_steps: 2",
+}
 
 
 def frames(count: int = 12) -> np.ndarray:
@@ -77,7 +81,14 @@ def with_defaults(weights: Path, folder: Path, **defaults) -> None:
 
 def finished(output: Path, world: Path) -> None:
     """An edit of the first clip with its sidecar, for pages that begin with a finished edit."""
-    words = ["edit", world / "man-walking.mp4", "--frame", world / "edited.png", "--prompt", "a man"]
+    words = [
+        "edit",
+        world / "man-walking.mp4",
+        "--frame",
+        world / "edited.png",
+        "--prompt",
+        "a man",
+    ]
     words += ["--weights", world / "weights" / "i2vgen-xl", "-o", output, "--feature-memory", "0"]
     assert main([*map(str, words), "-q"]) == 0
 
