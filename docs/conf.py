@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from sphinx.pycode import ModuleAnalyzer
+
 import anyv2v
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +75,10 @@ def as_rst(app, what, name, obj, options, lines):
     A paragraph with columns or an indented one stays as it is written; elsewhere what looks like
     markup and is none, such as *arguments or name_, is taken literally.
     """
+    if what == "data" and (module := anyv2v._MODULE_OF.get(name.removeprefix("anyv2v."))):
+        # a value has no docstring; that of its definition is in the source alone
+        found = ModuleAnalyzer.for_module(module).find_attr_docs()
+        lines[:] = found["", name.removeprefix("anyv2v.")]
     paragraphs = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
     lines.clear()
     for text in paragraphs:
@@ -82,8 +88,10 @@ def as_rst(app, what, name, obj, options, lines):
         else:
             pieces = re.split(r"(`[^`]*`)", text)
             pieces[::2] = [re.sub(r"([*|\\])|(?<=\w)(_)(?!\w)", r"\\\1\2", x) for x in pieces[::2]]
-            # code that a letter follows, as in `Task`s, needs an empty separator
-            text = re.sub(r"(`[^`]*`)(?=\w)", r"\1\\ ", "".join(pieces))
+            for i in range(2, len(pieces), 2):
+                # code that a letter follows, as in `Task`s, needs an empty separator
+                pieces[i] = "\\ " * pieces[i][:1].isalnum() + pieces[i]
+            text = "".join(pieces)
         lines += [*text.split("\n"), ""]
 
 
