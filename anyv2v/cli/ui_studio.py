@@ -83,6 +83,8 @@ class Studio:
         self._costs: dict[str, Any] = {}
         # networks, and what is recorded of the kernels, are for one run at a time
         self._device, self._is_closed = threading.Lock(), False
+        # how many runs wait or run
+        self._runs, self._no_run = 0, threading.Condition()
         self._debug = args.debug
         self._looked: dict[Path, tuple[Video, int]] = {}
         self.sessions = Sessions(folder, self._forget)
@@ -94,6 +96,7 @@ class Studio:
             min(own.size) < SMALL,
             own.frames,
             own.size,
+            own.fps,
             [*PRESETS],
             [*self._editors.values()],
         )
@@ -214,6 +217,9 @@ class Studio:
             return ""
         video, windows = self._looked[session.folder]
         args = self._args(session, options)
+        with self._no_run:
+            # runs come first
+            self._no_run.wait_for(lambda: self._runs == 0)
         with self._device:
             key = inversion_key(args, lambda: self._editor)
             kept = self._kept.has(session.folder.name, key, args.injection)
@@ -278,10 +284,19 @@ class Studio:
     @contextmanager
     def _run(self, session: Session) -> Iterator[list[str]]:
         """Runs a command when no other runs, and listens to what it says."""
-        with self._device, heard() as lines:
-            session.is_cancelled |= self._is_closed
-            session.check()
-            yield lines
+        self._count_runs(1)
+        try:
+            with self._device, heard() as lines:
+                session.is_cancelled |= self._is_closed
+                session.check()
+                yield lines
+        finally:
+            self._count_runs(-1)
+
+    def _count_runs(self, more: int) -> None:
+        with self._no_run:
+            self._runs += more
+            self._no_run.notify_all()
 
     def _clip(self, session: Session) -> str:
         if not session.clip:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from anyv2v.errors import InputError
 from anyv2v.ui.sessions import Cancelled, Session
 from anyv2v.ui.studio import Studio
 from anyv2v.ui.texts import error_text, notices_text, progress_text
@@ -186,7 +187,7 @@ class Calls:
     def _drawn(self, user: Session, data: Data) -> str:
         name = self._studio.draw(user, _alpha(data[self._page.mask]))
         if not name:
-            raise ValueError("paint on the first frame where the clip may change (2)")
+            raise InputError("paint on the first frame where the clip may change (2)")
         return name
 
 
