@@ -51,7 +51,7 @@ from anyv2v.ui.sessions import Session, Sessions
 from anyv2v.ui.streams import heard
 from anyv2v.ui.studio import Looked, Made, Settings
 from anyv2v.ui.texts import clip_text, plan_text
-from anyv2v.ui.words import changed, command_line, words
+from anyv2v.ui.words import changed, command_line, text, words
 
 SMALL = 128
 """The least length in pixels of a shorter side at which frames are not enlarged pixel by pixel."""
@@ -153,8 +153,8 @@ class Studio:
         write_picture(first, clip.first_frame())
         own, size = clip.sizes()
         lines = [*of_the_run(args, self._editor), notices.cuts(session.clip, cuts)]
-        text = clip_text(count, video.fps, size, own, windows)
-        return Looked(text, _named([x for x in lines if x], session), preview, first)
+        said = clip_text(count, video.fps, size, own, windows)
+        return Looked(said, _named([x for x in lines if x], session), preview, first)
 
     def upload_frame(self, session: Session, path: str, options: Mapping[str, Any]) -> Path:
         """See `Studio.upload_frame`."""
@@ -177,7 +177,8 @@ class Studio:
     ) -> tuple[list[Path], list[str]]:
         """See `Studio.candidates`."""
         chosen = self._editors[editor]
-        given = [f"{name}={value}" for name, value in own.items()]
+        usual = {option.name: option.default for option in chosen.options}
+        given = [f"{name}={text(x)}" for name, x in changed(_given(own), usual).items()]
         line = {**_given(options), **chosen.words}
         line["editor-option"] = [*line["editor-option"], *given]
         output = session.numbered("frame", ".png")
@@ -335,9 +336,10 @@ class Studio:
     def _made_here(self, session: Session, args: argparse.Namespace) -> list[Path]:
         """The inputs of an edit that its user has not got yet."""
         uploads = {path.name for path, name in session.uploads.items() if path.name == name}
-        # a frame that was made here is made by a command
-        frames = [session.mask] if session.made_by else args.frame
-        paths = [args.video, *frames, args.protect]
+        # a frame that was made here is made by a command, which may read a mask
+        made = [*session.made_by]
+        frames = [made[made.index("--mask") + 1]] if "--mask" in made else []
+        paths = [args.video, *(frames if made else args.frame), args.protect]
         names = dict.fromkeys(os.path.basename(p) for p in paths if p and p not in (OFF, AUTO))
         return [session.folder / name for name in names if name not in uploads]
 
