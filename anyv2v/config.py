@@ -44,8 +44,8 @@ def section(config: dict, name: str, cls: type[T]) -> T:
     The section must hold exactly one key for each field: the field's name or, where the field is
     declared with `field(metadata={"key": ...})`, that key. Values must have the field's type: whole
     numbers from 1 to 2**24 (`checks.MOST`), finite numbers, strings, booleans, and lists (of 1 to
-    8) and mappings of those; a field of type `object` takes a number or a string. Raises InputError
-    otherwise.
+    8 or, where the field is declared with `field(metadata={"longest": ...})`, so many) and mappings
+    of those; a field of type `object` takes a number or a string. Raises InputError otherwise.
     """
     values = config.get(name)
     if not isinstance(values, dict):
@@ -55,9 +55,10 @@ def section(config: dict, name: str, cls: type[T]) -> T:
         wrong = [f"{key} is missing" for key in sorted(set(keys.values()) - set(values))]
         wrong += [f"{key} is not known" for key in sorted(set(values) - set(keys.values()))]
         raise InputError(f"section {name!r}: {', '.join(wrong)}")
-    for attribute, kind in get_type_hints(cls).items():
-        key = keys[attribute]
-        _check(f"section {name!r}: {key}", values[key], kind)
+    kinds = get_type_hints(cls)
+    for field in fields(cls):
+        key, longest = _key(field), field.metadata.get("longest", LONGEST)
+        _check(f"section {name!r}: {key}", values[key], kinds[field.name], longest)
         if key == "layers":
             checks.whole(f"section {name!r}: {key}", values[key], 1, DEEPEST)
     return cls(**{attribute: values[key] for attribute, key in keys.items()})
@@ -68,10 +69,10 @@ def _key(field: Field) -> str:
     return field.metadata.get("key", field.name)
 
 
-def _check(name: str, value: Any, kind: Any) -> None:
+def _check(name: str, value: Any, kind: Any, longest: int = LONGEST) -> None:
     if get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= LONGEST:
-            raise InputError(f"{name}: {value!r} is not a list of 1 to {LONGEST}")
+        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= longest:
+            raise InputError(f"{name}: {value!r} is not a list of 1 to {longest}")
         for each in value:
             _check(name, each, get_args(kind)[0])
     elif get_origin(kind) is Mapping:

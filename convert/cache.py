@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anyv2v import checks
-from anyv2v.convert.fetch import COMMIT, obtain, order
+from anyv2v.convert.fetch import COMMIT, Order, obtain, order
 from anyv2v.convert.repositories import PUBLISHED
 from anyv2v.errors import InputError
 from anyv2v.runtime.atomic_files import atomic_path
@@ -77,17 +77,21 @@ def located(
     if (known := find(name)) is not None:
         log.info("%s is in the cache: %s", name, known.folder)
         return known.folder
+    # asked first: a misspelled path leaves nothing in the cache
+    wanted = _ordered(name, options)
     folder = _folder(name.repository)
     try:
         (folder / "refs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         where = "name another folder in the environment variable ANYV2V_CACHE"
         raise InputError(f"{folder}: cannot be made: {error.strerror}; {where}") from error
-    with hold(folder / ".lock", wait=True):
-        # another process may have converted it meanwhile
-        if (known := find(name)) is None:
-            return _obtained(name, folder, expected, options)
-        return known.folder
+    lock = folder / ".lock"
+    with hold(lock) as held:
+        if held:
+            return _obtained(name, wanted, expected)
+    log.warning("anyv2v: %s: waiting for another process, which downloads and converts it", name)
+    with hold(lock, wait=True):
+        return _obtained(name, wanted, expected)
 
 
 def find(name: hub.Name) -> Converted | None:
@@ -123,13 +127,8 @@ def converted() -> list[Converted]:
     return sorted(models, key=lambda each: -each.made)
 
 
-def _obtained(
-    name: hub.Name,
-    folder: Path,
-    expected: Callable[[dict], Mapping[str, Shapes]],
-    options: tuple[str, ...],
-) -> Path:
-    """Downloads and converts a model to the cache, unless that commit is there."""
+def _ordered(name: hub.Name, options: tuple[str, ...]) -> Order:
+    """What the hub has of a name, if it is for one of these options; () for any."""
     try:
         wanted = order(name, "NEW_FOLDER")
     except InputError as error:
@@ -141,8 +140,15 @@ def _obtained(
         raise InputError(
             f"{name}: is for {wanted.model.option}; weights for {options[0]} are needed"
         )
+    return wanted
+
+
+def _obtained(
+    name: hub.Name, wanted: Order, expected: Callable[[dict], Mapping[str, Shapes]]
+) -> Path:
+    """Downloads and converts a model to the cache, unless that commit is there."""
     dtype = AS_PUBLISHED if wanted.dtype is None else str(wanted.dtype).removeprefix("torch.")
-    dst = folder / f"{wanted.commit}-{dtype}"
+    dst = _folder(name.repository) / f"{wanted.commit}-{dtype}"
     if not dst.is_dir():
         log.warning(
             "anyv2v: %s: downloading %.2f GB from the Hugging Face hub to %s, and converting to %s",

@@ -41,9 +41,9 @@ class Renamed(NamedTuple):
     def squeeze(self) -> int:
         """How many trailing axes of length 1 the checkpoint's tensor has that ours lacks.
 
-        Only weights have any; for other parameters, such as biases, it is 0.
+        A layer's bias has none, whatever its weight has.
         """
-        return self.rule.squeeze if self.name.endswith(".weight") else 0
+        return 0 if self.name.endswith(".bias") else self.rule.squeeze
 
     def their_shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the tensor's shape in the checkpoint, given its shape `ours` in our network."""

@@ -44,6 +44,9 @@ def explain_call(call: Call, device: str | torch.device) -> list[tuple[str, str]
     def moved(x: Any) -> Any:
         if not isinstance(x, Tensor):
             return x
+        if x.is_meta and x.ndim and x.stride(-1) != 1:
+            # convolutions on the meta device forget that their input is channels-last
+            return torch.empty(x.shape, dtype=x.dtype, device=device)
         return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
 
     with FakeTensorMode(), torch.no_grad():

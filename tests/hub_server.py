@@ -42,6 +42,9 @@ class HubServer(ThreadingHTTPServer):
         """What was asked for: "METHOD path", with the range if there is one."""
         self.cut: dict[str, int] = {}
         """Name of a file -> after how many bytes each connection that sends it is cut."""
+        self.stalled: set[str] = set()
+        """Names of files of which half is sent, and no more."""
+        self.stalling, self._ended = threading.Event(), threading.Event()
         self.forged: dict[str, bytes] = {}
         """Name of a file -> what is sent in place of it, under its own sha256."""
 
@@ -63,7 +66,13 @@ class HubServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True, args=(0.01,)).start()
         return self
 
+    def stall(self) -> None:
+        """Waits in a connection until the server ends; `stalling` tells that one does."""
+        self.stalling.set()
+        self._ended.wait()
+
     def __exit__(self, *error) -> None:
+        self._ended.set()
         self.shutdown()
         self.server_close()
 
@@ -127,6 +136,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             most = self.server.cut.get(name, len(data))
+            if name in self.server.stalled:
+                self.wfile.write(data[first : first + most // 2])
+                self.wfile.flush()
+                self.server.stall()
+                most = 0
             self.wfile.write(data[first : first + most])
             self.close_connection = first + most < len(data)
 

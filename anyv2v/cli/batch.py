@@ -27,7 +27,7 @@ from anyv2v.batch.shards import Shard
 from anyv2v.batch.tasks import Task
 from anyv2v.cli.batch_edits import RUN, Edits, Told
 from anyv2v.cli.batch_plan import Plan
-from anyv2v.cli.console import say, tell
+from anyv2v.cli.console import say, tell, verbose
 from anyv2v.cli.far import Far
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals
@@ -77,6 +77,8 @@ class MakeWorker:
     """Number of threads that PyTorch computes with on the CPU; None leaves it as it is."""
     signals: bool = True
     """Whether signals that end the process raise KeyboardInterrupt."""
+    verbose: int = 0
+    """How often -v was given."""
 
     @contextmanager
     def __call__(self) -> Iterator[Worker]:
@@ -89,6 +91,7 @@ class MakeWorker:
             tqdm.set_lock(threading.RLock())
             if self.threads is not None:
                 torch.set_num_threads(self.threads)
+            stack.enter_context(verbose(self.verbose))
             edits = Edits(self.told, signals, self.device)
             yield Worker(edits, Ledger(Far(self.told.output).folder), self.force)
 
@@ -113,7 +116,9 @@ def _local(
         worker = Worker(Edits(told, args.signals, devices[0]), ledger, args.force)
         return in_this_process(worker, tasks)
     threads = _threads(len(devices))
-    makes = [MakeWorker(told, args.force, device, threads) for device in devices]
+    makes = [
+        MakeWorker(told, args.force, device, threads, verbose=args.verbose) for device in devices
+    ]
     return Pool([LocalWorker(make) for make in makes], ledger).do(tasks)
 
 
@@ -129,7 +134,7 @@ def _ray(
     count = args.workers or gpus or 1
     # folders are the same for actors, who have another current one
     told = replace(told, output=told.output if is_url(told.output) else abspath(told.output))
-    make = MakeWorker(told, args.force, None, _threads(count), signals=False)
+    make = MakeWorker(told, args.force, None, _threads(count), False, args.verbose)
     return Pool([RayWorker(make, min(gpus, 1)) for _ in range(count)], ledger).do(tasks)
 
 

@@ -50,10 +50,15 @@ def verbose(times: int) -> Iterator[None]:
 class _Lines(logging.Handler):
     """Prints each record as `say` does, and does not disturb a progress bar."""
 
+    def __init__(self):
+        super().__init__()
+        # the stream of this moment: a batch collects what is said on stderr until an edit is made
+        self._stream = sys.stderr
+
     def emit(self, record: logging.LogRecord) -> None:
         # warnings begin with the name of the program already, for those who configure nothing
         text = " ".join(record.getMessage().split()).removeprefix("anyv2v: ")
-        tqdm.write(f"anyv2v: {text}", file=sys.stderr)
+        tqdm.write(f"anyv2v: {text}", file=self._stream)
 
 
 def explained(error: Exception) -> tuple[str, int]:

@@ -121,8 +121,8 @@ def made_clips(
 ) -> dict[str, np.ndarray]:
     """Inverts the source of `truth`, edits it, and returns the clips of `NAMES`, in this order.
 
-    captions: those of the source and of the truth. "edit" is what `anyv2v edit` makes by default,
-    so it is protected where the weights ask for that.
+    captions: those of the source and of the truth. "edit" is what `anyv2v edit` makes by default
+    with the source's caption as --inversion-prompt, so it is protected where the weights say so.
     """
     video, steps = Video(truth.source, editor.defaults.fps), editor.defaults.steps
     inverted = editor.invert(
@@ -168,7 +168,7 @@ def verdict(results: Mapping[str, Mapping[str, float | None]]) -> str:
         said = f"is farther from the truth than {NAMES[best]}"
     elif off[best] == edit:
         said = f"is as far from the truth as {NAMES[best]}"
-    elif edit > HARDLY * off["unedited"]:
+    elif edit >= HARDLY * off["unedited"]:
         said = "is hardly closer to the truth than the unedited source"
     else:
         said = "is closer to the truth than all that it is compared with"

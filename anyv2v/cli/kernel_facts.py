@@ -33,7 +33,7 @@ def of_weights(weights: str, device: torch.device, dtype: torch.dtype) -> dict[s
     frames = np.zeros((editor.defaults.frames, height, width, 3), np.uint8)
     own = editor.defaults.injection.fractions.items()
     # a single step that injects all that any step of a run does
-    injection = Injection(**{group: float(share > 0) for group, share in own})
+    injection = Injection(sites=None, **{group: float(share > 0) for group, share in own})
     with observed() as calls:
         predict_cost(editor, Video(frames, editor.defaults.fps), steps=1, injection=injection)
     # what only finds shapes runs on the meta device; so does all that is planned for a GPU

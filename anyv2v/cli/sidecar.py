@@ -183,10 +183,10 @@ class Provenance:
         if editor is not None and args.command in KEYED:
             key = edit_key(args, editor.fingerprint, self.inputs, index)
         return {
-            SETTINGS: {name: _plain(name, value) for name, value in settings.items()},
+            SETTINGS: {name: plain(name, value) for name, value in settings.items()},
             "seed": settings.get("seed"),
             "weights": editor
-            and {"path": _plain("weights", args.weights), "fingerprint": editor.fingerprint},
+            and {"path": plain("weights", args.weights), "fingerprint": editor.fingerprint},
             "inputs": inputs,
             "latents_sha256": latents_sha256,
             "versions": versions(),
@@ -331,8 +331,8 @@ def _listed(value: Any) -> list[dict]:
     return [each for each in (value if isinstance(value, list) else [value]) if each]
 
 
-def _plain(name: str, value: Any) -> Any:
-    """An option's value as JSON has it and --config takes it."""
+def plain(name: str, value: Any) -> Any:
+    """Returns the value of an option as JSON has it and --config takes it; paths are absolute."""
     if isinstance(value, tuple):
         return "x".join(map(str, value))
     if isinstance(value, Mapping):

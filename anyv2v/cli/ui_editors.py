@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Literal
 
 from anyv2v.cli.first_frame import uses
@@ -47,6 +47,8 @@ _SEPARATE = ("weights", "command", "timeout")
 
 def _options(editor: type) -> list[EditorOption]:
     kinds, found = typing.get_type_hints(editor), []
+    # as the protocol asks; a checker cannot know
+    assert is_dataclass(editor)
     for each in fields(editor):
         kind = kinds[each.name]
         if each.name in (*SETUP, *_SEPARATE) or each.default is MISSING:
@@ -61,5 +63,6 @@ def _options(editor: type) -> list[EditorOption]:
 
 def _required(name: str) -> bool:
     """Whether an editor has an option without a default, such as its weights."""
-    needed = (each.default is each.default_factory is MISSING for each in fields(find(name)))
-    return any(needed)
+    editor = find(name)
+    assert is_dataclass(editor)
+    return any(each.default is each.default_factory is MISSING for each in fields(editor))

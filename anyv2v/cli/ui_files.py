@@ -13,7 +13,8 @@ import numpy as np
 from anyv2v.backbones.base import Defaults
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip
-from anyv2v.cli.demo import FIRST, enlarged
+from anyv2v.cli.demo import FIRST, SHOWN
+from anyv2v.cli.demo_pictures import enlarged
 from anyv2v.cli.first_frame import write_picture
 from anyv2v.cli.sidecar import sidecar_of
 from anyv2v.cli.values import SOURCE
@@ -21,12 +22,12 @@ from anyv2v.media.image import fit_frame
 from anyv2v.media.video import stream_video, write_video
 from anyv2v.media.writer import video_writer
 from anyv2v.runtime.atomic_files import atomic_path
-from anyv2v.weights.demo.scenes import draw_edit
+from anyv2v.weights.demo.scenes import BEST_FIRST, CLEAR, draw_edit
 from anyv2v.weights.demo.scores import Truth
 
 EXAMPLE, EXAMPLE_FRAME = "example.mp4", "example-frame.png"
 """Names of the example's files."""
-SHOWN = 1024
+LARGEST = 1024
 """The most pixels of a picture's longer side that the page shows."""
 
 
@@ -35,18 +36,18 @@ def write_example(folder: Path, own: Defaults) -> str:
 
     own: the defaults of the weights, whose size, number of frames and rate the clip has.
     """
-    wanted = draw_edit("colour", "held-out", FIRST)
+    wanted = draw_edit(BEST_FIRST[0], "held-out", FIRST + CLEAR)
     truth = Truth.of(wanted, own.size, own.frames)
-    write_video(folder / EXAMPLE, enlarged(truth.source, own.size), own.fps)
-    write_picture(folder / EXAMPLE_FRAME, enlarged(truth.frames[:1], own.size)[0])
+    write_video(folder / EXAMPLE, enlarged(truth.source, SHOWN), own.fps)
+    write_picture(folder / EXAMPLE_FRAME, enlarged(truth.frames[:1], SHOWN)[0])
     return wanted.truth.caption
 
 
 def write_shown(path: Path, picture: np.ndarray) -> None:
     """Writes a picture, uint8 RGB (h, w, 3), as PNG, no larger than the page shows it."""
     height, width, _ = picture.shape
-    if max(height, width) > SHOWN:
-        scale = SHOWN / max(height, width)
+    if max(height, width) > LARGEST:
+        scale = LARGEST / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
         picture = fit_frame(picture, size, "stretch")
     write_picture(path, picture)

@@ -26,7 +26,7 @@ from anyv2v.cli.model import Model
 from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals
 from anyv2v.cli.sharing import inversion_key
-from anyv2v.cli.sidecar import sidecar_of
+from anyv2v.cli.sidecar import plain, sidecar_of
 from anyv2v.cli.source import DEMO_NOTICE, of_the_run
 from anyv2v.cli.ui_editors import read_editors
 from anyv2v.cli.ui_files import (
@@ -75,7 +75,7 @@ class Studio:
         self._kept = KeptSources(KEPT, KEPT_OF_ALL.get(model.torch_device.type, 1))
         self._editor = self._kept.editor(model)
         # the same weights in whatever folder the command is run
-        weights = model.weights if model.weights == loading.DEMO else os.path.abspath(model.weights)
+        weights = plain("weights", model.weights)
         self._machine = {"device": model.device, "dtype": model.dtype}
         self._model = {"weights": weights, **self._machine}
         self._model |= {} if model.offload == "auto" else {"offload": model.offload}
@@ -156,11 +156,11 @@ class Studio:
     def upload_frame(self, session: Session, path: str, options: Mapping[str, Any]) -> Path:
         """See `Studio.upload_frame`."""
         name = session.take(path)
-        if session.clip:
+        frame = read_image(session.folder / name)
+        if session.folder in self._looked:
+            # its proportions have to be those of the clip
             args = self._args(session, options, {"frame": name})
-            ((frame, _),) = typed(FirstFrame, args).read(typed(Clip, args))
-        else:
-            frame = read_image(session.folder / name)
+            typed(FirstFrame, args).read(typed(Clip, args))
         session.frame, session.made_by = name, ()
         return self._shown(session, frame)
 
@@ -169,22 +169,25 @@ class Studio:
         session: Session,
         editor: str,
         options: Mapping[str, Any],
-        editor_options: Mapping[str, Any],
+        own: Mapping[str, Any],
         count: int,
     ) -> tuple[list[Path], list[str]]:
         """See `Studio.candidates`."""
         chosen = self._editors[editor]
-        given = [f"{name}={value}" for name, value in editor_options.items()]
+        given = [f"{name}={value}" for name, value in own.items()]
         line = {**_given(options), **chosen.words}
         line["editor-option"] = [*line["editor-option"], *given]
         output = session.numbered("frame", ".png")
-        line |= {"candidates": count if count > 1 else None, **self._machine, "output": output}
-        arguments = words("edit-frame", self._clip(session), line)
-        args = self._parsed(arguments, session)
+        clip = self._clip(session)
+        args = self._parsed(words("edit-frame", clip, line | {"output": output}), session)
         setup = typed(Model, args)
-        made = typed(FirstFrame, args).make_editor(setup.torch_device, setup.torch_dtype)
-        if count > 1 and "seed" not in uses(made):
-            return self.candidates(session, editor, options, editor_options, 1)
+        read = uses(typed(FirstFrame, args).make_editor(setup.torch_device, setup.torch_dtype))
+        # without random numbers all would be the same
+        count = count if "seed" in read else 1
+        line |= {name: value for name, value in self._machine.items() if name in read}
+        line |= {"candidates": count if count > 1 else None, "output": output}
+        arguments = words("edit-frame", clip, line)
+        args = self._parsed(arguments, session)
         with self._run(session) as lines:
             run_edit_frame(args)
         session.made_by = arguments

@@ -156,7 +156,11 @@ class _Encoder:
         reformatter = pyav().video.reformatter
         # without B-frames packets come in the order of the frames; in another order MP4 could not
         # tell how long each frame is shown, unless all are shown equally long
-        options = {"crf": str(crf)} | ({} if bounds is None else {"bf": "0"})
+        # libx264's macroblock tree reads beyond rows whose width 64 does not divide, so that equal
+        # frames would give other pictures each time
+        options = {"crf": str(crf), "x264-params": "mbtree=0"} | (
+            {} if bounds is None else {"bf": "0"}
+        )
         stream = container.add_stream("libx264", rate=self._rate, options=options)
         # 4:2:0 needs even sizes
         stream.width, stream.height = (x + x % 2 for x in size)

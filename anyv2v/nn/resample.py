@@ -31,12 +31,13 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Nearest-neighbor interpolation to a larger size, then a 3x3 convolution."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, out_channels: int | None = None):
+        """Builds a layer whose result has `out_channels`, or as many channels as its input."""
         super().__init__()
-        self.conv = Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, out_channels or channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Maps features x (b, h, w, c) to (b, h', w', c).
+        """Maps features x (b, h, w, channels) to (b, h', w', out_channels).
 
         size: (h', w'); None doubles height and width.
         """

@@ -37,8 +37,7 @@ features that are recorded just before the step.
 
 WAYS: dict[Way, str] = {
     "replayed": "replay recorded features of the source",
-    "batched": "have the source in the batch: they inject features that are not recorded, or call "
-    "the caller's own taps, or that was asked for",
+    "batched": "have the source in the batch",
     "separate": "predict the source first, and replay its features",
     "plain": "inject nothing",
 }
@@ -109,10 +108,8 @@ class StepPlan:
 
     def log_to(self, log: logging.Logger) -> None:
         """Logs how the steps get the features of the source, and at level DEBUG each step."""
-        count = Counter(step.way for step in self.steps)
-        for way, why in WAYS.items():
-            if count[way]:
-                log.info("edit: %d steps %s", count[way], why)
+        for what, count in Counter(map(self._told, self.steps)).items():
+            log.info("edit: %d of %d steps %s", count, len(self.steps), what)
         for step in self.steps:
             log.debug(
                 "edit: step %d, t = %g: %s, %d sites",
@@ -121,6 +118,17 @@ class StepPlan:
                 step.way,
                 len(step.sites),
             )
+
+    def _told(self, step: PlannedStep) -> str:
+        """What the log says of a step: how it runs, and why the source is in its batch."""
+        if step.way != "batched":
+            return WAYS[step.way]
+        if step.taps:
+            return f"{WAYS[step.way]}, for the caller's own taps"
+        # a step that injects nothing has the source in its batch only if all have
+        if any(x.way == "batched" and not x.sites and not x.taps for x in self.steps):
+            return f"{WAYS[step.way]}, as the caller has chosen"
+        return f"{WAYS[step.way]}, since the features that they inject are not recorded"
 
     @property
     def replayed(self) -> list[Level]:

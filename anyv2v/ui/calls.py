@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,12 @@ class Calls:
     def leave(self, request: gr.Request) -> None:
         """Frees what is kept for a user whose page was closed."""
         self._studio.sessions.leave(str(request.session_hash))
+
+    def end(self, key: str | None) -> None:
+        """Removes the files of a user who has been gone for an hour."""
+        if key:
+            # gradio waits for this call, which waits for a run
+            threading.Thread(target=self._studio.sessions.end, args=[key]).start()
 
     def take_clip(self, path: str | None, request: gr.Request) -> None:
         """Chooses the clip that was uploaded, or none."""
@@ -128,7 +135,7 @@ class Calls:
     def choose(self, event: gr.SelectData, request: gr.Request) -> str:
         """Chooses a candidate."""
         user = self._user(request)
-        return str(self._studio.choose(user, user.candidates[event.index]))
+        return str(self._studio.choose(user, user.candidates[int(str(event.index))]))
 
     def begin(self, request: gr.Request) -> str:
         """Says that a run is wanted, before it waits for others."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gradio as gr
+from gradio.themes import Default
 
 FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 MONO = ("ui-monospace", "Consolas", "monospace")
@@ -16,13 +16,13 @@ CSS = """
 /* the frames of the demo are small: their pixels are shown as they are */
 .pixels img, .pixels video { image-rendering: pixelated; }
 .shown video, .shown img { width: 100%; object-fit: contain; }
+/* files that were made can be saved, not taken away */
+#files .label-clear-button { display: none; }
 #command textarea { font-family: ui-monospace, Consolas, monospace; font-size: 0.85em; }
 """
 """Rules for what the theme leaves open."""
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Default:
     """Returns the theme of the page, which loads nothing from anywhere."""
-    return gr.themes.Default(
-        primary_hue="teal", neutral_hue="slate", font=list(FONTS), font_mono=list(MONO)
-    )
+    return Default(primary_hue="teal", neutral_hue="slate", font=list(FONTS), font_mono=list(MONO))

@@ -9,7 +9,11 @@ import gradio as gr
 from anyv2v.ui.calls import MASK, OWN, Calls
 from anyv2v.ui.studio import EditorOption, Studio
 
-DEVICE = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
+DEVICE: dict[str, Any] = {
+    "concurrency_id": "device",
+    "concurrency_limit": 1,
+    "api_visibility": "private",
+}
 """Arguments of events that run networks, which wait for each other."""
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Arguments of events that only change the page."""
@@ -66,7 +70,12 @@ class Page:
         self.example = gr.Button("Use the example", size="sm", elem_id="example")
         self.looked = gr.Markdown(elem_id="looked", elem_classes="note")
         self.preview = gr.Video(
-            label="What is edited", interactive=False, autoplay=True, loop=True, buttons=[]
+            elem_id="preview",
+            label="What is edited",
+            interactive=False,
+            autoplay=True,
+            loop=True,
+            buttons=[],
         )
         with gr.Row():
             add = self._add
@@ -74,7 +83,10 @@ class Page:
             frames = f"{self._settings.frames}"
             add("frames", gr.Textbox(label="Frames, or all", placeholder=frames, min_width=80))
         with gr.Accordion("Size and rate", open=False):
-            hint = {"placeholder": f"{width}x{height}", "info": "WxH, or the shorter side"}
+            hint: dict[str, Any] = {
+                "placeholder": f"{width}x{height}",
+                "info": "WxH, or the shorter side",
+            }
             add("size", gr.Textbox(label="Size in pixels", **hint))
             fits = [("automatic", OWN), "crop", "stretch", "pad"]
             add("fit", gr.Dropdown(fits, value=OWN, label="Other proportions"))
@@ -97,9 +109,11 @@ class Page:
                 self._make_editor()
         self.said = gr.Markdown(elem_id="said", elem_classes="note")
         with gr.Row():
-            picture = {"interactive": False, "min_width": 120, "type": "filepath"}
+            picture: dict[str, Any] = {"interactive": False, "min_width": 120, "type": "filepath"}
             self.first = gr.Image(label="First frame", buttons=["download"], **picture)
-            self.chosen = gr.Image(label="Edited", buttons=["download"], **picture)
+            self.chosen = gr.Image(
+                label="Edited", elem_id="chosen", buttons=["download"], **picture
+            )
 
     def _make_editor(self) -> None:
         editors = self._settings.editors
@@ -122,6 +136,7 @@ class Page:
         with gr.Accordion("Only a part of the frame", open=False):
             brush = gr.Brush(default_size="auto", colors=["#00b4a0"], color_mode="fixed")
             self.mask = gr.ImageMask(
+                elem_id="mask",
                 label="Paint where it may change",
                 sources=(),
                 brush=brush,
@@ -155,7 +170,7 @@ class Page:
         label = "What may change"
         add("protect", gr.Dropdown(protect, value=usual["protect"], label=label))
         with gr.Row():
-            number = {"precision": 0, "min_width": 80}
+            number: dict[str, Any] = {"precision": 0, "min_width": 80}
             add("steps", gr.Number(usual["steps"], label="Steps", minimum=1, **number))
             add("seed", gr.Number(0, label="Seed", minimum=0, **number))
         with gr.Accordion("More", open=False):
@@ -207,8 +222,8 @@ class Page:
 
     def _wire(self, page: gr.Blocks) -> None:
         """Connects the parts with what they call."""
-        studio, calls = self._studio, Calls(self._studio, self)
-        user = gr.State(delete_callback=lambda key: studio.sessions.end(key) if key else None)
+        calls = Calls(self._studio, self)
+        user = gr.State(delete_callback=calls.end)
         page.load(calls.arrive, None, user, **QUICK)
         page.unload(calls.leave)
         options = {*self.options.values()}

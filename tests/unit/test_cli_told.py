@@ -26,6 +26,7 @@ from anyv2v.media.stream import FrameStream
 from anyv2v.pipeline import cost
 from anyv2v.pipeline.request import Edit
 from anyv2v.pipeline.source import Source
+from anyv2v.ui import server
 
 Editor = anyv2v.Editor
 FOLDER = str(loading.DEMO_FOLDER)
@@ -43,6 +44,7 @@ LINES = {
     "weights fetch": "weights fetch dst",
     "evaluate": "evaluate clip.mp4 --source clip.mp4 --round-trip",
     "info": "info demo",
+    "ui": "ui",
 }
 
 # option -> its text, where it arrives (call.argument), and as what
@@ -175,6 +177,14 @@ TOLD = [
     ),
     ("evaluate", LOAD | {"size": ("16x16", "compared.size", (16, 16))}),
     (
+        "ui",
+        LOAD
+        | {
+            "host": ("127.0.0.2", "serve.host", "127.0.0.2"),
+            "port": ("7861", "serve.port", 7861),
+        },
+    ),
+    (
         "convert",
         {
             "dtype": ("bfloat16", "convert.dtype", torch.bfloat16),
@@ -294,6 +304,8 @@ def told(own, source, folder, monkeypatch, tmp_path):
     note(evaluate, "scores", "scored", lambda *_, **__: [])
     note(evidence.Evidence, "read", "compared", original=evidence.Evidence.read)
     note(network, "round_trip", "trip", ends)
+    note(server, "check", "checked", lambda *_: None)
+    note(server, "served", "serve", ends)
     note(cli_weights, "convert", "convert", ends, original=convert)
     note(cli_weights, "fetch", "fetch", ends, original=fetch)
 

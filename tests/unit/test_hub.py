@@ -1,13 +1,14 @@
-"""Cache folders of the Hugging Face hub, given where weights are wanted."""
+"""Names of repositories of the Hugging Face hub and its caches, given where weights are wanted."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from anyv2v.cli.main import main
 from anyv2v.errors import InputError
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.hub import only_snapshot, snapshots
+from anyv2v.weights.hub import name_of, only_snapshot, snapshots
 
 
 @pytest.fixture
@@ -77,3 +78,39 @@ def test_convert_takes_the_only_snapshot(cache, snapshot, tmp_path, capfd):
     (folder / "snapshots" / "def").mkdir()
     assert main(["convert", str(folder / "snapshots"), str(tmp_path / "more")]) == 2
     assert "2 snapshots" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("ali-vilab/i2vgen-xl", ("ali-vilab/i2vgen-xl", None)),
+        ("a/b.c_d-1", ("a/b.c_d-1", None)),
+        ("a/b@main", ("a/b", "main")),
+        ("a/b@refs/pr/1", ("a/b", "refs/pr/1")),
+        ("a/b@v1.0", ("a/b", "v1.0")),
+        *(
+            (path, None)
+            for path in ("demo", "a/b/c", "/a/b", "./a/b", "../a", "a/../b", "~/a", "a/")
+        ),
+        # what no repository and no revision may be called
+        *(
+            (path, None)
+            for path in ("a--b/c", "a/..", "a/b@", "a/b@../c", "a/b@.", "a b/c", "a/b\n")
+        ),
+        (Path("a/b"), None),
+        (None, None),
+        ("a/" + "b" * 5000, ("a/" + "b" * 5000, None)),
+    ],
+)
+def test_what_names_a_repository(tmp_path, text, name):
+    assert name_of(text, tmp_path) == name
+    if name:
+        assert str(name_of(text, tmp_path)) == text
+
+
+def test_what_is_there_is_a_path(tmp_path):
+    (tmp_path / "weights").mkdir()
+    # or could have been there
+    assert name_of("weights/i2vgen-xl", tmp_path) is None
+    assert name_of("others/i2vgen-xl", tmp_path) is not None
+    assert name_of("weights/i2vgen-xl", tmp_path / "weights") is not None

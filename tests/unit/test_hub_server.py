@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -260,6 +262,7 @@ def test_what_the_hub_refuses(published, tmp_path):
         folder_of(I2VGEN)
     with pytest.raises(InputError, match="no/such: no such folder; as a repository: .*no such rep"):
         folder_of("no/such")
+    assert not (tmp_path / "cache" / "weights" / "no--such").exists()
     published.publish("some/text", tmp_path)
     with pytest.raises(InputError, match="some/text: holds no model that can be converted.*CLIP"):
         folder_of("some/text")
@@ -328,27 +331,59 @@ def test_commands_take_names(published, half, capfd, video):
 CODE = "import anyv2v; print(anyv2v.load('ali-vilab/i2vgen-xl', device='cpu').fingerprint)"
 
 
+@pytest.fixture
+def begin(tmp_path):
+    """begin(hub, *words): a process of Python that asks this hub, with caches of its own."""
+    begun = []
+
+    def begin(hub, *words):
+        caches = {"HF_HOME": str(tmp_path / "home"), "ANYV2V_CACHE": str(tmp_path / "cache")}
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, **caches}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        begun.append(subprocess.Popen([sys.executable, *words], env=environment, **pipes))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        process.kill()
+
+
 @pytest.mark.slow
-def test_two_processes_at_once(published, half, tmp_path):
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": published.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "ANYV2V_CACHE": str(tmp_path / "cache"),
-    }
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", CODE],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+def test_a_signal_ends_a_download(published, begin):
+    published.stalled.add("unet/diffusion_pytorch_model.safetensors")
+    run = begin(published, "-m", "anyv2v", "weights", "verify", I2VGEN)
+    assert published.stalling.wait(60)
+    run.send_signal(signal.SIGINT)
+    # the file never comes
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (130, "") and err.endswith("anyv2v: interrupted\n")
+    assert not cache.converted()
+
+
+def test_who_waits_is_told_so(published, half, tmp_path, monkeypatch, caplog):
+    """Another process has the lock, and has converted when it frees it."""
+    folder = tmp_path / "cache" / "weights" / "ali-vilab--i2vgen-xl"
+    made, locked = folder / f"{COMMIT}-float16", [False, True]
+
+    @contextmanager
+    def hold(path, wait=False):
+        assert path == folder / ".lock"
+        if wait:
+            shutil.copytree(half.folder, made)
+        yield locked.pop(0)
+
+    monkeypatch.setattr(cache, "hold", hold)
+    assert folder_of(I2VGEN) == made and not published.sent()
+    (record,) = caplog.records
+    assert "waiting for another process" in record.getMessage()
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(published, half, begin):
+    runs = [begin(published, "-c", CODE) for _ in range(2)]
     results = [run.communicate() for run in runs]
     assert [out.strip() for out, _ in results] == [half.fingerprint] * 2, results
     # one of them has downloaded and converted
-    assert sorted(err.count("anyv2v: ") for _, err in results) == [0, 1], results
+    assert sorted(err.count("downloading") for _, err in results) == [0, 1], results
     sent = published.sent()
     assert len(sent) == len(set(sent))

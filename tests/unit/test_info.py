@@ -19,6 +19,8 @@ from anyv2v.convert.published import convert
 from anyv2v.kernels import choose
 from anyv2v.kernels.choose import USED, Implementation, observed
 from anyv2v.kernels.explain import RUNS
+from anyv2v.pipeline import cost
+from anyv2v.runtime.accounting import fake_mode
 from anyv2v.weights_folders import expected_shapes
 from tests.oracles import adapter_snapshot
 
@@ -223,3 +225,17 @@ def test_the_driver_is_asked_with_patience(monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert machine._driver() is None
+
+
+@pytest.mark.slow
+def test_the_kernels_of_weights_on_a_gpu_that_is_not_there(monkeypatch):
+    pytest.importorskip("triton")
+    skeleton, gpu = loading.skeleton, torch.device("cuda")
+    monkeypatch.setattr(loading, "skeleton", lambda w, _, dtype: skeleton(w, "cpu", dtype))
+    monkeypatch.setattr(cost, "fake_mode", lambda _: fake_mode(gpu))
+    found = kernel_facts.of_weights("demo", gpu, torch.float16)
+    triton = {op: each["verdicts"]["triton"] for op, each in found.items() if op != "linear"}
+    # the demo's heads are small, but its layouts are those that the kernels were written for
+    reasons = {why for verdicts in triton.values() for why in verdicts}
+    assert not [why for why in reasons if "contiguous" in why or "CUDA device" in why]
+    assert all(triton[op][RUNS] == found[op]["calls"] for op in ("geglu", "residual_sum"))

@@ -315,7 +315,7 @@ def test_paths_among_the_options_of_an_editor_are_whole(tmp_path, monkeypatch):
     os.mkdir("adapter")
     given = ["adapter=adapter", "blocks=style", "scale=0.5"]
     whole = [f"adapter={tmp_path}/adapter", *given[1:]]
-    assert sidecar._plain("editor_option", given) == whole
+    assert sidecar.plain("editor_option", given) == whole
 
 
 def test_what_a_method_has_not_is_not_said_again(run):

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from PIL import Image
 import anyv2v
 from anyv2v.cli.console import verbose
 from anyv2v.cli.main import main
+from anyv2v.diffusion.schedule import Level
 from anyv2v.injection.taps import NO_TAPS
 from anyv2v.kernels import choose
 from anyv2v.kernels.choose import Implementation
 from anyv2v.pipeline.cuda_graphs import Graphs
+from anyv2v.pipeline.step_plan import plan_steps
 from anyv2v.runtime.offload import Offload
 from anyv2v.runtime.stage import stage
 
@@ -47,12 +50,12 @@ def latents() -> str:
 
 
 def test_stages_are_told_and_results_are_the_same(run):
-    status, plain, notices = run("-q")
-    # that of the demo weights alone
-    assert status == 0 and len(notices) == 1
-    before = latents()
     status, out, said = run("-q", "-v")
-    assert status == 0 and out == plain and latents() == before
+    assert status == 0
+    with_v = latents()
+    # nothing is left for the next command, which says what the demo weights are for
+    status, plain, notices = run("-q")
+    assert status == 0 and len(notices) == 1 and out == plain and latents() == with_v
     assert all(line.startswith("anyv2v: ") for line in said) and notices[0] in said
     told = [line.removeprefix("anyv2v: ") for line in said]
     for name in ("load", "encode", "invert", "edit", "decode"):
@@ -61,16 +64,37 @@ def test_stages_are_told_and_results_are_the_same(run):
     assert [line for line in told if line.startswith("kernels: attention is run by sdpa (triton: ")]
     assert any(line.startswith("features: ") for line in told)
     assert not [line for line in told if line.startswith("edit: step ")]
-    # nothing is left for the next command
-    assert run("-q")[2] == notices
 
 
 def test_more_detail_and_the_source_in_the_batch(run):
     status, _, said = run("-q", "-vv", "--feature-memory", "0")
     assert status == 0
     assert [line for line in said if re.match(r"anyv2v: edit: step 0, t = \d+: batched, \d+", line)]
-    why = [line for line in said if re.search(r"edit: \d steps have the source in the batch", line)]
-    assert len(why) == 1 and "not recorded" in why[0]
+    why = [x for x in said if re.search(r"edit: 1 of 2 steps have the source in the batch, ", x)]
+    assert len(why) == 1 and why[0].endswith("since the features that they inject are not recorded")
+
+
+def test_why_the_source_is_in_the_batch(caplog):
+    levels = [Level(i, 900 - i, 0.5, 0.5) for i in range(3)]
+    sites = {0: frozenset({"a"}), 1: frozenset(), 2: frozenset()}
+
+    def told(*how):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            plan_steps(levels, sites, lambda *_: False, *how).log_to(logging.getLogger("anyv2v.x"))
+        return [r.getMessage().removeprefix("edit: ") for r in caplog.records]
+
+    batched = "steps have the source in the batch, "
+    assert told("shared") == [
+        f"1 of 3 {batched}since the features that they inject are not recorded",
+        "2 of 3 steps inject nothing",
+    ]
+    assert told("always") == [f"3 of 3 {batched}as the caller has chosen"]
+    assert told("shared", {1}) == [
+        f"1 of 3 {batched}since the features that they inject are not recorded",
+        f"1 of 3 {batched}for the caller's own taps",
+        "1 of 3 steps inject nothing",
+    ]
 
 
 def test_every_command_takes_it(capfd):
@@ -164,3 +188,36 @@ def test_captures_and_moves_are_told(caplog):
         "offload: 0.00 GB of weights to the host",
     ]
     assert sys.modules["anyv2v.runtime.offload"].log.name == "anyv2v.runtime.offload"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_batch_tells_at_once_and_keeps_notes_apart(tmp_path, monkeypatch, workers):
+    monkeypatch.chdir(tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    anyv2v.write_video("clip.mp4", frames, fps=8)
+    Image.fromarray(frames[0]).save("clip.png")
+    edit = {"frame": "clip.png", "prompt": "x", "steps": 2, "frames": 3}
+    Path("jobs.jsonl").write_text(json.dumps({"video": "clip.mp4", "edits": [edit]}) + "\n")
+    command = [sys.executable, "-m", "anyv2v", "batch", "jobs.jsonl", "-o", "out", "-v"]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--workers", workers], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    inverted = [line for line in said if line.startswith("anyv2v: invert: 2 steps")]
+    assert len(inverted) == 1, done.stderr
+    # what the edit itself has to say comes when it is made
+    assert said.index(inverted[0]) < next(i for i, x in enumerate(said) if "demo weights" in x)
+
+
+@pytest.mark.gpu
+def test_a_stage_on_a_gpu_tells_its_own_peak(caplog):
+    gpu, log = torch.device("cuda"), logging.getLogger("anyv2v.test")
+    with caplog.at_level(logging.INFO):
+        with stage(log, gpu, "large"):
+            torch.empty(10**9, dtype=torch.uint8, device=gpu)
+        with stage(log, gpu, "small"):
+            pass
+    peaks = [float(re.search(r"peak (\S+) GB$", r.getMessage())[1]) for r in caplog.records]
+    assert peaks[0] >= 1 and peaks[0] - peaks[1] == pytest.approx(1, abs=0.02)

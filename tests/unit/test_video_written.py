@@ -37,7 +37,7 @@ class Lossless:
         return getattr(self.container, name)
 
     def add_stream(self, codec, rate, options):
-        assert (codec, options) == ("libx264", {"crf": "16"})
+        assert codec == "libx264" and options["crf"] == "16"
         return self.container.add_stream(codec, rate=rate, options={"qp": "0"})
 
 

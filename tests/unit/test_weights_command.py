@@ -1,6 +1,5 @@
 """`anyv2v weights verify` and `anyv2v weights fetch`; nothing here uses a network."""
 
-import fnmatch
 import hashlib
 import inspect as inspection
 import json
@@ -20,7 +19,7 @@ from anyv2v.cli.main import main
 from anyv2v.convert import fetch as fetching
 from anyv2v.convert.fetch import asked
 from anyv2v.convert.published import convert
-from anyv2v.convert.repositories import PUBLISHED, needed_files
+from anyv2v.convert.repositories import PUBLISHED, needed_files, recognize
 from anyv2v.errors import InputError
 from anyv2v.loading import expected_shapes, inspect
 
@@ -195,27 +194,22 @@ class Hub(ModuleType):
             lfs={"sha256": hashlib.sha256(data).hexdigest()} if large else None,
         )
 
-    def snapshot_download(self, repository, revision, allow_patterns):
+    def hf_hub_download(self, repository, name, revision):
         assert repository in self.asked and revision == COMMIT
         if repository in self.gated:
             raise self.utils.GatedRepoError("403 Client Error. (Request ID: x)")
-        page, cache = self.page(repository), self.cache(repository)
-        for path in sorted(page.rglob("*")):
-            name = str(path.relative_to(page))
-            if path.is_dir() or not any(fnmatch.fnmatch(name, p) for p in allow_patterns):
-                continue
-            if (cache / name).exists():
-                continue
+        copy = self.cache(repository) / name
+        if not copy.exists():
             if self.fail_after is not None and len(self.copied) >= self.fail_after:
                 raise ConnectionError("Connection reset by peer\nTraceback and more")
-            (cache / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, cache / name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.page(repository) / name, copy)
             self.copied.append(name)
-        if self.spoil:
-            data = bytearray((cache / self.spoil).read_bytes())
+        if name == self.spoil:
+            data = bytearray(copy.read_bytes())
             data[-1] ^= 1
-            (cache / self.spoil).write_bytes(data)
-        return str(cache)
+            copy.write_bytes(data)
+        return str(copy)
 
 
 I2VGEN = "ali-vilab/i2vgen-xl"
@@ -483,11 +477,67 @@ def test_what_is_needed_of_a_page():
         needed_files(page, names[1:], half=True)
 
 
+STABLE_DIFFUSION = [
+    "model_index.json",
+    "v1-5-pruned.safetensors",
+    *(f"{folder}/config.json" for folder in ("unet", "vae", "text_encoder", "safety_checker")),
+    *(
+        f"{folder}/diffusion_pytorch_model{kind}"
+        for folder in ("unet", "vae")
+        for kind in (".safetensors", ".bin", ".fp16.safetensors", ".fp16.bin")
+    ),
+    *(f"unet/diffusion_pytorch_model.non_ema.{kind}" for kind in ("bin", "safetensors")),
+    *(f"text_encoder/{name}" for name in ("model.safetensors", "pytorch_model.bin")),
+    *(f"tokenizer/{name}" for name in ("vocab.json", "merges.txt")),
+    "scheduler/scheduler_config.json",
+    "feature_extractor/preprocessor_config.json",
+]
+ADAPTERS = [
+    *("models/ip-adapter_sd15.bin", "models/ip-adapter_sd15.safetensors"),
+    *("models/ip-adapter-plus_sd15.safetensors", "sdxl_models/ip-adapter_sdxl.safetensors"),
+    *(f"{at}/image_encoder/{n}" for at in ("models", "sdxl_models") for n in ("config.json",)),
+    *(f"models/image_encoder/{n}" for n in ("model.safetensors", "pytorch_model.bin")),
+]
+WHOLE_CLIP = ["config.json", "vocab.json", "merges.txt", "preprocessor_config.json"]
+WHOLE_CLIP += ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "README.md"]
+OPEN_CLIP = [*WHOLE_CLIP, "open_clip_config.json", "open_clip_pytorch_model.bin"]
+PAGES = {
+    "Stable Diffusion": (STABLE_DIFFUSION, "StableDiffusionPipeline", "--editor-weights"),
+    "IP-Adapter": (ADAPTERS, None, "--editor-option adapter"),
+    "CLIP": (WHOLE_CLIP, "clip", "--clip"),
+    "CLIP in two forms": (OPEN_CLIP, "clip", "--clip"),
+    "CLIP of OpenCLIP": ([*OPEN_CLIP[4:], "tokenizer.json"], None, "--clip"),
+}
+"""What is published -> (files, what its config says of the model, the option that takes it)."""
+TAKEN = {
+    "Stable Diffusion": {
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/model.safetensors",
+    },
+    "IP-Adapter": {"models/ip-adapter_sd15.safetensors", "models/image_encoder/model.safetensors"},
+    "CLIP": {"pytorch_model.bin"},
+    "CLIP in two forms": {"pytorch_model.bin"},
+    "CLIP of OpenCLIP": {"open_clip_pytorch_model.bin"},
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_is_needed_of_a_page_that_nobody_knew(name):
+    files, kind, option = PAGES[name]
+    model = recognize("a/b", files, lambda file: {"_class_name": kind, "model_type": kind})
+    (repository,) = model.repositories
+    needed = needed_files(repository, files, half=model.dtype == torch.float16)
+    weights = {n for n in needed if n.endswith((".safetensors", ".bin"))}
+    assert model.option == option and weights == TAKEN[name]
+    assert all(n.endswith((".json", ".txt")) for n in set(needed) - weights)
+    assert "safety_checker/config.json" not in needed
+
+
 def test_the_real_hub_is_called_as_it_wants_to_be():
     hub = pytest.importorskip("huggingface_hub")
-    asked = dict(revision="a", allow_patterns=[])
-    given = inspection.signature(hub.snapshot_download).bind("repo", **asked)
-    assert given.arguments == {"repo_id": "repo", **asked}
+    given = inspection.signature(hub.hf_hub_download).bind("repo", "file", revision="a")
+    assert given.arguments == {"repo_id": "repo", "filename": "file", "revision": "a"}
     given = inspection.signature(hub.HfApi.model_info).bind(None, "repo", files_metadata=True)
     assert given.arguments["repo_id"] == "repo" and given.arguments["files_metadata"] is True
     assert issubclass(hub.utils.GatedRepoError, hub.utils.RepositoryNotFoundError)
