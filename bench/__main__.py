@@ -7,7 +7,7 @@
 
 A wrong result has no speed: nothing of its case is timed, and the exit status is 1. Results go to
 bench/results/DEVICE-SET.json and .csv; `python bench/report.py` makes the tables and figures of
-README.md and bench/README.md from them.
+README.md, docs/benchmarks.md and bench/README.md from them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ On the demo weights, held-out clips, each kind of edit in turn, guidance 1, samp
 Round trip: inverted with the empty prompt, then reconstructed from the noisiest timestep of
 sampling; the latent error is relative to the clean latents. Edit: inverted with the prompt that the
 demo's best settings give the inversion, then edited with its best injection. Small set: the methods
-that README names; full: all.
+that docs/benchmarks.md names; full: all.
 
 Before anything is measured the product is checked: the residuals that its fixed point reports are
 recomputed through the steps of sampling, and the evaluations that it reports are counted.

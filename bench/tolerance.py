@@ -11,7 +11,7 @@ distance of the sprite from its true place). With plain DDIM only the round trip
 A line of JSON for each scene and setting is appended to tolerance.jsonl at once. What is in that
 file is not measured again, so a run may be stopped, continued and extended. Six scenes, one edit of
 each kind, run together: on a CPU that halves the time and changes results by rounding only. --save
-condenses the lines into bench/results, from where `python bench/report.py` takes README's table.
+condenses the lines into bench/results, from where `python bench/report.py` takes its table.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from bench.inversion import TRACKED, interval
 
 FPS = 8
 FIRST_SEED = 6_000_000
-"""Seed of the first scene; README's other figures use seeds below it."""
+"""Seed of the first scene; other published figures use seeds below it."""
 SCORES = ("psnr", "ssim", "trajectory")
 DDIM, BEFORE = "ddim 500", "3e-4, 100"
 """The settings with which the others are compared: for round trips the original's, for edits the

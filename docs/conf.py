@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from sphinx.pycode import ModuleAnalyzer
+
 import anyv2v
 
 ROOT = Path(__file__).parents[1]
@@ -43,27 +45,26 @@ ELSEWHERE = {
     "demo-model": "weights/demo/README.md",
     "kernels": "kernels/README.md",
 }
-"""Page of the site -> the file of the repository that it shows; the page itself only links there."""
+"""Page of the site -> the file of the repository that it shows; the page only links there."""
 
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 
 
 def elsewhere(app, docname, source):
     """Shows the files of `ELSEWHERE`, and lets links to them lead to their pages."""
-    folder = ROOT / "docs"
+    here = there = (ROOT / "docs" / docname).parent
     if docname in ELSEWHERE:
         path = ROOT / ELSEWHERE[docname]
-        source[0] = path.read_text(encoding="utf-8")
-        folder = path.parent
-    pages = {file: f"{page}.md" for page, file in ELSEWHERE.items()}
+        source[0], there = path.read_text(encoding="utf-8"), path.parent
+    pages = {file: f"docs/{page}.md" for page, file in ELSEWHERE.items()}
 
     def place(match):
-        target = os.path.relpath(folder / match[1], ROOT)
-        if target in pages:
-            return pages[target]
-        shown = os.path.relpath(ROOT / target, ROOT / "docs")
+        target = os.path.relpath(there / match[1], ROOT)
+        target = pages.get(target, target)
+        shown = os.path.relpath(ROOT / target, here)
         # a Markdown file that is no page is offered for download
-        return f"path:{shown}" if shown.startswith("..") and shown.endswith(".md") else shown
+        is_page = target.startswith("docs/") or not target.endswith(".md")
+        return shown if is_page else f"path:{shown}"
 
     source[0] = LINK.sub(place, source[0])
 
@@ -74,24 +75,24 @@ def as_rst(app, what, name, obj, options, lines):
     A paragraph with columns or an indented one stays as it is written; elsewhere what looks like
     markup and is none, such as *arguments or name_, is taken literally.
     """
-    paragraphs = [
-        part.split("\n") for part in re.split(r"\n\s*\n", "\n".join(lines)) if part.strip()
-    ]
+    if what == "data" and (module := anyv2v._MODULE_OF.get(name.removeprefix("anyv2v."))):
+        # a value has no docstring; that of its definition is in the source alone
+        found = ModuleAnalyzer.for_module(module).find_attr_docs()
+        lines[:] = found["", name.removeprefix("anyv2v.")]
+    paragraphs = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
     lines.clear()
-    for part in paragraphs:
-        is_list = part[0].lstrip().startswith(("- ", "1. "))
-        text = "\n".join(part)
+    for text in paragraphs:
+        is_list = text.lstrip().startswith(("- ", "1. "))
         if not is_list and re.search(r"^ |\S {2,}\S", text, re.MULTILINE):
-            part = ["::", "", *(f"    {line}" for line in part)]
+            text = "::\n\n" + re.sub("^", "    ", text, flags=re.MULTILINE)
         else:
             pieces = re.split(r"(`[^`]*`)", text)
-            # code that a letter follows, as in `Task`s, needs an empty separator
-            pieces[1::2] = [
-                x + "\\ " * pieces[i][:1].isalnum() for i, x in zip(range(2, 999, 2), pieces[1::2])
-            ]
             pieces[::2] = [re.sub(r"([*|\\])|(?<=\w)(_)(?!\w)", r"\\\1\2", x) for x in pieces[::2]]
-            part = "".join(pieces).split("\n")
-        lines += [*part, ""]
+            for i in range(2, len(pieces), 2):
+                # code that a letter follows, as in `Task`s, needs an empty separator
+                pieces[i] = "\\ " * pieces[i][:1].isalnum() + pieces[i]
+            text = "".join(pieces)
+        lines += [*text.split("\n"), ""]
 
 
 def signature(app, what, name, obj, options, args, returns):

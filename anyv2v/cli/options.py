@@ -175,8 +175,8 @@ def _compare(commands: Commands) -> None:
     text = (
         "Compare methods and editors of the first frame on a benchmark. "
         "BENCH has a folder for each clip with clip.mp4 and edits/NAME/prompt.txt, frame.png; "
-        "README describes the layout. The first method and the first editor are those that the "
-        "others are compared with. A run that ended early is simply run again."
+        "docs/evaluate.md describes the layout. The first method and the first editor are those "
+        "that the others are compared with. A run that ended early is simply run again."
     )
     usage = "anyv2v compare BENCH -o DIR [options]"
     sub = commands.add("compare", text, usage=usage)

@@ -24,7 +24,7 @@ from anyv2v.diffusion.schedule import Level, NoiseSchedule, advance
 from anyv2v.runtime.finite import FiniteCheck
 
 TOLERANCE = 3e-3
-"""Default for the largest relative residual of a fixed point; README.md explains the value."""
+"""Default for the largest relative residual of a fixed point; see bench/README.md."""
 LAST_FACTOR = 0.1
 """Default factor on the tolerance in the last, noisiest step of an inversion."""
 STEP_CAP = 12

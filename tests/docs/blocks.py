@@ -16,7 +16,7 @@ FENCE = re.compile(
 )
 COMMANDS = (
     *("demo", "convert", "weights verify", "weights fetch", "edit", "batch", "compare"),
-    *("edit-frame", "plan", "invert", "reconstruct", "evaluate", "info"),
+    *("edit-frame", "plan", "invert", "reconstruct", "evaluate", "info", "ui"),
 )
 
 

@@ -81,7 +81,14 @@ def with_defaults(weights: Path, folder: Path, **defaults) -> None:
 
 def finished(output: Path, world: Path) -> None:
     """An edit of the first clip with its sidecar, for pages that begin with a finished edit."""
-    words = ["edit", world / "man-walking.mp4", "--frame", world / "edited.png", "--prompt", "a man"]
+    words = [
+        "edit",
+        world / "man-walking.mp4",
+        "--frame",
+        world / "edited.png",
+        "--prompt",
+        "a man",
+    ]
     words += ["--weights", world / "weights" / "i2vgen-xl", "-o", output, "--feature-memory", "0"]
     assert main([*map(str, words), "-q"]) == 0
 

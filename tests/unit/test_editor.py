@@ -514,7 +514,7 @@ def test_an_edit_without_a_source_is_the_plain_model(editor, edited_frame):
 
 
 def test_a_tap_of_ones_own_needs_no_change_of_the_package(editor, sources, edited_frame):
-    """README's example: keys of the source, queries of the edit."""
+    """The documents' example: keys of the source, queries of the edit."""
 
     class SourceKeys(Taps):
         def qk(self, site, q, k):

@@ -28,7 +28,7 @@ VIDEO_FILES = (
 )
 SITES = re.compile(r"anyv2v\.backbones\.\w+\.sites(\..*)?")
 FOR_ALL = ("runtime", "errors", "checks", "config")
-# what README's table of parts does not say: module or part -> what it must not import
+# what the table of parts does not say: module or part -> what it must not import
 FORBIDDEN = {
     "anyv2v.backbones": (
         "anyv2v.diffusion.inversion",
@@ -75,8 +75,8 @@ def known_parts(path: Path, module: str) -> set[str]:
 
 
 def table_of_parts() -> dict[str, set[str]]:
-    """README's table: part -> the parts that it imports, in the order of the table."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """part -> the parts that it imports, in the order of the table in docs/parts.md."""
+    text = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
     rows = text.split("| part | what it is | imports |")[1].split("\n\n")[0].splitlines()[2:]
     table: dict[str, set[str]] = {}
     for row in rows:
@@ -195,9 +195,16 @@ def test_public_names_are_frozen():
     assert sorted(members) == frozen["Editor"]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_documents_name_only_files_that_exist(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    paths = set(re.findall(r"[\w./-]+/[\w.-]+\.(?:py|md|txt)\b", text))
-    assert paths, "the document names no file at all"
-    assert not [p for p in paths if not (ROOT / p).exists()]
+def test_documents_name_only_files_that_exist():
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    documents += [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "api").glob("*.md")]
+    wrong, seen = [], 0
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        # a link is relative to its document, other names to the repository
+        links = set(re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text))
+        names = set(re.findall(r"[\w./-]+/[\w.-]+\.(?:py|md|txt)\b", text)) - links
+        wrong += [(document.name, x) for x in links if not (document.parent / x).exists()]
+        wrong += [(document.name, x) for x in names if not (ROOT / x).exists()]
+        seen += len(links)
+    assert seen > 100 and not wrong

@@ -1,4 +1,4 @@
-"""README's tables and figures: what they say, and that they are what the results give."""
+"""Published tables and figures: what they say, and that they are what the results give."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from bench import report
 from bench.compare import condense
 
 ROOT = Path(__file__).parents[2]
+PAGE = "docs/benchmarks.md"
 ABOUT = {
     "device": "processor, x86_64",
     "threads": 2,
@@ -50,6 +51,7 @@ def edits():
 @pytest.fixture
 def root(tmp_path):
     (tmp_path / "bench" / "results").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
     marked = "before\n\n<!-- bench:glance -->\nold\n<!-- /bench -->\n\nafter\n"
     for name in report.DOCUMENTS:
         (tmp_path / name).write_text(marked)
@@ -69,15 +71,15 @@ def test_this_clones_documents_are_what_its_results_give():
 
 
 def test_check_fails_in_one_line_and_writes_nothing(root, capsys):
-    before = (root / "README.md").read_text()
+    before = (root / PAGE).read_text()
     assert report.main(["--check"], root) == 1
     (line,) = capsys.readouterr().out.splitlines()
-    assert "README.md" in line and "glance.svg" in line and "bench/report.py" in line
-    assert (root / "README.md").read_text() == before
+    assert PAGE in line and "glance.svg" in line and "bench/report.py" in line
+    assert (root / PAGE).read_text() == before
     assert report.main([], root) == 0 and report.main(["--check"], root) == 0
 
 
-@pytest.mark.parametrize("what", ["README.md", "bench/results/glance.svg", "result"])
+@pytest.mark.parametrize("what", [PAGE, "bench/results/glance.svg", "result"])
 def test_check_sees_every_change(root, what):
     report.main([], root)
     if what == "result":
@@ -92,7 +94,7 @@ def test_check_sees_every_change(root, what):
 
 def test_a_table_says_what_was_measured_and_what_was_not(root):
     report.main([], root)
-    text = (root / "README.md").read_text()
+    text = (root / PAGE).read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     times = next(line for line in text.splitlines() if line.startswith("| time |"))
     assert (
@@ -110,12 +112,31 @@ def test_a_table_says_what_was_measured_and_what_was_not(root):
         assert circumstance in text
 
 
+def test_the_headline_is_short_and_says_where_the_rest_is(root):
+    (root / "README.md").write_text("<!-- bench:headline -->\n<!-- /bench -->")
+    (root / PAGE).write_text("<!-- bench:headline -->\n<!-- /bench -->")
+    report.main([], root)
+    lines = (root / "README.md").read_text().splitlines()
+    assert "| time on a CPU, demo weights | 40.0 s | 10.0 s | 5.00 s |" in lines
+    assert not [line for line in lines if line.startswith("| memory")]
+    assert (
+        lines[-3].startswith("processor; published size") and "](docs/benchmarks.md)" in lines[-3]
+    )
+    # a table links from where its document is
+    assert "](../docs/benchmarks.md)" in (root / PAGE).read_text()
+    on_gpu = edits() | {"rows": [timed("edit", w, 2.0, peak_mb=9e3) for w in (report.NEXT,)]}
+    write(root, {"edit": on_gpu}, "cuda-full")
+    report.main([], root)
+    text = (root / "README.md").read_text()
+    assert "| time on a GPU, published size |  |  | 2.00 s |" in text
+
+
 def test_gpu_results_take_the_place_of_their_absence(root):
     on_gpu = edits()
     on_gpu["rows"] = on_gpu["rows"][:3]
     write(root, {"edit": on_gpu}, "cuda-full")
     report.main([], root)
-    line = next(x for x in (root / "README.md").read_text().splitlines() if "time on a GPU" in x)
+    line = next(x for x in (root / PAGE).read_text().splitlines() if "time on a GPU" in x)
     assert "not measured" not in line and "40.0 s" in line
 
 
@@ -140,10 +161,10 @@ def test_the_facts_of_a_rental_are_gpu_results(root):
     path = root / "bench" / "results" / "rental.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     marked = "<!-- bench:{} -->\n<!-- /bench -->\n"
-    (root / "README.md").write_text(marked.format("glance"))
+    (root / PAGE).write_text(marked.format("glance"))
     (root / "bench" / "README.md").write_text(marked.format("all-edit") + marked.format("rental"))
     report.main([], root)
-    glance = (root / "README.md").read_text()
+    glance = (root / PAGE).read_text()
     assert "| time on a GPU | 40.0 s extrapolated | 10.0 s | 5.00 s |" in glance
     assert "| of the original's | 1.00 | 0.250 | 0.125 |" in glance
     assert "a card" in glance and "extrapolated from 20 steps" in glance
@@ -157,11 +178,11 @@ def test_the_full_set_goes_before_the_small_one(root):
     fuller["rows"][0]["median_s"] = 50
     write(root, {"edit": fuller}, "cpu-full")
     report.main([], root)
-    assert "50.0 s" in (root / "README.md").read_text()
+    assert "50.0 s" in (root / PAGE).read_text()
 
 
 def test_a_marker_that_nothing_fills_is_refused(root):
-    (root / "README.md").write_text("<!-- bench:nothing -->\n<!-- /bench -->")
+    (root / PAGE).write_text("<!-- bench:nothing -->\n<!-- /bench -->")
     with pytest.raises(SystemExit, match="bench:nothing"):
         report.main([], root)
 

@@ -339,12 +339,12 @@ def test_a_block_that_forgets_its_taps_fails_at_once(editor):
         block(torch.zeros(1, 2, 2, block.conv1.in_channels), None)
 
 
-def test_the_default_edit_runs_as_many_rows_as_readme_says():
+def test_the_default_edit_runs_as_many_rows_as_the_documents_say():
     groups = Injection(**PUBLISHED_SETTINGS["injection"]).groups(
         {name: frozenset({name}) for name in ("conv", "spatial", "temporal")}
     )
     known = frozenset({"conv", "spatial", "temporal"})
     plan = sites_per_step(groups, 50, 0, known)
     assert sum(3 if sites else 2 for sites in plan.values()) == 125
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert "125 single-branch" in readme
+    page = Path(__file__).parents[2] / "docs" / "how-it-works.md"
+    assert "125 single-branch" in page.read_text(encoding="utf-8")

@@ -209,3 +209,15 @@ def test_a_batch_tells_at_once_and_keeps_notes_apart(tmp_path, monkeypatch, work
     assert len(inverted) == 1, done.stderr
     # what the edit itself has to say comes when it is made
     assert said.index(inverted[0]) < next(i for i, x in enumerate(said) if "demo weights" in x)
+
+
+@pytest.mark.gpu
+def test_a_stage_on_a_gpu_tells_its_own_peak(caplog):
+    gpu, log = torch.device("cuda"), logging.getLogger("anyv2v.test")
+    with caplog.at_level(logging.INFO):
+        with stage(log, gpu, "large"):
+            torch.empty(10**9, dtype=torch.uint8, device=gpu)
+        with stage(log, gpu, "small"):
+            pass
+    peaks = [float(re.search(r"peak (\S+) GB$", r.getMessage())[1]) for r in caplog.records]
+    assert peaks[0] >= 1 and peaks[0] - peaks[1] == pytest.approx(1, abs=0.02)
