@@ -251,3 +251,30 @@ def test_settings_that_follow_from_others(studio):
     assert (usual["steps"], usual["start"], usual["protect"]) == (50, 0, "auto")
     assert studio.usual({"preset": "style"})["inject"]["temporal"] == 1.0
     assert studio.usual({"guide": "patches", "steps": 20})["start"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "folder, options",
+    [
+        ("consisti2v_weights", {"guidance": {"text": 20.0, "image": 2.0}, "seed": 1}),
+        ("seine_weights", {"inject": {"cross": 0.5}, "seed": 1}),
+    ],
+)
+def test_settings_of_other_backbones(folder, options, request, monkeypatch, tmp_path):
+    weights = request.getfixturevalue(folder)
+    args = parser({"ui": print}).parse_args(["ui", "--weights", str(weights), "--device", "cpu"])
+    (tmp_path / "page").mkdir()
+    (tmp_path / "here").mkdir()
+    studio = Studio(args, tmp_path / "page")
+    user = studio.sessions.get("one")
+    _, clip, frame = studio.example(user)
+    usual = studio.usual({})
+    options = {n: usual[n] | x if isinstance(x, dict) else x for n, x in options.items()}
+    options |= {"size": "64x64", "frames": "4", "steps": 4}
+    assert studio.look(user, options).text.startswith("4 frames")
+    made = [studio.edit(user, FEW | options, lambda *_: None) for _ in range(2)][1]
+    monkeypatch.chdir(tmp_path / "here")
+    by_command_line(made.command, [clip, frame], tmp_path / "here")
+    again = tmp_path / "here" / "edit-2.mp4"
+    assert facts(again)["latents_sha256"] == facts(made.edit)["latents_sha256"]
