@@ -51,7 +51,7 @@ from anyv2v.ui.sessions import Session, Sessions
 from anyv2v.ui.streams import heard
 from anyv2v.ui.studio import Looked, Made, Settings
 from anyv2v.ui.texts import clip_text, plan_text
-from anyv2v.ui.words import changed, command_line, words
+from anyv2v.ui.words import changed, command_line, text, words
 
 SMALL = 128
 """The least length in pixels of a shorter side at which frames are not enlarged pixel by pixel."""
@@ -83,6 +83,8 @@ class Studio:
         self._costs: dict[str, Any] = {}
         # networks, and what is recorded of the kernels, are for one run at a time
         self._device, self._is_closed = threading.Lock(), False
+        # how many runs wait or run
+        self._runs, self._no_run = 0, threading.Condition()
         self._debug = args.debug
         self._looked: dict[Path, tuple[Video, int]] = {}
         self.sessions = Sessions(folder, self._forget)
@@ -94,6 +96,7 @@ class Studio:
             min(own.size) < SMALL,
             own.frames,
             own.size,
+            own.fps,
             [*PRESETS],
             [*self._editors.values()],
         )
@@ -150,8 +153,8 @@ class Studio:
         write_picture(first, clip.first_frame())
         own, size = clip.sizes()
         lines = [*of_the_run(args, self._editor), notices.cuts(session.clip, cuts)]
-        text = clip_text(count, video.fps, size, own, windows)
-        return Looked(text, _named([x for x in lines if x], session), preview, first)
+        said = clip_text(count, video.fps, size, own, windows)
+        return Looked(said, _named([x for x in lines if x], session), preview, first)
 
     def upload_frame(self, session: Session, path: str, options: Mapping[str, Any]) -> Path:
         """See `Studio.upload_frame`."""
@@ -174,7 +177,8 @@ class Studio:
     ) -> tuple[list[Path], list[str]]:
         """See `Studio.candidates`."""
         chosen = self._editors[editor]
-        given = [f"{name}={value}" for name, value in own.items()]
+        usual = {option.name: option.default for option in chosen.options}
+        given = [f"{name}={text(x)}" for name, x in changed(_given(own), usual).items()]
         line = {**_given(options), **chosen.words}
         line["editor-option"] = [*line["editor-option"], *given]
         output = session.numbered("frame", ".png")
@@ -214,6 +218,9 @@ class Studio:
             return ""
         video, windows = self._looked[session.folder]
         args = self._args(session, options)
+        with self._no_run:
+            # runs come first
+            self._no_run.wait_for(lambda: self._runs == 0)
         with self._device:
             key = inversion_key(args, lambda: self._editor)
             kept = self._kept.has(session.folder.name, key, args.injection)
@@ -278,10 +285,19 @@ class Studio:
     @contextmanager
     def _run(self, session: Session) -> Iterator[list[str]]:
         """Runs a command when no other runs, and listens to what it says."""
-        with self._device, heard() as lines:
-            session.is_cancelled |= self._is_closed
-            session.check()
-            yield lines
+        self._count_runs(1)
+        try:
+            with self._device, heard() as lines:
+                session.is_cancelled |= self._is_closed
+                session.check()
+                yield lines
+        finally:
+            self._count_runs(-1)
+
+    def _count_runs(self, more: int) -> None:
+        with self._no_run:
+            self._runs += more
+            self._no_run.notify_all()
 
     def _clip(self, session: Session) -> str:
         if not session.clip:
@@ -320,9 +336,10 @@ class Studio:
     def _made_here(self, session: Session, args: argparse.Namespace) -> list[Path]:
         """The inputs of an edit that its user has not got yet."""
         uploads = {path.name for path, name in session.uploads.items() if path.name == name}
-        # a frame that was made here is made by a command
-        frames = [session.mask] if session.made_by else args.frame
-        paths = [args.video, *frames, args.protect]
+        # a frame that was made here is made by a command, which may read a mask
+        made = [*session.made_by]
+        frames = [made[made.index("--mask") + 1]] if "--mask" in made else []
+        paths = [args.video, *(frames if made else args.frame), args.protect]
         names = dict.fromkeys(os.path.basename(p) for p in paths if p and p not in (OFF, AUTO))
         return [session.folder / name for name in names if name not in uploads]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from anyv2v.errors import InputError
 from anyv2v.ui.sessions import Cancelled, Session
 from anyv2v.ui.studio import Studio
 from anyv2v.ui.texts import error_text, notices_text, progress_text
@@ -113,6 +114,7 @@ class Calls:
     def make_frame(self, data: Data, request: gr.Request) -> list[Any]:
         """Edits the first frame, and chooses the first result."""
         user, page = self._user(request), self._page
+        user.is_cancelled = False
         own = {n: data[p] for (e, n), p in page.editor_options.items() if e == data[page.editor]}
         try:
             options = {
@@ -127,6 +129,8 @@ class Calls:
             found, said = self._studio.candidates(user, data[page.editor], options, own, count)
             user.candidates = [path.name for path in found]
             chosen = self._studio.choose(user, found[0].name)
+        except Cancelled:
+            return [gr.skip(), gr.skip(), "Cancelled."]
         except Exception as error:
             return [gr.skip(), gr.skip(), self._error(user, error)]
         several = gr.Gallery(value=[str(path) for path in found], visible=len(found) > 1)
@@ -186,7 +190,7 @@ class Calls:
     def _drawn(self, user: Session, data: Data) -> str:
         name = self._studio.draw(user, _alpha(data[self._page.mask]))
         if not name:
-            raise ValueError("paint on the first frame where the clip may change (2)")
+            raise InputError("paint on the first frame where the clip may change (2)")
         return name
 
 

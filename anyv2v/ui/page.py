@@ -15,12 +15,19 @@ DEVICE: dict[str, Any] = {
     "api_visibility": "private",
 }
 """Arguments of events that run networks, which wait for each other."""
+PLAN: dict[str, Any] = {
+    **DEVICE,
+    "concurrency_id": "plan",
+    "show_progress": "hidden",
+    "trigger_mode": "always_last",
+}
+"""Arguments of events that tell what an edit will take; no run waits in their queue."""
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Arguments of events that only change the page."""
 CACHE = 3600, 24 * 3600
 """Seconds between looks for files that browsers have sent, and their age at which they go; those of
 a user whose page is closed go earlier."""
-READING = ("start-time", "frames", "size", "fit", "out-size")
+READING = ("start-time", "frames", "size", "sample-fps", "fit", "out-size")
 """Options on which depends what is read of a clip."""
 VIDEOS = ["video", ".gif", ".webp", ".apng", ".avif"]
 """Files that the browser offers as clips."""
@@ -88,6 +95,9 @@ class Page:
                 "info": "WxH, or the shorter side",
             }
             add("size", gr.Textbox(label="Size in pixels", **hint))
+            fps = f"{self._settings.fps:g}"
+            hint = {"placeholder": fps, "info": "a number, or source for each of the file"}
+            add("sample-fps", gr.Textbox(label="Frames per second", **hint))
             fits = [("automatic", OWN), "crop", "stretch", "pad"]
             add("fit", gr.Dropdown(fits, value=OWN, label="Other proportions"))
             forms = [
@@ -228,8 +238,7 @@ class Page:
         page.unload(calls.leave)
         options = {*self.options.values()}
         seen = [self.looked, self.preview, self.first, self.mask]
-        plan = {"fn": calls.plan, "inputs": options, "outputs": [self.plan], **DEVICE}
-        plan |= {"show_progress": "hidden", "trigger_mode": "always_last"}
+        plan = {"fn": calls.plan, "inputs": options, "outputs": [self.plan], **PLAN}
         look = {"fn": calls.look, "inputs": options, "outputs": seen, "api_visibility": "private"}
 
         event = gr.on([self.clip.upload, self.clip.clear], calls.take_clip, self.clip, **QUICK)

@@ -6,10 +6,10 @@ import importlib.util
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyv2v.errors import InputError
 
@@ -36,6 +36,25 @@ def check(host: str, port: int) -> None:
         raise InputError(f"--host {host} --port {port}: {reason}; another --port may do") from error
 
 
+class OwnFiles:
+    """An ASGI application that refuses to fetch files of other hosts, which gradio does if asked.
+
+    app: the application behind it.
+    """
+
+    def __init__(self, app: Callable[..., Any]):
+        self._app = app
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Answers 403 to such a request, and passes on all others."""
+        path = scope.get("path", "")
+        if scope["type"] == "http" and ("/proxy=" in path or "/file=http" in path):
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await self._app(scope, receive, send)
+
+
 @contextmanager
 def served(studio: Studio, folder: Path, host: str, port: int) -> Iterator[str]:
     """Serves the page while the block runs; yields its address.
@@ -46,6 +65,8 @@ def served(studio: Studio, folder: Path, host: str, port: int) -> Iterator[str]:
     # both are read when gradio is imported, or when its parts are made
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    from starlette.middleware import Middleware
+
     from anyv2v.ui.look import CSS, theme
     from anyv2v.ui.page import build
 
@@ -67,6 +88,7 @@ def served(studio: Studio, folder: Path, host: str, port: int) -> Iterator[str]:
             pwa=False,
             ssr_mode=False,
             footer_links=[],
+            app_kwargs={"middleware": [Middleware(OwnFiles)]},
             theme=theme(),
             css=CSS,
         )

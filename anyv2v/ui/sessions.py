@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,15 +75,17 @@ class Sessions:
         """folder: where their folders are made. forget: called with the key of one that ends."""
         self._folder, self._forget = folder, forget
         self._known: dict[str, Session] = {}
+        self._lock = threading.Lock()
 
     def get(self, key: str) -> Session:
         """Returns the user with this key, who is new if there is none."""
-        if key not in self._known:
-            # a name that no other user can guess
-            folder = self._folder / secrets.token_hex(16)
-            folder.mkdir()
-            self._known[key] = Session(folder)
-        return self._known[key]
+        with self._lock:
+            if key not in self._known:
+                # a name that no other user can guess
+                folder = self._folder / secrets.token_hex(16)
+                folder.mkdir()
+                self._known[key] = Session(folder)
+            return self._known[key]
 
     def leave(self, key: str) -> None:
         """Ends the run of a user whose page was closed, and frees what is in memory for it."""

@@ -63,6 +63,8 @@ class Settings:
     """Number of frames that are read by default."""
     size: tuple[int, int]
     """(width, height) of the frames by default."""
+    fps: float
+    """How many are read per second by default."""
     presets: Sequence[str]
     """The presets of the injection."""
     editors: Sequence[PageEditor]

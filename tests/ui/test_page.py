@@ -282,6 +282,18 @@ def test_no_other_file_is_served(server, page):
             assert page.request.get(f"{server.address}{route}{path}").status in (403, 404)
 
 
+def test_no_file_of_another_host_is_fetched(server, page):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        other.settimeout(1)
+        address = f"http://127.0.0.1:{other.getsockname()[1]}/x.png"
+        for route in ("/gradio_api/file=", "/file=", "/gradio_api/proxy="):
+            assert page.request.get(f"{server.address}{route}{address}").status == 403
+        with pytest.raises(TimeoutError):
+            other.accept()
+
+
 def test_nothing_is_asked_of_another_host_and_nothing_stays(server):
     assert server.hosts <= {server.address.removeprefix("http://")}
     server.process.send_signal(signal.SIGINT)

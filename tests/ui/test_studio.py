@@ -131,22 +131,26 @@ def test_a_sidecar_repeats_the_edit(studio, user, edit, monkeypatch, tmp_path):
 def test_a_frame_edited_here_is_made_by_the_first_command(
     studio, user, edit, monkeypatch, tmp_path
 ):
-    _, clip, _ = studio.example(user)
+    studio.example(user)
     alpha = np.zeros((256, 256), np.uint8)
     alpha[64:, 32:] = 200
     mask = studio.draw(user, alpha)
     assert studio.draw(user, np.zeros((4, 4))) == "" and mask == "mask-1.png"
     user.mask = mask
     found, _ = studio.candidates(
-        user, "posterise", {"mask": mask, "seed": 5}, {"colours": 3, "smooth": 0.01}, 4
+        user, "posterise", {"mask": mask, "seed": 5}, {"colours": 3, "smooth": 0.005}, 4
     )
+    # what the editor does by default is not told
+    assert "colours=3" in user.made_by and not any("smooth" in word for word in user.made_by)
     assert [path.name for path in found] == [f"frame-1-{i}.png" for i in (1, 2, 3, 4)]
     studio.choose(user, found[1].name)
-    made = edit(protect=mask)
+    other = studio.draw(user, alpha)
+    made = edit(protect=other)
     names = [path.name for path in made.files]
-    assert names == ["edit-1.mp4", "edit-1.mp4.json", "side-by-side-1.mp4", "example.mp4", mask]
+    assert names[:3] == ["edit-1.mp4", "edit-1.mp4.json", "side-by-side-1.mp4"]
+    assert names[3:] == ["example.mp4", mask, other]
     monkeypatch.chdir(tmp_path)
-    by_command_line(made.command, [clip, user.folder / mask], tmp_path)
+    by_command_line(made.command, made.files[3:], tmp_path)
     assert (tmp_path / "frame-1-2.png").read_bytes() == found[1].read_bytes()
     assert facts(tmp_path / "edit-1.mp4")["latents_sha256"] == facts(made.edit)["latents_sha256"]
     assert facts(tmp_path / "edit-1.mp4")["kept"] == facts(made.edit)["kept"] > 0
@@ -172,7 +176,7 @@ def test_a_cancelled_edit_leaves_nothing(studio, user, edit):
         user.is_cancelled = (title, done) == ("edit", 1)
 
     with pytest.raises(Cancelled):
-        studio.edit(user, FEW | {"steps": 4}, show)
+        studio.edit(user, FEW, show)
     # the step in which it was cancelled is the last
     assert seen[-1] == ("edit", 1) and {*user.folder.iterdir()} == before
     user.is_cancelled = True

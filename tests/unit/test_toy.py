@@ -806,6 +806,8 @@ KNOWN = {
     "anyv2v/batch/original.py": "the original has files of its own for each of its three backbones",
     "anyv2v/batch/original_keys.py": "likewise: the keys of those files",
     "anyv2v/batch/original_paths.py": "likewise: the paths in those files",
+    "anyv2v/cli/info.py": "without weights it tells which kernels I2VGen-XL would take",
+    "anyv2v/cli/kernel_facts.py": "likewise: its calls of kernels",
     "anyv2v/cli/options.py": "its settings are the examples of defaults in help texts",
     "anyv2v/pipeline/source_upgrade.py": "files of older versions are all of I2VGen-XL",
 }
