@@ -4,11 +4,13 @@ import ast
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from anyv2v.cli.main import main
+from anyv2v.cli.model import Model
 from tests.docs.blocks import DOCUMENTS, ROOT, Block, blocks, command_parser
 
 # large -> small, in commands and in Python
@@ -83,6 +85,14 @@ def world(tmp_path_factory, weights):
     folder = tmp_path_factory.mktemp("world")
     make(folder, weights)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    """What is loaded is kept, because most commands name the same weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Model, "load", cache(Model.load))
+        yield
 
 
 @pytest.fixture
