@@ -182,10 +182,10 @@ def headline(results: Results) -> str:
     lines = [
         ["time on a CPU, demo weights", *(duration(r.get("median_s")) for r in near)],
         ["time on a GPU, published size", *(re.sub(r" \(.*\)", "", cell) for cell in on_gpu)],
-        ["evaluations of one branch there", *(most(r) for r in far)],
+        ["evaluations of the network, published size", *(most(r) for r in far)],
     ]
     if any(peaks):
-        lines.append(["memory there", "", *peaks])
+        lines.append(["memory on that GPU", "", *peaks])
     where = found["about"]["device"].split(",")[0]
     where += f"; {gpu['about']['device']}, float16, random weights" if gpu else ""
     return (

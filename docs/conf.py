@@ -33,6 +33,8 @@ myst_enable_checkboxes = False
 smartquotes = False
 # docstrings are prose in which `x` is code
 default_role = "code"
+html_static_path = ["_static"]
+html_css_files = ["wrap.css"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 maximum_signature_line_length = 88

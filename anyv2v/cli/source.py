@@ -25,8 +25,8 @@ from anyv2v.pipeline.step_plan import CachePlan, together
 from anyv2v.runtime.progress import Progress
 
 DEMO_NOTICE = (
-    "the demo weights know rendered shapes of 32x32 pixels and nothing else. "
-    "Give --weights a folder written by `anyv2v convert` for videos"
+    "the demo weights know rendered shapes of 32x32 pixels and nothing else, so edits of other "
+    "clips fade. `anyv2v weights fetch` gets published weights for --weights"
 )
 FIXED = ("size", "frames", "sample_fps", "start_time")
 FIXED += ("inversion_steps", "inversion_prompt", "method", "tolerance", "window", "shared")
