@@ -64,14 +64,16 @@ class Order:
 
     @property
     def missing(self) -> int:
-        """The number of bytes that the cache of huggingface_hub lacks."""
-        total = 0
+        """The number of bytes that the cache of huggingface_hub lacks.
+
+        Raises InputError if a repository lists a file whose name cannot be one in the cache.
+        """
+        total, ask = 0, self.library.try_to_load_from_cache
         for each in self.downloads:
-            for name in each.names:
-                there = self.library.try_to_load_from_cache(
-                    each.repository.name, name, revision=each.commit
-                )
-                total += 0 if isinstance(there, str) else each.published[name].size or 0
+            with _one_line_errors(self.library, each.repository, self.by_hand):
+                for name in each.names:
+                    there = ask(each.repository.name, name, revision=each.commit)
+                    total += 0 if isinstance(there, str) else each.published[name].size or 0
         return total
 
     @property
