@@ -18,6 +18,7 @@ from anyv2v.convert.repositories import PUBLISHED
 from anyv2v.errors import InputError
 from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.runtime.locks import hold
+from anyv2v.runtime.memory import size_text
 from anyv2v.weights import hub
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.folder import check_target
@@ -161,9 +162,9 @@ def _obtained(
         with _to_be_removed(dst):
             check_target(dst, force=True)
         log.warning(
-            "anyv2v: %s: downloading %.2f GB from the Hugging Face hub to %s, and converting to %s",
+            "anyv2v: %s: downloading %s from the Hugging Face hub to %s, and converting to %s",
             name,
-            wanted.missing / 1e9,
+            size_text(wanted.missing),
             wanted.cache,
             dst,
         )

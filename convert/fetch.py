@@ -18,6 +18,7 @@ from anyv2v.convert.published import convert
 from anyv2v.convert.repositories import PUBLISHED, Published, Repository, needed_files, recognize
 from anyv2v.errors import InputError
 from anyv2v.runtime.atomic_files import scratch
+from anyv2v.runtime.memory import size_text
 from anyv2v.weights import hub
 from anyv2v.weights.folder import check_target
 from anyv2v.weights.manifest import Shapes, file_sha256, read_json
@@ -225,7 +226,7 @@ def _check_space(order: Order) -> None:
     there = next((each for each in (folder, *folder.parents) if each.exists()), None)
     if there is not None and (free := shutil.disk_usage(there).free) < needed:
         raise InputError(
-            f"{folder}: the download needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
+            f"{folder}: the download needs {size_text(needed)}, {size_text(free)} are free; "
             "make room, or name a folder on another disk in the environment variable HF_HUB_CACHE"
         )
 

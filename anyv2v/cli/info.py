@@ -17,6 +17,7 @@ from anyv2v.cli.source import without_effect
 from anyv2v.cli.weights import option_of
 from anyv2v.convert.repositories import VIDEOS
 from anyv2v.runtime.device import choose_device, choose_dtype
+from anyv2v.runtime.memory import size_text
 from anyv2v.weights.checkpoint import Checkpoint
 
 
@@ -124,8 +125,8 @@ def _machine(found: dict[str, Any]) -> list[str]:
 def _weights(found: dict[str, Any]) -> list[str]:
     lines = [f"weights {found['folder']}: {found['model']}, for {found['option']}"]
     for name, network in found["networks"].items():
-        dtypes, size = "+".join(network["dtypes"]), network["bytes"] / 1e9
-        lines.append(f"  {name}: {network['parameters']:,} parameters, {dtypes}, {size:.2f} GB")
+        dtypes, size = "+".join(network["dtypes"]), size_text(network["bytes"])
+        lines.append(f"  {name}: {network['parameters']:,} parameters, {dtypes}, {size}")
     if own := found.get("defaults"):
         guidance = ", ".join(f"{name} {scale:g}" for name, scale in own["guidance"].items())
         lines.append(
@@ -139,10 +140,10 @@ def _caches(found: dict[str, Any]) -> list[str]:
     own = found["converted"]
     lines = [f"cache of converted models {own['folder']}: {len(own['models']) or 'empty'}"]
     for each in own["models"]:
-        size, commit = f"{each['bytes'] / 1e9:.2f} GB", each["commit"][:12]
+        size, commit = size_text(each["bytes"]), each["commit"][:12]
         lines.append(f"  {each['repository']}@{commit}, {size}, made {each['made']}")
     others = found["others"].items()
-    return lines + [f"cache of {n} {x['folder']}: {x['bytes'] / 1e9:.2f} GB" for n, x in others]
+    return lines + [f"cache of {n} {x['folder']}: {size_text(x['bytes'])}" for n, x in others]
 
 
 def _environment(found: dict[str, str]) -> list[str]:
