@@ -7,7 +7,8 @@ folders of a repository, refs/REVISION holds the commit of a branch or tag that 
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,10 @@ from anyv2v.convert.repositories import PUBLISHED
 from anyv2v.errors import InputError
 from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.runtime.locks import hold
+from anyv2v.runtime.memory import size_text
 from anyv2v.weights import hub
+from anyv2v.weights.checkpoint import Checkpoint
+from anyv2v.weights.folder import check_target
 from anyv2v.weights.manifest import MANIFEST, Shapes
 
 log = logging.getLogger(__name__)
@@ -69,13 +73,15 @@ def located(
 
     weights: a path, which need not exist, or a name. expected: as of `published.convert`. options:
     the options of the command line for which the weights will do, see `repositories`; () for any.
-    Raises InputError if `weights` is neither, if the model is for another option, or as
-    `fetch.fetch` does.
+    Raises InputError if `weights` is neither, if the model is for another option, if its folder in
+    the cache is damaged, or as `fetch.fetch` does.
     """
     if (name := hub.name_of(weights)) is None:
         return checks.path("weights", weights)
     if (known := find(name)) is not None:
         log.info("%s is in the cache: %s", name, known.folder)
+        with _to_be_removed(known.folder):
+            Checkpoint.open(known.folder)
         return known.folder
     # asked first: a misspelled path leaves nothing in the cache
     wanted = _ordered(name, options)
@@ -98,9 +104,11 @@ def find(name: hub.Name) -> Converted | None:
     """Returns the converted model of a name that is in the cache, or None."""
     known = [each for each in converted() if each.repository == name.repository]
     if name.revision is not None:
-        commit = name.revision
-        if (ref := _ref(name)).is_file():
-            commit = ref.read_text(encoding="utf-8").strip()
+        try:
+            commit = _ref(name).read_text(encoding="utf-8").strip()
+        # no such file, or one that is damaged and will be written anew
+        except (OSError, ValueError):
+            commit = name.revision
         if not COMMIT.fullmatch(commit):
             return None
         known = [each for each in known if each.commit.startswith(commit)]
@@ -149,19 +157,31 @@ def _obtained(
     """Downloads and converts a model to the cache, unless that commit is there."""
     dtype = AS_PUBLISHED if wanted.dtype is None else str(wanted.dtype).removeprefix("torch.")
     dst = _folder(name.repository) / f"{wanted.commit}-{dtype}"
-    if not dst.is_dir():
+    # a folder without a manifest is not whole, and is replaced
+    if not (dst / MANIFEST).is_file():
+        with _to_be_removed(dst):
+            check_target(dst, force=True)
         log.warning(
-            "anyv2v: %s: downloading %.2f GB from the Hugging Face hub to %s, and converting to %s",
+            "anyv2v: %s: downloading %s from the Hugging Face hub to %s, and converting to %s",
             name,
-            wanted.missing / 1e9,
+            size_text(wanted.missing),
             wanted.cache,
             dst,
         )
-        obtain(wanted, dst, expected)
+        obtain(wanted, dst, expected, force=True)
     if name.revision is not None:
         with atomic_path(_ref(name)) as temporary:
             temporary.write_text(wanted.commit, encoding="utf-8")
     return dst
+
+
+@contextmanager
+def _to_be_removed(folder: Path) -> Iterator[None]:
+    """Makes errors say what to do about a damaged folder of the cache."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; remove {folder}, after which it is downloaded again") from error
 
 
 def _folder(repository: str) -> Path:

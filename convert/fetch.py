@@ -18,6 +18,7 @@ from anyv2v.convert.published import convert
 from anyv2v.convert.repositories import PUBLISHED, Published, Repository, needed_files, recognize
 from anyv2v.errors import InputError
 from anyv2v.runtime.atomic_files import scratch
+from anyv2v.runtime.memory import size_text
 from anyv2v.weights import hub
 from anyv2v.weights.folder import check_target
 from anyv2v.weights.manifest import Shapes, file_sha256, read_json
@@ -64,14 +65,16 @@ class Order:
 
     @property
     def missing(self) -> int:
-        """The number of bytes that the cache of huggingface_hub lacks."""
-        total = 0
+        """The number of bytes that the cache of huggingface_hub lacks.
+
+        Raises InputError if a repository lists a file whose name cannot be one in the cache.
+        """
+        total, ask = 0, self.library.try_to_load_from_cache
         for each in self.downloads:
-            for name in each.names:
-                there = self.library.try_to_load_from_cache(
-                    each.repository.name, name, revision=each.commit
-                )
-                total += 0 if isinstance(there, str) else each.published[name].size or 0
+            with _one_line_errors(self.library, each.repository, self.by_hand):
+                for name in each.names:
+                    there = ask(each.repository.name, name, revision=each.commit)
+                    total += 0 if isinstance(there, str) else each.published[name].size or 0
         return total
 
     @property
@@ -223,7 +226,7 @@ def _check_space(order: Order) -> None:
     there = next((each for each in (folder, *folder.parents) if each.exists()), None)
     if there is not None and (free := shutil.disk_usage(there).free) < needed:
         raise InputError(
-            f"{folder}: the download needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
+            f"{folder}: the download needs {size_text(needed)}, {size_text(free)} are free; "
             "make room, or name a folder on another disk in the environment variable HF_HUB_CACHE"
         )
 

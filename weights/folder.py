@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anyv2v.errors import InputError
 from anyv2v.runtime.atomic_files import REPLACED, scratch
+from anyv2v.runtime.memory import size_text
 from anyv2v.weights.manifest import (
     COMPONENTS,
     CONFIG,
@@ -150,9 +151,7 @@ def _check_space(dst: Path, size: int) -> None:
     # room for configs, headers and tokenizer
     size += 8 * 2**20
     if (free := shutil.disk_usage(dst.parent).free) < size:
-        raise InputError(
-            f"{dst.parent}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
-        )
+        raise InputError(f"{dst.parent}: {size_text(size)} are needed, {size_text(free)} are free")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anyv2v.errors import InputError
+from anyv2v.runtime.memory import size_text
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.manifest import CLIP, MANIFEST, ORIGIN, Shapes, difference, file_sha256
 from anyv2v.weights.tensors import (
@@ -39,7 +40,7 @@ class Component:
     def __str__(self) -> str:
         return (
             f"{self.file}: {self.tensors} tensors, {self.parameters:,} parameters, "
-            f"{'+'.join(self.dtypes)}, {self.bytes / 1e9:.2f} GB"
+            f"{'+'.join(self.dtypes)}, {size_text(self.bytes)}"
         )
 
 
@@ -58,7 +59,7 @@ class Report:
                 f"{self.checkpoint.folder}: {_description(self.checkpoint.config)}",
                 *map(str, self.components),
                 f"together {sum(c.parameters for c in self.components):,} parameters, "
-                f"{sum(c.bytes for c in self.components) / 1e9:.2f} GB; names, shapes, dtypes and "
+                f"{size_text(sum(c.bytes for c in self.components))}; names, shapes, dtypes and "
                 "sha256 are those of the manifest and fit the network, every value is finite",
                 f"fingerprint {self.checkpoint.fingerprint}",
             ]

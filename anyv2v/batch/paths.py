@@ -124,7 +124,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         import fsspec
     except ImportError:
         raise InputError(
-            f"{shown(url)}: is a URL, which needs fsspec: pip install 'anyv2v[urls]'"
+            f"{shown(url)}: is a URL, which needs fsspec: pip install '.[urls]'"
         ) from None
     try:
         return fsspec.core.url_to_fs(url)

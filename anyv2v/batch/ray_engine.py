@@ -98,5 +98,5 @@ def _ray() -> Any:
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise InputError("--engine ray needs Ray: pip install 'anyv2v[ray]'") from None
+        raise InputError("--engine ray needs Ray: pip install '.[ray]'") from None
     return ray

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from anyv2v.cli.source import without_effect
 from anyv2v.cli.weights import option_of
 from anyv2v.convert.repositories import VIDEOS
 from anyv2v.runtime.device import choose_device, choose_dtype
+from anyv2v.runtime.memory import size_text
 from anyv2v.weights.checkpoint import Checkpoint
 
 
@@ -24,10 +26,9 @@ def run_info(args: argparse.Namespace) -> None:
 
     Raises InputError if DIR is no folder of weights.
     """
-    found = facts(args.dir)
+    found = _presentable(facts(args.dir))
     tell(without_effect(args))
-    text = json.dumps(found, indent=2, ensure_ascii=False) if args.json else as_text(found)
-    print(_without_home(text))
+    print(json.dumps(found, indent=2) if args.json else as_text(found))
 
 
 def facts(weights: str | None) -> dict[str, Any]:
@@ -124,8 +125,8 @@ def _machine(found: dict[str, Any]) -> list[str]:
 def _weights(found: dict[str, Any]) -> list[str]:
     lines = [f"weights {found['folder']}: {found['model']}, for {found['option']}"]
     for name, network in found["networks"].items():
-        dtypes, size = "+".join(network["dtypes"]), network["bytes"] / 1e9
-        lines.append(f"  {name}: {network['parameters']:,} parameters, {dtypes}, {size:.2f} GB")
+        dtypes, size = "+".join(network["dtypes"]), size_text(network["bytes"])
+        lines.append(f"  {name}: {network['parameters']:,} parameters, {dtypes}, {size}")
     if own := found.get("defaults"):
         guidance = ", ".join(f"{name} {scale:g}" for name, scale in own["guidance"].items())
         lines.append(
@@ -139,10 +140,10 @@ def _caches(found: dict[str, Any]) -> list[str]:
     own = found["converted"]
     lines = [f"cache of converted models {own['folder']}: {len(own['models']) or 'empty'}"]
     for each in own["models"]:
-        size, commit = f"{each['bytes'] / 1e9:.2f} GB", each["commit"][:12]
+        size, commit = size_text(each["bytes"]), each["commit"][:12]
         lines.append(f"  {each['repository']}@{commit}, {size}, made {each['made']}")
     others = found["others"].items()
-    return lines + [f"cache of {n} {x['folder']}: {x['bytes'] / 1e9:.2f} GB" for n, x in others]
+    return lines + [f"cache of {n} {x['folder']}: {size_text(x['bytes'])}" for n, x in others]
 
 
 def _environment(found: dict[str, str]) -> list[str]:
@@ -151,10 +152,24 @@ def _environment(found: dict[str, str]) -> list[str]:
     return ["environment:", *(f"  {name}={value}" for name, value in found.items())]
 
 
+def _presentable(value: Any) -> Any:
+    """A value of JSON whose texts can be written as UTF-8 and do not name the user's folder."""
+    if isinstance(value, dict):
+        return {_presentable(key): _presentable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_presentable(each) for each in value]
+    if isinstance(value, str):
+        # bytes that are no text are surrogates in file names and in the environment
+        return _without_home(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return value
+
+
 def _without_home(text: str) -> str:
-    """The text without the name of the user's folder, which often is that of the user."""
+    """The text without the path of the user's folder, whose name often is that of the user."""
     home = os.path.expanduser("~")
     # in a container it may be the root of all
-    if Path(home) == Path(home).parent:
+    if not os.path.isabs(home) or Path(home) == Path(home).parent:
         return text
-    return text.replace(json.dumps(home)[1:-1], "~").replace(home, "~")
+    # a whole path or the beginning of one, also in a list of paths and in a file:// URL
+    whole = rf"(?:(?<![\w./\\~-])|(?<=://)){re.escape(home)}(?=[/\\:;,]|$)"
+    return re.sub(whole, "~", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -45,7 +46,26 @@ VARIABLES = (
     "TRITON_INTERPRET",
     "XDG_CACHE_HOME",
 )
-"""Environment variables of others that change what a run does; ours begin with ANYV2V_."""
+"""Environment variables of others that change what a run does."""
+OWN = (
+    "ANYV2V_ADD_LAYER_NORM",
+    "ANYV2V_APPLY_PROBABILITIES",
+    "ANYV2V_ATTENTION",
+    "ANYV2V_CACHE",
+    "ANYV2V_CHECK",
+    "ANYV2V_GEGLU",
+    "ANYV2V_GRAPHS",
+    "ANYV2V_GROUP_NORM_SILU",
+    "ANYV2V_LAYER_NORM",
+    "ANYV2V_LINEAR",
+    "ANYV2V_RESIDUAL_SUM",
+    "ANYV2V_SHORT_ATTENTION",
+    "ANYV2V_SHORT_PROBABILITIES",
+    "ANYV2V_WEIGHTS",
+)
+"""All environment variables of this package. Others with that prefix may be anybody's secrets."""
+USER = re.compile("(?<=://).*@", re.DOTALL)
+"""Matches the name and password in a URL, and more rather than less."""
 PATIENCE = 5.0
 """Seconds that the driver's own program may take."""
 
@@ -81,9 +101,12 @@ def machine() -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Returns the environment variables that are set and change what a run does."""
-    names = {*VARIABLES, *(name for name in os.environ if name.startswith("ANYV2V_"))}
-    return {name: os.environ[name] for name in sorted(names) if name in os.environ}
+    """Returns the environment variables that are set and change what a run does.
+
+    URLs in them are without a name and password.
+    """
+    names = sorted({*VARIABLES, *OWN})
+    return {name: USER.sub("", os.environ[name]) for name in names if name in os.environ}
 
 
 def caches() -> dict[str, Any]:

@@ -231,7 +231,7 @@ def _edit_frame(commands: Commands) -> None:
 
 
 def _plan(commands: Commands) -> None:
-    text = "Predict the time, memory and operations of an edit, without running it."
+    text = "Predict the memory and operations of an edit, without running it."
     usage = "anyv2v plan VIDEO [options]"
     sub = commands.add("plan", text, _clip, usage=usage)
     _guidance(_sampling(sub))
@@ -294,7 +294,7 @@ def _evaluate(commands: Commands) -> None:
     text = "score by a CLIP: a folder of one, as it is published or as `anyv2v convert` wrote it, "
     text += "or OWNER/NAME of the Hugging Face hub, such as openai/clip-vit-base-patch32"
     add("--clip", metavar="DIR", help=text)
-    text = "score by LPIPS (pip install 'anyv2v[lpips]')"
+    text = "score by LPIPS (pip install '.[lpips]')"
     add("--lpips", action="store_true", help=text)
     text = "invert the source, sample it again, and score what comes back"
     add("--round-trip", action="store_true", help=text)

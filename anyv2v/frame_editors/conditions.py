@@ -87,7 +87,7 @@ def canny(frame: np.ndarray) -> np.ndarray:
         import cv2
     except ImportError as error:
         raise InputError(
-            "canny edges are found by OpenCV, which is missing: pip install 'anyv2v[canny]'; or "
+            "canny edges are found by OpenCV, which is missing: pip install '.[canny]'; or "
             "give a picture of them, option condition"
         ) from error
     return np.repeat(cv2.Canny(np.ascontiguousarray(frame), *GRADIENTS)[..., None], 3, axis=2)

@@ -32,7 +32,7 @@ def _opencv():
         import cv2
     except ImportError as error:
         raise InputError(
-            "optical flow is found by OpenCV, which is missing: pip install 'anyv2v[evaluate]'"
+            "optical flow is found by OpenCV, which is missing: pip install '.[evaluate]'"
         ) from error
     return cv2
 

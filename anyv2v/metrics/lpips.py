@@ -31,7 +31,7 @@ def load() -> Distance:
     except ImportError as error:
         raise InputError(
             "LPIPS is computed by torchmetrics and torchvision, one of which is missing: "
-            "pip install 'anyv2v[lpips]'"
+            "pip install '.[lpips]'"
         ) from error
     except RuntimeError as error:
         raise InputError(f"LPIPS: torchvision does not fit this torch: {error}") from error

@@ -15,6 +15,7 @@ from typing import Literal
 from anyv2v.diffusion.schedule import Level
 from anyv2v.errors import InputError
 from anyv2v.injection.feature_cache import Placement
+from anyv2v.runtime.memory import size_text
 
 SourcePass = Literal["shared", "always", "separate"]
 """How an edit gets the source's features that it injects.
@@ -251,11 +252,11 @@ class CachePlan:
             return "features: nothing is injected"
         form = "compact" if self.compact else "queries and keys"
         on_device, on_host = self.bytes("device"), self.bytes("host")
-        parts = [f"{on_device / 1e9:.2f} GB on the device"] if on_device else []
-        parts += [f"{on_host / 1e9:.2f} GB in pinned host memory"] if on_host else []
+        parts = [f"{size_text(on_device)} on the device"] if on_device else []
+        parts += [f"{size_text(on_host)} in pinned host memory"] if on_host else []
         text = f"features: {len(self.placement)} of {len(self.sizes)} steps kept"
         text += f" ({form}): {', '.join(parts)}" if parts else ""
         rest = sum(self.sizes.values()) - self.bytes()
         if rest:
-            text += f"; {rest / 1e9:.2f} GB are not, there the source is part of the batch"
+            text += f"; {size_text(rest)} are not, there the source is part of the batch"
         return text

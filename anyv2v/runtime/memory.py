@@ -31,6 +31,13 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def size_text(count: int) -> str:
+    """Returns a number of bytes as a text, such as "1.24 GB", which is not zero unless it is."""
+    if abs(count) >= 5e6:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.2f} MB" if abs(count) >= 5e3 else f"{count} bytes"
+
+
 def _within_limit() -> int | None:
     """Bytes of address space that `ulimit -v` leaves to this process; None if it sets no limit."""
     with open("/proc/self/limits", encoding="ascii") as file:

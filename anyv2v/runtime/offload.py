@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from anyv2v.checks import shown
 from anyv2v.errors import InputError
-from anyv2v.runtime.memory import free_bytes
+from anyv2v.runtime.memory import free_bytes, size_text
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class _Offloaded:
             # all are moved before the first is assigned: if memory runs out, none is
             self._assign([_moved(x, device) for x in weights])
             self.away = False
-            log.info("offload: %.2f GB of weights to %s", self.bytes / 1e9, device)
+            log.info("offload: %s of weights to %s", size_text(self.bytes), device)
 
     def drop_weights(self) -> None:
         self._assign(self._without_data)
@@ -158,7 +158,7 @@ class _Offloaded:
             self._on_host = [_moved(x.data, host) for x in self.tensors]
         self._assign(self._on_host)
         self.away = True
-        log.info("offload: %.2f GB of weights to the host", self.bytes / 1e9)
+        log.info("offload: %s of weights to the host", size_text(self.bytes))
 
     def _assign(self, data: Iterable[Tensor]) -> None:
         for x, new in zip(self.tensors, data, strict=True):

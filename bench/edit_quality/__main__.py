@@ -55,7 +55,7 @@ def run(editor: Editor, args: argparse.Namespace) -> None:
     rows = {name: row for name, row in ROWS.items() if name in (args.rows or ROWS)}
     for name, row in rows.items():
         if not row.possible:
-            print(f"{name}: left out, because {row.needs} is missing: pip install 'anyv2v[bench]'")
+            print(f"{name}: left out, because {row.needs} is missing: pip install '.[bench]'")
     rows = {name: row for name, row in rows.items() if row.possible}
     if not rows:
         raise SystemExit("no row is left")

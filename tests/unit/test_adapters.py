@@ -456,13 +456,13 @@ def test_patches_are_of_the_mean_colour():
 
 def test_canny_without_the_library(monkeypatch, t2i):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(InputError, match=r"pip install 'anyv2v\[canny\]'") as refusal:
+    with pytest.raises(InputError, match=r"pip install '\.\[canny\]'") as refusal:
         t2i(name="canny", kind="canny")
     assert "\n" not in str(refusal.value)
 
 
 def test_canny_of_the_frame(t2i):
-    pytest.importorskip("cv2", reason="pip install 'anyv2v[canny]'")
+    pytest.importorskip("cv2", reason="pip install '.[canny]'")
     frame = np.zeros((40, 60, 3), np.uint8)
     frame[10:30, 20:40] = 255
     edges = condition_picture("canny", "", frame, 1)

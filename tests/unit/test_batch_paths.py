@@ -100,7 +100,7 @@ def test_what_is_missing_is_said_in_one_line(memory, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="file of this name"):
         paths.local("memory://clips/..", tmp_path)
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with pytest.raises(InputError, match=r"needs fsspec: pip install 'anyv2v\[urls\]'"):
+    with pytest.raises(InputError, match=r"needs fsspec: pip install '\.\[urls\]'"):
         paths.local("s3://bucket/clip.mp4", tmp_path)
 
 

@@ -326,7 +326,8 @@ def test_a_folder_needs_its_bytes_and_eight_megabytes_for_the_rest(tmp_path, mon
         if enough:
             write_folder(target, CONFIG, {"a": 0}, "", parts)
         else:
-            with pytest.raises(InputError, match=f"{tmp_path}: 0.01 GB are needed, 0.0"):
+            told = "0.01 GB are free" if free else "0 bytes are free"
+            with pytest.raises(InputError, match=f"{tmp_path}: 0.01 GB are needed, {told}"):
                 write_folder(target, CONFIG, {"a": 0}, "", parts)
         assert asked == [tmp_path] and target.exists() == enough
 

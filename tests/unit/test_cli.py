@@ -180,12 +180,12 @@ def test_several_edits_are_written_in_one_run(edit, run, frame, clip, weights, w
 def test_features_are_recorded_on_the_way_and_announced(edit, run, clip, weights, written):
     status, out, err = edit(inversion_steps=None)
     assert (status, err) == (0, "")
-    assert re.match(r"features: 1 of 1 steps kept \(compact\): 0.00 GB on the device\nout.mp4", out)
+    assert re.match(r"features: 1 of 1 steps kept \(compact\): 0.02 MB on the device\nout.mp4", out)
     status, out, _ = edit(output="none.mp4", inversion_steps=None, feature_memory=0)
     assert status == 0 and "features" not in out
     assert np.abs(written["out.mp4"].astype(int) - written["none.mp4"]).max() <= 1
     status, out, _ = edit(output="little.mp4", inversion_steps=None, feature_memory="1kB")
-    assert status == 0 and "0 of 1 steps kept; 0.00 GB are not" in out
+    assert status == 0 and "0 of 1 steps kept; 0.02 MB are not" in out
     os.remove("out.mp4")
     check_refused(edit(feature_memory="much"), "'much' is not a size, such as 12GB")
 

@@ -896,7 +896,7 @@ def test_bad_values_leave_the_old_folder(src, tmp_path):
 
 def test_a_full_disk_is_noticed_first(src, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 10**6))
-    check_refused(src, "GB are needed, 0.00 GB are free")
+    check_refused(src, "GB are needed, 1.00 MB are free")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

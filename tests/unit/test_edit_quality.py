@@ -145,7 +145,7 @@ def test_what_a_missing_package_would_make_is_left_out_and_said(tmp_path, capsys
     scores = json.loads((tmp_path / "scores.json").read_text())["scenes"]["0"]["scores"]
     assert list(scores) == ["static"]
     said = capsys.readouterr().out.splitlines()[0]
-    assert said == "warp: left out, because cv2 is missing: pip install 'anyv2v[bench]'"
+    assert said == "warp: left out, because cv2 is missing: pip install '.[bench]'"
     with pytest.raises(SystemExit, match="no row is left"):
         command.run(EDITOR, arguments(tmp_path, scenes=1, rows=["warp"]))
 

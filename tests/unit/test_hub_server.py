@@ -177,6 +177,48 @@ def test_what_is_converted_needs_no_hub(published, monkeypatch, caplog):
         folder_of("TIGER-Lab/ConsistI2V")
 
 
+def test_a_damaged_folder_in_the_cache(hub, tmp_path):
+    name = "TencentARC/canny"
+    hub.publish(name, adapter_snapshot.write_t2i_adapter(tmp_path / "t2i"))
+    folder = cache.located(name, expected_shapes)
+    whole = fingerprint(folder)
+    weights = folder / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"has .* bytes.*; remove {folder}, after which it is"):
+        cache.located(name, expected_shapes)
+    # without a manifest it is not there, and is made again
+    (folder / "manifest.json").unlink()
+    assert cache.located(name, expected_shapes) == folder and fingerprint(folder) == whole
+    # what is somebody's own is not replaced, and nothing is downloaded first
+    (folder / "manifest.json").unlink()
+    (folder / "own.txt").write_text("")
+    before = hub.sent()
+    with pytest.raises(InputError, match=f"also holds own.txt; remove {folder}, after"):
+        cache.located(name, expected_shapes)
+    assert hub.sent() == before
+    shutil.rmtree(folder)
+    assert fingerprint(cache.located(name, expected_shapes)) == whole
+
+
+def test_a_damaged_name_of_a_commit_is_written_anew(hub, tmp_path):
+    name = "TencentARC/canny"
+    hub.publish(name, adapter_snapshot.write_t2i_adapter(tmp_path / "t2i"))
+    folder = cache.located(f"{name}@main", expected_shapes)
+    ref = folder.parent / "refs" / "main"
+    ref.write_bytes(b"\xff\xfe")
+    assert cache.located(f"{name}@main", expected_shapes) == folder
+    assert ref.read_text() == COMMIT
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no file has this name")
+def test_a_listed_name_that_is_no_path(hub, tmp_path):
+    published = adapter_snapshot.write_t2i_adapter(tmp_path / "t2i")
+    (published / "..\\x.json").write_text("{}")
+    hub.publish("TencentARC/canny", published)
+    with pytest.raises(InputError, match="TencentARC/canny cannot be downloaded: .*x.json"):
+        cache.located("TencentARC/canny", expected_shapes)
+
+
 def test_nothing_is_written_for_folders_and_the_demo(hub, weights, tmp_path):
     anyv2v.load("demo", device="cpu")
     anyv2v.load(weights, device="cpu")
@@ -284,7 +326,7 @@ def test_a_model_for_another_option_is_not_downloaded(hub, tmp_path):
 def test_no_room_for_the_download(published, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InputError, match="needs 0.0. GB, 0.00 GB are free; .*HF_HUB_CACHE"):
+    with pytest.raises(InputError, match="needs 0.0. GB, 100 bytes are free; .*HF_HUB_CACHE"):
         folder_of(I2VGEN)
     assert not published.sent(".safetensors")
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,55 @@ def test_the_page_fits_a_report(without_kernels, capfd, monkeypatch, tmp_path):
     assert any(x.startswith(f"  ali-vilab/i2vgen-xl@{'a' * 12}, 0.01 GB, made ") for x in lines)
     assert "  ANYV2V_WEIGHTS=~/mine" in lines
     assert f"PyTorch {torch.__version__}" in lines[0]
+
+
+def test_no_secret_of_the_environment_is_told(info, without_kernels, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://user:p/a@ss@host.example/hub")
+    monkeypatch.setenv("ANYV2V_TOKEN", "pass")
+    _, found, _ = info("demo")
+    assert found["environment"]["HF_ENDPOINT"] == "https://host.example/hub"
+    assert "ANYV2V_TOKEN" not in found["environment"] and "user" not in str(found["environment"])
+
+
+def test_all_variables_of_the_package_are_known():
+    named = set()
+    for at, _, names in os.walk(Path(anyv2v.__file__).parent, followlinks=True):
+        for name in names:
+            if name.endswith(".py") and name != Path(machine.__file__).name:
+                text = (Path(at) / name).read_text(encoding="utf-8")
+                named |= set(re.findall("ANYV2V_[A-Z_]*[A-Z]", text))
+    operations = kernel_facts.of_i2vgen(CPU, torch.float32)
+    assert named | {f"ANYV2V_{op.upper()}" for op in operations} == set(machine.OWN)
+
+
+def test_the_home_is_replaced_where_it_is_the_folder(info, without_kernels, monkeypatch):
+    values = {
+        "HF_HOME": ("/home/me/hf", "~/hf"),
+        "HF_HUB_CACHE": ("/home/melissa/hub", "/home/melissa/hub"),
+        "XDG_CACHE_HOME": ("/mnt/home/me/x", "/mnt/home/me/x"),
+        "TRITON_CACHE_DIR": ("/home/me", "~"),
+        "HF_ENDPOINT": ("file:///home/me/hub", "file://~/hub"),
+    }
+    for name, (value, _) in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", "/home/me")
+    told = info("demo")[1]["environment"]
+    assert {name: told[name] for name in values} == {n: after for n, (_, after) in values.items()}
+    # no absolute path: it stays, also in numbers and names
+    monkeypatch.setenv("HOME", "1")
+    told = info("demo")[1]
+    assert told["environment"]["HF_HOME"] == "/home/me/hf"
+    assert told["versions"]["torch"] == torch.__version__
+
+
+def test_what_is_no_text_is_told_as_text(without_kernels, capfdbinary, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", os.fsdecode(b"/x/\xff/\xc3\xa4"))
+    text = "/x/\N{REPLACEMENT CHARACTER}/\N{LATIN SMALL LETTER A WITH DIAERESIS}"
+    assert main(["info", "demo"]) == 0
+    assert f"  HF_HUB_CACHE={text}\n" in capfdbinary.readouterr().out.decode("utf-8")
+    assert main(["info", "demo", "--json"]) == 0
+    found = json.loads(capfdbinary.readouterr().out.decode("ascii"))
+    assert found["environment"]["HF_HUB_CACHE"] == text
 
 
 def test_weights_of_other_kinds(info, tmp_path):

@@ -17,6 +17,12 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
+def test_no_size_is_told_as_zero_but_zero():
+    sizes = {0: "0 bytes", 999: "999 bytes", 5000: "0.01 MB", 4_990_000: "4.99 MB"}
+    sizes |= {5_000_000: "0.01 GB", 4_980_000_000: "4.98 GB", -3: "-3 bytes"}
+    assert {count: memory.size_text(count) for count in sizes} == sizes
+
+
 @pytest.mark.parametrize("short_by", [1, 2, 4, 100])
 def test_a_size_that_would_fit_is_named_and_fits(monkeypatch, short_by):
     """Memory grows with the area; a twentieth of each side is left free."""

@@ -225,7 +225,7 @@ def test_warping_error_of_known_clips(texture):
 
 def test_without_opencv_flow_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(InputError, match=r"OpenCV.*pip install 'anyv2v\[evaluate\]'"):
+    with pytest.raises(InputError, match=r"OpenCV.*pip install '\.\[evaluate\]'"):
         flow.flows(np.zeros((2, 16, 16, 3), np.uint8))
 
 
@@ -303,7 +303,7 @@ def test_lpips_is_asked_for_each_pair_of_frames(stub, rng):
 
 def test_without_torchmetrics_lpips_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(InputError, match=r"pip install 'anyv2v\[lpips\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[lpips\]'"):
         lpips.load()
 
 

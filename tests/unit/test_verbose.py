@@ -183,9 +183,9 @@ def test_captures_and_moves_are_told(caplog):
     told = [r.getMessage() for r in caplog.records]
     assert told[0] == "CUDA graphs: captured a step on latents of 1x4x2x3x3"
     assert told[1:] == [
-        "offload: 0.00 GB of weights to the host",
-        "offload: 0.00 GB of weights to cpu",
-        "offload: 0.00 GB of weights to the host",
+        "offload: 80 bytes of weights to the host",
+        "offload: 80 bytes of weights to cpu",
+        "offload: 80 bytes of weights to the host",
     ]
     assert sys.modules["anyv2v.runtime.offload"].log.name == "anyv2v.runtime.offload"
 
