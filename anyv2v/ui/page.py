@@ -67,6 +67,8 @@ class Page:
                     self._make_edit()
             with gr.Column(visible=False, elem_classes=shown) as self.result:
                 self._make_result()
+            # of the run that is wanted; the browser sends it with the run
+            self.number = gr.Number(0, visible=False, precision=0)
             self._wire(page)
         return page
 
@@ -264,17 +266,25 @@ class Page:
         text = [self.editor_text, self.instruction, self.reference, *self.groups]
         self.editor.change(calls.choose_editor, self.editor, text, **QUICK)
         made = {self.editor, self.instruction, self.reference, self.keep, self.editor_seed}
-        made |= {self.four, self.mask, self.options["start-time"], *self.editor_options.values()}
+        made |= {
+            self.number,
+            self.four,
+            self.mask,
+            self.options["start-time"],
+            *self.editor_options.values(),
+        }
         shown = [self.gallery, self.chosen, self.said]
-        self.make.click(calls.make_frame, made, shown, show_progress_on=self.gallery, **DEVICE)
+        event = self.make.click(calls.begin, None, self.number, **QUICK)
+        event.then(calls.make_frame, made, shown, show_progress_on=self.gallery, **DEVICE)
         self.gallery.select(calls.choose, None, self.chosen, **QUICK)
 
         result = [self.status, self.result, self.both, self.edited, self.files, self.command]
-        event = self.run.click(calls.begin, None, self.status, **QUICK)
+        event = self.run.click(calls.begin_edit, None, [self.status, self.number], **QUICK)
         event = event.then(
             calls.edit,
-            {*options, self.mask},
+            {*options, self.mask, self.number},
             result,
+            trigger_mode="multiple",
             show_progress="full",
             show_progress_on=self.status,
             **DEVICE,
