@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import threading
 import traceback
@@ -64,6 +65,8 @@ KEPT_OF_ALL = {"cpu": 4}
 features of one may take half."""
 FILES = ("video", "frame", "reference", "mask", "protect", "output")
 """Options that are names of files in the folder of a user."""
+HELP = re.compile(r" \(see anyv2v [a-z-]+ --help\)$")
+"""The end of what is said of a wrong option."""
 
 
 class Studio:
@@ -276,7 +279,9 @@ class Studio:
         """See `Studio.explain`."""
         if self._debug:
             traceback.print_exception(error)
-        return _named([" ".join(explained(error)[0].split())], session)[0]
+        line = " ".join(explained(error)[0].split())
+        # nobody looks at a page to learn of the options of a command
+        return _named([HELP.sub("", line)], session)[0]
 
     def close(self) -> None:
         """See `Studio.close`."""

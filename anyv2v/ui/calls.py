@@ -109,7 +109,9 @@ class Calls:
         (chosen,) = (each for each in editors if each.name == name)
         groups = [gr.Group(visible=each is chosen) for each in editors]
         asks = gr.Textbox(visible="instruction" in chosen.uses)
-        return [chosen.text, asks, gr.File(visible="reference" in chosen.uses), *groups]
+        reference = gr.File(visible="reference" in chosen.uses)
+        # without random numbers all four would be the same
+        return [chosen.text, asks, reference, gr.Checkbox(visible="seed" in chosen.uses), *groups]
 
     def make_frame(self, data: Data, request: gr.Request) -> list[Any]:
         """Edits the first frame, and chooses the first result."""
@@ -180,7 +182,7 @@ class Calls:
             if user.wanted == run:
                 user.wanted = 0
         files = [str(path) for path in made.files]
-        text = f"Done: {made.edit.name}\n\n{notices_text(made.notices)}"
+        text = f"Done: {made.edit.name}. The result is below.\n\n{notices_text(made.notices)}"
         return [text, gr.Column(visible=True), str(made.both), str(made.edit), files, made.command]
 
     def _user(self, request: gr.Request) -> Session:
@@ -194,7 +196,9 @@ class Calls:
         options: dict[str, Any] = {}
         for name, part in self._page.options.items():
             if isinstance(name, tuple):
-                options.setdefault(name[0], {})[name[1]] = data[part]
+                # what was emptied has its usual value
+                given = {} if data[part] is None else {name[1]: data[part]}
+                options.setdefault(name[0], {}).update(given)
             else:
                 options[name] = None if data[part] == OWN else data[part]
         options["start-time"] = options["start-time"] or None

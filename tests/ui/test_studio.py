@@ -294,6 +294,14 @@ def test_a_frame_has_its_command_whatever_was_chosen_meanwhile(studio, user):
     assert "edit-frame" in user.made_by
 
 
+def test_a_wrong_setting_is_told_without_the_command_line(studio, user):
+    studio.example(user)
+    with pytest.raises(InputError, match="--help") as error:
+        studio.look(user, {"frames": "many"})
+    line = studio.explain(user, error.value)
+    assert "many" in line and "--help" not in line
+
+
 def test_two_users_at_once_get_their_own(studio, user, tmp_path):
     users = [user, studio.sessions.get("another")]
     made = {}
