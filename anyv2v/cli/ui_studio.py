@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,9 @@ from anyv2v.media.cuts import find_cuts
 from anyv2v.media.frames import Video
 from anyv2v.media.image import read_image
 from anyv2v.media.video import stream_video, write_video
+from anyv2v.runtime.interrupt import interruptible
 from anyv2v.ui.progress import Show, ShownProgress
-from anyv2v.ui.sessions import Session, Sessions
+from anyv2v.ui.sessions import Cancelled, Session, Sessions
 from anyv2v.ui.streams import heard
 from anyv2v.ui.studio import Looked, Made, Settings
 from anyv2v.ui.texts import clip_text, plan_text
@@ -62,6 +65,8 @@ KEPT_OF_ALL = {"cpu": 4}
 features of one may take half."""
 FILES = ("video", "frame", "reference", "mask", "protect", "output")
 """Options that are names of files in the folder of a user."""
+HELP = re.compile(r" \(see anyv2v [a-z-]+ --help\)$")
+"""The end of what is said of a wrong option."""
 
 
 class Studio:
@@ -87,7 +92,8 @@ class Studio:
         self._runs, self._no_run = 0, threading.Condition()
         self._debug = args.debug
         self._looked: dict[Path, tuple[Video, int]] = {}
-        self.sessions = Sessions(folder, self._forget)
+        self._gone: set[Path] = set()
+        self.sessions = Sessions(folder, self._forget, self._settle)
         """The users."""
         own, backbone = self._known.defaults, self._editor.backbone
         self.settings = Settings(
@@ -122,7 +128,7 @@ class Studio:
     def example(self, session: Session) -> tuple[str, Path, Path]:
         """See `Studio.example`."""
         prompt = write_example(session.folder, self._known.defaults)
-        session.clip, session.frame, session.made_by = EXAMPLE, EXAMPLE_FRAME, ()
+        session.clip, session.frame = EXAMPLE, EXAMPLE_FRAME
         return prompt, session.folder / EXAMPLE, session.folder / EXAMPLE_FRAME
 
     def look(self, session: Session, options: Mapping[str, Any]) -> Looked:
@@ -164,7 +170,7 @@ class Studio:
             # its proportions have to be those of the clip
             args = self._args(session, options, {"frame": name})
             typed(FirstFrame, args).read(typed(Clip, args))
-        session.frame, session.made_by = name, ()
+        session.frame = name
         return self._shown(session, frame)
 
     def candidates(
@@ -174,6 +180,7 @@ class Studio:
         options: Mapping[str, Any],
         own: Mapping[str, Any],
         count: int,
+        run: int,
     ) -> tuple[list[Path], list[str]]:
         """See `Studio.candidates`."""
         chosen = self._editors[editor]
@@ -192,11 +199,13 @@ class Studio:
         line |= {"candidates": count if count > 1 else None, "output": output}
         arguments = words("edit-frame", clip, line)
         args = self._parsed(arguments, session)
-        with self._run(session) as lines:
+        check = partial(session.check, run)
+        with self._run(check) as lines, interruptible(check):
             run_edit_frame(args)
-        session.made_by = arguments
         files = frame_files(output, count)
-        return [session.folder / name for name in (files[1:-1] or files)], _named(lines, session)
+        found = files[1:-1] or files
+        session.made |= dict.fromkeys(found, arguments)
+        return [session.folder / name for name in found], _named(lines, session)
 
     def choose(self, session: Session, name: str) -> Path:
         """See `Studio.choose`."""
@@ -221,7 +230,7 @@ class Studio:
         with self._no_run:
             # runs come first
             self._no_run.wait_for(lambda: self._runs == 0)
-        with self._device:
+        with self._alone():
             key = inversion_key(args, lambda: self._editor)
             kept = self._kept.has(session.folder.name, key, args.injection)
             run = settings.of_the_run(args)
@@ -233,18 +242,21 @@ class Studio:
         flops = cost.total - (cost.flops["invert"] if kept else 0)
         return plan_text(*work, flops, cost.peak, windows, kept)
 
-    def edit(self, session: Session, options: Mapping[str, Any], show: Show) -> Made:
+    def edit(self, session: Session, options: Mapping[str, Any], show: Show, run: int) -> Made:
         """See `Studio.edit`."""
         output = session.numbered("edit", ".mp4")
+        self._clip(session)
         if not session.frame:
             raise InputError("give an edited first frame (2)")
+        # the user may choose another frame while this runs
+        made_by, check = session.made_by, partial(session.check, run)
         arguments = self._words(session, options, {"frame": session.frame, "output": output})
         args = self._parsed(arguments, session)
         both = session.folder / output.replace("edit", "side-by-side")
-        with self._run(session) as lines:
+        with self._run(check) as lines:
             user, key = session.folder.name, inversion_key(args, lambda: self._editor)
             self._kept.prepare(user, key, args)
-            args.sharing, args.progress = self._kept, ShownProgress(show, session.check)
+            args.sharing, args.progress = self._kept, ShownProgress(show, check)
             try:
                 run_edit(args)
                 name_only(session.folder / output)
@@ -253,8 +265,8 @@ class Studio:
                 raise next(iter(failed.failures.values())) from None
             finally:
                 shutil.rmtree(session.folder / f"{output}.unfinished", ignore_errors=True)
-        files = [output, sidecar_of(output), both, *self._made_here(session, args)]
-        commands = [*([session.made_by] if session.made_by else []), arguments]
+        files = [output, sidecar_of(output), both, *_inputs(session, args, made_by)]
+        commands = [*([made_by] if made_by else []), arguments]
         return Made(
             session.folder / output,
             both,
@@ -267,29 +279,56 @@ class Studio:
         """See `Studio.explain`."""
         if self._debug:
             traceback.print_exception(error)
-        return _named([" ".join(explained(error)[0].split())], session)[0]
+        line = " ".join(explained(error)[0].split())
+        # nobody looks at a page to learn of the options of a command
+        return _named([HELP.sub("", line)], session)[0]
 
     def close(self) -> None:
         """See `Studio.close`."""
         self._is_closed = True
         self.sessions.cancel()
+        self._settle()
+
+    def _settle(self) -> None:
         with self._device:
             pass
 
     def _forget(self, key: str) -> None:
-        session = self.sessions.get(key)
-        with self._device:
-            self._kept.forget(session.folder.name)
-            self._looked.pop(session.folder, None)
+        self._gone.add(self.sessions.get(key).folder)
+        self._free()
+
+    def _free(self) -> None:
+        """Frees what is kept of users who have gone; whoever holds the device does so after it."""
+        while self._gone and self._device.acquire(blocking=False):
+            try:
+                while self._gone:
+                    folder = self._gone.pop()
+                    self._kept.forget(folder.name)
+                    self._looked.pop(folder, None)
+            finally:
+                self._device.release()
 
     @contextmanager
-    def _run(self, session: Session) -> Iterator[list[str]]:
-        """Runs a command when no other runs, and listens to what it says."""
+    def _alone(self) -> Iterator[None]:
+        """Holds the device."""
+        try:
+            with self._device:
+                yield
+        finally:
+            self._free()
+
+    @contextmanager
+    def _run(self, check: Callable[[], None]) -> Iterator[list[str]]:
+        """Runs a command when no other runs, and listens to what it says.
+
+        check: raises if it was cancelled while it waited.
+        """
         self._count_runs(1)
         try:
-            with self._device, heard() as lines:
-                session.is_cancelled |= self._is_closed
-                session.check()
+            with self._alone(), heard() as lines:
+                if self._is_closed:
+                    raise Cancelled
+                check()
                 yield lines
         finally:
             self._count_runs(-1)
@@ -333,16 +372,6 @@ class Studio:
         write_shown(path, frame)
         return path
 
-    def _made_here(self, session: Session, args: argparse.Namespace) -> list[Path]:
-        """The inputs of an edit that its user has not got yet."""
-        uploads = {path.name for path, name in session.uploads.items() if path.name == name}
-        # a frame that was made here is made by a command, which may read a mask
-        made = [*session.made_by]
-        frames = [made[made.index("--mask") + 1]] if "--mask" in made else []
-        paths = [args.video, *(frames if made else args.frame), args.protect]
-        names = dict.fromkeys(os.path.basename(p) for p in paths if p and p not in (OFF, AUTO))
-        return [session.folder / name for name in names if name not in uploads]
-
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are given; a prompt may be empty."""
@@ -351,6 +380,19 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in options.items()
         if value is not None and (value != "" or name.endswith("prompt"))
     }
+
+
+def _inputs(session: Session, args: argparse.Namespace, made_by: Sequence[str]) -> list[Path]:
+    """The files that an edit reads; made_by: the command that made its frame, which may be none.
+
+    The user's own are among them, because the browser may have sent them by other names.
+    """
+    made = [*made_by]
+    # a frame that was made here is made by that command, which may read files of its own
+    read = [made[made.index(f"--{x}") + 1] for x in ("reference", "mask") if f"--{x}" in made]
+    paths = [args.video, *([made[1], *read] if made else args.frame), args.protect]
+    names = dict.fromkeys(os.path.basename(p) for p in paths if p and p not in (OFF, AUTO))
+    return [session.folder / name for name in names]
 
 
 def _locate(args: argparse.Namespace, folder: Path) -> None:

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,11 +25,14 @@ from anyv2v.frame_editors import watch
 from anyv2v.frame_editors.base import FrameRequest
 from anyv2v.media.image import read_image
 from anyv2v.runtime.atomic_files import scratch
+from anyv2v.runtime.interrupt import check_interrupt
 
 PLACEHOLDERS = ("input", "output", "instruction", "reference", "mask", "seed")
 """Names that a command may hold in braces, such as {input}; see `Command.command`."""
 TAIL = 400
 """Most characters, from the end of a failed command's output, that its error message shows."""
+POLL = 0.2
+"""Seconds between looks whether the run shall end."""
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +128,7 @@ def run_command(
             raise InputError(f"the {called} {words[0]} cannot run: {reason}") from error
         try:
             watch_process(process)
-            status = process.wait(timeout)
+            status = _wait(process, timeout)
         except subprocess.TimeoutExpired:
             raise InputError(
                 f"the {called} {words[0]} was ended after {timeout:g} s{_tail(output)}{longer}"
@@ -165,6 +169,19 @@ def _watcher() -> Iterator[Callable[[subprocess.Popen], None]]:
             yield watch_process
         finally:
             watcher.kill()
+
+
+def _wait(process: subprocess.Popen, timeout: float) -> int:
+    """Returns the status of a process when it ends; raises as `check_interrupt` does meanwhile."""
+    deadline = time.monotonic() + timeout
+    while True:
+        check_interrupt()
+        left = deadline - time.monotonic()
+        try:
+            return process.wait(max(0.0, min(left, POLL)))
+        except subprocess.TimeoutExpired:
+            if left <= POLL:
+                raise
 
 
 def _end(process: subprocess.Popen) -> None:

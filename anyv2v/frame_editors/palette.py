@@ -12,6 +12,7 @@ from anyv2v import checks
 from anyv2v.errors import InputError
 from anyv2v.frame_editors.base import FrameRequest
 from anyv2v.frame_editors.oklab import from_rgb, to_rgb
+from anyv2v.runtime.interrupt import check_interrupt
 
 SAMPLE = 20000
 """Most pixels, drawn at random, from which the distribution of a picture's colors is measured."""
@@ -51,6 +52,7 @@ class Palette:
         colors, target = lab[selected], from_rgb(request.reference).reshape(-1, 3)
         edited_frames = []
         for seed in seeds:
+            check_interrupt()
             if self.method == "gaussian":
                 moved = monge(colors, target)
             else:

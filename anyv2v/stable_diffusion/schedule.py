@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anyv2v import checks
 from anyv2v.runtime.finite import FiniteCheck
+from anyv2v.runtime.interrupt import check_interrupt
 
 TRAIN_STEPS = 1000
 """Number of timesteps in training."""
@@ -158,6 +159,7 @@ def sample_ddim(
     check = check or FiniteCheck()
     stride = TRAIN_STEPS // steps
     for i, t in list(enumerate(schedule.leading(steps)))[first:]:
+        check_interrupt()
         levels = schedule.alpha_bar(t), schedule.alpha_bar(t - stride)
         latents = ddim_step(latents, predict(t, latents), *levels)
         check.look(latents, (i, t))
@@ -187,6 +189,7 @@ def sample_euler_ancestral(
     latents = latents.float() * schedule.first_sigma(steps)
     sigmas = schedule.sigmas(steps)
     for i, t in enumerate(schedule.timesteps(steps)):
+        check_interrupt()
         noise = predict(t, latents / math.hypot(sigmas[i], 1))
         latents = euler_ancestral_step(latents, noise, sigmas[i], sigmas[i + 1], fresh())
         check.look(latents, (i, t))

@@ -95,7 +95,7 @@ class Calls:
     def take_frame(self, data: Data, request: gr.Request) -> list[Any]:
         """Chooses the edited first frame that was uploaded, or none."""
         user, path = self._user(request), data[self._page.frame]
-        user.frame, user.made_by = "", ()
+        user.frame = ""
         if not path:
             return [None, ""]
         try:
@@ -109,12 +109,13 @@ class Calls:
         (chosen,) = (each for each in editors if each.name == name)
         groups = [gr.Group(visible=each is chosen) for each in editors]
         asks = gr.Textbox(visible="instruction" in chosen.uses)
-        return [chosen.text, asks, gr.File(visible="reference" in chosen.uses), *groups]
+        reference = gr.File(visible="reference" in chosen.uses)
+        # without random numbers all four would be the same
+        return [chosen.text, asks, reference, gr.Checkbox(visible="seed" in chosen.uses), *groups]
 
     def make_frame(self, data: Data, request: gr.Request) -> list[Any]:
         """Edits the first frame, and chooses the first result."""
         user, page = self._user(request), self._page
-        user.is_cancelled = False
         own = {n: data[p] for (e, n), p in page.editor_options.items() if e == data[page.editor]}
         try:
             options = {
@@ -126,7 +127,9 @@ class Calls:
                 "seed": data[page.editor_seed] or None,
             }
             count = 4 if data[page.four] else 1
-            found, said = self._studio.candidates(user, data[page.editor], options, own, count)
+            found, said = self._studio.candidates(
+                user, data[page.editor], options, own, count, int(data[page.number])
+            )
             user.candidates = [path.name for path in found]
             chosen = self._studio.choose(user, found[0].name)
         except Cancelled:
@@ -141,14 +144,21 @@ class Calls:
         user = self._user(request)
         return str(self._studio.choose(user, user.candidates[int(str(event.index))]))
 
-    def begin(self, request: gr.Request) -> str:
-        """Says that a run is wanted, before it waits for others."""
-        self._user(request).is_cancelled = False
-        return ""
+    def begin(self, request: gr.Request) -> int:
+        """Returns the number of a run that is wanted, before it waits for others."""
+        return self._user(request).begin()
+
+    def begin_edit(self, request: gr.Request) -> list[Any]:
+        """Does so for an edit; 0 if the one before is not done, as after a double click."""
+        user = self._user(request)
+        if user.wanted > user.cancelled:
+            return [gr.skip(), 0]
+        user.wanted = user.begin()
+        return ["", user.wanted]
 
     def cancel(self, request: gr.Request) -> None:
-        """Ends the run, or lets it not begin."""
-        self._user(request).is_cancelled = True
+        """Ends the runs, or lets them not begin."""
+        self._user(request).cancel()
 
     def edit(self, data: Data, request: gr.Request, progress: gr.Progress = PROGRESS) -> list[Any]:
         """Runs an edit and shows it."""
@@ -157,17 +167,22 @@ class Calls:
             progress((done, total), desc=progress_text(title, left))
 
         user, options = self._user(request), self._options(data)
-        unchanged = [gr.skip() for _ in range(5)]
+        unchanged, run = [gr.skip() for _ in range(5)], int(data[self._page.number])
+        if not run:
+            return [gr.skip(), *unchanged]
         try:
             if options["protect"] == MASK:
                 options["protect"] = self._drawn(user, data)
-            made = self._studio.edit(user, options, show)
+            made = self._studio.edit(user, options, show, run)
         except Cancelled:
             return ["Cancelled.", *unchanged]
         except Exception as error:
             return [self._error(user, error), *unchanged]
+        finally:
+            if user.wanted == run:
+                user.wanted = 0
         files = [str(path) for path in made.files]
-        text = f"Done: {made.edit.name}\n\n{notices_text(made.notices)}"
+        text = f"Done: {made.edit.name}. The result is below.\n\n{notices_text(made.notices)}"
         return [text, gr.Column(visible=True), str(made.both), str(made.edit), files, made.command]
 
     def _user(self, request: gr.Request) -> Session:
@@ -181,7 +196,9 @@ class Calls:
         options: dict[str, Any] = {}
         for name, part in self._page.options.items():
             if isinstance(name, tuple):
-                options.setdefault(name[0], {})[name[1]] = data[part]
+                # what was emptied has its usual value
+                given = {} if data[part] is None else {name[1]: data[part]}
+                options.setdefault(name[0], {}).update(given)
             else:
                 options[name] = None if data[part] == OWN else data[part]
         options["start-time"] = options["start-time"] or None

@@ -29,8 +29,6 @@ CACHE = 3600, 24 * 3600
 a user whose page is closed go earlier."""
 READING = ("start-time", "frames", "size", "sample-fps", "fit", "out-size")
 """Options on which depends what is read of a clip."""
-VIDEOS = ["video", ".gif", ".webp", ".apng", ".avif"]
-"""Files that the browser offers as clips."""
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -67,13 +65,16 @@ class Page:
                     self._make_edit()
             with gr.Column(visible=False, elem_classes=shown) as self.result:
                 self._make_result()
+            # of the run that is wanted; the browser sends it with the run
+            self.number = gr.Number(0, visible=False, precision=0)
             self._wire(page)
         return page
 
     def _make_clip(self) -> None:
         width, height = self._settings.size
         gr.Markdown("### 1 · Clip")
-        self.clip = gr.File(label="Video", file_types=VIDEOS, height=120, elem_id="clip")
+        # any file: what cannot be read is refused in one line when it is read
+        self.clip = gr.File(label="Video", height=120, elem_id="clip")
         self.example = gr.Button("Use the example", size="sm", elem_id="example")
         self.looked = gr.Markdown(elem_id="looked", elem_classes="note")
         self.preview = gr.Video(
@@ -112,9 +113,7 @@ class Page:
             with gr.Tab("Upload"):
                 text = "Save the frame below, edit it in any program, and give it back here."
                 gr.Markdown(text, elem_classes="note")
-                self.frame = gr.File(
-                    label="Edited first frame", file_types=["image"], height=120, elem_id="frame"
-                )
+                self.frame = gr.File(label="Edited first frame", height=120, elem_id="frame")
             with gr.Tab("Edit it here"):
                 self._make_editor()
         self.said = gr.Markdown(elem_id="said", elem_classes="note")
@@ -131,11 +130,9 @@ class Page:
         self.editor = gr.Dropdown(names, value=names[0], label="Editor", elem_id="editor")
         self.editor_text = gr.Markdown(editors[0].text, elem_classes="note")
         self.instruction = gr.Textbox(label="Instruction", placeholder="red > blue")
-        self.reference = gr.File(
-            label="Reference picture", file_types=["image"], height=90, visible=False
-        )
+        self.reference = gr.File(label="Reference picture", height=90, visible=False)
         self.groups = []
-        with gr.Accordion("More", open=False):
+        with gr.Accordion("More of the editor", open=False):
             for each in editors:
                 with gr.Group(visible=each is editors[0]) as group:
                     for option in each.options:
@@ -157,7 +154,9 @@ class Page:
             )
         with gr.Row():
             self.make = gr.Button("Edit the frame", min_width=120, elem_id="make")
-            self.four = gr.Checkbox(label="Four to choose from", min_width=120)
+            is_random = "seed" in editors[0].uses
+            label = "Four to choose from"
+            self.four = gr.Checkbox(label=label, min_width=120, visible=is_random)
         self.gallery = gr.Gallery(
             label="Choose one",
             columns=4,
@@ -175,15 +174,13 @@ class Page:
         self.prompt = gr.Textbox(label="Prompt", lines=2, placeholder=hint, elem_id="prompt")
         self.options["prompt"] = self.prompt
         kinds = [("any", OWN), *self._settings.presets]
-        add("preset", gr.Dropdown(kinds, value=OWN, label="Kind of edit"))
+        hint = "sets how much of the clip is injected"
+        add("preset", gr.Dropdown(kinds, value=OWN, label="Kind of edit", info=hint))
         protect = [("the whole frame", "off"), ("what the frame changes", "auto"), MASK]
         label = "What may change"
         add("protect", gr.Dropdown(protect, value=usual["protect"], label=label))
-        with gr.Row():
-            number: dict[str, Any] = {"precision": 0, "min_width": 80}
-            add("steps", gr.Number(usual["steps"], label="Steps", minimum=1, **number))
-            add("seed", gr.Number(0, label="Seed", minimum=0, **number))
-        with gr.Accordion("More", open=False):
+        add("steps", gr.Number(usual["steps"], label="Steps", minimum=1, precision=0))
+        with gr.Accordion("More of the edit", open=False):
             self._make_more()
         self.plan = gr.Markdown(elem_id="plan", elem_classes="note")
         with gr.Row():
@@ -205,6 +202,8 @@ class Page:
         add("guide", gr.Dropdown(guides, value=usual["guide"], label="Where sampling starts"))
         hint = f"{usual['start']}"
         add("start", gr.Number(None, label="First step", placeholder=hint, minimum=0, precision=0))
+        hint = "matters only where sampling starts from random noise"
+        add("seed", gr.Number(0, label="Seed", info=hint, minimum=0, precision=0))
 
     def _make_result(self) -> None:
         gr.Markdown("### Result")
@@ -220,7 +219,7 @@ class Page:
             label="Files", file_count="multiple", interactive=False, elem_id="files"
         )
         self.command = gr.Textbox(
-            label="The command that does the same, in the folder of these files",
+            label="The same from the command line, in the folder of your clip",
             lines=4,
             interactive=False,
             buttons=["copy"],
@@ -261,20 +260,28 @@ class Page:
             [self.chosen, self.said],
             **QUICK,
         )
-        text = [self.editor_text, self.instruction, self.reference, *self.groups]
+        text = [self.editor_text, self.instruction, self.reference, self.four, *self.groups]
         self.editor.change(calls.choose_editor, self.editor, text, **QUICK)
         made = {self.editor, self.instruction, self.reference, self.keep, self.editor_seed}
-        made |= {self.four, self.mask, self.options["start-time"], *self.editor_options.values()}
+        made |= {
+            self.number,
+            self.four,
+            self.mask,
+            self.options["start-time"],
+            *self.editor_options.values(),
+        }
         shown = [self.gallery, self.chosen, self.said]
-        self.make.click(calls.make_frame, made, shown, show_progress_on=self.gallery, **DEVICE)
+        event = self.make.click(calls.begin, None, self.number, **QUICK)
+        event.then(calls.make_frame, made, shown, show_progress_on=self.gallery, **DEVICE)
         self.gallery.select(calls.choose, None, self.chosen, **QUICK)
 
         result = [self.status, self.result, self.both, self.edited, self.files, self.command]
-        event = self.run.click(calls.begin, None, self.status, **QUICK)
+        event = self.run.click(calls.begin_edit, None, [self.status, self.number], **QUICK)
         event = event.then(
             calls.edit,
-            {*options, self.mask},
+            {*options, self.mask, self.number},
             result,
+            trigger_mode="multiple",
             show_progress="full",
             show_progress_on=self.status,
             **DEVICE,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 LARGEST = "2gb"
 """The most bytes of a file that may be uploaded."""
+LOOPBACK = "localhost", "127.0.0.1", "[::1]"
+"""What a browser may call a server that only this machine reaches."""
+PORT = re.compile(r":\d*$")
+"""The port of an address of the form host:port."""
 
 
 def check(host: str, port: int) -> None:
@@ -37,22 +43,47 @@ def check(host: str, port: int) -> None:
 
 
 class OwnFiles:
-    """An ASGI application that refuses to fetch files of other hosts, which gradio does if asked.
+    """An ASGI application that refuses what the page never asks for.
 
-    app: the application behind it.
+    These are files of other hosts, which gradio would fetch, and what pages of other hosts let the
+    browser send. app: the application behind it. host: where it is served.
     """
 
-    def __init__(self, app: Callable[..., Any]):
+    def __init__(self, app: Callable[..., Any], host: str):
         self._app = app
+        # another name that leads to this machine would make its page one of ours for the browser
+        self._names = {*LOOPBACK, _named(host)} if _is_loopback(host) else None
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Answers 403 to such a request, and passes on all others."""
-        path = scope.get("path", "")
-        if scope["type"] == "http" and ("/proxy=" in path or "/file=http" in path):
+        if scope["type"] == "http" and self._is_foreign(scope):
             await send({"type": "http.response.start", "status": 403, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
         await self._app(scope, receive, send)
+
+    def _is_foreign(self, scope: dict[str, Any]) -> bool:
+        path = scope.get("path", "")
+        headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if "/proxy=" in path or "/file=http" in path:
+            return True
+        if self._names is not None and PORT.sub("", host) not in self._names:
+            return True
+        is_own = origin is None or origin.partition("://")[2] == host
+        return scope["method"] not in ("GET", "HEAD") and not is_own
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _named(host: str) -> str:
+    """A host as addresses of pages have it."""
+    return f"[{host}]" if ":" in host else host
 
 
 @contextmanager
@@ -88,12 +119,11 @@ def served(studio: Studio, folder: Path, host: str, port: int) -> Iterator[str]:
             pwa=False,
             ssr_mode=False,
             footer_links=[],
-            app_kwargs={"middleware": [Middleware(OwnFiles)]},
+            app_kwargs={"middleware": [Middleware(OwnFiles, host=host)]},
             theme=theme(),
             css=CSS,
         )
-        name = f"[{host}]" if ":" in host else host
-        yield f"http://{name}:{port}"
+        yield f"http://{_named(host)}:{port}"
     finally:
         studio.close()
         page.close(verbose=False)

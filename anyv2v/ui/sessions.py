@@ -1,4 +1,4 @@
-"""What the page keeps for each user: a folder of files, and whether a run shall end."""
+"""What the page keeps for each user: a folder of files, and which runs shall end."""
 
 from __future__ import annotations
 
@@ -25,20 +25,38 @@ class Session:
     """The clip."""
     frame: str = ""
     """The edited first frame."""
-    made_by: Sequence[str] = ()
-    """Arguments of the command that made the frame here; empty for a file of the user."""
+    made: dict[str, Sequence[str]] = field(default_factory=dict)
+    """Frame that was made here -> arguments of the command that made it."""
     mask: str = ""
     """The mask that was drawn last."""
     candidates: Sequence[str] = ()
     """The frames among which to choose."""
-    is_cancelled: bool = False
-    """Whether the run shall end at its next step."""
+    wanted: int = 0
+    """The edit that was asked for and is not done, 0 for none."""
+    begun: int = 0
+    """The number of the run that was asked for last; the first has 1."""
+    cancelled: int = 0
+    """The last of the runs that shall end at their next step; all before it shall, too."""
     uploads: dict[Path, str] = field(default_factory=dict)
     """File that the browser has sent -> its name in the folder."""
 
-    def check(self) -> None:
-        """Raises `Cancelled` if the run shall end."""
-        if self.is_cancelled:
+    @property
+    def made_by(self) -> Sequence[str]:
+        """Arguments of the command that made the chosen frame; empty for a file of the user."""
+        return self.made.get(self.frame, ())
+
+    def begin(self) -> int:
+        """Returns the number of a new run."""
+        self.begun += 1
+        return self.begun
+
+    def cancel(self) -> None:
+        """Ends all runs that have a number, those that still wait as well."""
+        self.cancelled = self.begun
+
+    def check(self, run: int) -> None:
+        """Raises `Cancelled` if the run with this number shall end."""
+        if run <= self.cancelled:
             raise Cancelled
 
     def take(self, path: str | os.PathLike) -> str:
@@ -71,9 +89,18 @@ class Session:
 class Sessions:
     """All users of the page, by the key that their browser sends."""
 
-    def __init__(self, folder: Path, forget: Callable[[str], None] = lambda key: None):
-        """folder: where their folders are made. forget: called with the key of one that ends."""
-        self._folder, self._forget = folder, forget
+    def __init__(
+        self,
+        folder: Path,
+        forget: Callable[[str], None] = lambda key: None,
+        settle: Callable[[], None] = lambda: None,
+    ):
+        """folder: where their folders are made.
+
+        forget: called with the key of one that leaves; it waits for nothing. settle: waits for the
+        run that is running.
+        """
+        self._folder, self._forget, self._settle = folder, forget, settle
         self._known: dict[str, Session] = {}
         self._lock = threading.Lock()
 
@@ -88,14 +115,18 @@ class Sessions:
             return self._known[key]
 
     def leave(self, key: str) -> None:
-        """Ends the run of a user whose page was closed, and frees what is in memory for it."""
+        """Ends the runs of a user whose page was closed, and frees what is in memory for it.
+
+        It does not wait for them.
+        """
         if key in self._known:
-            self._known[key].is_cancelled = True
+            self._known[key].cancel()
             self._forget(key)
 
     def end(self, key: str) -> None:
-        """Removes all files of a user."""
+        """Removes all files of a user, when none of the runs of this user writes any more."""
         self.leave(key)
+        self._settle()
         session = self._known.pop(key, None)
         if session is None:
             return
@@ -108,4 +139,4 @@ class Sessions:
     def cancel(self) -> None:
         """Ends the runs of all users at their next step."""
         for session in self._known.values():
-            session.is_cancelled = True
+            session.cancel()

@@ -129,12 +129,13 @@ class Studio(Protocol):
         ...
 
     def candidates(
-        self, session: Session, editor: str, options: Options, own: Options, count: int
+        self, session: Session, editor: str, options: Options, own: Options, count: int, run: int
     ) -> tuple[list[Path], list[str]]:
         """Edits the first frame of the clip; returns the results, and what was said.
 
         editor: its name on the page. options: those of `anyv2v edit-frame`. own: those of the
-        editor. count: how many are made, with a seed each; one if all were the same.
+        editor. count: how many are made, with a seed each; one if all were the same. run:
+        the number that `Session.begin` gave.
         """
         ...
 
@@ -150,8 +151,11 @@ class Studio(Protocol):
         """Returns what an edit will take, in words; "" if there is no clip yet."""
         ...
 
-    def edit(self, session: Session, options: Options, show: Show) -> Made:
-        """Runs `anyv2v edit`, or raises `Cancelled` and leaves nothing behind."""
+    def edit(self, session: Session, options: Options, show: Show, run: int) -> Made:
+        """Runs `anyv2v edit`, or raises `Cancelled` and leaves nothing behind.
+
+        run: the number that `Session.begin` gave.
+        """
         ...
 
     def explain(self, session: Session, error: Exception) -> str:

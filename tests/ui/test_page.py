@@ -187,7 +187,11 @@ def test_a_cancelled_run_leaves_nothing(server, page, example):
     page.locator("#cancel").click()
     page.locator("#status >> text=Cancelled.").wait_for()
     assert server.files == before
+    page.locator("#run").click()
+    page.locator("#status >> text=Inverting").wait_for()
     fill(page, "Steps", 2)
+    page.locator("#cancel").click()
+    # the run that was cancelled does not go on in place of the next one
     run(page, "edit-1.mp4")
 
 

@@ -1,5 +1,6 @@
 """What `anyv2v ui` refuses before it serves anything."""
 
+import asyncio
 import importlib.util
 import socket
 import subprocess
@@ -59,3 +60,38 @@ def test_what_is_wrong_is_told_before_the_page_is_served(gradio, capfd, words, l
 def test_no_other_command_loads_gradio():
     code = "import sys, anyv2v.cli.main; assert not {'gradio', 'fastapi'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def status(at, method="GET", path="/", **headers):
+    """What a server at a host answers to a request; 200: it is passed on."""
+    answers = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message):
+        answers.append(message.get("status"))
+
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": pairs}
+    asyncio.run(server.OwnFiles(app, at)(scope, None, send))
+    return answers[0]
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "[::1]"])
+def test_pages_of_other_hosts_can_send_nothing(name):
+    own = f"{name}:7860"
+    for at in ("127.0.0.1", "0.0.0.0"):
+        assert status(at, "POST", host=own) == status(at, host=name) == 200
+        assert status(at, "POST", host=own, origin=f"http://{own}") == 200
+        for origin in ("http://evil.example", f"http://{name}:80", "null", ""):
+            assert status(at, "POST", host=own, origin=origin) == 403
+    assert status("127.0.0.1", path="/file=http://evil.example/x", host=own) == 403
+
+
+def test_this_machine_has_no_other_name():
+    for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", ""):
+        assert status("127.0.0.1", host=host) == status("::1", host=host) == 403
+        assert status("0.0.0.0", "POST", host=host, origin=f"http://{host}") == 200
+    assert status("127.0.0.2", host="127.0.0.2:7860") == 200
+    assert status("localhost") == 403

@@ -45,15 +45,16 @@ def test_files_of_a_user_go_with_the_user(sessions, tmp_path):
 
 def test_a_user_who_leaves_ends_the_run(sessions):
     user, other = sessions.get("one"), sessions.get("other")
-    step = ShownProgress(lambda *_: None, user.check)("edit", 4)
+    run, others = user.begin(), other.begin()
+    step = ShownProgress(lambda *_: None, lambda: user.check(run))("edit", 4)
     step()
     sessions.leave("one")
     with pytest.raises(Cancelled):
         step()
-    other.check()
+    other.check(others)
     sessions.cancel()
     with pytest.raises(Cancelled):
-        other.check()
+        other.check(others)
 
 
 def test_progress_tells_each_step_and_the_time_left():

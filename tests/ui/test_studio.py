@@ -3,7 +3,9 @@
 import json
 import shlex
 import shutil
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -53,7 +55,8 @@ def edit(studio, user, stages):
         def show(title, done, total, left):
             stages.extend([title] if title not in stages else [])
 
-        return studio.edit(user, FEW | {n.replace("_", "-"): x for n, x in options.items()}, show)
+        given = {n.replace("_", "-"): x for n, x in options.items()}
+        return studio.edit(user, FEW | given, show, user.begin())
 
     return edit
 
@@ -138,12 +141,12 @@ def test_a_frame_edited_here_is_made_by_the_first_command(
     assert studio.draw(user, np.zeros((4, 4))) == "" and mask == "mask-1.png"
     user.mask = mask
     found, _ = studio.candidates(
-        user, "posterise", {"mask": mask, "seed": 5}, {"colours": 3, "smooth": 0.005}, 4
+        user, "posterise", {"mask": mask, "seed": 5}, {"colours": 3, "smooth": 0.005}, 4, 1
     )
-    # what the editor does by default is not told
-    assert "colours=3" in user.made_by and not any("smooth" in word for word in user.made_by)
     assert [path.name for path in found] == [f"frame-1-{i}.png" for i in (1, 2, 3, 4)]
     studio.choose(user, found[1].name)
+    # what the editor does by default is not told
+    assert "colours=3" in user.made_by and not any("smooth" in word for word in user.made_by)
     other = studio.draw(user, alpha)
     made = edit(protect=other)
     names = [path.name for path in made.files]
@@ -158,12 +161,12 @@ def test_a_frame_edited_here_is_made_by_the_first_command(
 
 def test_an_editor_without_a_seed_makes_one_frame(studio, user):
     studio.example(user)
-    (found,), said = studio.candidates(user, "recolour", {"instruction": "teal"}, {}, 4)
+    (found,), said = studio.candidates(user, "recolour", {"instruction": "teal"}, {}, 4, 1)
     assert found.name == "frame-1.png" and said == []
     with Image.open(found) as picture:
         assert picture.size == (256, 256)
     with pytest.raises(InputError, match="instruction"):
-        studio.candidates(user, "recolour", {"instruction": ""}, {}, 1)
+        studio.candidates(user, "recolour", {"instruction": ""}, {}, 1, 1)
 
 
 def test_a_cancelled_edit_leaves_nothing(studio, user, edit):
@@ -173,16 +176,19 @@ def test_a_cancelled_edit_leaves_nothing(studio, user, edit):
 
     def show(title, done, total, left):
         seen.append((title, done))
-        user.is_cancelled = (title, done) == ("edit", 1)
+        if (title, done) == ("edit", 1):
+            user.cancel()
+            # the next one, which is asked for at once, does not let it go on
+            user.begin()
 
     with pytest.raises(Cancelled):
-        studio.edit(user, FEW, show)
+        studio.edit(user, FEW, show, user.begin())
     # the step in which it was cancelled is the last
     assert seen[-1] == ("edit", 1) and {*user.folder.iterdir()} == before
-    user.is_cancelled = True
+    waiting = user.begin()
+    user.cancel()
     with pytest.raises(Cancelled):
-        edit()
-    user.is_cancelled = False
+        studio.edit(user, FEW, show, waiting)
     assert edit().edit.name == "edit-1.mp4"
 
 
@@ -219,11 +225,81 @@ def test_what_is_no_clip_is_refused_in_one_line(studio, user, tmp_path, name):
 
 
 def test_what_is_missing_is_told(studio, user, edit):
-    with pytest.raises(InputError, match="give an edited first frame"):
-        edit()
-    user.frame = "x.png"
     with pytest.raises(InputError, match="give a clip"):
         edit()
+    user.clip = "x.mp4"
+    with pytest.raises(InputError, match="give an edited first frame"):
+        edit()
+
+
+def test_a_user_who_leaves_waits_for_no_run(studio, user):
+    other, begun, left = studio.sessions.get("other"), threading.Event(), threading.Event()
+    for each in (user, other):
+        studio.example(each)
+    studio.look(other, FEW)
+
+    def show(title, done, total, left_):
+        begun.set()
+        assert left.wait(60)
+
+    def run():
+        with pytest.raises(Cancelled):
+            studio.edit(other, FEW, show, other.begin())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(60)
+    # this would never return if it waited for the run, which waits for it
+    studio.sessions.leave("other")
+    left.set()
+    thread.join()
+    # what was kept for it went as the run ended
+    assert studio.plan(other, FEW) == ""
+    studio.sessions.end("other")
+
+
+def test_an_edit_of_the_frame_ends_when_it_is_cancelled(tmp_path):
+    program = tmp_path / "slow.py"
+    program.write_text(f"import time; open({str(tmp_path / 'begun')!r}, 'w'); time.sleep(600)")
+    editor = f"slow=command command='{sys.executable} {program} {{input}} {{output}}'"
+    args = parser({"ui": print}).parse_args(["ui", "--device", "cpu", "--editor", editor])
+    (tmp_path / "page").mkdir()
+    studio = Studio(args, tmp_path / "page")
+    user = studio.sessions.get("one")
+    studio.example(user)
+
+    def cancel():
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        user.cancel()
+
+    threading.Thread(target=cancel).start()
+    with pytest.raises(Cancelled):
+        studio.candidates(user, "slow", {}, {}, 1, user.begin())
+    assert not user.made and not [*user.folder.glob("frame-*")]
+
+
+def test_a_frame_has_its_command_whatever_was_chosen_meanwhile(studio, user):
+    _, _, example = studio.example(user)
+    found, _ = studio.candidates(user, "recolour", {"instruction": "teal"}, {}, 1, user.begin())
+    studio.choose(user, found[0].name)
+
+    def show(*_):
+        user.frame = example.name
+
+    made = studio.edit(user, FEW, show, user.begin())
+    assert made.command.startswith("anyv2v edit-frame") and "--frame frame-1.png" in made.command
+    assert not user.made_by
+    studio.choose(user, found[0].name)
+    assert "edit-frame" in user.made_by
+
+
+def test_a_wrong_setting_is_told_without_the_command_line(studio, user):
+    studio.example(user)
+    with pytest.raises(InputError, match="--help") as error:
+        studio.look(user, {"frames": "many"})
+    line = studio.explain(user, error.value)
+    assert "many" in line and "--help" not in line
 
 
 def test_two_users_at_once_get_their_own(studio, user, tmp_path):
@@ -233,7 +309,7 @@ def test_two_users_at_once_get_their_own(studio, user, tmp_path):
         studio.example(one)
 
     def run(i):
-        made[i] = studio.edit(users[i], FEW | {"seed": i, "random-ratio": 0.5}, lambda *_: None)
+        made[i] = studio.edit(users[i], FEW | {"seed": i, "random-ratio": 0.5}, lambda *_: None, 1)
 
     threads = [threading.Thread(target=run, args=[i]) for i in (0, 1)]
     [thread.start() for thread in threads]
@@ -273,7 +349,7 @@ def test_settings_of_other_backbones(folder, options, request, monkeypatch, tmp_
     options = {n: usual[n] | x if isinstance(x, dict) else x for n, x in options.items()}
     options |= {"size": "64x64", "frames": "4", "steps": 4}
     assert studio.look(user, options).text.startswith("4 frames")
-    made = [studio.edit(user, FEW | options, lambda *_: None) for _ in range(2)][1]
+    made = [studio.edit(user, FEW | options, lambda *_: None, 1) for _ in range(2)][1]
     monkeypatch.chdir(tmp_path / "here")
     by_command_line(made.command, [clip, frame], tmp_path / "here")
     again = tmp_path / "here" / "edit-2.mp4"
