@@ -16,8 +16,8 @@ CSS = """
 /* the frames of the demo are small: their pixels are shown as they are */
 .pixels img, .pixels video { image-rendering: pixelated; }
 .shown video, .shown img { width: 100%; object-fit: contain; }
-/* the text of a run stands above its bar, which is below it */
-#status .progress-text { position: static; }
+/* the bar has its own text above it */
+#status .progress-text { display: none; }
 /* files that were made can be saved, not taken away */
 #files .label-clear-button { display: none; }
 #command textarea { font-family: ui-monospace, Consolas, monospace; font-size: 0.85em; }

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import anyv2v
@@ -42,6 +43,8 @@ class Server:
         self.address, self.temporary, self.hosts = f"http://127.0.0.1:{port}", folder, set()
         # with this variable a user who has left is forgotten after a second, not an hour
         environment = os.environ | {"TMPDIR": str(folder), "GRADIO_IS_E2E_TEST": "1"}
+        # as many threads as this process has, since sums of other numbers of threads differ
+        environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
         command = [sys.executable, "-m", "anyv2v", "ui", "--port", str(port), "--device", "cpu"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         # what a shell starts in the background may ignore the signal
