@@ -112,7 +112,7 @@ def test_who_gives_no_settings_edits_as_the_demo_does(editor, monkeypatch, tmp_p
 
     with monkeypatch.context() as patched, pytest.raises(FirstEdit):
         patched.setattr(anyv2v.Editor, "edit", edit)
-        demo.run(editor, tmp_path, "shape")
+        demo.run(editor, tmp_path, "shape", seed=0)
     wanted = draw_edit("shape", "held-out", demo.FIRST)
     truth = Truth.of(wanted, editor.defaults.size, editor.defaults.frames)
 
