@@ -39,6 +39,19 @@ class Part(NamedTuple):
     """Function of a tensor's name that returns the tensor."""
 
 
+def in_half(networks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Part]:
+    """Returns the parts of networks that are written in float16: component -> its weights.
+
+    networks: component -> its tensors by name.
+    """
+    parts = {}
+    for component, tensors in networks.items():
+        state = {name: x.detach().cpu().half().contiguous() for name, x in tensors.items()}
+        layout = {name: (x.dtype, tuple(x.shape)) for name, x in state.items()}
+        parts[component] = Part(layout, state.__getitem__)
+    return parts
+
+
 def write_folder(
     dst: Path,
     config: dict,

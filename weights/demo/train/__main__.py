@@ -36,7 +36,7 @@ from anyv2v.weights.demo.train.run import Run
 from anyv2v.weights.demo.train.unet import Networks, train_unet
 from anyv2v.weights.demo.train.vae import build as build_vae
 from anyv2v.weights.demo.train.vae import normalize_latents, train_vae
-from anyv2v.weights.folder import Part, clip_tokenizer, write_folder
+from anyv2v.weights.folder import clip_tokenizer, in_half, write_folder
 
 STAGES = ("vae", "unet", "decoder")
 """The stages of training; "decoder" trains the autoencoder's decoder further."""
@@ -143,11 +143,7 @@ def export(
 
     networks: component (such as "unet") -> its network; there must be all four.
     """
-    parts = {}
-    for name, network in networks.items():
-        state = {k: x.detach().cpu().half().contiguous() for k, x in network.state_dict().items()}
-        layout = {k: (x.dtype, tuple(x.shape)) for k, x in state.items()}
-        parts[name] = Part(layout, state.__getitem__)
+    parts = in_half({name: network.state_dict() for name, network in networks.items()})
     vocab, merges = tokenizer_files()
     write_folder(folder, config(preset), clip_tokenizer(vocab, merges), parts, force=True)
 
