@@ -58,7 +58,7 @@ PRESETS = {
         text_dim=64,
         images=32,
         vae_steps=3000,
-        clips=8,
+        clips=16,
         rate=2e-3,
         matrix_rate=4e-3,
     ),

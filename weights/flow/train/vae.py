@@ -24,6 +24,8 @@ OUTER = ("conv_in", "conv_out", "quant_conv")
 """Parts of the names of the layers that Muon does not train."""
 VAE_SCENES = 10**8
 """Index of the first scene that the autoencoder is trained on; the transformer's first is 0."""
+MEASURED = 512
+"""Number of scenes from which mean and deviation of the latents are measured."""
 
 
 def build(preset: Preset) -> VideoAutoencoder:
@@ -109,13 +111,13 @@ def normalized(run: Run, preset: Preset, device: str) -> VideoAutoencoder:
     """Returns the trained autoencoder, changed so that its latents have mean 0 and deviation 1.
 
     The mean is 0 in every channel, the standard deviation 1 over all channels together: those that
-    matter more to the picture keep varying more. Both are measured on 512 training scenes. The
-    layers before and after the latents are changed; decoded pictures stay as they are.
+    matter more to the picture keep varying more. Both are measured on `MEASURED` training scenes.
+    The layers before and after the latents are changed; decoded pictures stay as they are.
     """
     network = Reconstruction(build(preset)).to(device)
     network.load_state_dict(run.average)
     vae, c = network.vae, preset.latent_channels
-    scenes = [draw_scene("train", VAE_SCENES + i) for i in range(512)]
+    scenes = [draw_scene("train", VAE_SCENES + i) for i in range(MEASURED)]
     pixels = to_pixels(render(scenes, (preset.size, preset.size), 4, device).frames)
     means = torch.cat([vae.posterior(p[:, :, None], {})[0] for p in pixels.split(256)])
     mean = means.mean((0, 2, 3, 4))

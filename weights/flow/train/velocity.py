@@ -28,6 +28,8 @@ OUTER = ("patch", "modulation", "embedding", "relative_bias", "transformer.out")
 """Parts of the names of the tensors that Muon does not train: no inner matrices."""
 DROPPED = 0.1
 """Probability that a clip's caption is left out in training, as classifier-free guidance needs."""
+VALIDATED = 64
+"""Number of the clips on which the loss is measured again and again."""
 
 
 class Velocity(nn.Module):
@@ -124,7 +126,7 @@ def batch_loss(run: Run, vae: VideoAutoencoder, preset: Preset, device: str) -> 
 
 @dataclass(frozen=True)
 class Validation:
-    """Clips on which the loss is measured again and again, with their noise and levels."""
+    """b clips on which the loss is measured, with their noise and levels."""
 
     clean: Tensor
     """(b, c, f, h, w)."""
@@ -139,8 +141,9 @@ class Validation:
     """Index of the first scene, behind those whose edits are scored."""
 
     @classmethod
-    def draw(cls, vae: VideoAutoencoder, preset: Preset, device: str, b: int = 64) -> Validation:
-        """Draws b clips of the validation scenes."""
+    def draw(cls, vae: VideoAutoencoder, preset: Preset, device: str) -> Validation:
+        """Draws `VALIDATED` clips, b, of the validation scenes."""
+        b = VALIDATED
         scenes = [draw_scene("validation", cls.FIRST + i) for i in range(b)]
         clean = encoded(scenes, vae, preset, device)
         generator = torch.Generator().manual_seed(0)
