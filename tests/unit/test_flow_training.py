@@ -92,7 +92,9 @@ def test_the_command_trains_in_slices(tmp_path, tiny):
         more = prepare(tmp_path / "more" / "transformer.pt", TINY, "cpu")
         if more.steps >= one.steps:
             break
-    advance(one, command.trained_vae(tmp_path / "one", TINY, "cpu", None, 0), more.steps - one.steps)
+    advance(
+        one, command.trained_vae(tmp_path / "one", TINY, "cpu", None, 0), more.steps - one.steps
+    )
     torch.testing.assert_close(one.network.state_dict(), more.network.state_dict(), rtol=0, atol=0)
 
     call("more", 9, "--finish")

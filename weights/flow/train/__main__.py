@@ -67,6 +67,8 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     preset = PRESETS[args.preset or ("gpu" if device.startswith("cuda") else "cpu")]
+    # products keep ten bits of float32 on a GPU that can do so
+    torch.backends.cuda.matmul.allow_tf32 = True
     args.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
     vae = trained_vae(args.out, preset, device, args.start, args.minutes)
@@ -144,9 +146,7 @@ def export(out: Path, preset: Preset, run: Run, vae: VideoAutoencoder) -> None:
     for name, x in run.average.items():
         component, key = name.split(".", 1)
         networks.setdefault(component, {})[key] = x
-    write_folder(
-        out / "weights", config(preset), tokenizer_files(), in_half(networks), force=True
-    )
+    write_folder(out / "weights", config(preset), tokenizer_files(), in_half(networks), force=True)
     facts = {"steps": run.steps, "drawn": run.drawn, "seconds": round(run.seconds)}
     with atomic_path(out / "progress.json") as temporary:
         temporary.write_text(json.dumps(facts) + "\n", encoding="utf-8")
@@ -164,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--start", type=Path, metavar="DIR", help="go on from the weights in DIR")
     parser.add_argument("--finish", action="store_true", help="let the learning rate fall to zero")
-    parser.add_argument("--score", type=int, default=0, metavar="N", help="edit N scenes afterwards")
+    parser.add_argument(
+        "--score", type=int, default=0, metavar="N", help="edit N scenes afterwards"
+    )
     parser.add_argument("--device", help="default: cuda where it is available, else cpu")
     parser.add_argument("--preset", choices=PRESETS, help="default: gpu on cuda, else cpu")
     parser.add_argument("--threads", type=int, default=1)

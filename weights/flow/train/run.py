@@ -104,12 +104,21 @@ class Run:
         return self.fall_over > 0 and self.steps >= self.fall_from + self.fall_over
 
     def train(
-        self, loss: Callable[[], Tensor], minutes: float, on_save: Callable[[], object] = lambda: None
+        self,
+        loss: Callable[[], Tensor],
+        minutes: float,
+        on_save: Callable[[], object] = lambda: None,
     ) -> None:
         """Takes steps until `minutes` of work have passed or the run is over, and saves it.
 
         loss: computes the scalar loss of a batch that it draws. on_save: called after each save.
         """
+
+        def save() -> None:
+            self.save()
+            if on_save:
+                on_save()
+
         began = saved = time.monotonic()
         while not self.over and time.monotonic() - began < 60 * minutes:
             since = time.process_time()
@@ -118,11 +127,9 @@ class Run:
             # of the processor, which may be shared with other work
             self.seconds += time.process_time() - since
             if time.monotonic() - saved > SAVE_EVERY:
-                self.save()
-                on_save()
+                save()
                 saved = time.monotonic()
-        self.save()
-        on_save()
+        save()
 
     def scenes(self, count: int) -> list[Scene]:
         """Draws the next `count` training scenes; no scene is drawn twice in a run."""

@@ -97,7 +97,7 @@ def train_vae(run: Run, preset: Preset, device: str, minutes: float) -> None:
         clips = render(scenes, (preset.size, preset.size), preset.frames, device).frames
         # one frame of each scene: more of one clip teach little
         chosen = torch.randint(clips.shape[1], (len(clips),))
-        pixels = to_pixels(torch.stack([clip[i] for clip, i in zip(clips, chosen)])[:, None])
+        pixels = to_pixels(clips[torch.arange(len(clips)), chosen][:, None])
         value, squared, divergence = run.network(pixels)
         # pixels have a range of 2
         run.log(psnr=-10 * (squared.detach() / 4).log10(), kl=divergence.detach())
@@ -123,10 +123,10 @@ def normalized(run: Run, preset: Preset, device: str) -> VideoAutoencoder:
     mean = means.mean((0, 2, 3, 4))
     deviation = (means - mean[:, None, None, None]).square().mean().sqrt()
     into, out = vae.quant_conv, vae.post_quant_conv
-    out.bias += out.weight @ mean
+    out.bias.add_(out.weight @ mean)
     out.weight *= deviation
     into.weight[:c] /= deviation
-    into.bias[:c] = (into.bias[:c] - mean) / deviation
+    into.bias[:c].sub_(mean).div_(deviation)
     into.bias[c:] -= 2 * deviation.log()
     return vae
 

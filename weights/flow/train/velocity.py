@@ -106,9 +106,7 @@ def shifted(u: Tensor, shift: float) -> Tensor:
     return (shift * u / (1 + (shift - 1) * u)).clamp(max=1 - NEARLY_NOISE)
 
 
-def encoded(
-    scenes: Sequence[Scene], vae: VideoAutoencoder, preset: Preset, device: str
-) -> Tensor:
+def encoded(scenes: Sequence[Scene], vae: VideoAutoencoder, preset: Preset, device: str) -> Tensor:
     """Renders and encodes scenes: (b, c, f, h, w)."""
     size = preset.size, preset.size
     return latents_of(vae, render(scenes, size, preset.frames, device).frames)
