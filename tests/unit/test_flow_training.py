@@ -1,21 +1,26 @@
 """The recipe of the small flow model, on networks so small that they learn nothing."""
 
 import itertools
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import anyv2v
 from anyv2v.backbones.wan.schedule import FlowSchedule
+from anyv2v.media.psnr import psnr
 from anyv2v.vae.causal import CausalConv3d
 from anyv2v.weights.demo.render import render
-from anyv2v.weights.demo.scenes import draw_scene
+from anyv2v.weights.demo.scenes import draw_edit, draw_scene
+from anyv2v.weights.demo.scores import Truth
 from anyv2v.weights.flow import recipe
 from anyv2v.weights.flow.recipe import PRESETS, TRAIN_SHIFT
 from anyv2v.weights.flow.train import __main__ as command
 from anyv2v.weights.flow.train import run as training
+from anyv2v.weights.flow.train import scores
 from anyv2v.weights.flow.train import vae as autoencoder
 from anyv2v.weights.flow.train import velocity
 from anyv2v.weights.flow.train.velocity import Velocity, batch_loss, prepare, shifted
@@ -54,6 +59,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(command, "VALIDATE_EVERY", 4)
     monkeypatch.setattr(velocity, "VALIDATED", 8)
     monkeypatch.setattr(autoencoder, "MEASURED", 8)
+    monkeypatch.setattr(scores, "STEPS", 2)
 
 
 def advance(run, vae, steps):
@@ -103,10 +109,16 @@ def test_the_command_trains_in_slices(tmp_path, tiny):
     assert finished.optimizer.param_groups[0]["lr"] < finished.rates[0]
     assert prepare(tmp_path / "more" / "transformer.pt", TINY, "cpu").steps == more.steps
 
-    call("started", 0.3, "--start", str(tmp_path / "more"))
+    call("started", 0.3, "--start", str(tmp_path / "more"), "--score", "1")
     started = prepare(tmp_path / "started" / "transformer.pt", TINY, "cpu")
     assert started.began == finished.steps < started.steps
     assert started.drawn == started.steps * TINY.clips
+
+    scored = json.loads((tmp_path / "started" / "scores.jsonl").read_text())
+    truth = Truth.of(draw_edit("colour", "validation", 0), (16, 16), 3).frames
+    static = np.stack([truth[0], truth[0]])
+    assert scored["steps"] == started.steps and scored["norm"] > 0
+    assert scored["static"] == pytest.approx(psnr(static, truth[1:]), abs=1e-3)
 
     editor = anyv2v.load(tmp_path / "more" / "weights", device="cpu")
     assert (editor.defaults.size, editor.defaults.frames) == ((16, 16), 3)
