@@ -20,9 +20,8 @@ from anyv2v.weights.flow import recipe
 from anyv2v.weights.flow.recipe import PRESETS, TRAIN_SHIFT
 from anyv2v.weights.flow.train import __main__ as command
 from anyv2v.weights.flow.train import run as training
-from anyv2v.weights.flow.train import scores
+from anyv2v.weights.flow.train import scores, velocity
 from anyv2v.weights.flow.train import vae as autoencoder
-from anyv2v.weights.flow.train import velocity
 from anyv2v.weights.flow.train.velocity import Velocity, batch_loss, prepare, shifted
 
 TINY = replace(
