@@ -51,6 +51,8 @@ class InversionState:
     predictions: tuple[Tensor, ...] = ()
     """The network's predictions at the last two levels or fewer, float32, which `fixed_point`
     extrapolates for its next initial guess; empty for plain DDIM."""
+    offset: Tensor | None = None
+    """`clean` minus what sampling ends with, if the cleanest steps were not solved."""
 
     @classmethod
     def start(cls, clean: Tensor) -> InversionState:
@@ -81,6 +83,8 @@ def ddim(
     check: FiniteCheck | None = None,
 ) -> Iterator[InversionState]:
     """Inverts by plain DDIM (arXiv 2105.05233, appendix F), as the original AnyV2V does.
+
+    For networks that predict the velocity of a flow, this is Euler's method.
 
     Yields the state after each step that `state` has left of `steps`. In a step from one level up
     to a noisier one the network is given the noisier level, but the latents of the cleaner one:
@@ -153,8 +157,8 @@ def fixed_point(
             if residual <= threshold or len(iterates) == allowed:
                 break
             x = _mixed(solutions, weights)
-        state = InversionState(
-            clean=state.clean,
+        state = replace(
+            state,
             latents=solutions[-1],
             trajectory={**state.trajectory, level.index: iterates[-1]},
             evaluations=state.evaluations + len(iterates),

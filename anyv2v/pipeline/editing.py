@@ -298,13 +298,15 @@ class PlainRun:
         step_noise: Sequence[Tensor] | None,
         generator: NoiseGenerator,
         fps: float,
+        offset: Tensor | None = None,
     ) -> Edit:
         """Samples from the latents `begin`, decodes the result and returns it.
 
         prompts: prompt, negative prompt and guidance scales. first: the clip's first frame. begin:
         (1, c, f', h', w') float32, all frames, at the level of index `start`. step_noise: one
         tensor for each step, for samplers that add noise; None draws it from `generator`. fps: the
-        frame rate of the result. Raises NotFiniteError if a network produces infinities or NaN.
+        frame rate of the result. offset: added to the sampled latents, all frames. Raises
+        NotFiniteError if a network produces infinities or NaN.
         """
         stages, p = self.stages, self.stages.backbone.pinned_frames
         prompt, negative_prompt, guidance = prompts
@@ -333,4 +335,5 @@ class PlainRun:
                 lambda index: noise(index)[:, :, p:],
             )
         latents = prepend_pinned(pinned, clean)
+        latents = latents if offset is None else latents + offset.to(latents.device)
         return Edit(stages._decode(latents), fps, latents)

@@ -125,22 +125,22 @@ class InversionRun:
             begin = unfinished.load(begin, self.video, settings, stages.fingerprint)
         indices = self._recorded_indices()
         recorder = Recorder(self.recording, indices, taps, settings.steps, count)
-        state = begin
         if self.recording is not None:
             log.info("%s", self.recording)
         made = "invert: %d steps of %s", settings.steps, settings.method
         with stage(log, stages.backbone.device, *made), stages._forward() as forward:
             predict = guided_predictor(forward, branches, pinned, recorder.taps)
+            state = begin = self._begun(predict, begin)
             for state in self._states(predict, begin, unfinished):
-                recorder.commit(state.latest)
+                recorder.commit()
                 if on_step is not None:
                     latents = prepend_pinned(pinned, state.trajectory[state.latest])
                     on_step(state.steps - 1, self.levels[state.latest].t, latents)
-        log.info("invert: %d evaluations", state.evaluations * count)
+            recorder.commit()
         latents = {
             i: prepend_pinned(pinned, x) for i, x in state.trajectory.items() if i in self.read
         }
-        return Source(
+        source = Source(
             video=self.video,
             trajectory=Trajectory(clean, latents, self.levels),
             evaluations=state.evaluations * count,
@@ -148,7 +148,29 @@ class InversionRun:
             fingerprint=stages.fingerprint,
             residuals=state.residuals,
             features=recorder.cache,
+            offset=None if state.offset is None else prepend_pinned(0 * pinned, state.offset),
         )
+        log.info("invert: %s", source.figures)
+        self._check_noise(source.noise_norm)
+        return source
+
+    def _begun(self, predict: Predict, begin: InversionState) -> InversionState:
+        """`begin`, or the state after the steps that the backbone does in a way of its own."""
+        begins = getattr(self.stages.backbone, "begin_inversion", None)
+        if begin.steps or begins is None or METHODS[self.settings.method] is not fixed_point:
+            return begin
+        check = self.stages._step_check("inversion", self.settings.steps, [1.0])
+        return begins(predict, begin, self.settings.steps, check)
+
+    def _check_noise(self, norm: float) -> None:
+        bounds = self.stages.defaults.noise_range
+        if bounds is not None and not bounds[0] <= norm <= bounds[1]:
+            raise InputError(
+                f"the inverted noise has norm {norm:.3g}; these weights know {bounds[0]:g} to "
+                f"{bounds[1]:g}, so edits would fail. Try the method fixed-point, more steps, a "
+                'prompt that describes the video, or another size; "noise_range": null in the '
+                "defaults of config.json allows any norm"
+            )
 
     def _recorded_indices(self) -> Mapping[int, int]:
         """Index of a step of the recording's run -> its index in this inversion."""

@@ -101,6 +101,11 @@ class Source:
     """Index of a step -> relative residual of its fixed point; empty for plain DDIM."""
     features: FeatureCache = NO_FEATURES
     """The recorded features, by index of a step and site; empty if none were recorded."""
+    offset: Tensor | None = None
+    """If noise was added in place of solving the cleanest steps: the clean latents minus those that
+    sampling ends with, which `Editor.reconstruct` adds to what it samples."""
+    round_trip: float | None = None
+    """Relative error of the latents after `Editor.reconstruct`; None if it was not measured."""
 
     def __repr__(self) -> str:
         made, video = self.settings, describe_clip(self.video.frames, self.video.fps)
@@ -108,6 +113,27 @@ class Source:
             f"Source({video}, {made.method} in {made.steps} steps, "
             f"{self.evaluations} evaluations, weights {self.fingerprint[:12] or 'unknown'})"
         )
+
+    @property
+    def noise_norm(self) -> float:
+        """Root mean square of the noise in the noisiest stored latents; 1 for noise that is drawn.
+
+        It is (x - alpha * clean) / sigma in the latents x, but in the frames that are never noised.
+        """
+        level = self.trajectory.stored_levels[-1]
+        x, clean = self.at(level.index), self.trajectory.clean
+        free = (x != clean).any(1).any(-1).any(-1)[0]
+        noise = (x - level.alpha * clean)[:, :, free] / level.sigma
+        return noise.square().mean().sqrt().item()
+
+    @property
+    def figures(self) -> str:
+        """What the inversion took, and how good it is, in one line."""
+        line = f"{self.evaluations} evaluations, norm of the noise {self.noise_norm:.3f}"
+        if self.offset is not None:
+            share = (self.offset.norm() / self.trajectory.clean.norm()).item()
+            line += f", solved from step {max(self.residuals, default=-1)} on, offset {share:.2g}"
+        return line + ("" if self.round_trip is None else f", round trip {self.round_trip:.2g}")
 
     def at(self, index: int) -> Tensor:
         """Returns the latents at step `index` of the inversion's run, 0 the noisiest.
@@ -133,8 +159,10 @@ class Source:
             "residuals": self.residuals,
             "settings": asdict(self.settings),
             "fingerprint": self.fingerprint,
+            "round_trip": self.round_trip,
         }
         tensors = {f"latents.{index}": x for index, x in self.trajectory.latents.items()}
+        tensors |= {} if self.offset is None else {"offset": self.offset}
         tensors["clean"] = self.trajectory.clean
         tensors["frames"] = torch.from_numpy(self.video.frames.copy())
         if features:
@@ -166,6 +194,8 @@ class Source:
                 fingerprint=str(facts["fingerprint"]),
                 residuals={int(index): float(r) for index, r in facts["residuals"].items()},
                 features=FeatureCache(dict.fromkeys(features, "host"), features),
+                offset=tensors.get("offset"),
+                round_trip=facts.get("round_trip"),
             )
             source._check()
         return source
@@ -205,6 +235,10 @@ class Source:
         if clean.ndim != 5 or clean.shape[0] != 1 or not clean.numel():
             raise InputError(f"latents are {tuple(clean.shape)}, not (1, c, f, h, w)")
         _check_values("clean latents", clean, torch.float32)
+        if self.offset is not None:
+            _check_values("offset", self.offset, torch.float32)
+        if self.round_trip is not None:
+            checks.finite("round_trip", self.round_trip)
         for index, x in self.trajectory.latents.items():
             _check_values(f"latents of step {index}", x, torch.float32)
         for index, sites in self.features.by_step.items():
@@ -255,6 +289,7 @@ class Unfinished:
                 evaluations=checks.whole("evaluations", facts["evaluations"]),
                 residuals={int(index): float(r) for index, r in facts["residuals"].items()},
                 predictions=tuple(predictions),
+                offset=tensors.get("offset"),
             )
             # the noise levels need no check: they follow from these settings and weights
             done = [*range(settings.steps - 1, -1, -1)][: state.steps]
@@ -293,6 +328,7 @@ class Unfinished:
         }
         tensors = {f"latents.{index}": x for index, x in state.trajectory.items()}
         tensors |= {f"slopes.{i}": x for i, x in enumerate(state.predictions)}
+        tensors |= {} if state.offset is None else {"offset": state.offset}
         # a copy, because safetensors refuses two names for one tensor
         tensors |= {"clean": state.clean, "next": state.latents.clone()}
         tensors["frames"] = torch.from_numpy(video.frames.copy())
