@@ -281,7 +281,7 @@ class Editor(LongEditor):
         `prompt`, `negative_prompt` and `guidance` have the same defaults as in `invert`. `start`:
         index of the first step that is run; 0, the noisiest, runs all `steps` (None: the weights'
         own number). `seed` draws the noise of samplers that add some, if `step_noise` is None. If
-        `steps` are those of the inversion, `source.offset` is added to the latents. The other
+        `steps` are those of the inversion, `source.offsets` are added. The other
         arguments, the errors and the result are those of `edit`.
         """
         self.check_source(source)
@@ -302,7 +302,7 @@ class Editor(LongEditor):
             step_noise,
             NoiseGenerator(seed, self.backbone.device),
             source.video.fps,
-            source.offset if steps == source.settings.steps else None,
+            source.offsets if steps == source.settings.steps else None,
         )
 
     @torch.no_grad()

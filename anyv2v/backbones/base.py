@@ -36,8 +36,8 @@ PublishedSettings = Mapping[str, object]
 no others, and with the option `--paper`: "steps", "guidance" (name of a scale -> value, the text's
 first), "negative_prompt", "injection" (injection group -> fraction of the steps) and, if not 0,
 "start" (index of the first step that an edit runs). "tolerance" and "evaluations" are no settings
-of the original: they are stated if fixed-point inversion needs others than usual, as is
-"noise_range", a list, if it is known."""
+of the original: they are stated if fixed-point inversion needs others than usual. So are
+"solved_from" and, as a list, "noise_range"; see `Defaults`."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class Defaults:
     """Relative residual at which a fixed-point inversion has solved a step."""
     evaluations: float = 1.5
     """Most evaluations of the network per step of a fixed-point inversion, on average."""
+    solved_from: float = 0.0
+    """The sigma from which a fixed-point inversion solves its steps; cleaner latents get noise that
+    is drawn, see `fixed_point`. 0: it solves all."""
     noise_range: tuple[float, float] | None = None
     """The least and the largest `Source.noise_norm` of clips that the weights know; an inversion
     that leaves this range fails. None: it is not known."""
@@ -159,8 +162,7 @@ class Backbone(Protocol):
     """An image-to-video diffusion network, with everything that turns its inputs into conditions.
 
     A backbone may also have the methods `tokenize`, `encode_text` and `encode_image`; the editor's
-    methods of the same names call them. A method `begin_inversion` (predict, state, steps, check)
-    -> state does those first steps of a fixed-point inversion that cannot be solved.
+    methods of the same names call them.
     """
 
     published_settings: ClassVar[PublishedSettings]

@@ -39,7 +39,7 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     values = config.get("defaults")
     stated: dict[str, object] = {}
     if isinstance(values, dict):
-        known = {*published, "start", *INVERSION, "noise_range", *OURS}
+        known = {*published, "start", *INVERSION, "solved_from", "noise_range", *OURS}
         stated = {name: value for name, value in values.items() if name in known}
         values = {name: value for name, value in values.items() if name not in known}
     clip = section({"defaults": values}, "defaults", _Clip)
@@ -70,6 +70,7 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
         start=checks.whole(f"{where}: start", start, 0, steps - 1),
         guide=None if guide is None else checks.one_of(f"{where}: guide", guide, GUIDES),
         protect=checks.flag(f"{where}: protect", stated.get("protect", False)),
+        solved_from=checks.fraction(f"{where}: solved_from", settings.get("solved_from", 0.0)),
         noise_range=_range(f"{where}: noise_range", settings.get("noise_range")),
         **inversion,
     )

@@ -99,13 +99,11 @@ class Recorder:
         self._caller, self._steps, self._branches = caller, steps, branches
         self._active = active_steps(caller, steps)
         self.cache = FeatureCache({} if plan is None else plan.placement_for(indices))
-        self._last, self._index = Record(()), -1
+        self._last = Record(())
 
     def taps(self, level: Level) -> Taps:
         """Returns the hooks for the next prediction, at this level of the inversion."""
-        if level.index != self._index:
-            self.commit()
-        self._index, records = level.index, level.index in self._sites
+        records = level.index in self._sites
         sites = self._sites[level.index] if records else ()
         self._last = Record(sites, records and self._compact)
         if self._caller is None or level.index not in self._active:
@@ -113,10 +111,12 @@ class Recorder:
         caller = set_step(self._caller, level.index, self._steps, self._branches)
         return Chain(self._last, caller)
 
-    def commit(self) -> None:
-        """Adds the features of the latest prediction to `cache`, as a new level does by itself."""
-        if self._last.features:
-            self.cache.add(self._index, self._last.features)
+    def commit(self, index: int) -> None:
+        """Adds the features of the latest prediction to `cache`, as those of step `index`.
+
+        index: position of the step in the inversion's run, 0 the noisiest.
+        """
+        self.cache.add(index, self._last.features)
         # frees the features on the device if the cache copied them to the host
         self._last = Record(())
 

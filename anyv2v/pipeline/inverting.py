@@ -14,6 +14,7 @@ from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
+from anyv2v.pipeline.arguments import NoiseGenerator
 from anyv2v.pipeline.denoise import Recorder, guided_predictor, prepend_pinned
 from anyv2v.pipeline.planning import Planner
 from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
@@ -125,18 +126,17 @@ class InversionRun:
             begin = unfinished.load(begin, self.video, settings, stages.fingerprint)
         indices = self._recorded_indices()
         recorder = Recorder(self.recording, indices, taps, settings.steps, count)
+        state = begin
         if self.recording is not None:
             log.info("%s", self.recording)
         made = "invert: %d steps of %s", settings.steps, settings.method
         with stage(log, stages.backbone.device, *made), stages._forward() as forward:
             predict = guided_predictor(forward, branches, pinned, recorder.taps)
-            state = begin = self._begun(predict, begin)
             for state in self._states(predict, begin, unfinished):
-                recorder.commit()
+                recorder.commit(state.latest)
                 if on_step is not None:
                     latents = prepend_pinned(pinned, state.trajectory[state.latest])
                     on_step(state.steps - 1, self.levels[state.latest].t, latents)
-            recorder.commit()
         latents = {
             i: prepend_pinned(pinned, x) for i, x in state.trajectory.items() if i in self.read
         }
@@ -148,19 +148,11 @@ class InversionRun:
             fingerprint=stages.fingerprint,
             residuals=state.residuals,
             features=recorder.cache,
-            offset=None if state.offset is None else prepend_pinned(0 * pinned, state.offset),
+            offsets={i: prepend_pinned(0 * pinned, x) for i, x in state.offsets.items()},
         )
         log.info("invert: %s", source.figures)
         self._check_noise(source.noise_norm)
         return source
-
-    def _begun(self, predict: Predict, begin: InversionState) -> InversionState:
-        """`begin`, or the state after the steps that the backbone does in a way of its own."""
-        begins = getattr(self.stages.backbone, "begin_inversion", None)
-        if begin.steps or begins is None or METHODS[self.settings.method] is not fixed_point:
-            return begin
-        check = self.stages._step_check("inversion", self.settings.steps, [1.0])
-        return begins(predict, begin, self.settings.steps, check)
 
     def _check_noise(self, norm: float) -> None:
         bounds = self.stages.defaults.noise_range
@@ -192,6 +184,9 @@ class InversionRun:
         if inversion is fixed_point:
             budget = default_budget(settings.steps, stages.defaults.evaluations)
             options = {"tolerance": settings.tolerance, "budget": budget, "last": self.last}
+            # the same noise for every inversion, so that it can be resumed
+            noise = NoiseGenerator(0, begin.clean.device).draw(begin.clean.shape)
+            options |= {"noise": noise, "solved_from": stages.defaults.solved_from}
         states = inversion(predict, begin, stages.schedule, settings.steps, check=check, **options)
         for state in states:
             yield state

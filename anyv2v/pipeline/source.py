@@ -101,9 +101,9 @@ class Source:
     """Index of a step -> relative residual of its fixed point; empty for plain DDIM."""
     features: FeatureCache = NO_FEATURES
     """The recorded features, by index of a step and site; empty if none were recorded."""
-    offset: Tensor | None = None
-    """If noise was added in place of solving the cleanest steps: the clean latents minus those that
-    sampling ends with, which `Editor.reconstruct` adds to what it samples."""
+    offsets: Mapping[int, Tensor] = field(default_factory=dict)
+    """Index of a step that was not solved, because the noise of its latents was drawn -> what
+    `Editor.reconstruct` adds after this step, to come where the inversion came from."""
     round_trip: float | None = None
     """Relative error of the latents after `Editor.reconstruct`; None if it was not measured."""
 
@@ -130,9 +130,9 @@ class Source:
     def figures(self) -> str:
         """What the inversion took, and how good it is, in one line."""
         line = f"{self.evaluations} evaluations, norm of the noise {self.noise_norm:.3f}"
-        if self.offset is not None:
-            share = (self.offset.norm() / self.trajectory.clean.norm()).item()
-            line += f", solved from step {max(self.residuals, default=-1)} on, offset {share:.2g}"
+        if self.offsets:
+            share = sum(self.offsets.values(), 0).norm() / self.trajectory.clean.norm()
+            line += f", solved but for steps {min(self.offsets)} and later, offset {share:.2g}"
         return line + ("" if self.round_trip is None else f", round trip {self.round_trip:.2g}")
 
     def at(self, index: int) -> Tensor:
@@ -162,7 +162,7 @@ class Source:
             "round_trip": self.round_trip,
         }
         tensors = {f"latents.{index}": x for index, x in self.trajectory.latents.items()}
-        tensors |= {} if self.offset is None else {"offset": self.offset}
+        tensors |= {f"offsets.{index}": x for index, x in self.offsets.items()}
         tensors["clean"] = self.trajectory.clean
         tensors["frames"] = torch.from_numpy(self.video.frames.copy())
         if features:
@@ -187,14 +187,14 @@ class Source:
             source = cls(
                 video=Video.owning(tensors.pop("frames").numpy(), facts["fps"]),
                 trajectory=Trajectory(
-                    tensors["clean"], _latents(tensors), _levels(facts["levels"], settings.steps)
+                    tensors["clean"], _by_step(tensors), _levels(facts["levels"], settings.steps)
                 ),
                 evaluations=int(facts["evaluations"]),
                 settings=settings,
                 fingerprint=str(facts["fingerprint"]),
                 residuals={int(index): float(r) for index, r in facts["residuals"].items()},
                 features=FeatureCache(dict.fromkeys(features, "host"), features),
-                offset=tensors.get("offset"),
+                offsets=_by_step(tensors, "offsets"),
                 round_trip=facts.get("round_trip"),
             )
             source._check()
@@ -235,8 +235,8 @@ class Source:
         if clean.ndim != 5 or clean.shape[0] != 1 or not clean.numel():
             raise InputError(f"latents are {tuple(clean.shape)}, not (1, c, f, h, w)")
         _check_values("clean latents", clean, torch.float32)
-        if self.offset is not None:
-            _check_values("offset", self.offset, torch.float32)
+        for index, x in self.offsets.items():
+            _check_values(f"offset of step {index}", x, torch.float32)
         if self.round_trip is not None:
             checks.finite("round_trip", self.round_trip)
         for index, x in self.trajectory.latents.items():
@@ -285,11 +285,11 @@ class Unfinished:
             state = InversionState(
                 clean=tensors["clean"],
                 latents=tensors["next"],
-                trajectory=_latents(tensors),
+                trajectory=_by_step(tensors),
                 evaluations=checks.whole("evaluations", facts["evaluations"]),
                 residuals={int(index): float(r) for index, r in facts["residuals"].items()},
                 predictions=tuple(predictions),
-                offset=tensors.get("offset"),
+                offsets=_by_step(tensors, "offsets"),
             )
             # the noise levels need no check: they follow from these settings and weights
             done = [*range(settings.steps - 1, -1, -1)][: state.steps]
@@ -328,7 +328,7 @@ class Unfinished:
         }
         tensors = {f"latents.{index}": x for index, x in state.trajectory.items()}
         tensors |= {f"slopes.{i}": x for i, x in enumerate(state.predictions)}
-        tensors |= {} if state.offset is None else {"offset": state.offset}
+        tensors |= {f"offsets.{index}": x for index, x in state.offsets.items()}
         # a copy, because safetensors refuses two names for one tensor
         tensors |= {"clean": state.clean, "next": state.latents.clone()}
         tensors["frames"] = torch.from_numpy(video.frames.copy())
@@ -348,9 +348,9 @@ def _check_values(what: str, x: Tensor, *dtypes: torch.dtype) -> None:
         raise InputError(f"{what} are not finite, or beyond {LARGEST:g}")
 
 
-def _latents(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """Index of a step -> its latents, the least noisy first."""
-    named = {name.removeprefix("latents."): x for name, x in tensors.items() if "latents." in name}
+def _by_step(tensors: Mapping[str, Tensor], kind: str = "latents") -> dict[int, Tensor]:
+    """Index of a step -> its tensor, the least noisy first."""
+    named = {name.removeprefix(f"{kind}."): x for name, x in tensors.items() if f"{kind}." in name}
     return {index: named[str(index)] for index in sorted(map(int, named), reverse=True)}
 
 
