@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from anyv2v import EditRequest, Injection, InputError, Taps
+from anyv2v.backbones.base import FirstFrame
 from anyv2v.backbones.wan.backbone import OPTIONS, Wan
 from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource
 from anyv2v.runtime.finite import NotFiniteError
@@ -20,6 +21,8 @@ from tests.oracles import umt5_tokenizer
 from tests.oracles.golden import relative_error
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (9, 32, 64, 3), dtype=np.uint8)
+# of which the conditions need nothing
+FIRST = FirstFrame(FRAMES[0], normal(1, wan.LATENTS, 1, 2, 4), 64, 9)
 EDIT = EditRequest(FRAMES[0, :, ::-1].copy(), "a red car")
 EACH = {
     "map": Injection(map=0.4),
@@ -133,7 +136,7 @@ def test_taps_see_what_they_are_told(editor):
 def conditions_of(editor, count, samples=None, **options):
     options = editor.backbone.options(options)
     texts = ["a dog", "static", "a red car"][:count]
-    each = [editor.backbone.condition(text, None, options) for text in texts]
+    each = [editor.backbone.condition(text, FIRST, options) for text in texts]
     return type(each[0]).stack(each, samples or [0] * count)
 
 
@@ -240,9 +243,9 @@ def test_half_precision(editor):
         network = meta_copy(getattr(backbone, name), torch.device("cpu"), torch.bfloat16)
         network.load_state_dict(getattr(backbone, name).state_dict())
         half = type(half)(**{**vars(half), name: network})
-    conditions = half.condition("a dog", None, half.options({}))
+    conditions = half.condition("a dog", FIRST, half.options({}))
     latents = normal(1, wan.LATENTS, 3, 4, 6)
     found = half.predict(latents.bfloat16(), 500, conditions)
-    truth = backbone.predict(latents, 500, backbone.condition("a dog", None, half.options({})))
+    truth = backbone.predict(latents, 500, backbone.condition("a dog", FIRST, half.options({})))
     assert found.dtype == torch.float32 and half.dtype == torch.bfloat16
     assert relative_error(found, truth) <= 2e-2
