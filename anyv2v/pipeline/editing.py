@@ -183,7 +183,9 @@ class EditRun:
         stages, jobs = self.stages, self.jobs[batch]
         p, device = stages.backbone.pinned_frames, stages.backbone.device
         begins = [self._begin(job) for job in jobs]
-        branches, firsts = zip(*map(self._branches, jobs, begins), strict=True)
+        # one context, in which networks that are read from disk are read once for all edits
+        with stages._conditioning():
+            branches, firsts = zip(*map(self._branches, jobs, begins), strict=True)
         pinned = torch.cat([first.latents.to(device)[:, :, :p] for first in firsts])
         begin = torch.cat(begins)[:, :, p:]
         on_step, after_step = step_callbacks(self.on_step, self.after_step, pinned)
@@ -230,11 +232,9 @@ class EditRun:
         stages = self.stages
         prompt, negative_prompt, guidance = job.prompts
         first = stages._first_frame(job.image, len(self.source.video.frames), begin=begin)
-        with stages._conditioning():
-            branches = stages.backbone.branches(
-                prompt, negative_prompt, first, guidance, self.options
-            )
-        return branches, first
+        return stages.backbone.branches(
+            prompt, negative_prompt, first, guidance, self.options
+        ), first
 
     def _edit(self, latents: Tensor, index: int, decode: bool) -> Edit:
         frames = self.source.video.frames[:0]
