@@ -51,21 +51,18 @@ def load(
     which is downloaded and converted to a cache on its first use (float16, see
     `anyv2v.convert.cache.located`). Nothing is written, and no network used, for anything else than
     a repository that is not in the cache.
-    `device`: None is cuda if there is one, else cpu. `dtype`: None is float16 on cuda, float32
-    elsewhere. `graphs`: None captures steps in CUDA graphs where that is possible; True requires
-    it, so a step that cannot be captured raises RuntimeError; False captures none. `offload`:
-    whether the networks that make conditions and the autoencoder's encoder are moved to the host
-    while they are not needed; "auto" does so from the first job on for which the GPU's memory is
-    short. On a CPU nothing is moved. Raises InputError, which says what is wrong, for an unusable
-    folder or argument.
+    `device`: None is cuda if there is one, else cpu. `dtype`: None is float16, of Wan bfloat16, on
+    cuda, and float32 elsewhere. `graphs`: None captures steps in CUDA graphs where that is
+    possible; True requires it, so a step that cannot be captured raises RuntimeError; False
+    captures none. `offload`: whether the networks that make conditions and the autoencoder's
+    encoder are moved to the host while they are not needed; "auto" does so from the first job on
+    for which the GPU's memory is short. On a CPU nothing is moved. Raises InputError, which says
+    what is wrong, for an unusable folder or argument.
     """
     device = choose_device(device)
-    dtype, graphs, offload = (
-        choose_dtype(dtype, device),
-        resolve_graphs(graphs, device),
-        check_offload(offload),
-    )
+    graphs, offload = resolve_graphs(graphs, device), check_offload(offload)
     checkpoint = Checkpoint.open(folder_of(weights))
+    dtype = _dtype(checkpoint, device, dtype)
     with stage(log, device, "load: %s as %s on %s", checkpoint.folder, dtype, device):
         return _assemble(checkpoint, device, dtype, graphs, offload)
 
@@ -81,7 +78,13 @@ def skeleton(
     """
     device = choose_device(device)
     checkpoint = Checkpoint.open(folder_of(weights))
-    return _assemble(checkpoint, device, choose_dtype(dtype, device), None, False, empty=True)
+    return _assemble(checkpoint, device, _dtype(checkpoint, device, dtype), None, False, empty=True)
+
+
+def _dtype(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
+    with config_errors(checkpoint.folder):
+        backbone = _backbone(checkpoint.config)
+    return choose_dtype(dtype, device, backbone.half_dtype)
 
 
 def _assemble(

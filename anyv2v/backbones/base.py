@@ -171,6 +171,8 @@ class Backbone(Protocol):
     """Names of the networks (keys of `networks`) that are too large to stay in memory: they are
     read from the weights folder whenever conditions are made, and freed afterwards."""
 
+    half_dtype: ClassVar[torch.dtype]
+    """The dtype of the networks on a GPU if the caller asks for none."""
     stretches_bilinearly: ClassVar[bool]
     """Whether `fit="stretch"` interpolates an edited frame bilinearly, to floats, as the original
     does, instead of to 8 bits with LANCZOS; see `fit_frame`."""
@@ -304,9 +306,10 @@ class Backbone(Protocol):
     ) -> Tensor:
         """Runs the network: latents (n, c, f, h, w) -> predictions (g, c, f, h, w), in `dtype`.
 
-        The latents are n samples, for which `conditions` holds g branches (see `Conditions.stack`).
-        The f latent frames include the `pinned_frames`, whose prediction is ignored. t: the
-        timestep of the noise level. taps: the hooks to call at the sites.
+        The predictions may be float32 instead. The latents are n samples, for which `conditions`
+        holds g branches (see `Conditions.stack`). The f latent frames include the `pinned_frames`,
+        whose prediction is ignored. t: the timestep of the noise level. taps: the hooks to call at
+        the sites.
 
         While a CUDA graph is captured, t is a tensor without dims on the device, int64 or float64
         like the schedule's timesteps. A network that copies numbers between host and device cannot

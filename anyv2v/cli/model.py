@@ -24,7 +24,7 @@ class Model:
     device: str | None = None
     """None chooses CUDA if there is a GPU; otherwise "cpu" or "cuda", such as "cuda:1"."""
     dtype: str | None = None
-    """Name of a dtype, such as "float16"; None chooses float16 on a GPU and float32 on a CPU."""
+    """Name of a dtype, such as "float16"; None chooses as `load` does."""
     offload: str = "auto"
     """A key of `OFFLOADS`."""
 

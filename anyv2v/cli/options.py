@@ -358,7 +358,7 @@ def _model(sub: argparse.ArgumentParser) -> None:
 def _machine(group: argparse._ArgumentGroup) -> None:
     text = "where networks run (default: cuda if there is a GPU)"
     group.add_argument("--device", metavar="cpu|cuda", help=text)
-    text = "dtype that networks run in (default: float16 on cuda, float32 on cpu)"
+    text = "dtype that networks run in (default: float16, of Wan bfloat16, on cuda, float32 on cpu)"
     group.add_argument("--dtype", choices=DTYPE_NAMES, help=text)
 
 

@@ -31,13 +31,15 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return device
 
 
-def choose_dtype(dtype: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Returns `dtype`; None chooses float16 on a GPU and float32 on a CPU.
+def choose_dtype(
+    dtype: torch.dtype | None, device: torch.device, half: torch.dtype = torch.float16
+) -> torch.dtype:
+    """Returns `dtype`; None chooses `half` on a GPU and float32 on a CPU.
 
     Raises InputError if the dtype is not one of `DTYPES`.
     """
     if dtype is None:
-        return torch.float16 if device.type == "cuda" else torch.float32
+        return half if device.type == "cuda" else torch.float32
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise InputError(
             f"dtype: {checks.shown(dtype)} is not one of {', '.join(map(str, DTYPES))}"

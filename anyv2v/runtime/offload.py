@@ -42,7 +42,8 @@ class Offload:
 
     reload: a network of `networks` -> a function that returns its weights, in the order of its
     parameters and buffers. Whatever the mode, such a network is kept nowhere between its uses: that
-    function loads its weights for each use, and they are dropped afterwards.
+    function loads its weights when the network first runs inside `on_device`, if it does, and they
+    are dropped afterwards.
     """
 
     def __init__(
@@ -57,6 +58,15 @@ class Offload:
         self._device, self._host = device, host
         self._mode = False if device == host else check_offload(mode)
         self._lock = Lock()
+
+        def load(network: nn.Module, inputs: object) -> None:
+            # a copy of the network has this hook, too
+            if (it := self._networks.get(network)) is not None and it.users:
+                with self._lock:
+                    it.to_device(self._device)
+
+        for network in reload:
+            network.register_forward_pre_hook(load)
         self._active = self._mode is True
         if self._active:
             self._move_unused()
@@ -100,7 +110,8 @@ class Offload:
         try:
             with self._lock:
                 for network in used:
-                    network.to_device(self._device)
+                    if network.reload is None:
+                        network.to_device(self._device)
             yield
         finally:
             # work that was started in the block may still be running on the GPU, and reads weights

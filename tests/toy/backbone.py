@@ -66,6 +66,7 @@ class Toy:
     published_settings = PUBLISHED_SETTINGS
     schedule = Flow()
     pinned_frames = 1
+    half_dtype = torch.float16
     stretches_bilinearly = False
     loaded_on_demand = frozenset({"words"})
 

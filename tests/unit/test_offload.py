@@ -179,9 +179,11 @@ def test_memory_is_given_back_when_all_that_ran_has_ended(places, monkeypatch):
 
 @pytest.mark.parametrize("wanted", [True, "auto", False])
 def test_a_network_that_is_read_stays_until_its_last_user_has_left(places, wanted, monkeypatch):
+    """It is read when it first runs; a user that does not run it reads nothing."""
     monkeypatch.setattr(offload, "free_bytes", lambda device: 0)
     one, two = networks()
     read, weights = [], [x.clone() for x in (*one.parameters(), *one.buffers())]
+    truth = one(torch.ones(1, 3, 4, 4))
 
     def reload():
         read.append(len(read))
@@ -194,11 +196,15 @@ def test_a_network_that_is_read_stays_until_its_last_user_has_left(places, wante
     assert waiting.reloads(one) and not waiting.reloads(two)
     each = sum(x.nbytes for x in two.state_dict().values())
     waiting.begin(1)
+    assert one(torch.ones(1, 3, 4, 4)).isnan().all()
     for times in (1, 2):
         with waiting.on_device(one):
+            assert len(read) == times - 1
             with waiting.on_device(one, two):
+                assert torch.equal(one(torch.ones(1, 3, 4, 4)), truth)
                 # those that go anyway are nobody's to count on
                 assert waiting.freeable == (each if wanted else 0)
+            assert torch.equal(one(torch.ones(1, 3, 4, 4)), truth)
             assert len(read) == times
             assert all(map(torch.equal, weights, (x.data for x in one.parameters())))
         assert all(x.isnan().all() for x in one.parameters())

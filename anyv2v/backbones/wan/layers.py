@@ -70,6 +70,14 @@ def of_frames(x: Tensor) -> Tensor:
     return x[:, :, None, None]
 
 
+def with_own_first(own: Tensor, source: Tensor) -> Tensor:
+    """Returns the tokens or frames `source` (r, n, ...) with those in `own` (b, k, ...) as first.
+
+    The source's first k are left out. r divides b: every branch gets the same of the others.
+    """
+    return torch.cat([own, repeat_to_batch(source[:, own.shape[1] :], len(own))], dim=1)
+
+
 class PatchEmbedding(nn.Conv3d):
     """A convolution whose kernel is as large as its stride, computed as a matrix product."""
 
@@ -100,11 +108,14 @@ class FeedForward(nn.Module):
         self.up = Linear(dim, hidden_dim)
         self.down = Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor, *, taps: Taps) -> Tensor:
-        """Maps x (b, f, h, w, c) to the same shape. taps: the hooks to call at the site."""
+    def forward(self, x: Tensor, *, taps: Taps, own_first: bool = False) -> Tensor:
+        """Maps x (b, f, h, w, c) to the same shape.
+
+        taps: the hooks to call at the site. own_first: whether an injection leaves frame 0 out.
+        """
         if not calls(taps, self.site):
             return self.residual(x)
-        (h,) = taps.feature(self.site, FeedForwardFeature(self, x))
+        (h,) = taps.feature(self.site, FeedForwardFeature(self, x, own_first))
         return repeat_to_batch(h, len(x))
 
     def residual(self, x: Tensor) -> Tensor:
@@ -124,6 +135,8 @@ class FeedForwardFeature:
     """The feed-forward network whose output this is."""
     x: Tensor
     """(b, f, h, w, c): its input."""
+    own_first: bool = False
+    """Whether an injected output leaves frame 0 out."""
 
     @property
     def batch(self) -> int:
@@ -139,10 +152,11 @@ class FeedForwardFeature:
         """Computes a tuple of one tensor, the output (b, f, h, w, c).
 
         branches: number of branches that the batch consists of. With more than one, only the first
-        branch's b / branches clips are computed. Raises ValueError if the batch is not a multiple
-        of `branches`.
+        branch's b / branches clips are computed, or with their own frame 0 all branches. Raises
+        ValueError if the batch is not a multiple of `branches`.
         """
-        return (self.layer.residual(self.x[: branch_size(self.x, branches)]),)
+        h = self.layer.residual(self.x[: branch_size(self.x, branches)])
+        return self.replay((h,)) if branches > 1 else (h,)
 
     def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
         """Returns `tensors`, the result of `compute`: an output has no smaller, `compact` form."""
@@ -151,9 +165,12 @@ class FeedForwardFeature:
     def replay(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Returns `recorded`, the result of `record`, in place of a computed output.
 
-        Raises ValueError if the recorded output is of another grid of tokens.
+        If frame 0 is left out, each branch has its own of it. Raises ValueError if the recorded
+        output is of another grid of tokens.
         """
         (h,) = recorded
         if h.shape[1:] != self.x.shape[1:]:
             raise ValueError(f"features {tuple(h.shape)} do not fit {tuple(self.x.shape)}")
-        return recorded
+        if not self.own_first:
+            return recorded
+        return (with_own_first(self.layer.residual(self.x[:, :1]), h),)

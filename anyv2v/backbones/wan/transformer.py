@@ -3,7 +3,8 @@
 Inside the network, features are (g, f, h, w, c): one token for each patch of the latents of each of
 g branches (passes under different conditions). What is added up from block to block, the embedding
 of the time and what is made of it, and all norms are float32 whatever dtype the weights have, as in
-the original; matrix products other than those of the time have the dtype of the weights.
+the original; matrix products other than those of the time have the dtype of the weights. Loaded in
+half precision, the network keeps the weights of what is computed in float32 in float32.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from anyv2v.backbones.wan.layers import (
     of_frames,
     wide,
 )
+from anyv2v.backbones.wan.precision import FLOAT32
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.nn.linear import Linear
@@ -42,6 +44,8 @@ class ForwardContext:
     a frame adds to shift, scale and gate of the self-attention and of the feed-forward network."""
     context: Mapping[str, tuple[Tensor, Tensor]]
     """Site of each cross-attention -> key and value of the text there, (g, m, heads, d) each."""
+    own_first: frozenset[str]
+    """The injection groups that leave frame 0 out, see `Conditions.own_first`."""
 
 
 class Block(nn.Module):
@@ -49,8 +53,7 @@ class Block(nn.Module):
 
     Each of `attend`, `read` and `feed` adds one of them to the float32 tokens, in this order; they
     are called one by one, so that no caller holds the tokens that went into the block. `site` is
-    the block's path in the network. Its parts call taps under the names `site.self`, `site.cross`
-    and `site.ff`.
+    the block's path in the network; `anyv2v.backbones.wan.sites` has the names of its sites.
     """
 
     def __init__(self, site: str, config: TransformerConfig):
@@ -66,7 +69,9 @@ class Block(nn.Module):
     def attend(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
         """Adds the self-attention to tokens x (g, f, h, w, c), where `taps` are called."""
         shift, scale, gate = self._modulation(ctx)[:3]
-        y = self.self(modulate(x, shift, scale, self.eps).to(self.dtype), taps=taps)
+        y = self.self(
+            modulate(x, shift, scale, self.eps).to(self.dtype), taps=taps, own_first=ctx.own_first
+        )
         return torch.addcmul(x, y.reshape(x.shape), of_frames(gate))
 
     def read(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
@@ -79,7 +84,10 @@ class Block(nn.Module):
     def feed(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
         """Adds the feed-forward network to tokens x (g, f, h, w, c), where `taps` are called."""
         shift, scale, gate = self._modulation(ctx)[3:]
-        y = self.ff(modulate(x, shift, scale, self.eps).to(self.dtype), taps=taps)
+        own_first = "hidden" in ctx.own_first
+        y = self.ff(
+            modulate(x, shift, scale, self.eps).to(self.dtype), taps=taps, own_first=own_first
+        )
         return torch.addcmul(x, y, of_frames(gate))
 
     @property
@@ -99,6 +107,8 @@ class Transformer(nn.Module):
     the network is sized by the number of frames.
     """
 
+    float32 = FLOAT32
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config, dim = config, config.dim
@@ -110,8 +120,15 @@ class Transformer(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) * dim**-0.5)
         area = config.patch[1] * config.patch[2]
         self.out = WideLinear(dim, area * config.out_channels)
-        # a site is the path of its module, and modules are in the order of the forward pass
-        self.sites = tuple(path for path, m in self.named_modules() if hasattr(m, "site"))
+        # modules are in the order of the forward pass
+        self.sites = tuple(site for m in self.modules() for site in _sites(m))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the blocks' matrix products."""
+        block = self.block[0]
+        assert isinstance(block, Block)
+        return block.dtype
 
     def condition(self, text: Tensor) -> Conditions:
         """Computes everything that depends on the text alone, once for a whole run.
@@ -149,7 +166,7 @@ class Transformer(nn.Module):
         time = self._embed_times(t.expand(len(latents)), x.dtype)
         modulation = self.time_projection(F.silu(time)).unflatten(-1, (6, -1))
 
-        ctx = ForwardContext(modulation[rows], conditions.context)
+        ctx = ForwardContext(modulation[rows], conditions.context, conditions.own_first)
         for block in self.block:
             assert isinstance(block, Block)
             for add in (block.attend, block.read, block.feed):
@@ -186,6 +203,13 @@ class Transformer(nn.Module):
         if not self.config.clean_first_frame:
             return own
         return torch.cat([torch.full_like(own, count), own.expand(-1, frames - 1)], dim=1)
+
+
+def _sites(module: nn.Module) -> tuple[str, ...]:
+    """The sites of a module: its path in the network, and further ones of a self-attention."""
+    site = getattr(module, "site", None)
+    further = (module.value_site, module.context_site) if isinstance(module, SelfAttention) else ()
+    return (site, *further) if site else ()
 
 
 def sinusoids(numbers: Tensor, dim: int) -> Tensor:

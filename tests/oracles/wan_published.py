@@ -1,0 +1,285 @@
+"""Small published folders of Wan 2.2 TI2V-5B's form, with random weights, in both layouts.
+
+`write_hub` writes what the Hugging Face hub has for diffusers, by the classes of diffusers and
+transformers themselves; `write_original` the same weights as the original release names and files
+them (https://github.com/Wan-Video/Wan2.2: wan/modules/model.py, vae2_2.py and t5.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.draw import normal, redraw
+from tests.oracles import umt5_tokenizer
+
+# heads of 32 turn 12, 10 and 10 of their channels by frame, row and column
+TRANSFORMER = {
+    "patch_size": [1, 2, 2],
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "in_channels": 6,
+    "out_channels": 6,
+    "text_dim": 20,
+    "freq_dim": 32,
+    "ffn_dim": 96,
+    "num_layers": 3,
+}
+VAE = {
+    "base_dim": 8,
+    "decoder_base_dim": 12,
+    "z_dim": 6,
+    "dim_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "temperal_downsample": [False, True, True],
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+}
+TEXT = {
+    "d_model": 20,
+    "d_kv": 10,
+    "num_heads": 2,
+    "d_ff": 32,
+    "num_layers": 2,
+    "dropout_rate": 0.0,
+}
+SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0}
+INDEX = {
+    "_class_name": "WanPipeline",
+    "_diffusers_version": "0.35.0.dev0",
+    "boundary_ratio": None,
+    "expand_timesteps": True,
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "tokenizer": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "transformer_2": [None, None],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
+SECOND_NAME = "encoder.embed_tokens.weight"
+"""The second name of the embedding, which the published text encoder has."""
+
+RESIDUAL = (
+    (r"norm1\.gamma", "residual.0.gamma"),
+    (r"conv1\.(weight|bias)", r"residual.2.\1"),
+    (r"norm2\.gamma", "residual.3.gamma"),
+    (r"conv2\.(weight|bias)", r"residual.6.\1"),
+    (r"conv_shortcut\.(weight|bias)", r"shortcut.\1"),
+)
+# patterns of diffusers' and transformers' whole names, and what the original has instead
+ORIGINAL = {
+    "transformer": (
+        *(
+            (rf"blocks\.(\d+)\.{theirs}\.to_{k}\.(\w+)", rf"blocks.\1.{original}.{k}.\2")
+            for theirs, original in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+            for k in "qkv"
+        ),
+        (r"blocks\.(\d+)\.attn1\.to_out\.0\.(\w+)", r"blocks.\1.self_attn.o.\2"),
+        (r"blocks\.(\d+)\.attn2\.to_out\.0\.(\w+)", r"blocks.\1.cross_attn.o.\2"),
+        (r"blocks\.(\d+)\.attn1\.(norm_[qk]\.weight)", r"blocks.\1.self_attn.\2"),
+        (r"blocks\.(\d+)\.attn2\.(norm_[qk]\.weight)", r"blocks.\1.cross_attn.\2"),
+        (r"blocks\.(\d+)\.norm2\.(\w+)", r"blocks.\1.norm3.\2"),
+        (r"blocks\.(\d+)\.ffn\.net\.0\.proj\.(\w+)", r"blocks.\1.ffn.0.\2"),
+        (r"blocks\.(\d+)\.ffn\.net\.2\.(\w+)", r"blocks.\1.ffn.2.\2"),
+        (r"blocks\.(\d+)\.scale_shift_table", r"blocks.\1.modulation"),
+        (r"(patch_embedding\.\w+)", r"\1"),
+        (r"condition_embedder\.(time|text)_embedder\.linear_1\.(\w+)", r"\1_embedding.0.\2"),
+        (r"condition_embedder\.(time|text)_embedder\.linear_2\.(\w+)", r"\1_embedding.2.\2"),
+        (r"condition_embedder\.time_proj\.(\w+)", r"time_projection.1.\1"),
+        (r"scale_shift_table", "head.modulation"),
+        (r"proj_out\.(\w+)", r"head.head.\1"),
+    ),
+    "vae": (
+        (r"quant_conv\.(\w+)", r"conv1.\1"),
+        (r"post_quant_conv\.(\w+)", r"conv2.\1"),
+        (r"(\w+)\.conv_in\.(\w+)", r"\1.conv1.\2"),
+        (r"(\w+)\.norm_out\.gamma", r"\1.head.0.gamma"),
+        (r"(\w+)\.conv_out\.(\w+)", r"\1.head.2.\2"),
+        (r"(\w+)\.mid_block\.attentions\.0\.(.*)", r"\1.middle.1.\2"),
+        *(
+            (rf"(\w+)\.mid_block\.resnets\.{i}\.{theirs}", rf"\g<1>.middle.{2 * i}.{original}")
+            for i in (0, 1)
+            for theirs, original in [(a, b.replace("\\1", "\\2")) for a, b in RESIDUAL]
+        ),
+        *(
+            (
+                rf"(\w+)\.{way}_blocks\.(\d+)\.resnets\.(\d+)\.{theirs}",
+                rf"\1.{way}samples.\2.{way}samples.\3.{original}",
+            )
+            for way in ("down", "up")
+            for theirs, original in [(a, b.replace("\\1", "\\4")) for a, b in RESIDUAL]
+        ),
+        # the resampler follows the resnets in one list
+        (
+            r"encoder\.down_blocks\.(\d+)\.downsampler\.(.*)",
+            rf"encoder.downsamples.\1.downsamples.{VAE['num_res_blocks']}.\2",
+        ),
+        (
+            r"decoder\.up_blocks\.(\d+)\.upsampler\.(.*)",
+            rf"decoder.upsamples.\1.upsamples.{VAE['num_res_blocks'] + 1}.\2",
+        ),
+    ),
+    "text": (
+        (r"shared\.weight", "token_embedding.weight"),
+        (r"encoder\.final_layer_norm\.weight", "norm.weight"),
+        (r"encoder\.block\.(\d+)\.layer\.0\.layer_norm\.weight", r"blocks.\1.norm1.weight"),
+        (r"encoder\.block\.(\d+)\.layer\.1\.layer_norm\.weight", r"blocks.\1.norm2.weight"),
+        (
+            r"encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.([qkvo])\.weight",
+            r"blocks.\1.attn.\2.weight",
+        ),
+        (
+            r"encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.relative_attention_bias\.weight",
+            r"blocks.\1.pos_embedding.embedding.weight",
+        ),
+        (
+            r"encoder\.block\.(\d+)\.layer\.1\.DenseReluDense\.wi_0\.weight",
+            r"blocks.\1.ffn.gate.0.weight",
+        ),
+        (
+            r"encoder\.block\.(\d+)\.layer\.1\.DenseReluDense\.wi_1\.weight",
+            r"blocks.\1.ffn.fc1.weight",
+        ),
+        (
+            r"encoder\.block\.(\d+)\.layer\.1\.DenseReluDense\.wo\.weight",
+            r"blocks.\1.ffn.fc2.weight",
+        ),
+    ),
+}
+
+
+def networks(seed: int = 0) -> dict[str, torch.nn.Module]:
+    """The transformer, the autoencoder and the text encoder, each by the name of its component."""
+    moments = {
+        "latents_mean": normal(VAE["z_dim"], seed=seed + 3).tolist(),
+        "latents_std": normal(VAE["z_dim"], seed=seed + 4).abs().add(0.5).tolist(),
+    }
+    with torch.device("meta"):
+        vocabulary = len(umt5_tokenizer.settings()["model"]["vocab"])
+        text = transformers.UMT5Config(vocab_size=vocabulary + 5, **TEXT)
+        made = {
+            "transformer": diffusers.WanTransformer3DModel(**TRANSFORMER),
+            "vae": diffusers.AutoencoderKLWan(**VAE, **moments),
+            "text": transformers.UMT5EncoderModel(text),
+        }
+    # what is not a parameter is made of numbers, which the meta device has not
+    made["transformer"].rope = diffusers.WanTransformer3DModel(**TRANSFORMER).rope
+    for i, network in enumerate(made.values()):
+        for name, x in list(network.named_parameters()):
+            module = network.get_submodule(name.rpartition(".")[0])
+            module._parameters[name.rpartition(".")[2]] = torch.nn.Parameter(
+                torch.empty_like(x, device="cpu")
+            )
+        if hasattr(network, "shared"):
+            network.encoder.embed_tokens = network.shared
+        redraw(network, 10 * seed + i)
+    # decoded pixels stay within -1..1, where they are not clamped
+    made["vae"].decoder.conv_out.weight *= 0.2
+    return made
+
+
+def write_hub(folder: str | Path, seed: int = 0, text_dtype: torch.dtype = torch.float32) -> Path:
+    """Writes a folder in the hub's layout, with sharded weights; returns it.
+
+    text_dtype: of the text encoder, whose published weights are bfloat16.
+    """
+    folder, made = Path(folder), networks(seed)
+    made["transformer"].save_pretrained(folder / "transformer", max_shard_size="200KB")
+    made["vae"].save_pretrained(folder / "vae")
+    made["text"].to(text_dtype).save_pretrained(folder / "text_encoder", max_shard_size="20KB")
+    _add_second_name(folder / "text_encoder")
+    scheduler = diffusers.UniPCMultistepScheduler(**SCHEDULER)
+    scheduler.save_pretrained(folder / "scheduler")
+    (folder / "tokenizer").mkdir()
+    umt5_tokenizer.write(folder / "tokenizer")
+    (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2))
+    return folder
+
+
+def write_original(
+    folder: str | Path, seed: int = 0, text_dtype: torch.dtype = torch.float32
+) -> Path:
+    """Writes a folder in the layout of the original release, of `write_hub`'s weights."""
+    folder, made = Path(folder), networks(seed)
+    tokenizer = folder / "google" / "umt5-xxl"
+    tokenizer.mkdir(parents=True)
+    umt5_tokenizer.write(tokenizer)
+    made["text"].to(text_dtype)
+    states = {name: original(name, network.state_dict()) for name, network in made.items()}
+    write_shards(folder, "diffusion_pytorch_model", states["transformer"], 2)
+    torch.save(states["vae"], folder / "Wan2.2_VAE.pth")
+    torch.save(states["text"], folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    sizes = TRANSFORMER
+    config = {
+        "_class_name": "WanModel",
+        "_diffusers_version": "0.33.0",
+        "dim": sizes["num_attention_heads"] * sizes["attention_head_dim"],
+        "eps": 1e-06,
+        "ffn_dim": sizes["ffn_dim"],
+        "freq_dim": sizes["freq_dim"],
+        "in_dim": sizes["in_channels"],
+        "model_type": "ti2v",
+        "num_heads": sizes["num_attention_heads"],
+        "num_layers": sizes["num_layers"],
+        "out_dim": sizes["out_channels"],
+        "text_len": 512,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder
+
+
+def original(component: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one network by their names in the original release."""
+    renamed = {}
+    for name, x in state.items():
+        if name == SECOND_NAME:
+            continue
+        found = [
+            match.expand(instead)
+            for pattern, instead in ORIGINAL[component]
+            if (match := re.fullmatch(pattern, name))
+        ]
+        assert len(found) == 1, f"{name}: {found}"
+        renamed[found[0]] = x.clone()
+    return renamed
+
+
+def write_shards(folder: Path, stem: str, state: dict[str, Tensor], count: int) -> None:
+    """Writes tensors to so many safetensors files with an index, as the original's are."""
+    names = sorted(state)
+    shards = {f"{stem}-{i + 1:05}-of-{count:05}.safetensors": names[i::count] for i in range(count)}
+    for file, inside in shards.items():
+        save_file({name: state[name].contiguous() for name in inside}, folder / file)
+    total = sum(x.nbytes for x in state.values())
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: file for file, inside in shards.items() for name in inside},
+    }
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _add_second_name(folder: Path) -> None:
+    """Stores the embedding a second time in another shard, as in the published folder."""
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    shards = index["weight_map"]
+    if SECOND_NAME in shards:
+        return
+    home = shards["shared.weight"]
+    other = next(file for file in sorted(set(shards.values())) if file != home)
+    embedding = load_file(folder / home)["shared.weight"]
+    save_file(
+        {**load_file(folder / other), SECOND_NAME: embedding}, folder / other, {"format": "pt"}
+    )
+    shards[SECOND_NAME] = other
+    path.write_text(json.dumps(index))
