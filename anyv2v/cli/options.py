@@ -106,7 +106,8 @@ def _weights(commands: Commands) -> None:
     text += "OWNER/NAME or OWNER/NAME@REVISION of a repository of the Hugging Face hub"
     add("name", metavar="NAME", nargs="?", help=text)
     add("dst", metavar="DST", nargs="?", help="folder to write (default: NAME)")
-    text = "dtype of the weights that are written (default: float16, of a CLIP the published one)"
+    text = "dtype of the weights that are written "
+    text += "(default: float16, of Wan bfloat16, of a CLIP the published one)"
     add("--dtype", choices=DTYPE_NAMES, help=text)
 
 
