@@ -254,6 +254,8 @@ def _invert(commands: Commands) -> None:
     add("--features", action="store_true", help=text)
     text = "go on where an interrupted inversion to the same file was"
     add("--resume", action="store_true", help=text)
+    text = "also sample the source again, to tell and to save how near it comes"
+    add("--round-trip", action="store_true", help=text)
     for group in (_inversion, _injection, _model):
         group(sub)
 
