@@ -35,8 +35,8 @@ from anyv2v.umt5.embeddings import load_embeddings, save_embeddings
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.folder import Part, clip_tokenizer, write_folder
 from tests import icc
-from tests.hostile import mutate, published_wan
-from tests.oracles import adapter_snapshot, clip_snapshot
+from tests.hostile import mutate
+from tests.oracles import adapter_snapshot, clip_snapshot, wan_folder
 
 SIZE, FRAMES, STEPS = (16, 16), 3, 2
 PROMPT = "a Robot, 1st's <|endoftext|> 犬 \u200d"
@@ -144,7 +144,7 @@ def prepare(folder: Path) -> None:
     adapter_snapshot.write_ip_adapter(folder / "ip", "tiny")
     clip_snapshot.write(folder / "whole", "openai")
     clip_snapshot.write_open_clip(folder / "open", "open_clip", form="safetensors")
-    published_wan.write(folder / "wan")
+    wan_folder.write_folder(folder / "wan", wan_folder.SMALLEST, {"transformer": 2})
     prompts = {PROMPT: torch.randn(1, 4, 6), "": torch.zeros(1, 4, 6)}
     save_embeddings(folder / "prompts.safetensors", prompts, "weights")
     smooth = np.linspace(0, 255, FRAMES * 32 * 48 * 3).reshape(FRAMES, 32, 48, 3).astype(np.uint8)
@@ -475,7 +475,7 @@ def _wan(examples: Examples, name: str, changed: bool) -> None:
         anyv2v.loading.skeleton(target, "cpu")
     finally:
         shutil.rmtree(target, ignore_errors=True)
-    for component, sizes in published_wan.CONFIG.items():
+    for component, sizes in wan_folder.SMALLEST.items():
         if config[component].keys() != sizes.keys():
             raise Wrong(f"{component} has the sizes {sorted(config[component])}")
     if config["transformer"]["dim"] != 16 or config["text"]["vocab_size"] != 400:
@@ -540,8 +540,11 @@ WHOLE_CLIPS = (
 )
 
 WAN = (
-    *published_wan.FILES,
-    *(published_wan.INDEX, published_wan.SHARDS[0], published_wan.VAE, published_wan.TEXT),
+    *wan_folder.configs(wan_folder.SMALLEST),
+    "transformer/diffusion_pytorch_model.safetensors.index.json",
+    "transformer/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
 )
 
 KINDS: dict[str, Kind] = {
