@@ -578,6 +578,22 @@ def test_parts_of_different_models(hub):
     refused(hub, "latents have 6 channels, the transformer's 48")
 
 
+def test_a_network_that_is_told_more_than_latents(hub):
+    """As Fun's of 5 B are, in channels of which there are several forms."""
+    sizes = {**wan_published.TRANSFORMER, "in_channels": 100, "out_channels": 48}
+    shutil.rmtree(hub / "transformer")
+    WanTransformer3DModel(**sizes).save_pretrained(hub / "transformer")
+    refused(hub, "takes 100 channels and predicts 48, as networks do that are told a picture")
+
+
+def test_a_network_that_reads_other_texts(hub):
+    sizes = {**wan_published.TRANSFORMER, "in_channels": 48, "out_channels": 48, "text_dim": 24}
+    shutil.rmtree(hub / "transformer")
+    WanTransformer3DModel(**sizes).save_pretrained(hub / "transformer")
+    refused(hub, "vectors have the length 20, the transformer reads 24")
+    assert "T5's encoder" in detect_foreign("text", {"shared.weight": (32128, 4096)}, {})
+
+
 def test_another_shift_is_told_and_taken(hub, converted, tmp_path, caplog):
     change(hub / SCHEDULER, flow_shift=3.0)
     with caplog.at_level(logging.WARNING):
