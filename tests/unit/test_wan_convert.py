@@ -460,7 +460,9 @@ def test_the_pipeline_that_takes_a_first_frame(hub, converted, tmp_path):
     assert fingerprint(hub, tmp_path / "out") == Checkpoint.open(converted).fingerprint
 
 
-def test_an_original_release_of_another(original):
+def test_an_original_release_of_another(original, converted, tmp_path):
+    (original / "Wan2.1_VAE.pth").write_bytes(b"another")
+    assert fingerprint(original, tmp_path / "ours") == Checkpoint.open(converted).fingerprint
     (original / "Wan2.2_VAE.pth").rename(original / "Wan2.1_VAE.pth")
     refused(original, "is Wan 2.1 or the A14B of 2.2, as it holds Wan2.1_VAE.pth; of Wan")
 
