@@ -4,6 +4,7 @@ A component is one network of a model, such as "unet". "Ours" are the names and 
 in this package's networks, "theirs" those in the published files.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,14 @@ class PublishedNetwork:
     weights: Weights
     table: tuple[Rule, ...]
     """Rules of which exactly one applies to each parameter; see `rename`."""
+    float32: re.Pattern | None = None
+    """Matches our whole names of parameters that are converted to float32 in place of half
+    precision; None if there are none."""
+
+    def dtype(self, ours: str, wanted: torch.dtype) -> torch.dtype:
+        """Returns the dtype that the parameter `ours` is converted to if `wanted` is asked for."""
+        stays = self.float32 is not None and self.float32.fullmatch(ours)
+        return torch.float32 if stays else wanted
 
 
 @dataclass(frozen=True)
@@ -42,10 +51,9 @@ class Model:
 
     config: dict
     """The content of the config.json that the converted folder will have."""
-    vocab: dict[str, int]
-    """The tokenizer's tokens -> ids; empty for a model that reads no text."""
-    merges: str
-    """The text of the tokenizer's merges.txt; empty for a model that reads no text."""
+    tokenizer: dict[str, str]
+    """Name of each file of the tokenizer, in a weights folder -> its text; empty for a model that
+    reads no text."""
     networks: dict[str, PublishedNetwork]
     """Component (such as "unet") -> its published network."""
 
@@ -85,7 +93,7 @@ def write_model(
         return _cast(where, tensor, *conversion.layout[name])
 
     parts = {name: Part(c.layout, partial(read, c)) for name, c in conversions.items()}
-    write_folder(dst, model.config, model.vocab, model.merges, parts, force, progress)
+    write_folder(dst, model.config, model.tokenizer, parts, force, progress)
 
 
 def _match(
@@ -112,7 +120,10 @@ def _match(
             problems.append(f"{weights.origin}: no weights of a supported dtype: {', '.join(odd)}")
         else:
             layout = {
-                ours: (dtype or dtypes[renamed.name], tuple(expected[component][ours]))
+                ours: (
+                    network.dtype(ours, dtype) if dtype else dtypes[renamed.name],
+                    tuple(expected[component][ours]),
+                )
                 for ours, renamed in theirs.items()
             }
             conversions[component] = Conversion(weights, theirs, layout)

@@ -92,15 +92,16 @@ class Checkpoint:
         """Builds a network and loads its weights, in eval mode and without gradients.
 
         component: name of the weight file without suffix, such as "unet". build: makes the network;
-        it is called with meta as the default device. device, dtype: of the loaded weights. Weights
-        with four axes are stored channels-last. Reading takes 4 MB of memory beside the network
-        itself.
+        it is called with meta as the default device. device, dtype: of the loaded weights, but for
+        those whose whole names match the network's attribute `float32`, a pattern, if it has one:
+        they are float32 even if dtype is shorter. Weights with four axes are stored channels-last.
+        Reading takes 4 MB of memory beside the network itself.
 
         Raises InputError if the names or shapes in the file are not those of the network and of the
         manifest, or if a value is not finite, as stored or in dtype.
         """
-        module = _build_on_meta(build)
-        state = self._read(component, module.state_dict(), device, dtype)
+        module = _build_on_meta(build, dtype)
+        state = self._read(component, module.state_dict(), device)
         module.load_state_dict(state, strict=True, assign=True)
         return module.eval().requires_grad_(False)
 
@@ -121,17 +122,19 @@ class Checkpoint:
         Raises InputError like `load`, but for values that are not finite only when the function is
         called.
         """
-        module = _build_on_meta(build).eval().requires_grad_(False)
+        module = _build_on_meta(build, dtype).eval().requires_grad_(False)
         expected = module.state_dict()
         self._check(self._path(component), read_header(self._path(component)), expected)
         names = [name for name, _ in chain(module.named_parameters(), module.named_buffers())]
 
         def read() -> Iterator[Tensor]:
-            state = self._read(component, expected, device, dtype)
+            state = self._read(component, expected, device)
             return (state[name] for name in names)
 
-        nan = torch.full((), float("nan"), dtype=dtype, device=device)
-        return module._apply(lambda x: nan.expand(x.shape)), read
+        def nan(x: Tensor) -> Tensor:
+            return torch.full((), float("nan"), dtype=x.dtype, device=device).expand(x.shape)
+
+        return module._apply(nan), read
 
     def _path(self, component: str) -> Path:
         path = self.folder / f"{component}.safetensors"
@@ -140,13 +143,12 @@ class Checkpoint:
         return path
 
     def _read(
-        self,
-        component: str,
-        expected: dict[str, Tensor],
-        device: str | torch.device,
-        dtype: torch.dtype,
+        self, component: str, expected: dict[str, Tensor], device: str | torch.device
     ) -> dict[str, Tensor]:
-        """Reads a component, whose tensors must have the names and shapes of `expected`."""
+        """Reads a component, whose tensors must have the names and shapes of `expected`.
+
+        They are returned in the dtypes of `expected`.
+        """
         path = self._path(component)
         entries = read_header(path)
         self._check(path, entries, expected)
@@ -157,6 +159,7 @@ class Checkpoint:
         with open_file(path) as file:
             for name, entry in entries.items():
                 layout = torch.channels_last if len(entry.shape) == 4 else torch.contiguous_format
+                dtype = expected[name].dtype
                 weight = torch.empty(entry.shape, dtype=dtype, device=device, memory_format=layout)
                 for rows, piece in read_rows(file, entry, buffer):
                     _check_values(f"{path}: {name}", piece, dtype)
@@ -182,13 +185,17 @@ class Checkpoint:
                 raise InputError(f"{path}: {name} is {NAMES[entry.dtype]}, weights are floats")
 
 
-def _build_on_meta(build: Callable[[], M]) -> M:
-    """Builds a module on the meta device, without initial values."""
+def _build_on_meta(build: Callable[[], M], dtype: torch.dtype) -> M:
+    """Builds a module on the meta device, in the dtypes that it is loaded in."""
     with torch.device("meta"), _NoInit():
         module = build()
     saved = module.state_dict()
     if unsaved := [n for n, x in module.named_buffers() if x.is_meta and n not in saved]:
         raise TypeError(f"buffers that are not saved cannot be built on meta: {unsaved}")
+    kept = getattr(module, "float32", None)
+    for name, x in chain(module.named_parameters(), module.named_buffers()):
+        stays = kept is not None and kept.fullmatch(name)
+        x.data = x.data.to(torch.promote_types(dtype, torch.float32) if stays else dtype)
     return module
 
 

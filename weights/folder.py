@@ -42,8 +42,7 @@ class Part(NamedTuple):
 def write_folder(
     dst: Path,
     config: dict,
-    vocab: dict[str, int],
-    merges: str,
+    tokenizer: Mapping[str, str],
     parts: Mapping[str, Part],
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -53,9 +52,9 @@ def write_folder(
     Holds one tensor in memory at a time.
 
     dst: the folder to write, which appears whole or not at all; see `check_target`. config: the
-    content of config.json. vocab, merges: the tokenizer's token -> id and the text of its
-    merges.txt; both are empty for a model that reads no text. parts: component (name of a weight
-    file without suffix, such as "unet") -> its weights; they must be those that
+    content of config.json. tokenizer: name of each file of the tokenizer (those of one of
+    `manifest.TOKENIZERS`) -> its text; empty for a model that reads no text. parts: component (name
+    of a weight file without suffix, such as "unet") -> its weights; they must be those that
     `manifest.components(config)` names. force: whether to replace dst if it exists. progress:
     called with (bytes of weights written so far, bytes in all).
 
@@ -80,7 +79,7 @@ def write_folder(
 
     with _atomic_folder(dst, force) as folder:
         files = {}
-        for name, text in _tokenizer(vocab, merges).items():
+        for name, text in tokenizer.items():
             path = folder / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
@@ -135,10 +134,11 @@ def _components(folder: Path) -> tuple[str, ...]:
         return ()
 
 
-def _tokenizer(vocab: dict[str, int], merges: str) -> dict[str, str]:
-    """The tokenizer's files, name -> text; none for a model without a vocabulary."""
-    if not vocab:
-        return {}
+def clip_tokenizer(vocab: dict[str, int], merges: str) -> dict[str, str]:
+    """Returns the files of CLIP's tokenizer, name -> text, as `write_folder` takes them.
+
+    vocab: token -> id. merges: the text of merges.txt.
+    """
     by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
     return dict(zip(TOKENIZER, (json.dumps(by_id, ensure_ascii=False), merges), strict=True))
 

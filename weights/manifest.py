@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from anyv2v.checks import shown
@@ -37,7 +37,11 @@ ORIGIN = "origin"
 """Key of the config.json of a CLIP: what it was trained on or by whom, such as "openai", or the
 name of the folder that it was converted from. It is left out of `fingerprint`."""
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
-"""The files of a tokenizer, relative to the weights folder."""
+"""The files of CLIP's tokenizer, relative to the weights folder."""
+UNIGRAM_TOKENIZER = ("tokenizer/tokenizer.json",)
+"""The file of UMT5's tokenizer, relative to the weights folder."""
+TOKENIZERS = (TOKENIZER, UNIGRAM_TOKENIZER)
+"""The files of each tokenizer that a weights folder may have."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a tensor -> its shape."""
@@ -87,14 +91,16 @@ def components(config: dict) -> tuple[str, ...]:
     return tuple(names)
 
 
-def expected_files(components: Iterable[str]) -> set[str]:
+def expected_files(components: Iterable[str], listed: Collection[str] = ()) -> set[str]:
     """Returns the files, relative to the folder, that the manifest of a weights folder must list.
 
     They are the weights of each component (name of a network, such as "unet") and, if "text" is
-    among the components, the two files of the tokenizer.
+    among the components, the files of a tokenizer: of the one whose first file is among the
+    `listed` ones, else of CLIP's.
     """
     components = tuple(components)
-    tokenizer = TOKENIZER if "text" in components else ()
+    of_text = next((files for files in TOKENIZERS if files[0] in listed), TOKENIZER)
+    tokenizer = of_text if "text" in components else ()
     return {*tokenizer, *(f"{component}.safetensors" for component in components)}
 
 
@@ -116,7 +122,7 @@ def read_manifest(folder: Path, components: Iterable[str] = COMPONENTS) -> dict[
     if not isinstance(files, dict) or not all(_well_formed(facts) for facts in files.values()):
         raise InputError(f"{path}: is not a manifest: convert the weights again")
     # a name that leads elsewhere could be a device that never ends, or somebody's file
-    ours = expected_files(components)
+    ours = expected_files(components, files)
     if odd := sorted(ours ^ set(files)):
         does = "does not name" if odd[0] in ours else "names, as no manifest does,"
         raise InputError(f"{path}: {does} {odd[0]}")

@@ -98,7 +98,7 @@ def read_ip_adapter(src: Path, dtype: torch.dtype | None) -> Model:
         # no file says these: they are the values with which diffusers makes a CLIPImageProcessor
         "preprocess": clip.preprocess_config(src.name, {"crop_size": vision["image_size"]}),
     }
-    return Model(ours, {}, "", networks)
+    return Model(ours, {}, networks)
 
 
 def is_t2i_adapter(src: Path) -> bool:
@@ -117,7 +117,7 @@ def read_t2i_adapter(src: Path, dtype: torch.dtype | None) -> Model:
     sizes = t2i_adapter_config(str(config), read_json(config))
     weights = open_weights(src, "diffusion_pytorch_model", prefer_half=dtype == torch.float16)
     ours = {"format": FORMAT, "model": T2I_ADAPTER, "adapter": sizes}
-    return Model(ours, {}, "", {"adapter": PublishedNetwork(weights, T2I_NAMES[sizes["kind"]])})
+    return Model(ours, {}, {"adapter": PublishedNetwork(weights, T2I_NAMES[sizes["kind"]])})
 
 
 def ip_adapter_config(where: Path, shapes: Shapes) -> dict:

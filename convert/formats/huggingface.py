@@ -12,6 +12,7 @@ from anyv2v.convert.formats import clip, i2vgen, vae
 from anyv2v.convert.model import Model, PublishedNetwork
 from anyv2v.convert.rename import Rule
 from anyv2v.errors import InputError
+from anyv2v.weights.folder import clip_tokenizer
 from anyv2v.weights.manifest import FORMAT, read_json
 
 INDEX = "model_index.json"
@@ -65,7 +66,7 @@ def open_model(
     vocab, merges = clip.tokenizer_files(src / TOKENIZER)
     config = read_config(src, vocab)
     networks = {name: open_network(src, c, prefer_half) for name, c in components.items()}
-    return Model(config, vocab, merges, networks)
+    return Model(config, clip_tokenizer(vocab, merges), networks)
 
 
 def open_network(src: Path, component: Component, prefer_half: bool) -> PublishedNetwork:

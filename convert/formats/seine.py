@@ -4,6 +4,7 @@ Of Stable Diffusion the autoencoder, the text encoder, the tokenizer and the siz
 read; the weights of its UNet are not, because those of SEINE's replace them all.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def read(src: Path, dtype: torch.dtype | None) -> Model:
     model = open_model(src / FOLDER, COMPONENTS, read_config, prefer_half=half)
     weights = open_files([src / UNET_FILE], src / UNET_FILE, entry=ENTRY)
     network = PublishedNetwork(_one_of_the_frequencies(weights), UNET)
-    return Model(model.config, model.vocab, model.merges, {"unet": network, **model.networks})
+    return replace(model, networks={"unet": network, **model.networks})
 
 
 def _one_of_the_frequencies(weights: Weights) -> Weights:

@@ -15,6 +15,7 @@ from anyv2v.convert.files import open_files, split_fused
 from anyv2v.convert.formats import clip, vgen_names
 from anyv2v.convert.model import Model, PublishedNetwork
 from anyv2v.errors import InputError
+from anyv2v.weights.folder import clip_tokenizer
 from anyv2v.weights.manifest import FORMAT
 
 UNET, VAE, CLIP = FILES = (
@@ -116,7 +117,7 @@ def read(src: Path, dtype: torch.dtype | None = None, config: dict = CONFIG) -> 
         component: PublishedNetwork(opened[file].select(_is_needed(component)), table)
         for component, (file, table) in TABLES.items()
     }
-    return Model(config, vocab, merges, networks)
+    return Model(config, clip_tokenizer(vocab, merges), networks)
 
 
 def _is_needed(component: str) -> Callable[[str], bool]:

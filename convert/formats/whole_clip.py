@@ -12,6 +12,7 @@ from anyv2v.convert.hf_config import HFConfig
 from anyv2v.convert.model import Model, PublishedNetwork
 from anyv2v.convert.rename import Rule, rules
 from anyv2v.errors import InputError
+from anyv2v.weights.folder import clip_tokenizer
 from anyv2v.weights.manifest import CLIP, FORMAT, ORIGIN, read_json
 
 STEM = "model"
@@ -59,7 +60,7 @@ def read(src: Path, dtype: torch.dtype | None) -> Model:
     if _is_transformers(src) and not _has_only_open_clip(src):
         return _read_transformers(src, prefer_half=dtype == torch.float16)
     config, networks, (vocab, merges) = open_clip.read(src)
-    return Model(_config(src, config, {}), vocab, merges, networks)
+    return Model(_config(src, config, {}), clip_tokenizer(vocab, merges), networks)
 
 
 def origin(src: Path, config: dict) -> str:
@@ -110,8 +111,7 @@ def _read_transformers(src: Path, prefer_half: bool) -> Model:
     weights = open_weights(src, STEM, prefer_half)
     return Model(
         _config(src, sections | {"tokenizer": special, "preprocess": preprocess}, values),
-        vocab,
-        merges,
+        clip_tokenizer(vocab, merges),
         _networks(weights),
     )
 

@@ -32,7 +32,7 @@ from anyv2v.media.video import read_video, write_video
 from anyv2v.pipeline.source import InversionSettings, Unfinished
 from anyv2v.stable_diffusion.adapters import load_ip_adapter, load_t2i_adapter
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.folder import Part, write_folder
+from anyv2v.weights.folder import Part, clip_tokenizer, write_folder
 from tests import icc
 from tests.hostile import mutate
 from tests.oracles import adapter_snapshot, clip_snapshot
@@ -191,7 +191,8 @@ def _write_weights(folder: Path) -> None:
     tokens = [*symbols, *(f"{s}</w>" for s in symbols), *map("".join, merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     text = "\n".join(["#version: 0.2", *map(" ".join, merges), ""])
-    write_folder(folder, CONFIG, {t: i for i, t in enumerate(tokens)}, text, parts)
+    tokenizer = clip_tokenizer({t: i for i, t in enumerate(tokens)}, text)
+    write_folder(folder, CONFIG, tokenizer, parts)
 
 
 def _video() -> anyv2v.Video:

@@ -29,7 +29,7 @@ def write(dst: Path, seed: int = 0, **defaults) -> None:
         weights = {key: _drawn(key, shape, generator) for key, shape in shapes.items()}
         layout = {key: (torch.float32, shape) for key, shape in shapes.items()}
         parts[name] = Part(layout, weights.__getitem__)
-    write_folder(dst, config, {}, "", parts)
+    write_folder(dst, config, {}, parts)
 
 
 def _drawn(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

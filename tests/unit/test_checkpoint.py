@@ -14,7 +14,7 @@ from torch import nn
 
 from anyv2v.errors import InputError
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.folder import Part, check_target, write_folder
+from anyv2v.weights.folder import Part, check_target, clip_tokenizer, write_folder
 from anyv2v.weights.manifest import difference
 from anyv2v.weights.tensors import write
 from anyv2v.weights.verify import verify
@@ -56,7 +56,7 @@ def part(module: nn.Module, dtype=torch.float32) -> Part:
 def make(folder, config=CONFIG, dtype=torch.float32, vocab=None, **parts):
     parts = {"unet": net(0), "vae": net(1), "text": net(2), "vision": net(3), **parts}
     parts = {name: part(module, dtype) for name, module in parts.items()}
-    write_folder(folder, config, vocab or {"a": 0}, "#version: 0.2\n", parts)
+    write_folder(folder, config, clip_tokenizer(vocab or {"a": 0}, "#version: 0.2\n"), parts)
     return folder
 
 
@@ -324,11 +324,11 @@ def test_a_folder_needs_its_bytes_and_eight_megabytes_for_the_rest(tmp_path, mon
         monkeypatch.setattr(shutil, "disk_usage", lambda p, u=usage, a=asked: a.append(p) or u)
         target = tmp_path / f"of {free}"
         if enough:
-            write_folder(target, CONFIG, {"a": 0}, "", parts)
+            write_folder(target, CONFIG, clip_tokenizer({"a": 0}, ""), parts)
         else:
             told = "0.01 GB are free" if free else "0 bytes are free"
             with pytest.raises(InputError, match=f"{tmp_path}: 0.01 GB are needed, {told}"):
-                write_folder(target, CONFIG, {"a": 0}, "", parts)
+                write_folder(target, CONFIG, clip_tokenizer({"a": 0}, ""), parts)
         assert asked == [tmp_path] and target.exists() == enough
 
 
@@ -346,12 +346,14 @@ def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_name(
     monkeypatch.setattr(Path, "rename", stops)
     kind = InputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(kind):
-        write_folder(folder, CONFIG, {"b": 0}, "", {"unet": part(net(7))}, force=True)
+        write_folder(
+            folder, CONFIG, clip_tokenizer({"b": 0}, ""), {"unet": part(net(7))}, force=True
+        )
     monkeypatch.undo()
     assert os.listdir(folder.parent) == [folder.name]
     assert (folder / "manifest.json").read_bytes() == before
     verify(folder)
-    write_folder(folder, CONFIG, {"b": 0}, "", {"unet": part(net(7))}, force=True)
+    write_folder(folder, CONFIG, clip_tokenizer({"b": 0}, ""), {"unet": part(net(7))}, force=True)
     assert (folder / "manifest.json").read_bytes() != before
     assert os.listdir(folder.parent) == [folder.name]
 
@@ -366,10 +368,12 @@ def test_a_folder_that_somebody_made_meanwhile(tmp_path, force):
             make(target)
 
     if force:
-        write_folder(target, CONFIG, {"a": 0}, "", parts, force=True, progress=meanwhile)
+        write_folder(
+            target, CONFIG, clip_tokenizer({"a": 0}, ""), parts, force=True, progress=meanwhile
+        )
     else:
         with pytest.raises(InputError, match="somebody else has made it meanwhile"):
-            write_folder(target, CONFIG, {"a": 0}, "", parts, progress=meanwhile)
+            write_folder(target, CONFIG, clip_tokenizer({"a": 0}, ""), parts, progress=meanwhile)
         verify(target)
     assert os.listdir(tmp_path) == ["w"]
     assert (target / "vae.safetensors").exists() != force
@@ -378,7 +382,14 @@ def test_a_folder_that_somebody_made_meanwhile(tmp_path, force):
 def test_progress_is_of_the_bytes_of_all_tensors(tmp_path):
     parts = {"unet": part(net()), "vae": part(net(), torch.float16)}
     seen = []
-    write_folder(tmp_path / "w", CONFIG, {"a": 0}, "", parts, False, lambda *at: seen.append(at))
+    write_folder(
+        tmp_path / "w",
+        CONFIG,
+        clip_tokenizer({"a": 0}, ""),
+        parts,
+        False,
+        lambda *at: seen.append(at),
+    )
     single = sum(parameter.nbytes for parameter in net().parameters())
     assert {total for _, total in seen} == {single * 3 // 2}
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -461,7 +472,7 @@ OTHERS = {"format": 1, "backbone": "other", "components": ["transformer", "t5", 
 
 def make_others(folder, config=OTHERS):
     parts = {n: part(net(i)) for i, n in enumerate(config["components"])}
-    write_folder(folder, config, {}, "", parts)
+    write_folder(folder, config, {}, parts)
     return folder
 
 

@@ -3,7 +3,8 @@
 Inside the network, features are (g, f, h, w, c): one token for each patch of the latents of each of
 g branches (passes under different conditions). What is added up from block to block, the embedding
 of the time and what is made of it, and all norms are float32 whatever dtype the weights have, as in
-the original; matrix products other than those of the time have the dtype of the weights.
+the original; matrix products other than those of the time have the dtype of the weights. Loaded in
+half precision, the network keeps the weights of what is computed in float32 in float32.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from anyv2v.backbones.wan.layers import (
     of_frames,
     wide,
 )
+from anyv2v.backbones.wan.precision import FLOAT32
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.nn.linear import Linear
@@ -104,6 +106,8 @@ class Transformer(nn.Module):
     `sites` has the names of the parts that call taps, in the order of the forward pass. Nothing in
     the network is sized by the number of frames.
     """
+
+    float32 = FLOAT32
 
     def __init__(self, config: TransformerConfig):
         super().__init__()

@@ -36,7 +36,7 @@ from anyv2v.weights.demo.train.run import Run
 from anyv2v.weights.demo.train.unet import Networks, train_unet
 from anyv2v.weights.demo.train.vae import build as build_vae
 from anyv2v.weights.demo.train.vae import normalize_latents, train_vae
-from anyv2v.weights.folder import Part, write_folder
+from anyv2v.weights.folder import Part, clip_tokenizer, write_folder
 
 STAGES = ("vae", "unet", "decoder")
 """The stages of training; "decoder" trains the autoencoder's decoder further."""
@@ -149,7 +149,7 @@ def export(
         layout = {k: (x.dtype, tuple(x.shape)) for k, x in state.items()}
         parts[name] = Part(layout, state.__getitem__)
     vocab, merges = tokenizer_files()
-    write_folder(folder, config(preset), vocab, merges, parts, force=True)
+    write_folder(folder, config(preset), clip_tokenizer(vocab, merges), parts, force=True)
 
 
 def editor(networks: Networks, vae: Autoencoder) -> Editor:
