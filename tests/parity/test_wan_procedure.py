@@ -15,9 +15,10 @@ from PIL import Image
 import anyv2v
 from anyv2v import EditRequest, Injection
 from anyv2v.backbones.wan.backbone import Wan
+from anyv2v.convert.formats import wan_names as names
 from anyv2v.editor import Editor
 from tests.draw import normal
-from tests.oracles import umt5_names, wan_names, wan_vae_names
+from tests.oracles import wan_names
 from tests.oracles.golden import relative_error
 from tests.wan import CONFIG, DEFAULTS
 
@@ -71,9 +72,9 @@ def editor(hub, pipeline):
     }
     networks = {name: build().eval() for name, build in Wan.networks(config).items()}
     states = {
-        "transformer": wan_names.renamed(pipeline.transformer.state_dict(), wan_names.TRANSFORMER),
-        "vae": wan_names.renamed(pipeline.vae.state_dict(), wan_vae_names.WAN_2_2),
-        "text": umt5_names.hub_state(pipeline.text_encoder.state_dict()),
+        "transformer": wan_names.renamed(pipeline.transformer.state_dict(), names.TRANSFORMER),
+        "vae": wan_names.renamed(pipeline.vae.state_dict(), names.VAE),
+        "text": wan_names.hub_state(pipeline.text_encoder.state_dict()),
     }
     for name, network in networks.items():
         shapes = network.state_dict()
