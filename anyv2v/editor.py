@@ -106,7 +106,8 @@ class Editor(LongEditor):
         those of all steps. `recording`: the features to record, see `recording()`; None records
         nothing. `unfinished`: the file in which an interrupted inversion is saved, and from which
         it is resumed. `taps` are called in the steps in which they are active, and may change what
-        the network computes. Raises InputError for an argument that is wrong, and names it.
+        the network computes. Raises InputError for an argument that is wrong, and names it, and if
+        the noise leaves the range that the weights know, `Defaults.noise_range`.
 
         On the GPU remain the weights and the source: its latents, and those features that
         `recording` placed there, see `Source`. Conditions, captured graphs and the latents of
@@ -279,8 +280,9 @@ class Editor(LongEditor):
 
         `prompt`, `negative_prompt` and `guidance` have the same defaults as in `invert`. `start`:
         index of the first step that is run; 0, the noisiest, runs all `steps` (None: the weights'
-        own number). `seed` draws the noise of samplers that add some, if `step_noise` is None. The
-        other arguments, the errors and the result are those of `edit`.
+        own number). `seed` draws the noise of samplers that add some, if `step_noise` is None. If
+        `steps` are those of the inversion, `source.offsets` are added. The other
+        arguments, the errors and the result are those of `edit`.
         """
         self.check_source(source)
         checks.texts(prompt=prompt, negative_prompt=negative_prompt)
@@ -300,6 +302,7 @@ class Editor(LongEditor):
             step_noise,
             NoiseGenerator(seed, self.backbone.device),
             source.video.fps,
+            source.offsets if steps == source.settings.steps else None,
         )
 
     @torch.no_grad()

@@ -39,7 +39,7 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     values = config.get("defaults")
     stated: dict[str, object] = {}
     if isinstance(values, dict):
-        known = {*published, "start", *INVERSION, *OURS}
+        known = {*published, "start", *INVERSION, "solved_from", "noise_range", *OURS}
         stated = {name: value for name, value in values.items() if name in known}
         values = {name: value for name, value in values.items() if name not in known}
     clip = section({"defaults": values}, "defaults", _Clip)
@@ -70,6 +70,8 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
         start=checks.whole(f"{where}: start", start, 0, steps - 1),
         guide=None if guide is None else checks.one_of(f"{where}: guide", guide, GUIDES),
         protect=checks.flag(f"{where}: protect", stated.get("protect", False)),
+        solved_from=checks.fraction(f"{where}: solved_from", settings.get("solved_from", 0.0)),
+        noise_range=_range(f"{where}: noise_range", settings.get("noise_range")),
         **inversion,
     )
 
@@ -90,6 +92,12 @@ def _scales(name: str, scales: object, published: object) -> dict[str, float]:
     checks.known(name, scales, published, "scale")
     values = {**published, **scales}
     return {scale: checks.finite(f"{name}: {scale}", values[scale]) for scale in published}
+
+
+def _range(name: str, bounds: object) -> tuple[float, float] | None:
+    if bounds is not None and not (isinstance(bounds, list) and len(bounds) == 2):
+        raise InputError(f"{name}: {checks.shown(bounds)} is not a list of two numbers, nor null")
+    return bounds and (checks.finite(name, bounds[0]), checks.finite(name, bounds[1]))
 
 
 def _injection(where: str, fractions: object) -> Injection:

@@ -253,6 +253,8 @@ def _invert(commands: Commands) -> None:
     add("--features", action="store_true", help=text)
     text = "go on where an interrupted inversion to the same file was"
     add("--resume", action="store_true", help=text)
+    text = "sample the source again, and tell and save how near it comes"
+    add("--round-trip", action="store_true", help=text)
     for group in (_inversion, _injection, _model):
         group(sub)
 

@@ -51,6 +51,9 @@ class InversionState:
     predictions: tuple[Tensor, ...] = ()
     """The network's predictions at the last two levels or fewer, float32, which `fixed_point`
     extrapolates for its next initial guess; empty for plain DDIM."""
+    offsets: Mapping[int, Tensor] = field(default_factory=dict)
+    """Index of a level from which no step was solved -> the latents below it, minus those that the
+    step of sampling leads to."""
 
     @classmethod
     def start(cls, clean: Tensor) -> InversionState:
@@ -82,6 +85,8 @@ def ddim(
 ) -> Iterator[InversionState]:
     """Inverts by plain DDIM (arXiv 2105.05233, appendix F), as the original AnyV2V does.
 
+    For networks that predict the velocity of a flow, this is Euler's method.
+
     Yields the state after each step that `state` has left of `steps`. In a step from one level up
     to a noisier one the network is given the noisier level, but the latents of the cleaner one:
     that costs one evaluation per step and is inexact. Raises NotFiniteError if latents are not
@@ -111,6 +116,8 @@ def fixed_point(
     last_factor: float = LAST_FACTOR,
     check: FiniteCheck | None = None,
     last: int = 0,
+    noise: Tensor | None = None,
+    solved_from: float = 0.0,
 ) -> Iterator[InversionState]:
     """Inverts by solving each step of sampling for the latents that it would have started from.
 
@@ -127,10 +134,29 @@ def fixed_point(
     The trajectory stores the iterate x that was evaluated last: the network computes the same
     features there as for the source in sampling. The next step starts from g(x), nearer to the
     fixed point. Raises NotFiniteError, worded by `check`, for latents that are not finite.
+
+    Steps to a sigma below `solved_from` are not solved, because near clean latents g may be no
+    contraction: where one step takes away all noise, many latents lead to the same. The latents
+    that they start from are the clean ones with `noise`, standard normal in the latents' shape.
     """
     check, budget = check or FiniteCheck(), default_budget(steps) if budget is None else budget
     for level, below in _remaining_steps(state, schedule, steps):
         a, b, _ = schedule.coefficients(level, below)
+        if noise is not None and below.sigma < solved_from:
+            x = level.alpha * state.clean + level.sigma * noise
+            f = predict(level, x).float()
+            offset = state.latents - (a * x + b * f)
+            check.look(offset, (state.steps, level.t))
+            state = replace(
+                state,
+                latents=x,
+                trajectory={**state.trajectory, level.index: x},
+                evaluations=state.evaluations + 1,
+                predictions=(*state.predictions, f)[-2:],
+                offsets={**state.offsets, level.index: offset},
+            )
+            yield state
+            continue
 
         def solve(f: Tensor, start=state.latents, a=a, b=b) -> Tensor:
             return (start - b * f.float()) / a
@@ -153,8 +179,8 @@ def fixed_point(
             if residual <= threshold or len(iterates) == allowed:
                 break
             x = _mixed(solutions, weights)
-        state = InversionState(
-            clean=state.clean,
+        state = replace(
+            state,
             latents=solutions[-1],
             trajectory={**state.trajectory, level.index: iterates[-1]},
             evaluations=state.evaluations + len(iterates),

@@ -14,6 +14,7 @@ from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
+from anyv2v.pipeline.arguments import NoiseGenerator
 from anyv2v.pipeline.denoise import Recorder, guided_predictor, prepend_pinned
 from anyv2v.pipeline.planning import Planner
 from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
@@ -136,11 +137,10 @@ class InversionRun:
                 if on_step is not None:
                     latents = prepend_pinned(pinned, state.trajectory[state.latest])
                     on_step(state.steps - 1, self.levels[state.latest].t, latents)
-        log.info("invert: %d evaluations", state.evaluations * count)
         latents = {
             i: prepend_pinned(pinned, x) for i, x in state.trajectory.items() if i in self.read
         }
-        return Source(
+        source = Source(
             video=self.video,
             trajectory=Trajectory(clean, latents, self.levels),
             evaluations=state.evaluations * count,
@@ -148,7 +148,21 @@ class InversionRun:
             fingerprint=stages.fingerprint,
             residuals=state.residuals,
             features=recorder.cache,
+            offsets={i: prepend_pinned(0 * pinned, x) for i, x in state.offsets.items()},
         )
+        log.info("invert: %s", source.figures)
+        self._check_noise(source.noise_norm)
+        return source
+
+    def _check_noise(self, norm: float) -> None:
+        bounds = self.stages.defaults.noise_range
+        if bounds is not None and not bounds[0] <= norm <= bounds[1]:
+            raise InputError(
+                f"the inverted noise has norm {norm:.3g}; these weights know {bounds[0]:g} to "
+                f"{bounds[1]:g}, so edits would fail. Try the method fixed-point, more steps, a "
+                'prompt that describes the video, or another size; "noise_range": null in the '
+                "defaults of config.json allows any norm"
+            )
 
     def _recorded_indices(self) -> Mapping[int, int]:
         """Index of a step of the recording's run -> its index in this inversion."""
@@ -170,6 +184,9 @@ class InversionRun:
         if inversion is fixed_point:
             budget = default_budget(settings.steps, stages.defaults.evaluations)
             options = {"tolerance": settings.tolerance, "budget": budget, "last": self.last}
+            # the same noise for every inversion, so that it can be resumed
+            noise = NoiseGenerator(0, begin.clean.device).draw(begin.clean.shape)
+            options |= {"noise": noise, "solved_from": stages.defaults.solved_from}
         states = inversion(predict, begin, stages.schedule, settings.steps, check=check, **options)
         for state in states:
             yield state

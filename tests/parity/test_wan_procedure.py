@@ -15,7 +15,7 @@ from PIL import Image
 import anyv2v
 from anyv2v import EditRequest, Injection
 from anyv2v.backbones.wan.backbone import Wan
-from anyv2v.convert.formats import wan_names as names
+from anyv2v.convert.formats.wan_names import TRANSFORMER, VAE
 from anyv2v.editor import Editor
 from tests.draw import normal
 from tests.oracles import wan_names
@@ -72,8 +72,8 @@ def editor(hub, pipeline):
     }
     networks = {name: build().eval() for name, build in Wan.networks(config).items()}
     states = {
-        "transformer": wan_names.renamed(pipeline.transformer.state_dict(), names.TRANSFORMER),
-        "vae": wan_names.renamed(pipeline.vae.state_dict(), names.VAE),
+        "transformer": wan_names.renamed(pipeline.transformer.state_dict(), TRANSFORMER),
+        "vae": wan_names.renamed(pipeline.vae.state_dict(), VAE),
         "text": wan_names.hub_state(pipeline.text_encoder.state_dict()),
     }
     for name, network in networks.items():
