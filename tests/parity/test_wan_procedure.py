@@ -29,9 +29,11 @@ from tests.oracles import wan_pipeline, wan_published  # noqa: E402
 
 STEPS, SIZE, FRAMES, GUIDANCE = 10, (96, 64), 9, 5.0
 SOURCE, NEGATIVE, PROMPT = "a man is walking", "a red car", "a robot is walking"
+UNSOLVED = 2
+"""Steps of which the noise is drawn, with which an inversion begins: those to sigma below 0.5."""
 GROUPS = ("map", "value", "context", "hidden")
-CLOSE = 1e-5
-"""Largest error of latents; float32 explains what was seen, 1.4e-6."""
+CLOSE = 5e-5
+"""Largest error of latents; float32 explains what was seen, 1.6e-5."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def editor(hub, pipeline):
         shapes = network.state_dict()
         network.load_state_dict({k: x.reshape(shapes[k].shape) for k, x in states[name].items()})
         network.requires_grad_(False)
-    defaults = replace(DEFAULTS, steps=STEPS, evaluations=8)
+    defaults = replace(DEFAULTS, steps=STEPS, evaluations=8, solved_from=0.5)
     return Editor(Wan.assemble(config, networks, hub, defaults))
 
 
@@ -198,8 +200,7 @@ def test_from_pixels_and_text_to_pixels(editor, oracle, generated):
     assert relative_error(made.latents[:, :, :1], oracle.encode(Image.fromarray(EDITED))) <= CLOSE
     difference = np.abs(made.frames.astype(int) - pixels.astype(int))
     print(f"latents {error:.1e}; {(difference > 0).mean():.1e} of the pixels differ")
-    # a step of guided sampling from pure noise grows rounding more than those of an edit
-    assert error <= 4 * CLOSE
+    assert error <= CLOSE
     assert made.frames.shape == pixels.shape == (FRAMES, *SIZE[::-1], 3)
     # where the last step rounds to the other side
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
@@ -213,7 +214,8 @@ def test_the_inversion_solves_sampling_with_their_network(oracle, source):
     first, text = source.trajectory.clean[:, :, :1], oracle.embed(SOURCE)
     levels = [*map(source.at, range(STEPS)), source.trajectory.clean]
     solutions, solved = {}, sorted(source.residuals, reverse=True)
-    assert len(solved) >= STEPS - 2
+    assert solved == [*range(STEPS - UNSOLVED)][::-1]
+    assert {*source.offsets} == {*range(STEPS - UNSOLVED, STEPS)}
     for i in solved:
         # the latents that sampling shall arrive at: those that the step before has solved for
         below = solutions.get(i + 1, levels[i + 1])
@@ -227,16 +229,18 @@ def test_the_inversion_solves_sampling_with_their_network(oracle, source):
 
 @torch.no_grad()
 def test_sampling_with_their_network_follows_the_trajectory(editor, oracle, strict):
-    """From the noise that inversion found, down to the first level that it solved for."""
+    """From the noise that inversion found, down to the clip."""
     first = strict.trajectory.clean[:, :, :1]
     assert relative_error(first, oracle.encode(Image.fromarray(clip().frames[0]))) <= 1e-5
-    found = list(oracle.sample(strict.at(0), first, oracle.embed(SOURCE), STEPS))
+    begin, text = strict.at(0), oracle.embed(SOURCE)
+    found = list(oracle.sample(begin, first, text, STEPS, strict.offsets))
     levels = [*map(strict.at, range(1, STEPS)), strict.trajectory.clean]
-    count = max(strict.residuals) + 1
-    error = compared(found[:count], levels[:count])
+    error = compared(found, levels)
     print(f"there and back: {error:.1e}")
     assert error <= CLOSE
-    assert relative_error(strict.at(0)[:, :, 1:], levels[-1][:, :, 1:]) > 0.1
+    assert relative_error(begin[:, :, 1:], levels[-1][:, :, 1:]) > 0.1
+    # what is added is not the clip itself
+    assert all(x.norm() < 0.5 * levels[-1].norm() for x in strict.offsets.values())
 
 
 CASES = {
@@ -289,7 +293,7 @@ def test_edits(oracle, source, batched, case):
     effect = relative_error(found[-1], batched(None)[-1])
     print(f"{case}: {error:.1e}; the injection changes {effect:.1e}")
     assert error <= CLOSE
-    assert effect > 100 * CLOSE
+    assert effect > 1000 * CLOSE
 
 
 def test_default_tokens(editor):
