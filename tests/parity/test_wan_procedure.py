@@ -3,9 +3,8 @@
 The weights are random, in the layout of the published ones, which could not be had here.
 """
 
-import copy
 import functools
-from dataclasses import replace
+import json
 
 import numpy as np
 import pytest
@@ -14,13 +13,10 @@ from PIL import Image
 
 import anyv2v
 from anyv2v import EditRequest, Injection
-from anyv2v.backbones.wan.backbone import Wan
-from anyv2v.convert.formats.wan_names import TRANSFORMER, VAE
-from anyv2v.editor import Editor
+from anyv2v.convert.published import convert
+from anyv2v.loading import expected_shapes
 from tests.draw import normal
-from tests.oracles import wan_names
 from tests.oracles.golden import relative_error
-from tests.wan import CONFIG, DEFAULTS
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -32,6 +28,8 @@ SOURCE, NEGATIVE, PROMPT = "a man is walking", "a red car", "a robot is walking"
 UNSOLVED = 2
 """Steps of which the noise is drawn, with which an inversion begins: those to sigma below 0.5."""
 GROUPS = ("map", "value", "context", "hidden")
+DEFAULTS = {"size": SIZE, "frames": FRAMES, "steps": STEPS, "evaluations": 8}
+DEFAULTS |= {"solved_from": 0.5, "noise_range": None}
 CLOSE = 5e-5
 """Largest error of latents; float32 explains what was seen, 1.6e-5."""
 
@@ -45,50 +43,18 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pipeline(hub):
-    return wan_pipeline.load(hub)
+def editor(hub):
+    folder = hub.parent / "weights"
+    convert(hub, folder, expected_shapes, torch.float32)
+    config = json.loads((folder / "config.json").read_text())
+    config["defaults"] |= DEFAULTS
+    (folder / "config.json").write_text(json.dumps(config))
+    return anyv2v.load(folder, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def editor(hub, pipeline):
-    vae, text, tokens = pipeline.vae.config, pipeline.text_encoder.config, 512
-    config = copy.deepcopy(CONFIG)
-    config["transformer"] |= {"text_tokens": tokens}
-    config["vae"] |= {
-        "decoder_channels": [vae.decoder_base_dim * m for m in vae.dim_mult],
-        "layers": vae.num_res_blocks,
-        "mean": vae.latents_mean,
-        "std": vae.latents_std,
-    }
-    config["text"] = {
-        "vocab_size": text.vocab_size,
-        "tokens": tokens,
-        "width": text.d_model,
-        "heads": text.num_heads,
-        "head_dim": text.d_kv,
-        "layers": text.num_layers,
-        "mlp_width": text.d_ff,
-        "buckets": text.relative_attention_num_buckets,
-        "max_distance": text.relative_attention_max_distance,
-        "norm_eps": text.layer_norm_epsilon,
-    }
-    networks = {name: build().eval() for name, build in Wan.networks(config).items()}
-    states = {
-        "transformer": wan_names.renamed(pipeline.transformer.state_dict(), TRANSFORMER),
-        "vae": wan_names.renamed(pipeline.vae.state_dict(), VAE),
-        "text": wan_names.hub_state(pipeline.text_encoder.state_dict()),
-    }
-    for name, network in networks.items():
-        shapes = network.state_dict()
-        network.load_state_dict({k: x.reshape(shapes[k].shape) for k, x in states[name].items()})
-        network.requires_grad_(False)
-    defaults = replace(DEFAULTS, steps=STEPS, evaluations=8, solved_from=0.5)
-    return Editor(Wan.assemble(config, networks, hub, defaults))
-
-
-@pytest.fixture(scope="module")
-def oracle(pipeline):
-    return wan_pipeline.Oracle(pipeline, 512)
+def oracle(hub):
+    return wan_pipeline.Oracle(wan_pipeline.load(hub), text_tokens=512)
 
 
 @pytest.fixture(scope="module")
