@@ -62,7 +62,7 @@ def make(world: Path, weights: Path) -> None:
         Image.fromarray(mask).save(world / f"{name}.png")
     (world / "weights").mkdir()
     with_defaults(weights, world / "weights" / "i2vgen-xl", size=[64, 64], frames=4, fps=8, steps=2)
-    small = {"size": [64, 64], "frames": 9, "fps": 8, "steps": 5}
+    small = {"size": [64, 64], "frames": 9, "fps": 8, "steps": 5, "noise_range": None}
     wan.write(world / "weights" / "wan2.2-ti2v-5b", **small)
     with_defaults(DEMO_FOLDER, world / "weights" / "demo", steps=2)
     finished(world / "out.mp4", world)
