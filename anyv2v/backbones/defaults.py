@@ -58,7 +58,8 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     }
     if (least := inversion.get("evaluations", 1)) < 1:
         raise InputError(f"{where}: evaluations: {least} is not 1 or more")
-    guide = stated.get("guide")
+    guide, bounds = stated.get("guide"), settings.get("noise_range") or []
+    bounds = checks.kind(f"{where}: noise_range", bounds, list, "a list of two numbers, or null")
     return Defaults(
         checks.size(clip.size),
         checks.count("frames", clip.frames),
@@ -71,7 +72,7 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
         guide=None if guide is None else checks.one_of(f"{where}: guide", guide, GUIDES),
         protect=checks.flag(f"{where}: protect", stated.get("protect", False)),
         solved_from=checks.fraction(f"{where}: solved_from", settings.get("solved_from", 0.0)),
-        noise_range=_range(f"{where}: noise_range", settings.get("noise_range")),
+        noise_range=tuple(checks.finite(f"{where}: noise_range", bound) for bound in bounds),
         **inversion,
     )
 
@@ -92,12 +93,6 @@ def _scales(name: str, scales: object, published: object) -> dict[str, float]:
     checks.known(name, scales, published, "scale")
     values = {**published, **scales}
     return {scale: checks.finite(f"{name}: {scale}", values[scale]) for scale in published}
-
-
-def _range(name: str, bounds: object) -> tuple[float, float] | None:
-    if bounds is not None and not (isinstance(bounds, list) and len(bounds) == 2):
-        raise InputError(f"{name}: {checks.shown(bounds)} is not a list of two numbers, nor null")
-    return bounds and (checks.finite(name, bounds[0]), checks.finite(name, bounds[1]))
 
 
 def _injection(where: str, fractions: object) -> Injection:

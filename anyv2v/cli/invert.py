@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -25,8 +24,7 @@ from anyv2v.long.windows import plan_windows
 from anyv2v.media.frames import Video
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES, stream_video
-from anyv2v.pipeline.request import Edit
-from anyv2v.pipeline.source import SUFFIX, Source, Unfinished
+from anyv2v.pipeline.source import SUFFIX, Unfinished
 
 if TYPE_CHECKING:
     from anyv2v.pipeline.cost import EditCost
@@ -41,17 +39,6 @@ def run_invert(args: argparse.Namespace) -> None:
     unfinished = Unfinished(args.output + ".unfinished", args.resume)
     provenance = Provenance.begin(args)
     editor, source = obtain(args, unfinished)
-    how = source.settings
-    if args.round_trip:
-        with progress_of(args) as progress:
-            again = editor.reconstruct(
-                source,
-                how.prompt,
-                steps=how.steps,
-                options=how.options,
-                on_step=progress("round trip", how.steps),
-            )
-        source = replace(source, round_trip=_error(again, source))
     print(source.figures)
     noisiest = source.at(min(source.trajectory.latents))
     facts = provenance.of(editor, Inverted.of(source), latents_sha256(lambda: [noisiest]))
@@ -86,26 +73,22 @@ def run_reconstruct(args: argparse.Namespace) -> None:
             on_step=progress("reconstruct", args.steps - args.start),
         )
     sampled = time.monotonic()
+    clean = source.trajectory.clean.to(again.latents.device)
     written = None
+    error = ((again.latents - clean).norm() / clean.norm()).item()
     if args.output:
         facts = provenance.of(editor, Inverted.of(source), latents_sha256(lambda: [again.latents]))
         plain = Form(source.video).finish({})
         written = outputs.write(args.output, again.frames, plain, facts)
     print(
         f"PSNR {psnr(again.frames, source.video.frames):.2f} dB · "
-        f"relative error of the latents {_error(again, source):.3g} · "
+        f"relative error of the latents {error:.3g} · "
         f"{source.evaluations} UNet evaluations to invert · "
         f"{inverted - began:.1f} s to load and invert, {sampled - inverted:.1f} s to sample"
     )
     if written is not None:
         report(args.output, written)
     notice(args)
-
-
-def _error(again: Edit, source: Source) -> float:
-    """The relative error of the latents of a clip that was sampled from `source`."""
-    clean = source.trajectory.clean.to(again.latents.device)
-    return ((again.latents - clean).norm() / clean.norm()).item()
 
 
 def run_plan(args: argparse.Namespace) -> None:

@@ -52,8 +52,7 @@ class InversionState:
     """The network's predictions at the last two levels or fewer, float32, which `fixed_point`
     extrapolates for its next initial guess; empty for plain DDIM."""
     offsets: Mapping[int, Tensor] = field(default_factory=dict)
-    """Index of a level from which no step was solved -> the latents below it, minus those that the
-    step of sampling leads to."""
+    """Index of a level from which the step of sampling was not solved -> what the step misses."""
 
     @classmethod
     def start(cls, clean: Tensor) -> InversionState:
@@ -135,28 +134,13 @@ def fixed_point(
     features there as for the source in sampling. The next step starts from g(x), nearer to the
     fixed point. Raises NotFiniteError, worded by `check`, for latents that are not finite.
 
-    Steps to a sigma below `solved_from` are not solved, because near clean latents g may be no
-    contraction: where one step takes away all noise, many latents lead to the same. The latents
-    that they start from are the clean ones with `noise`, standard normal in the latents' shape.
+    Steps of sampling to a sigma below `solved_from` are not solved: where a step removes all noise,
+    g is no contraction, since many latents lead to the same. The latents that these steps start
+    from are the clean ones with `noise`, standard normal and in their shape.
     """
     check, budget = check or FiniteCheck(), default_budget(steps) if budget is None else budget
     for level, below in _remaining_steps(state, schedule, steps):
         a, b, _ = schedule.coefficients(level, below)
-        if noise is not None and below.sigma < solved_from:
-            x = level.alpha * state.clean + level.sigma * noise
-            f = predict(level, x).float()
-            offset = state.latents - (a * x + b * f)
-            check.look(offset, (state.steps, level.t))
-            state = replace(
-                state,
-                latents=x,
-                trajectory={**state.trajectory, level.index: x},
-                evaluations=state.evaluations + 1,
-                predictions=(*state.predictions, f)[-2:],
-                offsets={**state.offsets, level.index: offset},
-            )
-            yield state
-            continue
 
         def solve(f: Tensor, start=state.latents, a=a, b=b) -> Tensor:
             return (start - b * f.float()) / a
@@ -164,9 +148,12 @@ def fixed_point(
         # f changes slowly from level to level, so the extrapolated f leads near the fixed point.
         # The first step has no f. It starts from a copy: the trajectory must not alias `clean`
         x = solve(_extrapolated(state.predictions)) if state.predictions else state.latents.clone()
+        if drawn := below.sigma < solved_from:
+            assert noise is not None, "steps that are not solved need `noise`"
+            x = level.alpha * state.clean + level.sigma * noise
         # every later step needs one evaluation at least; the rest of the budget may be spent here
         spare = budget - state.evaluations - (steps - state.steps)
-        allowed = 1 + max(0, min(STEP_CAP - 1, spare))
+        allowed = 1 if drawn else 1 + max(0, min(STEP_CAP - 1, spare))
         threshold = tolerance * (last_factor if level.index == last else 1)
         iterates, solutions = [], []
         while True:
@@ -179,13 +166,14 @@ def fixed_point(
             if residual <= threshold or len(iterates) == allowed:
                 break
             x = _mixed(solutions, weights)
-        state = replace(
-            state,
-            latents=solutions[-1],
+        state = InversionState(
+            clean=state.clean,
+            latents=x if drawn else solutions[-1],
             trajectory={**state.trajectory, level.index: iterates[-1]},
             evaluations=state.evaluations + len(iterates),
             residuals={**state.residuals, level.index: residual},
             predictions=(*state.predictions, f.float())[-2:],
+            offsets={**state.offsets, **({level.index: a * (solutions[0] - x)} if drawn else {})},
         )
         yield state
 

@@ -305,15 +305,13 @@ class PlainRun:
         prompts: prompt, negative prompt and guidance scales. first: the clip's first frame. begin:
         (1, c, f', h', w') float32, all frames, at the level of index `start`. step_noise: one
         tensor for each step, for samplers that add noise; None draws it from `generator`. fps: the
-        frame rate of the result. offsets: index of a step -> what is added to all latents after it.
+        frame rate of the result. offsets: index of a step -> what is added after it, all frames.
         Raises NotFiniteError if a network produces infinities or NaN.
         """
         stages, p = self.stages, self.stages.backbone.pinned_frames
         prompt, negative_prompt, guidance = prompts
         pinned, first = first.latents.to(begin.device)[:, :, :p], replace(first, begin=begin)
         on_step, after_step = step_callbacks(self.on_step, self.after_step, pinned)
-        if offsets:
-            after_step = _adding({i: x[:, :, p:].to(begin) for i, x in offsets.items()}, after_step)
         sampler = stages.backbone.sampler(self.options)
         noise = generator.for_steps(step_noise, begin.shape, sampler, self.steps)
         with stages._conditioning():
@@ -335,17 +333,7 @@ class PlainRun:
                 stages._step_check("sampling", self.steps, [strongest]),
                 after_step,
                 lambda index: noise(index)[:, :, p:],
+                {i: x[:, :, p:].to(begin.device) for i, x in (offsets or {}).items()},
             )
         latents = prepend_pinned(pinned, clean)
         return Edit(stages._decode(latents), fps, latents)
-
-
-def _adding(offsets: Mapping[int, Tensor], after_step: AfterStep | None) -> AfterStep:
-    """`after_step`, given latents to which the offset of the step is added if there is one."""
-
-    def add(index: int, latents: Tensor) -> Tensor:
-        latents = latents + offsets[index] if index in offsets else latents
-        replaced = None if after_step is None else after_step(index, latents)
-        return latents if replaced is None else replaced
-
-    return add

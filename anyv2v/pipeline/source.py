@@ -131,7 +131,8 @@ class Source:
         """What the inversion took, and how good it is, in one line."""
         line = f"{self.evaluations} evaluations, norm of the noise {self.noise_norm:.3f}"
         if self.offsets:
-            share = sum(self.offsets.values(), 0).norm() / self.trajectory.clean.norm()
+            offset = torch.stack([*self.offsets.values()]).sum(0)
+            share = (offset.norm() / self.trajectory.clean.norm()).item()
             line += f", solved but for steps {min(self.offsets)} and later, offset {share:.2g}"
         return line + ("" if self.round_trip is None else f", round trip {self.round_trip:.2g}")
 

@@ -40,6 +40,9 @@ OLD_VAE_FILE = "Wan2.1_VAE.pth"
 OLD = f"is Wan 2.1 or the A14B of 2.2, as it holds {OLD_VAE_FILE}; {wan_config.ONLY}"
 """The end of a message about such a release."""
 
+OVERFLOWS = "Wan's text encoder overflows in float16; take bfloat16 (--dtype bfloat16)"
+"""The end of a message about a conversion to float16."""
+
 
 def is_original(src: Path) -> bool:
     """Whether `src` is a folder of an original release of Wan, judged by its files' names."""
@@ -105,9 +108,7 @@ def read_original(src: Path, dtype: torch.dtype | None) -> Model:
 
 def _check_dtype(src: Path, dtype: torch.dtype | None) -> None:
     if dtype == torch.float16:
-        raise InputError(
-            f"{src}: Wan's text encoder overflows in float16; take bfloat16 (--dtype bfloat16)"
-        )
+        raise InputError(f"{src}: {OVERFLOWS}")
 
 
 def _embedding_once(weights: Weights) -> Weights:

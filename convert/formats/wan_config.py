@@ -200,7 +200,7 @@ def vae_config(where: str, values: dict, sizes: dict) -> dict:
     ):
         if (told := [width * multiple for multiple in multiples]) != sizes[side]:
             raise InputError(
-                f"{where}: {name} {width} times dim_mult is {told}, {_have(sizes[side])}"
+                f"{where}: {name} {width} times dim_mult is {told}; {_have(sizes[side])}"
             )
     pixels = sizes["channels"] * sizes["patch"] ** 2
     _agree(

@@ -134,14 +134,27 @@ def test_bfloat16_loses_less_than_theirs():
     """Against float32 with the same rounded weights: they round what blocks add up, three times."""
     theirs, ours = pair(config := SIZES["middle"])
     latents, t, text = (x.bfloat16() if x.ndim > 1 else x for x in inputs(config))
-    half = meta_copy(ours, torch.device("cpu"), torch.bfloat16)
-    half.load_state_dict(ours.state_dict())
-    theirs.load_state_dict({k: x.bfloat16() for k, x in theirs.state_dict().items()})
+    # what `from_pretrained` leaves in float32
+    rounded = [
+        (name, x)
+        for name, x in theirs.named_parameters()
+        if not any(part in name for part in theirs._keep_in_fp32_modules)
+    ]
+    for _, x in rounded:
+        x.data = x.data.bfloat16().float()
     truth = predicted(theirs, config, latents.float(), t, text.float())
-    for name, x in theirs.named_parameters():
-        # what `from_pretrained` leaves in float32
-        if not any(part in name for part in theirs._keep_in_fp32_modules):
-            x.data = x.data.bfloat16()
+    half = meta_copy(ours, torch.device("cpu"), torch.bfloat16)
+    for name, x in half.named_parameters():
+        # as a folder is loaded
+        x.data = x.data.float() if half.float32.fullmatch(name) else x.data
+    half.load_state_dict(renamed(theirs.state_dict(), TRANSFORMER))
+    names = rename([name for name, _ in rounded], TRANSFORMER)
+    lost = {new.name for old, new in names.items()} - {
+        name for name, x in half.named_parameters() if x.dtype == torch.bfloat16
+    }
+    print(f"float32 with us alone: {len(lost)}")
+    for _, x in rounded:
+        x.data = x.data.bfloat16()
     error = relative_error(half(latents, t, half.condition(text)), truth)
     other = relative_error(predicted(theirs, config, latents, t, text), truth)
     print(f"bfloat16: ours {error:.1e}, theirs {other:.1e}")
