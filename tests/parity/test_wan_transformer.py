@@ -147,7 +147,7 @@ def test_bfloat16_loses_less_than_theirs():
     for name, x in half.named_parameters():
         # as a folder is loaded
         x.data = x.data.float() if half.float32.fullmatch(name) else x.data
-    half.load_state_dict(renamed(theirs.state_dict(), TRANSFORMER))
+    half.load_state_dict(wan_names.renamed(theirs.state_dict(), TRANSFORMER))
     names = rename([name for name, _ in rounded], TRANSFORMER)
     lost = {new.name for old, new in names.items()} - {
         name for name, x in half.named_parameters() if x.dtype == torch.bfloat16
