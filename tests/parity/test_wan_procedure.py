@@ -234,7 +234,8 @@ CASES = {
         "map": (0.3, "all"),
         "value": (0.5, "rest"),
         "context": (0.4, "rest"),
-        "hidden": (0.6, "all"),
+        # also in the steps of which the noise of the source is drawn
+        "hidden": (1.0, "all"),
     },
     "together, otherwise": {
         "map": (0.5, "rest"),
@@ -320,7 +321,8 @@ def test_ways_of_running(editor, inverted, batched, case, way):
         else:
             source = editor.record(source, recording)
         ways = [step.way for step in editor.step_plan(**plan, source=source).steps]
-        assert ways == ["replayed"] * 6 + ["plain"] * 4
+        count = round(STEPS * max(until for until, _ in CASES[case].values()))
+        assert ways == ["replayed"] * count + ["plain"] * (STEPS - count)
         found = edited(editor, source, case)
     error = compared(found, batched(case))
     print(f"{case}, {way}: {error:.1e}")
