@@ -48,7 +48,7 @@ def load(
 
     `weights`: a folder that `anyv2v convert` wrote; or "demo"; or `OWNER/NAME` or
     `OWNER/NAME@REVISION` of a repository of the Hugging Face hub, such as "ali-vilab/i2vgen-xl",
-    which is downloaded and converted to a cache on its first use (float16, see
+    which is downloaded and converted to a cache on its first use (see
     `anyv2v.convert.cache.located`). Nothing is written, and no network used, for anything else than
     a repository that is not in the cache.
     `device`: None is cuda if there is one, else cpu. `dtype`: None is float16, of Wan bfloat16, on

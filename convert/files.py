@@ -185,6 +185,44 @@ class TensorRows:
         return tensor if rows is None else tensor[rows]
 
 
+@dataclass(frozen=True)
+class SameTensor:
+    """A tensor that a model stores under two names, presented as a file."""
+
+    file: TensorFile
+    """The file that holds the tensor."""
+    name: str
+    """Name of the tensor in that file."""
+    other_file: TensorFile
+    """The file that holds it a second time, which may be the same file."""
+    other_name: str
+    """Name of the tensor there."""
+
+    ROWS = 1024
+    """Number of rows of the second one that are in memory at once."""
+
+    @property
+    def path(self) -> Path:
+        """The path of the file that holds the tensor first."""
+        return self.file.path
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Reads the tensor, or a part of its first axis, into CPU memory; `name` is ignored.
+
+        Raises InputError if the two are not equal.
+        """
+        tensor = self.file.read(self.name, rows)
+        first = 0 if rows is None or rows.start is None else rows.start
+        for at, part in enumerate(tensor.split(self.ROWS)):
+            start = first + at * self.ROWS
+            again = self.other_file.read(self.other_name, slice(start, start + len(part)))
+            if not torch.equal(part, again):
+                raise InputError(
+                    f"{self.path}: {self.name} and {self.other_name} should be equal, and are not"
+                )
+        return tensor
+
+
 def _check_binary(path: Path) -> None:
     with open_file(path) as file:
         start = file.read(60) or b""
@@ -212,9 +250,9 @@ class SafetensorsFile:
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Reads the tensor `name` into CPU memory; `rows` selects a part of its first axis."""
+        entry = self._entries[name]
         with open_file(self.path) as file:
-            tensor = read_tensor(file, self._entries[name])
-        return tensor if rows is None else tensor[rows]
+            return read_tensor(file, entry if rows is None else entry.rows(rows))
 
 
 class Ignored:

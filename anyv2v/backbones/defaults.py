@@ -39,7 +39,7 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     values = config.get("defaults")
     stated: dict[str, object] = {}
     if isinstance(values, dict):
-        known = {*published, "start", *INVERSION, *OURS}
+        known = {*published, "start", *INVERSION, "solved_from", "noise_range", *OURS}
         stated = {name: value for name, value in values.items() if name in known}
         values = {name: value for name, value in values.items() if name not in known}
     clip = section({"defaults": values}, "defaults", _Clip)
@@ -58,7 +58,8 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     }
     if (least := inversion.get("evaluations", 1)) < 1:
         raise InputError(f"{where}: evaluations: {least} is not 1 or more")
-    guide = stated.get("guide")
+    guide, bounds = stated.get("guide"), settings.get("noise_range") or []
+    bounds = checks.kind(f"{where}: noise_range", bounds, list, "a list of two numbers, or null")
     return Defaults(
         checks.size(clip.size),
         checks.count("frames", clip.frames),
@@ -70,6 +71,8 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
         start=checks.whole(f"{where}: start", start, 0, steps - 1),
         guide=None if guide is None else checks.one_of(f"{where}: guide", guide, GUIDES),
         protect=checks.flag(f"{where}: protect", stated.get("protect", False)),
+        solved_from=checks.fraction(f"{where}: solved_from", settings.get("solved_from", 0.0)),
+        noise_range=tuple(checks.finite(f"{where}: noise_range", bound) for bound in bounds),
         **inversion,
     )
 

@@ -38,6 +38,7 @@ def run_invert(args: argparse.Namespace) -> None:
     unfinished = Unfinished(args.output + ".unfinished", args.resume)
     provenance = Provenance.begin(args)
     editor, source = obtain(args, unfinished)
+    print(source.figures)
     noisiest = source.at(min(source.trajectory.latents))
     facts = provenance.of(editor, Inverted.of(source), latents_sha256(lambda: [noisiest]))
     with with_sidecar(args.output, facts):

@@ -91,8 +91,9 @@ def prepare(
         "plan": plan,
         "recording": cache_plan(args, editor, video),
         "options": args.options,
+        "round_trip": (again := args.command == "invert" and args.round_trip),
     }
-    return editor, inversion, inversion_steps - last
+    return editor, inversion, (1 + again) * (inversion_steps - last)
 
 
 def _loaded(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Source]:

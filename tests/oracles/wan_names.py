@@ -1,74 +1,18 @@
-"""The names of Wan's parameters in diffusers, and ours: the tests give both the same weights."""
+"""Gives the tests' oracles and our networks of Wan the same weights; names that only tests need."""
 
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from anyv2v.convert.rename import Rule, prefixed, rename, rules
-
-ATTENTION = rules(
-    {
-        "to_q": "q",
-        "to_k": "k",
-        "to_v": "v",
-        "to_out.0": "out",
-        "norm_q": "norm_q",
-        "norm_k": "norm_k",
-    }
+from anyv2v.convert.formats.wan_names import (
+    RESNET,
+    RESNET_AND_SHORTCUT,
+    SECOND_NAME,
+    TEXT,
+    VAE_COMMON,
+    resample,
 )
-BLOCK = (
-    *prefixed("attn1", "self", ATTENTION),
-    *prefixed("attn2", "cross", ATTENTION),
-    *rules(
-        {
-            "scale_shift_table": "modulation",
-            "norm2": "norm_cross",
-            "ffn.net.0.proj": "ff.up",
-            "ffn.net.2": "ff.down",
-        }
-    ),
-)
-TRANSFORMER = (
-    *prefixed("blocks.{}", "block.{}", BLOCK),
-    *rules(
-        {
-            "patch_embedding": "patch",
-            "condition_embedder.time_embedder.linear_1": "time.0",
-            "condition_embedder.time_embedder.linear_2": "time.2",
-            "condition_embedder.time_proj": "time_projection",
-            "condition_embedder.text_embedder.linear_1": "text.0",
-            "condition_embedder.text_embedder.linear_2": "text.2",
-            "scale_shift_table": "modulation",
-            "proj_out": "out",
-        }
-    ),
-)
-"""`WanTransformer3DModel`; all shapes are the same."""
-
-ORIGINAL_ATTENTION = rules(
-    {"q": "q", "k": "k", "v": "v", "o": "out", "norm_q": "norm_q", "norm_k": "norm_k"}
-)
-ORIGINAL_TRANSFORMER = (
-    *prefixed("blocks.{}.self_attn", "block.{}.self", ORIGINAL_ATTENTION),
-    *prefixed("blocks.{}.cross_attn", "block.{}.cross", ORIGINAL_ATTENTION),
-    *rules(
-        {
-            "blocks.{}.modulation": "block.{}.modulation",
-            "blocks.{}.norm3": "block.{}.norm_cross",
-            "blocks.{}.ffn.0": "block.{}.ff.up",
-            "blocks.{}.ffn.2": "block.{}.ff.down",
-            "patch_embedding": "patch",
-            "time_embedding.0": "time.0",
-            "time_embedding.2": "time.2",
-            "time_projection.1": "time_projection",
-            "text_embedding.0": "text.0",
-            "text_embedding.2": "text.2",
-            "head.modulation": "modulation",
-            "head.head": "out",
-        }
-    ),
-)
-"""The same in the files of https://github.com/Wan-Video/Wan2.2; all shapes are the same."""
+from anyv2v.convert.rename import Rule, prefixed, rename
 
 
 def renamed(state: Mapping[str, Tensor], table: tuple[Rule, ...]) -> dict[str, Tensor]:
@@ -83,3 +27,30 @@ def share(theirs: nn.Module, ours: nn.Module, table: tuple[Rule, ...]) -> None:
         assert x.shape == shapes[name].shape, f"{name}: {x.shape} is not {shapes[name].shape}"
     ours.load_state_dict(state, strict=True, assign=True)
     ours.eval().requires_grad_(False)
+
+
+def hub_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a `UMT5EncoderModel` by our names, the embedding once."""
+    once = dict(state)
+    assert once.pop(SECOND_NAME).data_ptr() == state["shared.weight"].data_ptr()
+    return renamed(once, TEXT)
+
+
+def vae_2_1(widths: list[int], layers: int, temporal: list[bool]) -> tuple[Rule, ...]:
+    """The rules of 2.1's autoencoder, whose encoder has resnets and downsamplers in one list.
+
+    widths: relative widths of the levels. layers: resnets in each. temporal: as in our config.
+    """
+    table = list(VAE_COMMON)
+    for level, (before, width) in enumerate(zip([widths[0], *widths], widths, strict=False)):
+        at = level * (layers + 1)
+        for j in range(layers):
+            ours = f"encoder.down.{level}.res.{j}"
+            inner = RESNET_AND_SHORTCUT if j == 0 and before != width else RESNET
+            table += prefixed(f"encoder.down_blocks.{at + j}", ours, inner)
+        if level < len(widths) - 1:
+            theirs = f"encoder.down_blocks.{at + layers}"
+            inner = resample("downsample", temporal[level])
+            table += prefixed(theirs, f"encoder.down.{level}", inner)
+    table += prefixed("decoder.up_blocks.{}.upsamplers.0", "decoder.up.{}", resample("upsample"))
+    return tuple(table)

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from anyv2v.convert.formats.wan_names import ORIGINAL_TEXT
 from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.umt5.cleaning import clean
 from anyv2v.umt5.encoder import TextEncoder, UMT5Config, relative_buckets
 from anyv2v.umt5.tokenizer import Tokenizer
 from tests.oracles import umt5_tokenizer
 from tests.oracles.golden import relative_error
-from tests.oracles.umt5_names import ORIGINAL_ENCODER, hub_state
+from tests.oracles.wan_names import hub_state
 
 transformers = pytest.importorskip("transformers")
 modeling = pytest.importorskip("transformers.models.umt5.modeling_umt5")
@@ -132,8 +133,8 @@ def test_names_and_shapes_at_full_size():
         ours = TextEncoder(config(theirs.config, 512))
     shapes = {name: x.shape for name, x in hub_state(theirs.state_dict()).items()}
     assert shapes == {name: x.shape for name, x in ours.state_dict().items()}
-    originals = [new.name for new in rename(shapes, ORIGINAL_ENCODER, to="theirs").values()]
-    assert not unused_rules(originals, ORIGINAL_ENCODER)
+    originals = [new.name for new in rename(shapes, ORIGINAL_TEXT, to="theirs").values()]
+    assert not unused_rules(originals, ORIGINAL_TEXT)
     assert (len(shapes), sum(x.numel() for x in shapes.values())) == (242, 5_680_910_336)
 
 

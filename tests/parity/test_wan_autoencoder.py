@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 
+from anyv2v.convert.formats.wan_names import VAE
 from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.media.image import pixels_of
 from anyv2v.vae.causal import RMSNorm
@@ -12,7 +13,7 @@ from anyv2v.vae.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfi
 from anyv2v.vae.video_codec import VideoCodec
 from tests.draw import normal, redraw
 from tests.oracles.golden import relative_error
-from tests.oracles.wan_vae_names import WAN_2_2, wan_2_1
+from tests.oracles.wan_names import vae_2_1
 
 diffusers = pytest.importorskip("diffusers")
 autoencoder_kl_wan = pytest.importorskip("diffusers.models.autoencoders.autoencoder_kl_wan")
@@ -71,7 +72,7 @@ def config_of(theirs):
 
 def table(name):
     _, _, widths, layers, _, temporal = SIZES[name]
-    return wan_2_1(widths, layers, temporal) if "2.1" in name else WAN_2_2
+    return vae_2_1(widths, layers, temporal) if "2.1" in name else VAE
 
 
 def make(name):

@@ -7,6 +7,7 @@ from anyv2v import ShareSource
 from anyv2v.backbones.wan.conditioning import Conditions
 from anyv2v.backbones.wan.schedule import FlowSchedule
 from anyv2v.backbones.wan.transformer import Transformer
+from anyv2v.convert.formats.wan_names import ORIGINAL_TRANSFORMER, TRANSFORMER
 from anyv2v.convert.rename import rename, unused_rules
 from anyv2v.diffusion.samplers import sample
 from anyv2v.runtime.meta import meta_copy
@@ -41,7 +42,7 @@ def pair(config):
     theirs = redraw(oracle(config), seed=1)
     with torch.device("meta"):
         ours = Transformer(config)
-    wan_names.share(theirs, ours, wan_names.TRANSFORMER)
+    wan_names.share(theirs, ours, TRANSFORMER)
     return theirs, ours
 
 
@@ -79,7 +80,7 @@ def published():
 def test_names_and_shapes_of_the_published_size(published):
     """Every tensor has one rule, in both directions, and no rule is unused."""
     theirs, ours = published
-    table = wan_names.TRANSFORMER
+    table = TRANSFORMER
     assert wan_names.renamed(theirs, table) == ours
     assert {new.name for new in rename(ours, table, to="theirs").values()} == theirs.keys()
     assert not unused_rules(theirs, table)
@@ -91,13 +92,13 @@ def test_names_of_the_original_files(published):
     """By diffusers' own reader of such files, which knows their names and not ours."""
     utils = pytest.importorskip("diffusers.loaders.single_file_utils")
     theirs, ours = published
-    table = wan_names.ORIGINAL_TRANSFORMER
+    table = ORIGINAL_TRANSFORMER
     original = {new.name: name for name, new in rename(ours, table, to="theirs").items()}
     assert wan_names.renamed(original, table) == {name: name for name in ours}
     assert not unused_rules(original, table)
     found = utils.convert_wan_transformer_to_diffusers(original)
     assert found.keys() == theirs.keys()
-    truth = {name: new.name for name, new in rename(theirs, wan_names.TRANSFORMER).items()}
+    truth = {name: new.name for name, new in rename(theirs, TRANSFORMER).items()}
     assert found == truth
 
 
@@ -133,14 +134,27 @@ def test_bfloat16_loses_less_than_theirs():
     """Against float32 with the same rounded weights: they round what blocks add up, three times."""
     theirs, ours = pair(config := SIZES["middle"])
     latents, t, text = (x.bfloat16() if x.ndim > 1 else x for x in inputs(config))
-    half = meta_copy(ours, torch.device("cpu"), torch.bfloat16)
-    half.load_state_dict(ours.state_dict())
-    theirs.load_state_dict({k: x.bfloat16() for k, x in theirs.state_dict().items()})
+    # what `from_pretrained` leaves in float32
+    rounded = [
+        (name, x)
+        for name, x in theirs.named_parameters()
+        if not any(part in name for part in theirs._keep_in_fp32_modules)
+    ]
+    for _, x in rounded:
+        x.data = x.data.bfloat16().float()
     truth = predicted(theirs, config, latents.float(), t, text.float())
-    for name, x in theirs.named_parameters():
-        # what `from_pretrained` leaves in float32
-        if not any(part in name for part in theirs._keep_in_fp32_modules):
-            x.data = x.data.bfloat16()
+    half = meta_copy(ours, torch.device("cpu"), torch.bfloat16)
+    for name, x in half.named_parameters():
+        # as a folder is loaded
+        x.data = x.data.float() if half.float32.fullmatch(name) else x.data
+    half.load_state_dict(renamed(theirs.state_dict(), TRANSFORMER))
+    names = rename([name for name, _ in rounded], TRANSFORMER)
+    lost = {new.name for old, new in names.items()} - {
+        name for name, x in half.named_parameters() if x.dtype == torch.bfloat16
+    }
+    print(f"float32 with us alone: {len(lost)}")
+    for _, x in rounded:
+        x.data = x.data.bfloat16()
     error = relative_error(half(latents, t, half.condition(text)), truth)
     other = relative_error(predicted(theirs, config, latents, t, text), truth)
     print(f"bfloat16: ours {error:.1e}, theirs {other:.1e}")
@@ -185,7 +199,7 @@ def test_gradients(tiny):
     latents, t, text = inputs(TINY)
     predicted(theirs, TINY, latents, t, text).square().mean().backward()
     ours(latents, t, ours.condition(text)).square().mean().backward()
-    names = rename(theirs.state_dict(), wan_names.TRANSFORMER)
+    names = rename(theirs.state_dict(), TRANSFORMER)
     pairs = ((ours.get_parameter(names[k].name), x) for k, x in theirs.named_parameters())
     errors = [relative_error(mine.grad, other.grad) for mine, other in pairs]
     print(f"gradients: {max(errors):.1e}")

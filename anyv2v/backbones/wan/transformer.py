@@ -3,7 +3,8 @@
 Inside the network, features are (g, f, h, w, c): one token for each patch of the latents of each of
 g branches (passes under different conditions). What is added up from block to block, the embedding
 of the time and what is made of it, and all norms are float32 whatever dtype the weights have, as in
-the original, and so are their own weights when a folder is loaded in half precision; matrix products other than those of the time have the dtype of the weights.
+the original; matrix products other than those of the time have the dtype of the weights. Loaded in
+half precision, the network keeps the weights of what is computed in float32 in float32.
 """
 
 from __future__ import annotations
