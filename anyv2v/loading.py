@@ -105,7 +105,7 @@ def _assemble(
             return constructors[name]()
 
     networks: dict[str, nn.Module] = {}
-    reload: dict[nn.Module, Callable[[], Iterable[Tensor]]] = {}
+    reload: dict[nn.Module, Callable[..., Iterable[Tensor]]] = {}
     for name in constructors:
         arguments = name, partial(build, name), device, dtype
         if empty:
