@@ -12,7 +12,7 @@ import numpy as np
 from anyv2v.cli import settings
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, size_of, windows_of
-from anyv2v.cli.console import tell
+from anyv2v.cli.console import say, tell
 from anyv2v.cli.finish import Form
 from anyv2v.cli.model import Model
 from anyv2v.cli.outputs import Outputs, Written, report
@@ -24,6 +24,7 @@ from anyv2v.media.frames import Video
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES, stream_video
 from anyv2v.pipeline.source import SUFFIX, Unfinished
+from anyv2v.runtime.memory import require_memory
 
 if TYPE_CHECKING:
     from anyv2v.pipeline.cost import EditCost
@@ -102,6 +103,14 @@ def run_plan(args: argparse.Namespace) -> None:
     if windows > 1:
         print(f"windows: {windows} of {len(video.frames)} frames; for each of them")
     print(cost)
+    (width, height), multiple = size_of(video.frames[0]), editor.backbone.codec.size_multiple
+    # besides the weights, which are loaded
+    each = (cost.peak - cost.weights) / (width * height)
+    wanted = (width, height), len(video.frames), multiple, editor.backbone.device
+    try:
+        require_memory(lambda w, h: round(each * w * h), *wanted)
+    except InputError as short:
+        say(short)
 
 
 def predicted(args: argparse.Namespace, editor: Editor, video: Video) -> EditCost:
