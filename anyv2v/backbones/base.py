@@ -172,6 +172,8 @@ class Backbone(Protocol):
 
     half_dtype: ClassVar[torch.dtype]
     """The dtype of the networks on a GPU if the caller asks for none."""
+    frames_per_latent: ClassVar[int]
+    """The number of frames that each latent frame after the first stands for in `codec`."""
     stretches_bilinearly: ClassVar[bool]
     """Whether `fit="stretch"` interpolates an edited frame bilinearly, to floats, as the original
     does, instead of to 8 bits with LANCZOS; see `fit_frame`."""

@@ -15,7 +15,7 @@ from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.runtime.meta import meta_copy
-from tests.toy.codec import MULTIPLE, Autoencoder, ToyCodec
+from tests.toy.codec import GROUP, MULTIPLE, Autoencoder, ToyCodec
 from tests.toy.network import DIM, LETTERS, SITES, WORDS, Transformer, Words
 from tests.toy.schedule import Flow
 
@@ -66,6 +66,7 @@ class Toy:
     published_settings = PUBLISHED_SETTINGS
     schedule = Flow()
     pinned_frames = 1
+    frames_per_latent = GROUP
     half_dtype = torch.float16
     stretches_bilinearly = False
     loaded_on_demand = frozenset({"words"})

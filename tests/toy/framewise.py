@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -62,7 +62,14 @@ class Still(Framewise):
 
 
 @dataclass(frozen=True)
-class Idle(Toy):
+class SingleFrames(Toy):
+    """The toy, whose latent frames stand for one frame each."""
+
+    frames_per_latent = 1
+
+
+@dataclass(frozen=True)
+class Idle(SingleFrames):
     """Predicts a tenth of the latents: for clips of full size."""
 
     def predict(
@@ -77,10 +84,8 @@ def load(path: Path, idle: bool = False, **defaults) -> Editor:
     with patch.dict(BACKBONES, {"toy": Toy}):
         made = anyv2v.load(path, device="cpu", graphs=False)
     toy = made.backbone
-    codec = (Still if idle else Framewise)(toy.codec.net)
-    if idle:
-        toy = Idle(toy.transformer, toy.words, codec, toy.defaults)
+    codec, kind = (Still, Idle) if idle else (Framewise, SingleFrames)
     # the same editor, which reads the words from the folder when they are needed
-    made.backbone = replace(toy, codec=codec)
+    made.backbone = kind(toy.transformer, toy.words, codec(toy.codec.net), toy.defaults)
     made._shapes = FeatureShapes(made.backbone)
     return made

@@ -23,6 +23,7 @@ from anyv2v import EditRequest, Injection, InputError, Taps
 from anyv2v.backbones.registry import BACKBONES
 from anyv2v.cli.main import main
 from anyv2v.injection.feature_cache import FeatureCache
+from anyv2v.pipeline import planning
 from anyv2v.pipeline.cost import HEAP, predict_cost
 from anyv2v.pipeline.cuda_graphs import Graphs
 from anyv2v.pipeline.planning import recording_is_free
@@ -568,6 +569,14 @@ def test_its_cost_is_predicted(editor, exact, video):
     assert plan.offloaded == 0
     replayed = predict_cost(editor, video, guidance=1.0, feature_memory=10**9)
     assert replayed.sampling_branches == STEPS and len(replayed.recording.placement) == 3
+
+
+def test_features_leave_room_for_networks_that_are_read_again(editor, exact, video, monkeypatch):
+    size = editor.recording(video).bytes()
+    words = sum(4 * x.size for x in exact.words.values())
+    for free, fits in ((words + 2 * size, True), (words + 2 * size - 2, False), (words - 1, False)):
+        monkeypatch.setattr(planning, "free_bytes", lambda device, free=free: free)
+        assert (editor.recording(video).bytes() == size) == fits
 
 
 def test_captured_passes_are_the_same_to_the_bit(editor, video, frame, monkeypatch):

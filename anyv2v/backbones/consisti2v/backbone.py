@@ -82,6 +82,7 @@ class ConsistI2V:
 
     name = "consisti2v"
     pinned_frames = 1
+    frames_per_latent: ClassVar[int] = 1
     half_dtype: ClassVar[torch.dtype] = torch.float16
     stretches_bilinearly: ClassVar[bool] = True
     loaded_on_demand: ClassVar[frozenset[str]] = frozenset()

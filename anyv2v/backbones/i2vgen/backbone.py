@@ -69,6 +69,7 @@ class I2VGen:
 
     name = "i2vgen"
     pinned_frames = 0
+    frames_per_latent: ClassVar[int] = 1
     half_dtype: ClassVar[torch.dtype] = torch.float16
     stretches_bilinearly: ClassVar[bool] = False
     loaded_on_demand: ClassVar[frozenset[str]] = frozenset()

@@ -70,6 +70,7 @@ class Seine:
 
     name = "seine"
     pinned_frames = 0
+    frames_per_latent: ClassVar[int] = 1
     half_dtype: ClassVar[torch.dtype] = torch.float16
     stretches_bilinearly: ClassVar[bool] = True
     loaded_on_demand: ClassVar[frozenset[str]] = frozenset()

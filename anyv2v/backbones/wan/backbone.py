@@ -83,6 +83,7 @@ class Wan:
 
     name = "wan"
     pinned_frames = 1
+    frames_per_latent: ClassVar[int] = 4
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     stretches_bilinearly: ClassVar[bool] = False
     loaded_on_demand: ClassVar[frozenset[str]] = frozenset({"text"})
@@ -311,6 +312,7 @@ def _check_fit(
         ("transformer: out_channels", transformer.out_channels, "vae", vae.latent_channels),
         ("transformer: text_dim", transformer.text_dim, "text", text.hidden_size),
         ("transformer: text_tokens", transformer.text_tokens, "text", text.tokens),
+        ("vae: frames of a latent frame", vae.temporal_compression, "Wan", Wan.frames_per_latent),
     )
     for what, own, other, theirs in facts:
         if own != theirs:
