@@ -168,7 +168,7 @@ def peek(weights: str | os.PathLike) -> Peek:
         published = published_defaults(defaults, backbone.published_settings)
         multiple = backbone.size_multiple(config)
         name = str(config["backbone"])
-        facts = checkpoint.fingerprint, name, backbone.frames_per_latent
+        facts = checkpoint.fingerprint, name, backbone.frames_per_latent(config)
         return Peek(defaults, published, multiple, *facts)
 
 

@@ -172,8 +172,6 @@ class Backbone(Protocol):
 
     half_dtype: ClassVar[torch.dtype]
     """The dtype of the networks on a GPU if the caller asks for none."""
-    frames_per_latent: ClassVar[int]
-    """The number of frames that each latent frame after the first stands for in `codec`."""
     stretches_bilinearly: ClassVar[bool]
     """Whether `fit="stretch"` interpolates an edited frame bilinearly, to floats, as the original
     does, instead of to 8 bits with LANCZOS; see `fit_frame`."""
@@ -338,6 +336,14 @@ class Backbone(Protocol):
 
         config: the contents of a weights folder's config.json. For loaded weights,
         `codec.size_multiple` is the same number.
+        """
+        ...
+
+    @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns the number of frames that each latent frame after the first stands for.
+
+        config: as in `size_multiple`. For loaded weights, `codec.frames_per_latent` is the same.
         """
         ...
 

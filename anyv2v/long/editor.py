@@ -58,7 +58,7 @@ class LongEditor(ClipEditor):
         frames = as_long_video(video, self.defaults)
         size = self.check_size(size_of_clip(frames))
         window = self.defaults.frames if window is None else window
-        group = self.backbone.frames_per_latent
+        group = self.backbone.codec.frames_per_latent
         windows = plan_windows(len(frames), window, shared, group=group)
         if "unfinished" in inversion:
             raise InputError("unfinished: invert_long saves its state in the folder")
@@ -138,7 +138,7 @@ def joined_latents(
     load: index of a window -> its clean latents. Where latent frames stand for several frames each,
     the windows cannot be joined before they are decoded: they follow each other as they are.
     """
-    if stages.backbone.frames_per_latent > 1:
+    if stages.backbone.codec.frames_per_latent > 1:
         return map(load, range(len(windows)))
     return merged(windows, load)
 
@@ -151,7 +151,7 @@ def joined_frames(
     load: index of a window -> its clean latents. Where latent frames stand for several frames each,
     the frames that windows share are means of pixels, else of latents.
     """
-    if stages.backbone.frames_per_latent > 1:
+    if stages.backbone.codec.frames_per_latent > 1:
         for mean in merged(windows, lambda i: torch.from_numpy(stages.decode(load(i)))[None, None]):
             yield mean[0, 0].round().byte().numpy()
         return

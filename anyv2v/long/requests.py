@@ -130,7 +130,7 @@ class WindowRequests:
         """Noise for the start and for each step, (1, c, f, h, w) each."""
         frames = []
         anchor, *others = window.indices
-        for index in (anchor, *others[:: self._backbone.frames_per_latent]):
+        for index in (anchor, *others[:: self._backbone.codec.frames_per_latent]):
             (state,) = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state))
             draws = 1 + self._draws

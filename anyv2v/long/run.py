@@ -99,7 +99,7 @@ class LongRun:
         frames, edits = as_long_video(video, editor.defaults), check_requests(edits)
         size = editor.check_size(size_of_clip(frames))
         window = editor.defaults.frames if window is None else window
-        group = editor.backbone.frames_per_latent
+        group = editor.backbone.codec.frames_per_latent
         edited = {0: [edit.frame for edit in edits], **(keyframes or {})}
         windows = plan_windows(len(frames), window, shared, edited, group)
         for key, given in edited.items():

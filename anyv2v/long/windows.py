@@ -76,7 +76,7 @@ def plan_windows(
     common; None: a quarter of `window`. keyframes: frame numbers of the keyframes, to which 0 is
     added. A clip of at most `window` frames without other keyframes is one window: the clip itself.
     group: the number of frames is 1 more than a multiple of it in every window, see
-    `Backbone.frames_per_latent`. A short clip in which it is not has two shorter windows.
+    `LatentCodec.frames_per_latent`. A short clip in which it is not has two shorter windows.
 
     Each frame belongs to the nearest keyframe (of two, to the earlier), and is predicted by windows
     with that anchor. In the middle between two keyframes, `shared` frames are predicted by windows

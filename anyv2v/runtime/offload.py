@@ -83,6 +83,12 @@ class Offload:
         return self._networks[network].reload is not None
 
     @property
+    def reloaded(self) -> int:
+        """Bytes of the networks whose weights are loaded anew for each use."""
+        reloaded = [n for n in self._networks.values() if n.reload is not None]
+        return sum(x.nbytes for network in reloaded for x in network.tensors)
+
+    @property
     def freeable(self) -> int:
         """Bytes on the device that moving networks to the host could free; 0 with mode False."""
         if not self._mode:

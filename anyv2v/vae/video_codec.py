@@ -49,6 +49,11 @@ class VideoCodec:
         """The network that only encoding uses, which may be offloaded while latents are decoded."""
         return self.vae.encoder
 
+    @property
+    def frames_per_latent(self) -> int:
+        """The number of frames that each latent frame after the first stands for, t."""
+        return self.vae.config.temporal_compression
+
     def check_frames(self, frames: int) -> int:
         """Returns `frames` if the number is 1 more than a multiple of t.
 

@@ -82,7 +82,7 @@ def read_original(src: Path, dtype: torch.dtype | None) -> Model:
     Raises InputError as `read` does.
     """
     _check_dtype(src, dtype)
-    if (src / OLD_VAE_FILE).is_file():
+    if (src / OLD_VAE_FILE).is_file() and not (src / VAE_FILE).is_file():
         raise InputError(f"{src}: {OLD}")
     files = (CONFIG, VAE_FILE, TEXT_FILE)
     if missing := [name for name in files if not (src / name).is_file()]:

@@ -222,14 +222,22 @@ class Oracle:
         return self.network(latents, times.flatten(1), text).sample
 
     def sample(
-        self, begin: Tensor, first: Tensor, text: Tensor, steps: int, start: int = 0
+        self,
+        begin: Tensor,
+        first: Tensor,
+        text: Tensor,
+        steps: int,
+        offsets: Mapping[int, Tensor],
     ) -> Iterator[Tensor]:
-        """The latents after each step of Euler's method, without guidance, from level `start`."""
+        """The latents after each step of Euler's method, without guidance.
+
+        offsets: index of a step -> what is added after it.
+        """
         timesteps, sigmas = self.levels(steps)
         latents = torch.cat([first, begin[:, :, 1:]], dim=2)
-        for i in range(start, steps):
+        for i in range(steps):
             velocity = self.velocity(latents, timesteps[i], text)
-            latents = latents + (sigmas[i + 1] - sigmas[i]) * velocity
+            latents = latents + (sigmas[i + 1] - sigmas[i]) * velocity + offsets.get(i, 0)
             latents[:, :, :1] = first
             yield latents
 

@@ -3,9 +3,8 @@
 The weights are random, in the layout of the published ones, which could not be had here.
 """
 
-import copy
 import functools
-from dataclasses import replace
+import json
 
 import numpy as np
 import pytest
@@ -14,13 +13,11 @@ from PIL import Image
 
 import anyv2v
 from anyv2v import EditRequest, Injection
-from anyv2v.backbones.wan.backbone import Wan
-from anyv2v.convert.formats.wan_names import TRANSFORMER, VAE
-from anyv2v.editor import Editor
+from anyv2v.backbones.wan.defaults import NEGATIVE_PROMPT
+from anyv2v.convert.published import convert
+from anyv2v.loading import expected_shapes
 from tests.draw import normal
-from tests.oracles import wan_names
 from tests.oracles.golden import relative_error
-from tests.wan import CONFIG, DEFAULTS
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -29,9 +26,11 @@ from tests.oracles import wan_pipeline, wan_published  # noqa: E402
 
 STEPS, SIZE, FRAMES, GUIDANCE = 10, (96, 64), 9, 5.0
 SOURCE, NEGATIVE, PROMPT = "a man is walking", "a red car", "a robot is walking"
+UNSOLVED = 2
+"""Steps of which the noise is drawn, with which an inversion begins: those to sigma below 0.5."""
 GROUPS = ("map", "value", "context", "hidden")
-CLOSE = 1e-5
-"""Largest error of latents; float32 explains what was seen, 1.4e-6."""
+CLOSE = 5e-5
+"""Largest error of latents; float32 explains what was seen, 2.0e-5."""
 
 
 @pytest.fixture(scope="module")
@@ -43,50 +42,28 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pipeline(hub):
-    return wan_pipeline.load(hub)
+def load(hub):
+    """Function of settings of the weights -> an editor with the converted weights."""
+    folder = hub.parent / "weights"
+    convert(hub, folder, expected_shapes, torch.float32)
+    config = json.loads((folder / "config.json").read_text())
+
+    def load(**defaults):
+        told = config["defaults"] | {"size": SIZE, "frames": FRAMES, "noise_range": None} | defaults
+        (folder / "config.json").write_text(json.dumps(config | {"defaults": told}))
+        return anyv2v.load(folder, device="cpu", dtype=torch.float32)
+
+    return load
 
 
 @pytest.fixture(scope="module")
-def editor(hub, pipeline):
-    vae, text, tokens = pipeline.vae.config, pipeline.text_encoder.config, 512
-    config = copy.deepcopy(CONFIG)
-    config["transformer"] |= {"text_tokens": tokens}
-    config["vae"] |= {
-        "decoder_channels": [vae.decoder_base_dim * m for m in vae.dim_mult],
-        "layers": vae.num_res_blocks,
-        "mean": vae.latents_mean,
-        "std": vae.latents_std,
-    }
-    config["text"] = {
-        "vocab_size": text.vocab_size,
-        "tokens": tokens,
-        "width": text.d_model,
-        "heads": text.num_heads,
-        "head_dim": text.d_kv,
-        "layers": text.num_layers,
-        "mlp_width": text.d_ff,
-        "buckets": text.relative_attention_num_buckets,
-        "max_distance": text.relative_attention_max_distance,
-        "norm_eps": text.layer_norm_epsilon,
-    }
-    networks = {name: build().eval() for name, build in Wan.networks(config).items()}
-    states = {
-        "transformer": wan_names.renamed(pipeline.transformer.state_dict(), TRANSFORMER),
-        "vae": wan_names.renamed(pipeline.vae.state_dict(), VAE),
-        "text": wan_names.hub_state(pipeline.text_encoder.state_dict()),
-    }
-    for name, network in networks.items():
-        shapes = network.state_dict()
-        network.load_state_dict({k: x.reshape(shapes[k].shape) for k, x in states[name].items()})
-        network.requires_grad_(False)
-    defaults = replace(DEFAULTS, steps=STEPS, evaluations=8)
-    return Editor(Wan.assemble(config, networks, hub, defaults))
+def editor(load):
+    return load(steps=STEPS, evaluations=8, solved_from=0.5)
 
 
 @pytest.fixture(scope="module")
-def oracle(pipeline):
-    return wan_pipeline.Oracle(pipeline, 512)
+def oracle(hub):
+    return wan_pipeline.Oracle(wan_pipeline.load(hub), text_tokens=512)
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +175,7 @@ def test_from_pixels_and_text_to_pixels(editor, oracle, generated):
     assert relative_error(made.latents[:, :, :1], oracle.encode(Image.fromarray(EDITED))) <= CLOSE
     difference = np.abs(made.frames.astype(int) - pixels.astype(int))
     print(f"latents {error:.1e}; {(difference > 0).mean():.1e} of the pixels differ")
-    # a step of guided sampling from pure noise grows rounding more than those of an edit
-    assert error <= 4 * CLOSE
+    assert error <= CLOSE
     assert made.frames.shape == pixels.shape == (FRAMES, *SIZE[::-1], 3)
     # where the last step rounds to the other side
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
@@ -208,35 +184,40 @@ def test_from_pixels_and_text_to_pixels(editor, oracle, generated):
 
 @torch.no_grad()
 def test_the_inversion_solves_sampling_with_their_network(oracle, source):
-    """At every level that is solved: its residual, by their network alone."""
+    """At every level: its residual, by their network alone."""
     timesteps, sigmas = oracle.levels(STEPS)
     first, text = source.trajectory.clean[:, :, :1], oracle.embed(SOURCE)
     levels = [*map(source.at, range(STEPS)), source.trajectory.clean]
-    solutions, solved = {}, sorted(source.residuals, reverse=True)
-    assert len(solved) >= STEPS - 2
-    for i in solved:
+    drawn, solutions = {*range(STEPS - UNSOLVED, STEPS)}, {}
+    assert {*source.offsets} == drawn and {*source.residuals} == {*range(STEPS)}
+    for i in reversed(range(STEPS)):
         # the latents that sampling shall arrive at: those that the step before has solved for
         below = solutions.get(i + 1, levels[i + 1])
         step = sigmas[i + 1] - sigmas[i]
-        solutions[i] = below - step * oracle.velocity(levels[i], timesteps[i], text)
-        truth = relative_error(solutions[i][:, :, 1:], levels[i][:, :, 1:])
+        solution = below - step * oracle.velocity(levels[i], timesteps[i], text)
+        truth = relative_error(solution[:, :, 1:], levels[i][:, :, 1:])
         assert source.residuals[i] == pytest.approx(truth, rel=0.02, abs=2e-6)
         assert levels[i][:, :, :1].equal(first)
-    print("residuals: " + " ".join(f"{source.residuals[i]:.1e}" for i in solved))
+        if i not in drawn:
+            solutions[i] = solution
+            assert truth <= 1e-3
+    print("residuals: " + " ".join(f"{source.residuals[i]:.1e}" for i in reversed(range(STEPS))))
 
 
 @torch.no_grad()
 def test_sampling_with_their_network_follows_the_trajectory(editor, oracle, strict):
-    """From the noise that inversion found, down to the first level that it solved for."""
+    """From the noise that inversion found, down to the clip."""
     first = strict.trajectory.clean[:, :, :1]
     assert relative_error(first, oracle.encode(Image.fromarray(clip().frames[0]))) <= 1e-5
-    found = list(oracle.sample(strict.at(0), first, oracle.embed(SOURCE), STEPS))
+    begin, text = strict.at(0), oracle.embed(SOURCE)
+    found = list(oracle.sample(begin, first, text, STEPS, strict.offsets))
     levels = [*map(strict.at, range(1, STEPS)), strict.trajectory.clean]
-    count = max(strict.residuals) + 1
-    error = compared(found[:count], levels[:count])
+    error = compared(found, levels)
     print(f"there and back: {error:.1e}")
     assert error <= CLOSE
-    assert relative_error(strict.at(0)[:, :, 1:], levels[-1][:, :, 1:]) > 0.1
+    assert relative_error(begin[:, :, 1:], levels[-1][:, :, 1:]) > 0.1
+    # what is added is not the clip itself
+    assert all(x.norm() < 0.5 * levels[-1].norm() for x in strict.offsets.values())
 
 
 CASES = {
@@ -253,7 +234,8 @@ CASES = {
         "map": (0.3, "all"),
         "value": (0.5, "rest"),
         "context": (0.4, "rest"),
-        "hidden": (0.6, "all"),
+        # also in the steps of which the noise of the source is drawn
+        "hidden": (1.0, "all"),
     },
     "together, otherwise": {
         "map": (0.5, "rest"),
@@ -263,13 +245,13 @@ CASES = {
     },
 }
 
-# without those that are part of the last
-OTHERWISE = [name for name in CASES if " of " in name]
+# those of one group, whose options are among those of the two with all groups
+ALONE = [name for name in CASES if name != "map" and "together" not in name]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "case", [pytest.param(x, marks=pytest.mark.slow) if x in OTHERWISE else x for x in CASES]
+    "case", [pytest.param(x, marks=pytest.mark.slow) if x in ALONE else x for x in CASES]
 )
 def test_edits(oracle, source, batched, case):
     """The source in the batch, its tensors in the edit's rows, in blocks 1 and 2 of 3."""
@@ -289,7 +271,28 @@ def test_edits(oracle, source, batched, case):
     effect = relative_error(found[-1], batched(None)[-1])
     print(f"{case}: {error:.1e}; the injection changes {effect:.1e}")
     assert error <= CLOSE
-    assert effect > 100 * CLOSE
+    assert effect > 400 * CLOSE
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_an_edit_with_the_settings_of_the_weights(load, oracle):
+    """50 steps, guidance 5, the original's negative prompt, and the map in the first 10 steps."""
+    editor = load()
+    source = editor.invert(clip())
+    steps = []
+    editor.edit(source, EDITED, PROMPT, on_step=lambda i, t, x: steps.append(x.clone()))
+    truth = oracle.edit(
+        [source.at(i) for i in range(50)],
+        oracle.encode(Image.fromarray(EDITED)),
+        ("", NEGATIVE_PROMPT, PROMPT),
+        5.0,
+        {"map": (10, False)},
+    )
+    error = compared(steps, list(truth))
+    print(f"own settings: {error:.1e}")
+    assert error <= CLOSE
+    assert {*source.offsets} == {48, 49}
 
 
 def test_default_tokens(editor):
@@ -318,7 +321,8 @@ def test_ways_of_running(editor, inverted, batched, case, way):
         else:
             source = editor.record(source, recording)
         ways = [step.way for step in editor.step_plan(**plan, source=source).steps]
-        assert ways == ["replayed"] * 6 + ["plain"] * 4
+        count = round(STEPS * max(until for until, _ in CASES[case].values()))
+        assert ways == ["replayed"] * count + ["plain"] * (STEPS - count)
         found = edited(editor, source, case)
     error = compared(found, batched(case))
     print(f"{case}, {way}: {error:.1e}")

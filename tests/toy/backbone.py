@@ -66,10 +66,13 @@ class Toy:
     published_settings = PUBLISHED_SETTINGS
     schedule = Flow()
     pinned_frames = 1
-    frames_per_latent = GROUP
     half_dtype = torch.float16
     stretches_bilinearly = False
     loaded_on_demand = frozenset({"words"})
+
+    @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        return GROUP
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:

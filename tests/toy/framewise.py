@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,6 +23,8 @@ from tests.toy.codec import CHANNELS, PATCH, ToyCodec
 
 class Framewise(ToyCodec):
     """The toy's codec, frame by frame."""
+
+    frames_per_latent = 1
 
     def check_frames(self, frames: int) -> int:
         return frames
@@ -62,14 +64,7 @@ class Still(Framewise):
 
 
 @dataclass(frozen=True)
-class SingleFrames(Toy):
-    """The toy, whose latent frames stand for one frame each."""
-
-    frames_per_latent = 1
-
-
-@dataclass(frozen=True)
-class Idle(SingleFrames):
+class Idle(Toy):
     """Predicts a tenth of the latents: for clips of full size."""
 
     def predict(
@@ -84,8 +79,10 @@ def load(path: Path, idle: bool = False, **defaults) -> Editor:
     with patch.dict(BACKBONES, {"toy": Toy}):
         made = anyv2v.load(path, device="cpu", graphs=False)
     toy = made.backbone
-    codec, kind = (Still, Idle) if idle else (Framewise, SingleFrames)
+    codec = (Still if idle else Framewise)(toy.codec.net)
+    if idle:
+        toy = Idle(toy.transformer, toy.words, codec, toy.defaults)
     # the same editor, which reads the words from the folder when they are needed
-    made.backbone = kind(toy.transformer, toy.words, codec(toy.codec.net), toy.defaults)
+    made.backbone = replace(toy, codec=codec)
     made._shapes = FeatureShapes(made.backbone)
     return made

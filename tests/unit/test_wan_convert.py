@@ -460,7 +460,9 @@ def test_the_pipeline_that_takes_a_first_frame(hub, converted, tmp_path):
     assert fingerprint(hub, tmp_path / "out") == Checkpoint.open(converted).fingerprint
 
 
-def test_an_original_release_of_another(original):
+def test_an_original_release_of_another(original, converted, tmp_path):
+    (original / "Wan2.1_VAE.pth").write_bytes(b"another")
+    assert fingerprint(original, tmp_path / "ours") == Checkpoint.open(converted).fingerprint
     (original / "Wan2.2_VAE.pth").rename(original / "Wan2.1_VAE.pth")
     refused(original, "is Wan 2.1 or the A14B of 2.2, as it holds Wan2.1_VAE.pth; of Wan")
 
@@ -576,6 +578,22 @@ def test_parts_of_different_models(hub):
     shutil.rmtree(hub / "vae")
     small["vae"].save_pretrained(hub / "vae")
     refused(hub, "latents have 6 channels, the transformer's 48")
+
+
+def test_a_network_that_is_told_more_than_latents(hub):
+    """As Fun's of 5 B are, in channels of which there are several forms."""
+    sizes = {**wan_published.TRANSFORMER, "in_channels": 100, "out_channels": 48}
+    shutil.rmtree(hub / "transformer")
+    WanTransformer3DModel(**sizes).save_pretrained(hub / "transformer")
+    refused(hub, "takes 100 channels and predicts 48, as networks do that are told a picture")
+
+
+def test_a_network_that_reads_other_texts(hub):
+    sizes = {**wan_published.TRANSFORMER, "in_channels": 48, "out_channels": 48, "text_dim": 24}
+    shutil.rmtree(hub / "transformer")
+    WanTransformer3DModel(**sizes).save_pretrained(hub / "transformer")
+    refused(hub, "vectors have the length 20, the transformer reads 24")
+    assert "T5's encoder" in detect_foreign("text", {"shared.weight": (32128, 4096)}, {})
 
 
 def test_another_shift_is_told_and_taken(hub, converted, tmp_path, caplog):

@@ -82,7 +82,6 @@ class ConsistI2V:
 
     name = "consisti2v"
     pinned_frames = 1
-    frames_per_latent: ClassVar[int] = 1
     half_dtype: ClassVar[torch.dtype] = torch.float16
     stretches_bilinearly: ClassVar[bool] = True
     loaded_on_demand: ClassVar[frozenset[str]] = frozenset()
@@ -96,6 +95,11 @@ class ConsistI2V:
         "vae" is missing or wrong.
         """
         return section(config, "vae", AutoencoderConfig).spatial_compression
+
+    @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns 1: every frame has a latent frame of its own."""
+        return 1
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:

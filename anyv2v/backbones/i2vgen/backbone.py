@@ -69,7 +69,6 @@ class I2VGen:
 
     name = "i2vgen"
     pinned_frames = 0
-    frames_per_latent: ClassVar[int] = 1
     half_dtype: ClassVar[torch.dtype] = torch.float16
     stretches_bilinearly: ClassVar[bool] = False
     loaded_on_demand: ClassVar[frozenset[str]] = frozenset()
@@ -83,6 +82,11 @@ class I2VGen:
         "vae" is missing or wrong.
         """
         return section(config, "vae", AutoencoderConfig).spatial_compression
+
+    @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns 1: every frame has a latent frame of its own."""
+        return 1
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:

@@ -70,7 +70,6 @@ class Seine:
 
     name = "seine"
     pinned_frames = 0
-    frames_per_latent: ClassVar[int] = 1
     half_dtype: ClassVar[torch.dtype] = torch.float16
     stretches_bilinearly: ClassVar[bool] = True
     loaded_on_demand: ClassVar[frozenset[str]] = frozenset()
@@ -84,6 +83,11 @@ class Seine:
         "vae" is missing or wrong.
         """
         return section(config, "vae", AutoencoderConfig).spatial_compression
+
+    @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns 1: every frame has a latent frame of its own."""
+        return 1
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:

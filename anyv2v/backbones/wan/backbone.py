@@ -83,7 +83,6 @@ class Wan:
 
     name = "wan"
     pinned_frames = 1
-    frames_per_latent: ClassVar[int] = 4
     half_dtype: ClassVar[torch.dtype] = torch.bfloat16
     stretches_bilinearly: ClassVar[bool] = False
     loaded_on_demand: ClassVar[frozenset[str]] = frozenset({"text"})
@@ -98,6 +97,15 @@ class Wan:
         """
         side = section(config, "vae", VideoAutoencoderConfig).spatial_compression
         return side * _latents_per_token(section(config, "transformer", TransformerConfig))
+
+    @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns the number of frames that each latent frame after the first stands for.
+
+        config: the contents of a weights folder's config.json. Raises InputError if its section
+        "vae" is missing or wrong.
+        """
+        return section(config, "vae", VideoAutoencoderConfig).temporal_compression
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
@@ -312,7 +320,6 @@ def _check_fit(
         ("transformer: out_channels", transformer.out_channels, "vae", vae.latent_channels),
         ("transformer: text_dim", transformer.text_dim, "text", text.hidden_size),
         ("transformer: text_tokens", transformer.text_tokens, "text", text.tokens),
-        ("vae: frames of a latent frame", vae.temporal_compression, "Wan", Wan.frames_per_latent),
     )
     for what, own, other, theirs in facts:
         if own != theirs:
