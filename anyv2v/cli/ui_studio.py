@@ -148,9 +148,9 @@ class Studio:
 
         with stream_video(args.video, **clip.reading()) as stream:
             cuts = find_cuts(each())
-        first, *others = windows_of(args, count)
-        windows = 1 + len(others)
-        video = Video.owning(np.stack(frames[: len(first)]), stream.fps)
+        divided = windows_of(args, count)
+        windows = len(divided)
+        video = Video.owning(np.stack(frames[: len(divided[0])]), stream.fps)
         self._looked[session.folder] = video, windows
         # new names, because browsers keep what they have got of the old ones
         preview = session.folder / session.numbered("preview", ".mp4")

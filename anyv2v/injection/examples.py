@@ -77,7 +77,7 @@ class OutsideOfMask(_FirstSteps):
         self.mask = torch.as_tensor(mask) != 0
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """Returns (h,), (v,) or (q, k, v), with h, v, or q and k, of the source outside of the mask.
+        """Returns (h,), (v,) or (q, k, v): h, v, or q and k, are the source's outside of the mask.
 
         Within the mask, and in the v beside q and k, each branch has its own values.
         """
