@@ -108,8 +108,8 @@ class Editor(LongEditor):
         nothing. `unfinished`: the file in which an interrupted inversion is saved, and from which
         it is resumed. `taps` are called in the steps in which they are active, and may change what
         the network computes. `round_trip`: also sample the source again, and keep how near it comes
-        in `Source.round_trip`; `on_step` is called in these steps too. Raises InputError for an
-        argument that is wrong, and names it, and for noise outside of `Defaults.noise_range`.
+        in `Source.round_trip`; `on_step` is called as in `reconstruct`, too. Raises InputError for
+        an argument that is wrong, and names it, and for noise outside of `Defaults.noise_range`.
 
         On the GPU remain the weights and the source: its latents, and those features that
         `recording` placed there, see `Source`. Conditions, captured graphs and the latents of
@@ -305,7 +305,7 @@ class Editor(LongEditor):
             step_noise,
             NoiseGenerator(seed, self.backbone.device),
             source.video.fps,
-            source.offsets if steps == source.settings.steps else {},
+            source.offsets if steps == source.settings.steps else None,
         )
 
     @torch.no_grad()

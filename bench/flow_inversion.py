@@ -22,7 +22,8 @@ Methods that are measured, all but the last two rows in 50 steps unless the name
   steps.
 
 `latent_error` is that of the round trip to the latents where the method began to solve: the clean
-ones, or those above the steps that it does not solve. `noise_norm` is 1 for the model's own noise.
+ones, or those above the steps that it does not solve. `latent_error_most` is that of the worst
+field. `noise_norm` is 1 for the model's own noise.
 """
 
 from __future__ import annotations
@@ -287,5 +288,5 @@ def measure(method: Method, off: float, extra: float) -> tuple[float, dict[str, 
     bounds = ("", "_low", "_high")[: 1 if FIELDS == 1 else 3]
     facts = {f"latent_error{x}": v for x, v in zip(bounds, geometric(errors), strict=False)}
     facts |= {f"noise_norm{x}": v for x, v in zip(bounds, interval(norms), strict=False)}
-    facts["most_evaluations"] = max(evaluations)
+    facts |= {"latent_error_most": max(errors), "most_evaluations": max(evaluations)}
     return interval(evaluations)[0], {k: float(f"{v:.4g}") for k, v in facts.items()}

@@ -340,6 +340,14 @@ class Backbone(Protocol):
         ...
 
     @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns the number of frames that each latent frame after the first stands for.
+
+        config: as in `size_multiple`. For loaded weights, `codec.frames_per_latent` is the same.
+        """
+        ...
+
+    @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         """Returns the functions that build the networks, by the networks' names, such as "unet".
 

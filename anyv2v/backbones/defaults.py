@@ -59,7 +59,8 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     if (least := inversion.get("evaluations", 1)) < 1:
         raise InputError(f"{where}: evaluations: {least} is not 1 or more")
     guide, bounds = stated.get("guide"), settings.get("noise_range") or []
-    bounds = checks.kind(f"{where}: noise_range", bounds, list, "a list of two numbers, or null")
+    if not isinstance(bounds, list) or len(bounds) not in (0, 2):
+        raise InputError(f"{where}: noise_range: {checks.shown(bounds)} is not two numbers or null")
     return Defaults(
         checks.size(clip.size),
         checks.count("frames", clip.frames),

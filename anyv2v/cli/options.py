@@ -86,7 +86,7 @@ def _demo(commands: Commands) -> None:
 def _convert(commands: Commands) -> None:
     sub = commands.add("convert", "Convert published weights into a folder that --weights takes.")
     add = sub.add_argument_group("convert").add_argument
-    text = "folder of I2VGen-XL, ConsistI2V or SEINE as it is published; "
+    text = "folder of I2VGen-XL, ConsistI2V, SEINE or Wan 2.2 as it is published; "
     text += "also Stable Diffusion 1.5, InstructPix2Pix, files of adapters, and CLIP"
     add("src", metavar="SRC", help=text)
     add("dst", metavar="DST", help="folder to write")

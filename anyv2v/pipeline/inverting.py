@@ -14,7 +14,7 @@ from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
-from anyv2v.pipeline.arguments import NoiseGenerator
+from anyv2v.pipeline.arguments import NoiseGenerator, step_callbacks
 from anyv2v.pipeline.denoise import Recorder, guided_predictor, prepend_pinned
 from anyv2v.pipeline.planning import Planner
 from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
@@ -114,6 +114,7 @@ class InversionRun:
         p = stages.backbone.pinned_frames
         clean = stages.encode_frames(frames)
         pinned, begin = clean[:, :, :p], InversionState.start(clean[:, :, p:])
+        on_step, _ = step_callbacks(on_step, None, pinned)
         first = stages._first_frame(frames[0], len(frames), clean[:, :, :1])
         with stages._conditioning():
             branches = stages.backbone.branches(
@@ -137,12 +138,12 @@ class InversionRun:
             for state in self._states(predict, begin, unfinished):
                 recorder.commit(state.latest)
                 if on_step is not None:
-                    latents = prepend_pinned(pinned, state.trajectory[state.latest])
+                    latents = state.trajectory[state.latest]
                     on_step(state.steps - 1, self.levels[state.latest].t, latents)
             if self.round_trip:
-                again, x = guided_predictor(forward, branches, pinned), state.trajectory[self.last]
                 run = stages.schedule, settings.steps, self.last, on_step
-                missed = sample(again, x, *run, offsets=state.offsets) - state.clean
+                x = state.trajectory[self.last]
+                missed = sample(predict, x, *run, offsets=state.offsets) - state.clean
                 round_trip = (missed.norm() / state.clean.norm()).item()
         latents = {
             i: prepend_pinned(pinned, x) for i, x in state.trajectory.items() if i in self.read

@@ -236,6 +236,7 @@ class Source:
         if clean.ndim != 5 or clean.shape[0] != 1 or not clean.numel():
             raise InputError(f"latents are {tuple(clean.shape)}, not (1, c, f, h, w)")
         _check_values("clean latents", clean, torch.float32)
+        Trajectory(clean, self.offsets, self.trajectory.levels)  # refuses other shapes and steps
         for index, x in self.offsets.items():
             _check_values(f"offset of step {index}", x, torch.float32)
         if self.round_trip is not None:
@@ -298,6 +299,7 @@ class Unfinished:
                 raise InputError(
                     f"holds steps {list(state.trajectory)}, not the first of an inversion"
                 )
+            predictions += state.offsets.values()
             for x in (state.clean, *state.trajectory.values(), state.latents, *predictions):
                 if x.shape != begin.latents.shape:
                     expected = tuple(begin.latents.shape)

@@ -71,14 +71,14 @@ class Stages:
         fingerprint: str = "",
         graphs: bool | None = None,
         offload: OffloadMode = False,
-        reload: Mapping[nn.Module, Callable[[], Iterable[Tensor]]] | None = None,
+        reload: Mapping[nn.Module, Callable[..., Iterable[Tensor]]] | None = None,
     ):
         """Takes a loaded backbone; `anyv2v.load` does all of this from a folder of weights.
 
         `fingerprint` identifies the weights: a source can be edited only with the weights that
         inverted it. `graphs` and `offload`: see `load`. `reload`: a network whose weights are in
         memory only while conditions are made -> a function that reads its parameters, then its
-        buffers, from disk. Raises InputError for arguments that are wrong.
+        buffers, from disk to a device. Raises InputError for arguments that are wrong.
         """
         if not hasattr(backbone, "branches"):
             raise InputError(f"backbone: {checks.shown(backbone)} is not a Backbone")

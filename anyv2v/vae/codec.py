@@ -45,6 +45,11 @@ class LatentCodec(Protocol):
         """The network that only encoding uses, which may be offloaded while latents are decoded."""
         ...
 
+    @property
+    def frames_per_latent(self) -> int:
+        """The number of frames that each latent frame after the first stands for."""
+        ...
+
     def check_frames(self, frames: int) -> int:
         """Returns `frames` if the codec can encode a clip of that many frames.
 
@@ -127,6 +132,11 @@ class ImageCodec:
     def encoder(self) -> nn.Module:
         """The network that only encoding uses, which may be offloaded while latents are decoded."""
         return self.vae.encoder
+
+    @property
+    def frames_per_latent(self) -> int:
+        """Returns 1: every frame has a latent frame of its own."""
+        return 1
 
     def check_frames(self, frames: int) -> int:
         """Returns `frames`: a clip may have any number of frames."""

@@ -11,6 +11,7 @@ from PIL import Image
 
 import anyv2v
 from anyv2v import Injection, InputError
+from anyv2v.backbones.defaults import read_defaults
 from anyv2v.backbones.registry import BACKBONES
 from anyv2v.backbones.wan.defaults import PUBLISHED_SETTINGS
 from anyv2v.cli.main import main
@@ -223,6 +224,17 @@ def test_an_inversion_may_end_below_the_steps_that_are_solved(editor, video, sou
     assert "step" in short.figures
 
 
+def test_a_round_trip_tells_its_steps_and_changes_nothing_else(editor, video, source):
+    seen = []
+    again = editor.invert(
+        video, round_trip=True, on_step=lambda *x: seen.append((x[0], tuple(x[2].shape)))
+    )
+    whole = tuple(source.trajectory.clean.shape)
+    assert seen == 2 * [(i, whole) for i in range(STEPS)]
+    plain = editor.invert(video)
+    assert same(again, plain) and plain.round_trip is None
+
+
 def test_plain_inversion_draws_nothing(editor, video):
     plain = editor.invert(video, "ddim", STEPS)
     assert plain.offsets == {} and plain.evaluations == STEPS and plain.round_trip is None
@@ -282,10 +294,33 @@ def test_a_file_keeps_the_figures_of_a_source(editor, source, tmp_path):
         source_module._write(tmp_path / "c.safetensors", facts | {"round_trip": wrong}, tensors)
         with pytest.raises(InputError, match="round_trip"):
             Source.load(tmp_path / "c.safetensors")
+    for name, x in (("offsets.3", source.offsets[8][..., 1:]), ("offsets.10", source.offsets[8])):
+        source_module._write(tmp_path / "c.safetensors", facts, tensors | {name: x})
+        with pytest.raises(InputError, match="shapes of the latents differ|no step 10"):
+            Source.load(tmp_path / "c.safetensors")
     tensors["offsets.3"] = torch.full_like(source.offsets[8], torch.nan)
     source_module._write(tmp_path / "c.safetensors", facts, tensors)
     with pytest.raises(InputError, match="offset of step 3 are not finite"):
         Source.load(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"noise_range": [1]}, r"noise_range: \[1\] is not two numbers or null"),
+        ({"noise_range": 2}, "noise_range: 2 is not two numbers or null"),
+        ({"noise_range": [1, "2"]}, "noise_range: '2' is not a finite number"),
+        ({"solved_from": 1.5}, "solved_from: 1.5 is not"),
+    ],
+)
+def test_settings_of_the_weights_that_cannot_be_are_refused(stated, message):
+    clip = {"size": [8, 8], "frames": 2, "fps": 4}
+    with pytest.raises(InputError, match=message):
+        read_defaults({"defaults": clip | stated}, PUBLISHED_SETTINGS)
+    own = read_defaults({"defaults": clip}, PUBLISHED_SETTINGS)
+    assert (own.solved_from, own.noise_range) == (0.17, (0.9, 1.2))
+    none = read_defaults({"defaults": clip | {"noise_range": None}}, PUBLISHED_SETTINGS)
+    assert (none.solved_from, none.noise_range) == (0.17, ())
 
 
 def test_noise_of_an_unknown_norm_fails_and_leaves_no_source(tmp_path, video, monkeypatch, capsys):

@@ -85,6 +85,11 @@ class Seine:
         return section(config, "vae", AutoencoderConfig).spatial_compression
 
     @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns 1: every frame has a latent frame of its own."""
+        return 1
+
+    @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         """Returns the functions that build the networks "unet", "vae" and "text".
 

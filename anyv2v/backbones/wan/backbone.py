@@ -99,6 +99,15 @@ class Wan:
         return side * _latents_per_token(section(config, "transformer", TransformerConfig))
 
     @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns the number of frames that each latent frame after the first stands for.
+
+        config: the contents of a weights folder's config.json. Raises InputError if its section
+        "vae" is missing or wrong.
+        """
+        return section(config, "vae", VideoAutoencoderConfig).temporal_compression
+
+    @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         """Returns the functions that build the networks "transformer", "vae" and "text".
 
