@@ -169,7 +169,8 @@ def _starts(start: int, stop: int, size: int, shared: int, frames: int) -> list[
         return []
     starts = [start]
     while starts[-1] + size < stop:
-        starts.append(starts[-1] + max(size - shared, 1))
+        # a window of a short clip may be no longer than what longer ones share
+        starts.append(starts[-1] + (size - shared if size > shared else size))
     # windows may go beyond the frames to be covered, but not beyond the clip
     starts[-1] = min(starts[-1], frames - size)
     return starts

@@ -93,10 +93,16 @@ def test_a_window_has_the_nearest_keyframe_as_its_anchor():
 @pytest.mark.parametrize("frames", [18, 19, 20, 21, 22, 40])
 def test_windows_hold_whole_groups_of_frames_and_cover_the_clip(frames, shared, keys):
     plan = plan_windows(frames, 21, shared, keys, group=4)
-    assert {len(window) for window in plan} == {17 if frames < 21 else 21}
+    assert keys or frames == 40 or len(plan) == 1 + (frames != 21)
+    assert {len(window) for window in plan} == {frames - (frames - 1) % 4 if frames < 21 else 21}
     assert all(predictions(plan)) and len(predictions(plan)) == frames
     if shared is None and not keys:
         assert all(window.start % 4 == 1 for window in plan[:-1])
+
+
+def test_a_clip_shorter_than_what_windows_share_is_two_windows():
+    assert spans(plan_windows(7, 21, group=4)) == [(0, 1, 5), (0, 3, 7)]
+    assert spans(plan_windows(9, 21, group=4)) == [(0, 1, 9)]
 
 
 def test_a_clip_shorter_than_a_group_is_refused():
