@@ -76,6 +76,18 @@ def test_every_way_of_injecting_is_the_same(editor, source, plain, group, tokens
         assert relative_error(replayed, batched) <= 1e-6
 
 
+def test_features_that_sites_share_are_saved(editor, source, tmp_path):
+    """The compact form of a map, and of the context, is the same input of the attention."""
+    recorded = editor.record(source, editor.recording(FRAMES, EACH["all"], 3))
+    recorded.save(tmp_path / "s.safetensors", features=True)
+    loaded = editor.load_source(tmp_path / "s.safetensors")
+    assert loaded.features.by_step.keys() == recorded.features.by_step.keys() == {0}
+    for site, parts in recorded.features.by_step[0].items():
+        assert all(map(torch.equal, loaded.features.by_step[0][site], parts)), site
+    edits = [edited(editor, source, EACH["all"]) for source in (recorded, loaded)]
+    assert torch.equal(*edits)
+
+
 def test_which_tokens_are_injected_makes_a_difference(editor, source):
     for group, injection in EACH.items():
         found = [edited(editor, source, injection, options=o) for o in TOKENS.values()]
