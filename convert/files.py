@@ -1,5 +1,6 @@
 """Finding and opening the weight files of one network, in safetensors or torch.save format."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -308,17 +309,32 @@ class BinFile:
 
         Raises InputError if its data cannot be read.
         """
+        dtype, shape = self.layout[name]
+        try:
+            if not shape:
+                return self._mapped(dtype.itemsize)[name].detach().clone()
+            first, last, _ = (rows or slice(None)).indices(shape[0])
+            tensor = torch.empty((max(last - first, 0), *shape[1:]), dtype=dtype)
+            row = math.prod(shape[1:]) * dtype.itemsize
+            # a large tensor in pieces, so that it is not in memory twice
+            step = max(1, self.REMAP_AFTER // max(1, row))
+            for start in range(first, last, step):
+                end = min(start + step, last)
+                piece = self._mapped((end - start) * row)[name].detach()[start:end]
+                tensor[start - first : end - first] = piece
+                del piece
+            return tensor
+        except RuntimeError as error:
+            raise InputError(f"{self.path}: {name} cannot be read: {_reason(error)}") from error
+
+    def _mapped(self, size: int) -> dict[str, Tensor]:
+        """The file's tensors, of which so many bytes are going to be read."""
         if self._state is None or self._bytes_read > self.REMAP_AFTER:
             # close the old mapping before the new one is opened
             self._state = None
             self._state, self._bytes_read = self._open(), 0
-        try:
-            tensor = self._state[name].detach()
-            tensor = tensor if rows is None else tensor[rows]
-            self._bytes_read += tensor.nbytes
-            return tensor.clone(memory_format=torch.contiguous_format)
-        except RuntimeError as error:
-            raise InputError(f"{self.path}: {name} cannot be read: {_reason(error)}") from error
+        self._bytes_read += size
+        return self._state
 
     def _open(self) -> dict[str, Tensor]:
         try:

@@ -133,7 +133,8 @@ class Source:
         if self.offsets:
             offset = torch.stack([*self.offsets.values()]).sum(0)
             share = (offset.norm() / self.trajectory.clean.norm()).item()
-            line += f", solved but for steps {min(self.offsets)} and later, offset {share:.2g}"
+            level = self.trajectory.levels[min(self.offsets)]
+            line += f", solved from sigma {level.sigma:.3f} on, offset {share:.2g}"
         return line + ("" if self.round_trip is None else f", round trip {self.round_trip:.2g}")
 
     def at(self, index: int) -> Tensor:

@@ -197,9 +197,19 @@ def test_what_the_noise_covers_comes_back_by_the_offsets(editor, source):
             )
     without = editor.reconstruct(replace(source, offsets={})).latents
     assert relative_error(without, clean) > 0.05
-    # other numbers of steps end elsewhere
-    kept = editor.reconstruct(source, steps=5).latents
-    assert torch.equal(kept, editor.reconstruct(replace(source, offsets={}), steps=5).latents)
+
+
+def test_offsets_belong_to_the_steps_of_the_inversion_alone(tmp_path, video):
+    folder.write(tmp_path / "toy", solved_from=0.95)
+    editor = anyv2v.load(tmp_path / "toy", device="cpu")
+    source = editor.invert(video, steps=2)
+    assert [*source.offsets] == [1, 0]
+    once = editor.reconstruct(source, steps=1).latents
+    without = editor.reconstruct(replace(source, offsets={}), steps=1).latents
+    assert torch.equal(once, without)
+    assert (
+        relative_error(editor.reconstruct(source, steps=2).latents, source.trajectory.clean) < 1e-5
+    )
 
 
 def test_features_are_recorded_for_free_where_noise_was_drawn(editor, video, source):
@@ -221,7 +231,7 @@ def test_an_inversion_may_end_below_the_steps_that_are_solved(editor, video, sou
     assert [*short.trajectory.latents] == [start]
     assert torch.equal(short.at(start), source.at(start))
     assert short.evaluations == STEPS - start and short.round_trip < 1e-5
-    assert "step" in short.figures
+    assert "solved from sigma" in short.figures
 
 
 def test_a_round_trip_tells_its_steps_and_changes_nothing_else(editor, video, source):
@@ -281,7 +291,7 @@ def test_a_file_keeps_the_figures_of_a_source(editor, source, tmp_path):
     assert same(again, source) and again.figures == source.figures
     assert again.round_trip == source.round_trip and again.noise_norm == source.noise_norm
     assert f"{source.evaluations} evaluations" in source.figures
-    assert "round trip" in source.figures and "but for steps 8 and later" in source.figures
+    assert "round trip" in source.figures and "from sigma 0.667 on, offset" in source.figures
     # one from before is read, and tells what can be known
     with source_module._opened(tmp_path / "a.safetensors") as file:
         facts = json.loads(file.metadata()["source"])
@@ -339,4 +349,6 @@ def test_noise_of_an_unknown_norm_fails_and_leaves_no_source(tmp_path, video, mo
     folder.write(tmp_path / "any", solved_from=SOLVED_FROM, noise_range=None)
     assert main([*args, "--weights", "any", "--round-trip"]) == 0
     figures = Source.load(tmp_path / "a.safetensors").figures
-    assert "round trip" in figures and figures in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "round trip" in figures and figures in told.out
+    assert "8 of 8 steps" in told.err  # there and back

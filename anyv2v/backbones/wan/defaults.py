@@ -19,7 +19,6 @@ PUBLISHED_SETTINGS = {
     "injection": {"map": 0.2, "value": 0.0, "context": 0.0, "hidden": 0.0},
     # of our inversion, measured on fields with a known velocity: see bench/README.md
     "tolerance": 1e-3,
-    "evaluations": 3.0,
     "solved_from": 0.17,
     "noise_range": [0.9, 1.2],
 }
