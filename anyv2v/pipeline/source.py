@@ -98,7 +98,8 @@ class Source:
     fingerprint: str
     """Fingerprint of the weights that the video was inverted with; "" if it is unknown."""
     residuals: Mapping[int, float] = field(default_factory=dict)
-    """Index of a step -> relative residual of its fixed point; empty for plain DDIM."""
+    """Index of a step -> relative residual of its fixed point, large in those of `offsets`, which
+    were not solved; empty for plain DDIM."""
     features: FeatureCache = NO_FEATURES
     """The recorded features, by index of a step and site; empty if none were recorded."""
     offsets: Mapping[int, Tensor] = field(default_factory=dict)
