@@ -167,11 +167,12 @@ class InversionRun:
         """Raises InputError if the norm of the inverted noise is none that the weights know."""
         bounds = self.stages.defaults.noise_range
         if bounds and not min(bounds) <= norm <= max(bounds):
+            method = "" if self.settings.method == "fixed-point" else "the method fixed-point, "
             raise InputError(
                 f"the inverted noise has norm {norm:.3g}; these weights know {min(bounds):g} to "
-                f"{max(bounds):g}, so edits would fail. Try the method fixed-point, more steps, a "
-                'prompt that describes the video, or another size; "noise_range": null in the '
-                "defaults of config.json allows any norm"
+                f"{max(bounds):g}, so edits would fail. Try {method}more steps, a prompt that "
+                'describes the video, or another size; "noise_range": null in the defaults of '
+                "config.json allows any norm"
             )
 
     def _recorded_indices(self) -> Mapping[int, int]:
