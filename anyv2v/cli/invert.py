@@ -83,7 +83,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     print(
         f"PSNR {psnr(again.frames, source.video.frames):.2f} dB · "
         f"relative error of the latents {error:.3g} · "
-        f"{source.evaluations} UNet evaluations to invert · "
+        f"{source.evaluations} evaluations to invert · "
         f"{inverted - began:.1f} s to load and invert, {sampled - inverted:.1f} s to sample"
     )
     if written is not None:
