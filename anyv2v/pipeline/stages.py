@@ -226,7 +226,7 @@ class Stages:
     def predict(
         self, latents: Tensor, t: float | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        """Predicts from latents (b, c, f, h, w) at timestep t: I2VGen-XL v, others noise.
+        """Predicts from latents (b, c, f, h, w) at timestep t: v, noise or velocity.
 
         `latents`: those of each sample, of any float dtype. `t`: one timestep for all samples, or a
         tensor with one for each. `conditions`: those of all branches of the batch, as `condition`
