@@ -162,12 +162,11 @@ class InversionRun:
         log.info("invert: %s", source.figures)
         bounds, norm = stages.defaults.noise_range, source.noise_norm
         if bounds and not min(bounds) <= norm <= max(bounds):
-            other = "" if settings.method == "fixed-point" else "the method fixed-point, "
             raise InputError(
                 f"the inverted noise has norm {norm:.3g}; these weights know {min(bounds):g} to "
-                f"{max(bounds):g}, so edits would fail. Try {other}more steps, a prompt that "
-                'describes the video, or another size; "noise_range": null in the defaults of '
-                "config.json allows any norm"
+                f"{max(bounds):g}, so edits would fail. Try the method fixed-point, more steps, a "
+                'prompt that describes the video, or another size; "noise_range": null in the '
+                "defaults of config.json allows any norm"
             )
         return source
 

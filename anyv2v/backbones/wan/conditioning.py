@@ -22,8 +22,8 @@ class Conditions:
     samples: Tensor
     """(g,) int64: for each branch, the index of the sample that it belongs to."""
     without_first: frozenset[str] = frozenset()
-    """The kinds of sites ("map", "value", "context", "hidden") whose injection leaves latent frame 0
-    out: its tokens stay each branch's own, and for "context" those of the source are not attended
+    """The kinds of sites ("map", "value", "context", "hidden") whose injection leaves latent frame
+    0 out: its tokens stay each branch's own, and for "context" those of the source are not attended
     to. Equal in all branches."""
 
     @classmethod
