@@ -111,9 +111,9 @@ class Taps:
     def hidden(self, site: str, h: Tensor) -> Tensor:
         """Returns what replaces h (g b f, h, w, c), a resnet's residual before its input is added.
 
-        It is called at every site of one tensor; `anyv2v.backbones.wan.sites` has Wan's. The result
-        has the shape and dtype of h; a shorter dim 0 that divides the original is repeated, so that
-        all branches share the result.
+        In Wan h is the output (g b, f, h, w, c) of a feed-forward network, or the value or result
+        (g b, f h w, heads, d) of a self-attention. What is returned has the shape and dtype of h; a
+        shorter dim 0 that divides the original is repeated, so that all branches share it.
         """
         return h
 

@@ -160,15 +160,20 @@ class InversionRun:
             round_trip=round_trip,
         )
         log.info("invert: %s", source.figures)
-        bounds, norm = stages.defaults.noise_range, source.noise_norm
+        self._check_noise(source.noise_norm)
+        return source
+
+    def _check_noise(self, norm: float) -> None:
+        """Raises InputError if the norm of the inverted noise is none that the weights know."""
+        bounds = self.stages.defaults.noise_range
         if bounds and not min(bounds) <= norm <= max(bounds):
+            method = "" if self.settings.method == "fixed-point" else "the method fixed-point, "
             raise InputError(
                 f"the inverted noise has norm {norm:.3g}; these weights know {min(bounds):g} to "
-                f"{max(bounds):g}, so edits would fail. Try the method fixed-point, more steps, a "
-                'prompt that describes the video, or another size; "noise_range": null in the '
-                "defaults of config.json allows any norm"
+                f"{max(bounds):g}, so edits would fail. Try {method}more steps, a prompt that "
+                'describes the video, or another size; "noise_range": null in the defaults of '
+                "config.json allows any norm"
             )
-        return source
 
     def _recorded_indices(self) -> Mapping[int, int]:
         """Index of a step of the recording's run -> its index in this inversion."""

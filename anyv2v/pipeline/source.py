@@ -98,7 +98,8 @@ class Source:
     fingerprint: str
     """Fingerprint of the weights that the video was inverted with; "" if it is unknown."""
     residuals: Mapping[int, float] = field(default_factory=dict)
-    """Index of a step -> relative residual of its fixed point; empty for plain DDIM."""
+    """Index of a step -> relative residual of its fixed point, large in those of `offsets`, which
+    were not solved; empty for plain DDIM."""
     features: FeatureCache = NO_FEATURES
     """The recorded features, by index of a step and site; empty if none were recorded."""
     offsets: Mapping[int, Tensor] = field(default_factory=dict)
@@ -333,8 +334,7 @@ class Unfinished:
         tensors = {f"latents.{index}": x for index, x in state.trajectory.items()}
         tensors |= {f"slopes.{i}": x for i, x in enumerate(state.predictions)}
         tensors |= {f"offsets.{index}": x for index, x in state.offsets.items()}
-        # a copy, because safetensors refuses two names for one tensor
-        tensors |= {"clean": state.clean, "next": state.latents.clone()}
+        tensors |= {"clean": state.clean, "next": state.latents}
         tensors["frames"] = torch.from_numpy(video.frames.copy())
         _write(self.path, facts, tensors)
         self._saved = time.monotonic()
@@ -386,13 +386,16 @@ def _levels(rows: Sequence[Sequence[float]], steps: int) -> list[Level]:
 
 
 def _write(path: str | os.PathLike, facts: dict, tensors: Mapping[str, Tensor]) -> None:
+    written: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, x in tensors.items():
+        x = x.contiguous().cpu()
+        # safetensors refuses two names for one tensor; what two sites record may be one
+        written[name] = x.clone() if x.data_ptr() in places else x
+        places.add(x.data_ptr())
     with atomic_path(path) as temporary:
         # one key: safetensors writes several in no fixed order
-        save_file(
-            {name: x.contiguous().cpu() for name, x in tensors.items()},
-            temporary,
-            metadata={"source": json.dumps(facts)},
-        )
+        save_file(written, temporary, metadata={"source": json.dumps(facts)})
 
 
 @contextmanager

@@ -90,8 +90,8 @@ class LatentCodec(Protocol):
     def decode(self, latents: Tensor, at_once: int = 1) -> Iterator[Tensor]:
         """Decodes scaled latents (1, c, f', h', w'), yielding consecutive pieces of the clip.
 
-        Each piece is pixels (k, 3, h, w), nominally in [-1, 1] and not clamped, in the dtype of the
-        weights. at_once: number of latent frames to decode together, if the codec has a choice.
+        Each piece is pixels (k, 3, h, w), nominally in [-1, 1] and not clamped, of any float dtype.
+        at_once: number of latent frames to decode together, if the codec has a choice.
         """
         ...
 

@@ -104,12 +104,14 @@ class VideoCodec:
         """Decodes normalized latents (1, c, f', h', w'), yielding the frames of each latent frame.
 
         The first are pixels (1, 3, h, w), the others (t, 3, h, w), nominally in [-1, 1] and not
-        clamped, in the dtype of the weights. at_once: has no effect.
+        clamped, in float32 or float64. at_once: has no effect.
         """
         past: Past = {}
         for frame in latents.split(1, dim=2):
             pixels = self.vae.decode(frame.to(self._weight.device), past)
-            yield pixels[0].transpose(0, 1)
+            # pixels are brought to 0..1 next, where bfloat16 is no finer than levels of a frame
+            wide = torch.promote_types(pixels.dtype, torch.float32)
+            yield pixels[0].transpose(0, 1).to(wide)
 
     def meta_copy(self, device: torch.device) -> VideoCodec:
         """Returns a copy of the codec on `device` with uninitialized weights.

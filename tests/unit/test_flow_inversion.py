@@ -336,8 +336,10 @@ def test_settings_of_the_weights_that_cannot_be_are_refused(stated, message):
 def test_noise_of_an_unknown_norm_fails_and_leaves_no_source(tmp_path, video, monkeypatch, capsys):
     folder.write(tmp_path / "toy", solved_from=SOLVED_FROM, noise_range=[3, 4])
     editor = anyv2v.load(tmp_path / "toy", device="cpu")
-    with pytest.raises(InputError, match=r"norm [\d.]+; these weights know 3 to 4.*noise_range"):
+    with pytest.raises(InputError, match=r"know 3 to 4, .* Try more steps, .*noise_range"):
         editor.invert(video, steps=4)
+    with pytest.raises(InputError, match=r"norm [\d.]+; .* Try the method fixed-point, more steps"):
+        editor.invert(video, steps=4, method="ddim")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clip").mkdir()
     for i, frame in enumerate(video.frames):
