@@ -187,12 +187,12 @@ def test_attention_to_the_source_too(editor):
     layer = editor.backbone.transformer.block[0].self
     x = normal(2, 3, 2, 3, 64)
     for first in (0, 6):
-        own_first = frozenset({"context"}) if first else frozenset()
+        without_first = frozenset({"context"}) if first else frozenset()
         taps = ShareSource([layer.context_site], 2)
-        found = layer(x, taps=taps, own_first=own_first)
+        found = layer(x, taps=taps, without_first=without_first)
         recorder = Record([layer.context_site], compact=bool(first))
         alone = layer(x[:1], taps=recorder)
-        again = layer(x[1:], taps=Replay(recorder.features), own_first=own_first)
+        again = layer(x[1:], taps=Replay(recorder.features), without_first=without_first)
         q, k = layer.project(x)
         v = layer.value(x)
         k = torch.cat([k[:1, first:], k[1:]], 1)

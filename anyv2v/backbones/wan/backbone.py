@@ -192,12 +192,13 @@ class Wan:
         return self.embeddings[text].to(self.device, self.dtype)
 
     def options(self, options: Options) -> Options:
-        """Returns which tokens each group injects, from `options` or by default.
+        """Returns which tokens are injected at each kind of site, from `options` or by default.
 
-        "map_tokens", "value_tokens", "context_tokens" and "hidden_tokens" are "all" or "rest". With
-        "rest" the tokens of latent frame 0 stay the edit's own, and in the group "context" those of
-        the source's first frame are not attended to: else the edit would see both first frames. It
-        is the default of "value" and "context", which hold what things look like. Raises InputError
+        "map_tokens", "value_tokens", "context_tokens" and "hidden_tokens" are "all" or "rest", for
+        the sites that `chosen_sites` puts into the group of that name, in whatever group. With
+        "rest" the tokens of latent frame 0 stay the edit's own, and for "context" those of the
+        source's first frame are not attended to: else the edit would see both first frames. It is
+        the default of "value" and "context", which hold what things look like. Raises InputError
         for any other option or value.
         """
         checks.known("options", options, OPTIONS, "option")
@@ -221,7 +222,7 @@ class Wan:
         guidance leads away from differs in its prompt alone.
         """
         conditions = self.transformer.condition(self.encode_text(prompt))
-        return replace(conditions, own_first=_own_first(options))
+        return replace(conditions, without_first=_without_first(options))
 
     def branches(
         self,
@@ -279,7 +280,7 @@ class Wan:
         size = 1, self.text.config.tokens
         ids = torch.zeros(size, dtype=torch.int64, device=self.device)
         conditions = self.transformer.condition(self.text(ids))
-        return replace(conditions, own_first=_own_first(OPTIONS))
+        return replace(conditions, without_first=_without_first(OPTIONS))
 
     def predict(
         self, latents: Tensor, t: float | Tensor, conditions: base.Conditions, taps: Taps = NO_TAPS
@@ -299,8 +300,8 @@ class Wan:
         return self.transformer(latents, t, conditions, taps)
 
 
-def _own_first(options: Options) -> frozenset[str]:
-    """The injection groups that leave latent frame 0 out."""
+def _without_first(options: Options) -> frozenset[str]:
+    """The kinds of sites whose injection leaves latent frame 0 out."""
     return frozenset(name.removesuffix("_tokens") for name, x in options.items() if x == "rest")
 
 
