@@ -160,20 +160,24 @@ class InversionRun:
             round_trip=round_trip,
         )
         log.info("invert: %s", source.figures)
-        self._check_noise(source.noise_norm)
+        bounds, norm = stages.defaults.noise_range, source.noise_norm
+        if bounds and not min(bounds) <= norm <= max(bounds):
+            if unfinished is not None:
+                # what was computed is not lost: it can be resumed where any norm is allowed
+                unfinished.save(state, self.video, settings, stages.fingerprint)
+            raise InputError(self._of_noise(norm))
         return source
 
-    def _check_noise(self, norm: float) -> None:
-        """Raises InputError if the norm of the inverted noise is none that the weights know."""
+    def _of_noise(self, norm: float) -> str:
+        """What an error says of inverted noise of a norm that the weights do not know."""
         bounds = self.stages.defaults.noise_range
-        if bounds and not min(bounds) <= norm <= max(bounds):
-            method = "" if self.settings.method == "fixed-point" else "the method fixed-point, "
-            raise InputError(
-                f"the inverted noise has norm {norm:.3g}; these weights know {min(bounds):g} to "
-                f"{max(bounds):g}, so edits would fail. Try {method}more steps, a prompt that "
-                'describes the video, or another size; "noise_range": null in the defaults of '
-                "config.json allows any norm"
-            )
+        method = "" if self.settings.method == "fixed-point" else "the method fixed-point, "
+        return (
+            f"the inverted noise has norm {norm:.3g}; these weights know {min(bounds):g} to "
+            f"{max(bounds):g}, so edits would fail. Try {method}more steps, a prompt that "
+            'describes the video, or another size; "noise_range": null in the defaults of '
+            "config.json allows any norm (and --resume goes on from what was computed)"
+        )
 
     def _recorded_indices(self) -> Mapping[int, int]:
         """Index of a step of the recording's run -> its index in this inversion."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from anyv2v.backbones.wan.layers import RMSNorm, with_own_first
+from anyv2v.backbones.wan.layers import RMSNorm, TokenFeature, with_own_first
 from anyv2v.backbones.wan.rotary import rotate, rotations
 from anyv2v.backbones.wan.sites import CONTEXT, VALUE
 from anyv2v.injection.taps import NO_TAPS, Taps, branch_size, calls, repeat_to_batch
@@ -142,50 +142,9 @@ class MapFeature(AttentionFeature):
     def _value(self) -> Tensor:
         if not calls(self.taps, self.layer.value_site):
             return self.layer.value(self.x)
-        feature = ValueFeature(self.layer, self.x, VALUE in self.without_first)
+        feature = TokenFeature(self.layer.value, self.x, VALUE in self.without_first)
         (value,) = self.taps.feature(self.layer.value_site, feature)
         return repeat_to_batch(value, len(self.x))
-
-
-@dataclass(frozen=True)
-class ValueFeature:
-    """The value of a `SelfAttention`, computed on demand; implements `Feature` of the taps."""
-
-    layer: SelfAttention
-    """The attention whose value this is."""
-    x: Tensor
-    """(b, f, h, w, c): its input."""
-    own_first: bool
-    """Whether an injected value leaves frame 0 out."""
-
-    @property
-    def batch(self) -> int:
-        """Number of clips in the batch, b."""
-        return len(self.x)
-
-    @property
-    def unmodified(self) -> ValueFeature:
-        """The feature before any taps changed it, which is this object itself."""
-        return self
-
-    def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
-        """Computes a tuple of one tensor, the value (b, f h w, heads, d).
-
-        branches: number of branches that the batch consists of. With more than one, the value is
-        computed for the first branch alone, or with their own frame 0 for every branch.
-        """
-        value = self.layer.value(self.x[: branch_size(self.x, branches)])
-        return self.replay((value,)) if branches > 1 else (value,)
-
-    def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
-        """Returns `tensors`, the result of `compute`: a value has no smaller, `compact` form."""
-        return tensors
-
-    def replay(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Returns the value `recorded`, with every branch's own of frame 0 if that is left out."""
-        if not self.own_first:
-            return recorded
-        return (with_own_first(self.layer.value(self.x[:, :1]), *recorded),)
 
 
 @dataclass(frozen=True)
