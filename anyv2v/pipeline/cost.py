@@ -213,7 +213,9 @@ class _Parts:
         device = editor.backbone.device
         heap, code = (HEAP, CODE) if device.type == "cpu" else (1, 0)
         # what is read for the conditions alone, unless it runs on the host
-        read = self._reloaded if code or fits(self._reloaded + stored, device) else 0
+        read = self._reloaded
+        if read and device.type != "cpu" and not fits(read + stored, device):
+            read = 0
         # the peak of activations, less the weights that are not on the device at that time
         work = max(
             # conditions, and the edited frame, which is encoded between them

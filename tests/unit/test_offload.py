@@ -319,6 +319,7 @@ def test_the_published_model_edits_in_less_than_6_5_gb(monkeypatch):
     apart = {}
     for wanted in (False, True):
         here = mock.Mock(applies_to=lambda _, wanted=wanted: wanted, reloads=lambda network: False)
+        here.reloaded = 0
         monkeypatch.setattr(editor, "offload", here)
         apart[wanted] = cost.predict_cost(editor, video, feature_memory=0)
     leaves = sum(x.nbytes for network in networks for x in network.parameters())
