@@ -141,7 +141,7 @@ def alter(path: Path, index: Path | None = None, **tensors) -> None:
     torch.save(state, path) if path.suffix == ".pth" else save_file(state, path, {"format": "pt"})
 
 
-def refused(src: Path, message: str, **options) -> str:
+def assert_refused(src: Path, message: str, **options) -> str:
     """Converting is refused, in one line, and leaves nothing behind."""
     dst = src.parent / "out"
     with pytest.raises(InputError, match=message) as refusal:
@@ -292,9 +292,9 @@ def test_two_embeddings_that_differ(hub, at):
     other = load_file(path)[name]
     other.view(-1)[at] += 1e-3
     alter(path, **{name.replace(".", "__"): other})
-    refused(hub, f"shared.weight and {name} should be equal, and are not")
+    assert_refused(hub, f"shared.weight and {name} should be equal, and are not")
     alter(path, **{name.replace(".", "__"): other[:-1].contiguous()})
-    refused(hub, f"shared.weight and {name} should be equal, and are not")
+    assert_refused(hub, f"shared.weight and {name} should be equal, and are not")
 
 
 # tensors and files that are wrong
@@ -311,7 +311,7 @@ def test_every_missing_extra_and_misshapen_tensor_is_named(hub):
     name = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
     index = hub / HUB_INDEX["text"]
     alter(shard(index, name), index, **{name.replace(".", "__"): None})
-    said = refused(hub, "missing: blocks.1.attn1.to_q.weight")
+    said = assert_refused(hub, "missing: blocks.1.attn1.to_q.weight")
     assert "blocks.2.ffn.net.2.bias is (63,), should be (64,)" in said
     assert "encoder.norm_out.gamma is (32,), should be (32, 1, 1, 1)" in said
     assert "extra: decoder.more (2,)" in said and f"missing: {name} (32, 2)" in said
@@ -327,7 +327,7 @@ def test_every_wrong_tensor_of_the_original(original):
         },
     )
     alter(original / "models_t5_umt5-xxl-enc-bf16.pth", norm__weight=None)
-    said = refused(original, r"time_conv.bias is \(15,\), should be \(16,\)")
+    said = assert_refused(original, r"time_conv.bias is \(15,\), should be \(16,\)")
     assert "missing: encoder.head.0.gamma (32, 1, 1, 1)" in said and "extra: conv3.weight" in said
     assert "missing: norm.weight (20,)" in said
 
@@ -341,33 +341,33 @@ def test_tensors_that_tell_the_sizes(hub, name):
     path, key = shard(index, name), name.replace(".", "__")
     was = load_file(path)[name]
     alter(path, index, **{key: was[None].contiguous()})
-    refused(hub, rf"{name} is \(1, .* not one of {was.ndim} axes")
+    assert_refused(hub, rf"{name} is \(1, .* not one of {was.ndim} axes")
     alter(path, index, **{key: was[:0].contiguous()})
-    refused(hub, rf"{name} is \(0, ")
+    assert_refused(hub, rf"{name} is \(0, ")
     alter(path, index, **{key: None})
-    refused(hub, f"missing: {name}")
+    assert_refused(hub, f"missing: {name}")
 
 
 def test_blocks_without_end(hub):
     index = hub / HUB_INDEX["transformer"]
     path = shard(index, "proj_out.bias")
     alter(path, index, blocks__9999__norm2__bias=torch.zeros(64))
-    refused(hub, "layers|num_layers is 3; the weights have 10000")
+    assert_refused(hub, "layers|num_layers is 3; the weights have 10000")
     change(hub / "transformer" / "config.json", num_layers=...)
-    refused(hub, "layers")
+    assert_refused(hub, "layers")
 
 
 def test_files_that_are_missing(hub, original):
     shard(hub / HUB_INDEX["text"], "shared.weight").unlink()
-    refused(hub, "missing shards: model-0000")
+    assert_refused(hub, "missing shards: model-0000")
     shutil.rmtree(hub)
     for name in ("config.json", "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.2_VAE.pth"):
         kept = (original / name).read_bytes()
         (original / name).unlink()
-        refused(original, f"has no {name}; config.json, Wan2.2_VAE.pth, .* go together")
+        assert_refused(original, f"has no {name}; config.json, Wan2.2_VAE.pth, .* go together")
         (original / name).write_bytes(kept)
     (original / "diffusion_pytorch_model.safetensors.index.json").unlink()
-    refused(original, "holds no weights")
+    assert_refused(original, "holds no weights")
 
 
 # other networks
@@ -426,7 +426,7 @@ def test_other_networks_by_the_names_of_the_original(original, name, shape, mess
     # of one value each, as only the shape counts
     x = torch.zeros(()).expand(shape).contiguous() if math.prod(shape) < 10**8 else None
     alter(path, index, **{name.replace(".", "__"): x})
-    said = refused(original, message)
+    said = assert_refused(original, message)
     assert "of Wan, 2.2's TI2V-5B alone is supported" in said and f"holds {name} {shape}" in said
 
 
@@ -434,7 +434,7 @@ def test_the_autoencoder_of_wan_2_1(hub):
     shapes = meta(AutoencoderKLWan)
     assert "Wan 2.1's VAE" in detect_foreign("vae", shapes, {})
     alter(hub / VAE, encoder__conv_in__weight=torch.zeros(8, 3, 3, 3, 3))
-    refused(hub, "is Wan 2.1's VAE: .*; of Wan, 2.2's TI2V-5B alone")
+    assert_refused(hub, "is Wan 2.1's VAE: .*; of Wan, 2.2's TI2V-5B alone")
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ def test_the_autoencoder_of_wan_2_1(hub):
 )
 def test_other_pipelines(hub, fields, message):
     change(hub / "model_index.json", **fields)
-    refused(hub, message)
+    assert_refused(hub, message)
 
 
 def test_the_pipeline_that_takes_a_first_frame(hub, converted, tmp_path):
@@ -464,7 +464,7 @@ def test_an_original_release_of_another(original, converted, tmp_path):
     (original / "Wan2.1_VAE.pth").write_bytes(b"another")
     assert fingerprint(original, tmp_path / "ours") == Checkpoint.open(converted).fingerprint
     (original / "Wan2.2_VAE.pth").rename(original / "Wan2.1_VAE.pth")
-    refused(original, "is Wan 2.1 or the A14B of 2.2, as it holds Wan2.1_VAE.pth; of Wan")
+    assert_refused(original, "is Wan 2.1 or the A14B of 2.2, as it holds Wan2.1_VAE.pth; of Wan")
 
 
 # configs
@@ -544,7 +544,7 @@ def test_configs_that_contradict_the_weights_or_mean_another_computation(
 def test_configs_of_a_folder(hub, file, fields, message):
     name = "scheduler_config.json" if file == "scheduler" else "config.json"
     change(hub / file / name, **fields)
-    refused(hub, message)
+    assert_refused(hub, message)
 
 
 @pytest.mark.parametrize(
@@ -570,14 +570,14 @@ def test_configs_of_the_original(configs, fields, message):
 
 def test_a_config_of_the_original_is_read(original):
     change(original / "config.json", model_type="i2v")
-    refused(original, "config.json: model_type is 'i2v'; of Wan, 2.2's TI2V-5B alone")
+    assert_refused(original, "config.json: model_type is 'i2v'; of Wan, 2.2's TI2V-5B alone")
 
 
 def test_parts_of_different_models(hub):
     small = wan_published.networks(latents=6)
     shutil.rmtree(hub / "vae")
     small["vae"].save_pretrained(hub / "vae")
-    refused(hub, "latents have 6 channels, the transformer's 48")
+    assert_refused(hub, "latents have 6 channels, the transformer's 48")
 
 
 def test_a_network_that_is_told_more_than_latents(hub):
@@ -585,14 +585,16 @@ def test_a_network_that_is_told_more_than_latents(hub):
     sizes = {**wan_published.TRANSFORMER, "in_channels": 100, "out_channels": 48}
     shutil.rmtree(hub / "transformer")
     WanTransformer3DModel(**sizes).save_pretrained(hub / "transformer")
-    refused(hub, "takes 100 channels and predicts 48, as networks do that are told a picture")
+    assert_refused(
+        hub, "takes 100 channels and predicts 48, as networks do that are told a picture"
+    )
 
 
 def test_a_network_that_reads_other_texts(hub):
     sizes = {**wan_published.TRANSFORMER, "in_channels": 48, "out_channels": 48, "text_dim": 24}
     shutil.rmtree(hub / "transformer")
     WanTransformer3DModel(**sizes).save_pretrained(hub / "transformer")
-    refused(hub, "vectors have the length 20, the transformer reads 24")
+    assert_refused(hub, "vectors have the length 20, the transformer reads 24")
     assert "T5's encoder" in detect_foreign("text", {"shared.weight": (32128, 4096)}, {})
 
 
@@ -698,13 +700,13 @@ def test_a_tokenizer_that_is_none(request, layout):
     values = json.loads(path.read_text())
     values["model"]["vocab"] += [[f"piece {i}", -9.0] for i in range(6)]
     rewrite(path, values)
-    refused(src, "tokenizer.json: has the id .*, the text encoder only")
+    assert_refused(src, "tokenizer.json: has the id .*, the text encoder only")
     rewrite(path, {"model": {"type": "BPE", "vocab": {}, "merges": []}})
-    refused(src, "tokenizer.json: not a tokenizer of T5's form")
+    assert_refused(src, "tokenizer.json: not a tokenizer of T5's form")
     path.unlink()
-    refused(src, "tokenizer.json: cannot be read")
+    assert_refused(src, "tokenizer.json: cannot be read")
     path.with_name("spiece.model").write_bytes(b"model")
-    refused(src, "spiece.model beside it is not read")
+    assert_refused(src, "spiece.model beside it is not read")
 
 
 # repositories
