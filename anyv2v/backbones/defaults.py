@@ -78,6 +78,17 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     )
 
 
+def read_groups(config: Mapping[str, object]) -> dict[str, frozenset[str]]:
+    """Reads the section "injection" of a weights folder's config.json: group -> names of sites.
+
+    Raises InputError if the section is missing or holds anything but lists.
+    """
+    injection = config.get("injection")
+    if not isinstance(injection, dict) or not all(isinstance(x, list) for x in injection.values()):
+        raise InputError("there is no section 'injection' of lists of sites")
+    return {name: frozenset(sites) for name, sites in injection.items()}
+
+
 def published_defaults(defaults: Defaults, published: PublishedSettings) -> Defaults:
     """Returns the settings in `published`, with the clip's size, frames and fps of `defaults`.
 

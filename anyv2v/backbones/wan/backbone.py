@@ -20,6 +20,7 @@ from anyv2v.backbones.base import (
     Options,
     PublishedSettings,
 )
+from anyv2v.backbones.defaults import read_groups
 from anyv2v.backbones.wan.conditioning import Conditions
 from anyv2v.backbones.wan.config import TransformerConfig
 from anyv2v.backbones.wan.defaults import PUBLISHED_SETTINGS
@@ -142,7 +143,7 @@ class Wan:
             transformer=transformer,
             text=text,
             tokenizer=Tokenizer.load(folder / "tokenizer", *size),
-            groups=_groups(config.get("injection")),
+            groups=read_groups(config),
             codec=VideoCodec(vae, _latents_per_token(transformer.config)),
             defaults=defaults,
             schedule=FlowSchedule(schedule.shift),
@@ -330,9 +331,3 @@ def _check_fit(
             "transformer: clean_first_frame is false; only networks that are given the first frame "
             "as clean latents are implemented, as TI2V-5B is"
         )
-
-
-def _groups(injection: object) -> dict[str, frozenset[str]]:
-    if not isinstance(injection, dict) or not all(isinstance(x, list) for x in injection.values()):
-        raise InputError("there is no section 'injection' of lists of sites")
-    return {name: frozenset(sites) for name, sites in injection.items()}
