@@ -124,6 +124,20 @@ def size(value: Iterable[int], factor: int = 1) -> tuple[int, int]:
     return width, height
 
 
+def grouped(name: str, frames: int, group: int) -> int:
+    """Returns `frames` if it is 1 more than a multiple of `group`, both whole numbers above 0.
+
+    Raises InputError, which names the nearest numbers that are, otherwise.
+    """
+    below = frames - (frames - 1) % group
+    if below == frames >= 1:
+        return frames
+    near = " and ".join(str(n) for n in (below, below + group) if n >= 1)
+    raise InputError(
+        f"{name}: {frames} is not 1 more than a multiple of {group}; the nearest: {near or 1}"
+    )
+
+
 def text(name: str, value: object) -> str:
     """Returns `value` if it is a str.
 

@@ -90,6 +90,7 @@ class Editor(LongEditor):
         unfinished: Unfinished | None = None,
         taps: Taps | None = None,
         options: Options | None = None,
+        round_trip: bool = False,
     ) -> Source:
         """Inverts a video into the noise that it would have been sampled from (section 4.1).
 
@@ -106,7 +107,9 @@ class Editor(LongEditor):
         those of all steps. `recording`: the features to record, see `recording()`; None records
         nothing. `unfinished`: the file in which an interrupted inversion is saved, and from which
         it is resumed. `taps` are called in the steps in which they are active, and may change what
-        the network computes. Raises InputError for an argument that is wrong, and names it.
+        the network computes. `round_trip`: also sample the source again, and keep how near it comes
+        in `Source.round_trip`; `on_step` is called as in `reconstruct`, too. Raises InputError for
+        an argument that is wrong, and names it, and for noise outside of `Defaults.noise_range`.
 
         On the GPU remain the weights and the source: its latents, and those features that
         `recording` placed there, see `Source`. Conditions, captured graphs and the latents of
@@ -129,7 +132,8 @@ class Editor(LongEditor):
                 "tolerance", self.defaults.tolerance if tolerance is None else tolerance
             ),
         )
-        run = InversionRun(self, as_video(video, self.defaults), settings, plan, recording)
+        video, round_trip = as_video(video, self.defaults), checks.flag("round_trip", round_trip)
+        run = InversionRun(self, video, settings, plan, recording, round_trip)
         source = run.run(unfinished, taps, on_step)
         # an inversion that was resumed did not predict at its first steps, so they are missing
         return source if recording is None else self.record(source, recording, source.features)
@@ -279,8 +283,9 @@ class Editor(LongEditor):
 
         `prompt`, `negative_prompt` and `guidance` have the same defaults as in `invert`. `start`:
         index of the first step that is run; 0, the noisiest, runs all `steps` (None: the weights'
-        own number). `seed` draws the noise of samplers that add some, if `step_noise` is None. The
-        other arguments, the errors and the result are those of `edit`.
+        own number). `seed` draws the noise of samplers that add some, if `step_noise` is None. With
+        the inversion's number of steps, `source.offsets` are added after them. The other arguments,
+        the errors and the result are those of `edit`.
         """
         self.check_source(source)
         checks.texts(prompt=prompt, negative_prompt=negative_prompt)
@@ -300,6 +305,7 @@ class Editor(LongEditor):
             step_noise,
             NoiseGenerator(seed, self.backbone.device),
             source.video.fps,
+            source.offsets if steps == source.settings.steps else None,
         )
 
     @torch.no_grad()

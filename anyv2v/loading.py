@@ -48,7 +48,7 @@ def load(
 
     `weights`: a folder that `anyv2v convert` wrote; or "demo"; or `OWNER/NAME` or
     `OWNER/NAME@REVISION` of a repository of the Hugging Face hub, such as "ali-vilab/i2vgen-xl",
-    which is downloaded and converted to a cache on its first use (float16, see
+    which is downloaded and converted to a cache on its first use (see
     `anyv2v.convert.cache.located`). Nothing is written, and no network used, for anything else than
     a repository that is not in the cache.
     `device`: None is cuda if there is one, else cpu. `dtype`: None is float16, of Wan bfloat16, on
@@ -105,7 +105,7 @@ def _assemble(
             return constructors[name]()
 
     networks: dict[str, nn.Module] = {}
-    reload: dict[nn.Module, Callable[[], Iterable[Tensor]]] = {}
+    reload: dict[nn.Module, Callable[..., Iterable[Tensor]]] = {}
     for name in constructors:
         arguments = name, partial(build, name), device, dtype
         if empty:
@@ -150,6 +150,8 @@ class Peek(NamedTuple):
     """That of the weights, see `Checkpoint.fingerprint`."""
     backbone: str
     """Name of the backbone, a key of `BACKBONES`."""
+    frames_per_latent: int
+    """See `Backbone.frames_per_latent`."""
 
 
 def peek(weights: str | os.PathLike) -> Peek:
@@ -166,7 +168,8 @@ def peek(weights: str | os.PathLike) -> Peek:
         published = published_defaults(defaults, backbone.published_settings)
         multiple = backbone.size_multiple(config)
         name = str(config["backbone"])
-        return Peek(defaults, published, multiple, checkpoint.fingerprint, name)
+        facts = checkpoint.fingerprint, name, backbone.frames_per_latent(config)
+        return Peek(defaults, published, multiple, *facts)
 
 
 def inspect(

@@ -32,6 +32,7 @@ SUBJECTS = {
     "convert": "reading, converting and verifying weights",
     "inversion": "methods of inversion: evaluations, error, and the edits that follow",
     "epsilon": "the same of the backbones that predict noise, by small random networks",
+    "flow_inversion": "methods of inversion on flows whose velocity is known",
     "kernels": "every kernel against its peers",
 }
 """Name -> description. The most important come first, in case the time does not suffice for all."""

@@ -25,7 +25,16 @@ ORIGINAL, FIRST, NEXT = (
     "anyv2v, first edit",
     "anyv2v, next edit of the source",
 )
-SUBJECTS = ("edit", "unet", "inversion", "epsilon", "scaling", "convert", "kernels")
+SUBJECTS = (
+    "edit",
+    "unet",
+    "inversion",
+    "epsilon",
+    "flow_inversion",
+    "scaling",
+    "convert",
+    "kernels",
+)
 RENTAL = {"edit": ("S4", "S5"), "unet": ("S2",), "kernels": ("S6",)}
 """Subject -> the steps of `python -m bench rental` that measure it on a GPU."""
 

@@ -68,8 +68,9 @@ def located(
     A text of the form OWNER/NAME or OWNER/NAME@REVISION that is no path (see `hub.name_of`) is a
     repository of the Hugging Face hub. A model that is in the cache is used without a network; of
     several commits the one that was converted last, unless REVISION names another. One that is not
-    is downloaded, checked and converted to float16 (a CLIP to the published dtypes), after a line
-    on stderr that says how much comes from where; if another process is doing so, it is waited for.
+    is downloaded, checked and converted to float16 (Wan to bfloat16, a CLIP to the published
+    dtypes), after a line on stderr that says how much comes from where; if another process is doing
+    so, it is waited for.
 
     weights: a path, which need not exist, or a name. expected: as of `published.convert`. options:
     the options of the command line for which the weights will do, see `repositories`; () for any.

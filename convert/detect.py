@@ -30,7 +30,34 @@ class ForeignModel:
 
 
 LORA = ForeignModel("a LoRA, not a whole model", r".*lora\w*[._](?:down|up|A|B)\..*")
+WAN_IMAGE = r"(?:condition_embedder\.image_embedder\.ff\.net\.2|img_emb\.proj\.3)\.weight"
+"""Matches the name of the last matrix of the image embedding in Wan's networks for pictures."""
 FOREIGN_MODELS = {
+    "transformer": (
+        LORA,
+        ForeignModel("Wan's VACE", r"vace_(?:blocks|patch_embedding)\..*"),
+        ForeignModel("Wan's Animate", r"(?:face_adapter|motion_encoder|pose_patch_embedding)\..*"),
+        ForeignModel(
+            "Wan's FLF2V, which is told two frames",
+            r"condition_embedder\.image_embedder\.pos_embed|img_emb\.emb_pos",
+        ),
+        ForeignModel("Wan 2.1's Fun-1.3B", WAN_IMAGE, (1536, None)),
+        ForeignModel("Wan 2.1's I2V-14B or Fun-14B", WAN_IMAGE, (5120, None)),
+        ForeignModel("a Wan that is told a picture by CLIP", WAN_IMAGE),
+        ForeignModel(
+            "one of the two networks of Wan 2.2's I2V-A14B",
+            r"patch_embedding\.weight",
+            (5120, 36, None, None, None),
+        ),
+        ForeignModel(
+            "Wan's T2V-14B, or one of the two networks of 2.2's T2V-A14B",
+            r"patch_embedding\.weight",
+            (5120, 16, None, None, None),
+        ),
+        ForeignModel(
+            "Wan 2.1's T2V-1.3B", r"patch_embedding\.weight", (1536, 16, None, None, None)
+        ),
+    ),
     "unet": (
         LORA,
         # before SDXL, because Stable Video Diffusion has SDXL's label embedding too
@@ -44,10 +71,14 @@ FOREIGN_MODELS = {
             r"(?:.*\.)?encoder\.conv_out\.weight",
             (32, None, 3, 3),
         ),
+        ForeignModel(
+            "Wan 2.1's VAE", r"encoder\.conv(?:_in|1)\.weight", (None, 3, None, None, None)
+        ),
     ),
     "text": (
         LORA,
         ForeignModel("CLIP ViT-L's text tower", r"(?:.*\.)?token_embedding\.weight", (None, 768)),
+        ForeignModel("T5's encoder, and not UMT5's", r"shared\.weight", (32128, None)),
     ),
     "vision": (
         LORA,

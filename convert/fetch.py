@@ -14,6 +14,7 @@ from types import ModuleType
 
 import torch
 
+from anyv2v.convert.formats import wan
 from anyv2v.convert.published import convert
 from anyv2v.convert.repositories import PUBLISHED, Published, Repository, needed_files, recognize
 from anyv2v.errors import InputError
@@ -125,8 +126,8 @@ def fetch(
 
     name: a key of `PUBLISHED`, or OWNER/NAME or OWNER/NAME@REVISION of a repository of the hub.
     expected, force, progress: as in `convert`. dtype: of the converted weights; None is float16, of
-    a CLIP the published one. For float16 the published half-precision files are downloaded, half as
-    many bytes. quiet: hides the download's progress bars.
+    Wan bfloat16, of a CLIP the published one. For float16 the published half-precision files are
+    downloaded, half as many bytes. quiet: hides the download's progress bars.
 
     Raises InputError if huggingface_hub is not installed, if the download fails (also because a
     repository is missing or its license has to be accepted), if the size or sha256 of a file is not
@@ -161,6 +162,8 @@ def order(name: hub.Name, dst: str, dtype: torch.dtype | None = None, quiet: boo
         return read_json(Path(path))
 
     model = recognize(name.repository, published, read)
+    if dtype == torch.float16 and model.dtype == torch.bfloat16:
+        raise InputError(f"{name}: {wan.OVERFLOWS}")
     dtype = model.dtype if dtype is None else dtype
     by_hand, downloads = _by_hand(model.repositories, dst), []
     # all are asked before the first is downloaded, which may take an hour

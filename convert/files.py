@@ -1,5 +1,6 @@
 """Finding and opening the weight files of one network, in safetensors or torch.save format."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -185,6 +186,44 @@ class TensorRows:
         return tensor if rows is None else tensor[rows]
 
 
+@dataclass(frozen=True)
+class SameTensor:
+    """A tensor that a model stores under two names, presented as a file."""
+
+    file: TensorFile
+    """The file that holds the tensor."""
+    name: str
+    """Name of the tensor in that file."""
+    other_file: TensorFile
+    """The file that holds it a second time, which may be the same file."""
+    other_name: str
+    """Name of the tensor there."""
+
+    ROWS = 1024
+    """Number of rows of the second one that are in memory at once."""
+
+    @property
+    def path(self) -> Path:
+        """The path of the file that holds the tensor first."""
+        return self.file.path
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Reads the tensor, or a part of its first axis, into CPU memory; `name` is ignored.
+
+        Raises InputError if the two are not equal.
+        """
+        tensor = self.file.read(self.name, rows)
+        first = 0 if rows is None or rows.start is None else rows.start
+        for at, part in enumerate(tensor.split(self.ROWS)):
+            start = first + at * self.ROWS
+            again = self.other_file.read(self.other_name, slice(start, start + len(part)))
+            if not torch.equal(part, again):
+                raise InputError(
+                    f"{self.path}: {self.name} and {self.other_name} should be equal, and are not"
+                )
+        return tensor
+
+
 def _check_binary(path: Path) -> None:
     with open_file(path) as file:
         start = file.read(60) or b""
@@ -212,9 +251,9 @@ class SafetensorsFile:
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Reads the tensor `name` into CPU memory; `rows` selects a part of its first axis."""
+        entry = self._entries[name]
         with open_file(self.path) as file:
-            tensor = read_tensor(file, self._entries[name])
-        return tensor if rows is None else tensor[rows]
+            return read_tensor(file, entry if rows is None else entry.rows(rows))
 
 
 class Ignored:
@@ -270,17 +309,32 @@ class BinFile:
 
         Raises InputError if its data cannot be read.
         """
+        dtype, shape = self.layout[name]
+        try:
+            if not shape:
+                return self._mapped(dtype.itemsize)[name].detach().clone()
+            first, last, _ = (rows or slice(None)).indices(shape[0])
+            tensor = torch.empty((max(last - first, 0), *shape[1:]), dtype=dtype)
+            row = math.prod(shape[1:]) * dtype.itemsize
+            # a large tensor in pieces, so that it is not in memory twice
+            step = max(1, self.REMAP_AFTER // max(1, row))
+            for start in range(first, last, step):
+                end = min(start + step, last)
+                piece = self._mapped((end - start) * row)[name].detach()[start:end]
+                tensor[start - first : end - first] = piece
+                del piece
+            return tensor
+        except RuntimeError as error:
+            raise InputError(f"{self.path}: {name} cannot be read: {_reason(error)}") from error
+
+    def _mapped(self, size: int) -> dict[str, Tensor]:
+        """The file's tensors, of which so many bytes are going to be read."""
         if self._state is None or self._bytes_read > self.REMAP_AFTER:
             # close the old mapping before the new one is opened
             self._state = None
             self._state, self._bytes_read = self._open(), 0
-        try:
-            tensor = self._state[name].detach()
-            tensor = tensor if rows is None else tensor[rows]
-            self._bytes_read += tensor.nbytes
-            return tensor.clone(memory_format=torch.contiguous_format)
-        except RuntimeError as error:
-            raise InputError(f"{self.path}: {name} cannot be read: {_reason(error)}") from error
+        self._bytes_read += size
+        return self._state
 
     def _open(self) -> dict[str, Tensor]:
         try:

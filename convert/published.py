@@ -13,6 +13,7 @@ from anyv2v.convert.formats import (
     seine,
     stable_diffusion,
     vgen,
+    wan,
     whole_clip,
 )
 from anyv2v.convert.model import FLOATS, Model, write_model
@@ -25,9 +26,10 @@ Reader = Callable[[Path, torch.dtype | None], Model]
 """Opens a published model: (its folder or file, the dtype to convert to or None) -> the model."""
 
 SUPPORTED = (
-    "needed is a Hugging Face folder of I2VGen-XL, ConsistI2V, or of an image editor, with "
-    f"{huggingface.INDEX}, or a folder with the files of I2VGen-XL's original release, "
-    f"{', '.join(vgen.FILES)}, or a folder with SEINE's {seine.UNET_FILE} and {seine.FOLDER}, "
+    "needed is a Hugging Face folder of I2VGen-XL, ConsistI2V, Wan 2.2 TI2V-5B, or of an image "
+    f"editor, with {huggingface.INDEX}, or a folder with the files of the original release of "
+    f"I2VGen-XL, {', '.join(vgen.FILES)}, or of Wan 2.2 TI2V-5B, {wan.VAE_FILE} and others, "
+    f"or a folder with SEINE's {seine.UNET_FILE} and {seine.FOLDER}, "
     f"or the file of an IP-Adapter, {' or '.join(adapters.SUFFIXES)}, or a folder of a CLIP with "
     f"the config.json of transformers or with {open_clip.CONFIG}"
 )
@@ -39,6 +41,7 @@ PIPELINES: dict[str, Reader] = {
     **dict.fromkeys(consisti2v.PIPELINES, consisti2v.read),
     "StableDiffusionPipeline": stable_diffusion.read,
     "StableDiffusionInstructPix2PixPipeline": stable_diffusion.read,
+    **dict.fromkeys(wan.PIPELINES, wan.read),
 }
 """The "_class_name" in a Hugging Face folder's model_index.json -> the function that opens the
 folder."""
@@ -99,6 +102,8 @@ def _reader(src: Path) -> Reader:
         return PIPELINES[pipeline]
     if (src / seine.UNET_FILE).is_file():
         return seine.read
+    if wan.is_original(src):
+        return wan.read_original
     if adapters.is_t2i_adapter(src):
         return adapters.read_t2i_adapter
     # a folder of I2VGen-XL's original release may hold the other files of its CLIP too

@@ -16,6 +16,8 @@ from anyv2v.convert.formats import (
     open_clip,
     seine,
     stable_diffusion,
+    wan,
+    wan_config,
     whole_clip,
 )
 from anyv2v.convert.formats.huggingface import INDEX, TOKENIZER, Component
@@ -79,8 +81,9 @@ class Published:
     source: str = ""
     """What `convert` is given, as a path in the folder of the downloads; "" for that folder."""
     dtype: torch.dtype | None = torch.float16
-    """The dtype of the converted weights unless another is asked for. None, of a CLIP, is that of
-    the published files: scores are compared with those of other programs."""
+    """The dtype of the converted weights unless another is asked for. Wan has bfloat16, as its text
+    encoder overflows in float16. None, of a CLIP, is that of the published files: scores are
+    compared with those of other programs."""
 
 
 def _pipeline(
@@ -92,12 +95,27 @@ def _pipeline(
 
 I2VGEN = partial(_pipeline, huggingface.COMPONENTS, ("feature_extractor", "scheduler"), VIDEOS)
 CONSISTI2V = partial(_pipeline, consisti2v.COMPONENTS, ("scheduler",), VIDEOS)
+WAN_NETWORKS = tuple(Network(each.folder, each.stem) for each in wan.COMPONENTS.values())
+
+
+def _wan(name: str) -> Published:
+    files = Repository(name, WAN_NETWORKS, (TOKENIZER, "scheduler"), (INDEX,))
+    return Published((files,), dtype=torch.bfloat16)
+
+
+def _wan_original(name: str) -> Published:
+    files = (wan.CONFIG, wan.VAE_FILE, wan.TEXT_FILE)
+    repository = Repository(name, (Network("", wan.STEM),), (wan.ORIGINAL_TOKENIZER,), files)
+    return Published((repository,), dtype=torch.bfloat16)
+
+
 STABLE_DIFFUSION = partial(_pipeline, stable_diffusion.COMPONENTS, ("scheduler",), EDITOR)
 PIPELINES: dict[str, Callable[[str], Published]] = {
     "I2VGenXLPipeline": I2VGEN,
     **dict.fromkeys(consisti2v.PIPELINES, CONSISTI2V),
     "StableDiffusionPipeline": STABLE_DIFFUSION,
     "StableDiffusionInstructPix2PixPipeline": STABLE_DIFFUSION,
+    **dict.fromkeys(wan.PIPELINES, _wan),
 }
 """The "_class_name" in the model_index.json of a repository -> function of the repository's name
 that returns the model."""
@@ -115,6 +133,7 @@ PUBLISHED = {
     "i2vgen-xl": I2VGEN("ali-vilab/i2vgen-xl"),
     "consisti2v": CONSISTI2V("TIGER-Lab/ConsistI2V"),
     "seine": _seine("xinyuanc91/SEINE"),
+    "wan2.2-ti2v-5b": _wan("Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
 }
 """Name of a published video model -> the model; the first is the default."""
 
@@ -131,14 +150,21 @@ def recognize(
         if known.repositories[0].name == name:
             return known
     if INDEX in files:
-        pipeline = read(INDEX).get("_class_name")
+        index = read(INDEX)
+        pipeline = index.get("_class_name")
         if not isinstance(pipeline, str) or pipeline not in PIPELINES:
             raise InputError(
                 f"{name}: is {pipeline!r}; one of {', '.join(PIPELINES)} can be converted"
             )
+        if pipeline in wan.PIPELINES:
+            wan_config.check_index(name, index)
         return PIPELINES[pipeline](name)
     if seine.UNET_FILE in files:
         return _seine(name)
+    if wan.VAE_FILE in files:
+        return _wan_original(name)
+    if wan.OLD_VAE_FILE in files:
+        raise InputError(f"{name}: {wan.OLD}")
     for file in ADAPTERS:
         if adapter := min((n for n in files if n.rpartition("/")[2] == file), default=None):
             return _ip_adapter(name, adapter)

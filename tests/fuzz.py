@@ -2,7 +2,7 @@
 
     python tests/fuzz.py --seed 1 --inputs 20000
 
-Valid files of fourteen kinds are changed at random (tests/hostile/mutate.py) and read by the
+Valid files of sixteen kinds are changed at random (tests/hostile/mutate.py) and read by the
 package (tests/hostile/targets.py), in a process that may take 4 GiB and 10 s of processor time for
 each.
 An input and its index are one: `--kind clip --only 4711` tries one again. Exit status 1 if there is
@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("weights", "config", "manifest", "tokenizer", "source", "unfinished", "image", "clip")
-KINDS += ("frames", "moving", "mask", "profile", "adapter", "whole_clip")
+KINDS += ("frames", "moving", "mask", "profile", "adapter", "whole_clip", "wan", "embeddings")
 GOOD = ("result", "InputError")
 DEFECTS = ("exception", "wrong", "memory", "time", "crash")
 SECONDS = 10.0

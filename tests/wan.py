@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
+
+from torch import nn
 
 from anyv2v.backbones.base import Defaults
 from anyv2v.backbones.wan.backbone import Wan
 from anyv2v.backbones.wan.sites import chosen_sites
 from anyv2v.editor import Editor
 from anyv2v.injection.fractions import Injection
+from anyv2v.weights.folder import Part, write_folder
 from tests.draw import redraw
 from tests.oracles import umt5_tokenizer
 
@@ -68,18 +72,33 @@ DEFAULTS = Defaults(
 )
 
 
+def networks(seed: int = 0) -> dict[str, nn.Module]:
+    """Returns the networks with random weights."""
+    built = enumerate(Wan.networks(CONFIG).items())
+    drawn = {name: redraw(build(), seed + i) for i, (name, build) in built}
+    # little enough that the steps of an inversion can be solved by iteration
+    drawn["transformer"].out.weight.mul_(0.3)
+    return drawn
+
+
+def write(dst: Path, seed: int = 0, **defaults) -> None:
+    """Writes a folder of such weights; `defaults`: more of those in its config.json."""
+    config = {**CONFIG, "defaults": {**CONFIG["defaults"], **defaults}}
+    parts = {}
+    for name, network in networks(seed).items():
+        state = network.state_dict()
+        layout = {key: (x.dtype, tuple(x.shape)) for key, x in state.items()}
+        parts[name] = Part(layout, state.__getitem__)
+    tokenizer = json.dumps(umt5_tokenizer.settings(), ensure_ascii=False)
+    write_folder(dst, config, {"tokenizer/tokenizer.json": tokenizer}, parts)
+
+
 def tiny(seed: int = 0) -> Wan:
     """Returns a backbone with random weights."""
-    networks = {
-        name: redraw(build(), seed + i)
-        for i, (name, build) in enumerate(Wan.networks(CONFIG).items())
-    }
-    # little enough that the steps of an inversion can be solved by iteration
-    networks["transformer"].out.weight.mul_(0.3)
     with tempfile.TemporaryDirectory() as folder:
         (place := Path(folder) / "tokenizer").mkdir()
         umt5_tokenizer.write(place)
-        return Wan.assemble(CONFIG, networks, Path(folder), DEFAULTS)
+        return Wan.assemble(CONFIG, networks(seed), Path(folder), DEFAULTS)
 
 
 def editor(seed: int = 0) -> Editor:

@@ -111,13 +111,14 @@ class Checkpoint:
         build: Callable[[], M],
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-    ) -> tuple[M, Callable[[], Iterator[Tensor]]]:
+    ) -> tuple[M, Callable[..., Iterator[Tensor]]]:
         """Builds a network without weights; returns it and a function that reads the weights later.
 
         Arguments as in `load`. Each parameter and buffer of the network has its shape but takes no
         memory: it is one NaN, expanded, so that a computation without weights does not go
-        unnoticed. Each call of the function reads the file, and returns an iterator over the
-        tensors for the network's parameters, then for its buffers.
+        unnoticed. Each call of the function, for a device or without argument for `device`, reads
+        the file, and returns an iterator over the tensors for the network's parameters, then for
+        its buffers.
 
         Raises InputError like `load`, but for values that are not finite only when the function is
         called.
@@ -127,7 +128,7 @@ class Checkpoint:
         self._check(self._path(component), read_header(self._path(component)), expected)
         names = [name for name, _ in chain(module.named_parameters(), module.named_buffers())]
 
-        def read() -> Iterator[Tensor]:
+        def read(device: str | torch.device = device) -> Iterator[Tensor]:
             state = self._read(component, expected, device)
             return (state[name] for name in names)
 

@@ -55,6 +55,13 @@ class Entry(NamedTuple):
     end: int
     """Offset of the byte after the tensor's last one, from the beginning of the file."""
 
+    def rows(self, rows: slice) -> "Entry":
+        """Returns the entry of consecutive rows: a part of the first axis, of a step of 1."""
+        first, last, _ = rows.indices(self.shape[0])
+        start, row = self.start, _row_bytes(self)
+        shape = max(last - first, 0), *self.shape[1:]
+        return Entry(self.dtype, shape, start + first * row, start + max(first, last) * row)
+
 
 def read_header(path: str | Path) -> dict[str, Entry]:
     """Reads the header of a safetensors file: name of a tensor -> its dtype, shape and place.

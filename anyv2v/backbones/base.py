@@ -36,7 +36,8 @@ PublishedSettings = Mapping[str, object]
 no others, and with the option `--paper`: "steps", "guidance" (name of a scale -> value, the text's
 first), "negative_prompt", "injection" (injection group -> fraction of the steps) and, if not 0,
 "start" (index of the first step that an edit runs). "tolerance" and "evaluations" are no settings
-of the original: they are stated if fixed-point inversion needs others than usual."""
+of the original: they are stated if fixed-point inversion needs others than usual, as are
+"solved_from" and "noise_range" (a list), see `Defaults`."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Defaults:
     """Relative residual at which a fixed-point inversion has solved a step."""
     evaluations: float = 1.5
     """Most evaluations of the network per step of a fixed-point inversion, on average."""
+    solved_from: float = 0.0
+    """The sigma from which a fixed-point inversion solves its steps, see `fixed_point`; 0: all."""
+    noise_range: tuple[float, ...] = ()
+    """Least and largest `Source.noise_norm` of clips that the weights know, beyond which inversions
+    fail; empty: not known."""
     guide: str | None = None
     """Where the command line's edits take their guess from, "auto" or "patches", see
     `EditRequest.guide`; None: nowhere. `Editor.edit` does not read it."""
@@ -330,6 +336,14 @@ class Backbone(Protocol):
 
         config: the contents of a weights folder's config.json. For loaded weights,
         `codec.size_multiple` is the same number.
+        """
+        ...
+
+    @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns the number of frames that each latent frame after the first stands for.
+
+        config: as in `size_multiple`. For loaded weights, `codec.frames_per_latent` is the same.
         """
         ...
 

@@ -39,7 +39,7 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     values = config.get("defaults")
     stated: dict[str, object] = {}
     if isinstance(values, dict):
-        known = {*published, "start", *INVERSION, *OURS}
+        known = {*published, "start", *INVERSION, "solved_from", "noise_range", *OURS}
         stated = {name: value for name, value in values.items() if name in known}
         values = {name: value for name, value in values.items() if name not in known}
     clip = section({"defaults": values}, "defaults", _Clip)
@@ -58,7 +58,9 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
     }
     if (least := inversion.get("evaluations", 1)) < 1:
         raise InputError(f"{where}: evaluations: {least} is not 1 or more")
-    guide = stated.get("guide")
+    guide, bounds = stated.get("guide"), settings.get("noise_range") or []
+    if not isinstance(bounds, list) or len(bounds) not in (0, 2):
+        raise InputError(f"{where}: noise_range: {checks.shown(bounds)} is not two numbers or null")
     return Defaults(
         checks.size(clip.size),
         checks.count("frames", clip.frames),
@@ -70,8 +72,21 @@ def read_defaults(config: Mapping[str, object], published: PublishedSettings) ->
         start=checks.whole(f"{where}: start", start, 0, steps - 1),
         guide=None if guide is None else checks.one_of(f"{where}: guide", guide, GUIDES),
         protect=checks.flag(f"{where}: protect", stated.get("protect", False)),
+        solved_from=checks.fraction(f"{where}: solved_from", settings.get("solved_from", 0.0)),
+        noise_range=tuple(checks.finite(f"{where}: noise_range", bound) for bound in bounds),
         **inversion,
     )
+
+
+def read_groups(config: Mapping[str, object]) -> dict[str, frozenset[str]]:
+    """Reads the section "injection" of a weights folder's config.json: group -> names of sites.
+
+    Raises InputError if the section is missing or holds anything but lists.
+    """
+    injection = config.get("injection")
+    if not isinstance(injection, dict) or not all(isinstance(x, list) for x in injection.values()):
+        raise InputError("there is no section 'injection' of lists of sites")
+    return {name: frozenset(sites) for name, sites in injection.items()}
 
 
 def published_defaults(defaults: Defaults, published: PublishedSettings) -> Defaults:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 from anyv2v import checks, loading
 from anyv2v.cli.values import ALL, SOURCE
 from anyv2v.errors import InputError
+from anyv2v.long.windows import Window, plan_windows
 from anyv2v.media import container
 from anyv2v.media.frames import Video
 from anyv2v.media.proportions import Size, size_of_short_side
@@ -26,6 +29,15 @@ def is_source(path: str) -> bool:
 def size_of(picture: np.ndarray) -> Size:
     """Returns (width, height) of a picture, which is an array (h, w, 3)."""
     return picture.shape[1], picture.shape[0]
+
+
+def windows_of(args: Namespace, frames: int, keyframes: Iterable[int] = ()) -> list[Window]:
+    """Returns the windows in which a command takes a clip of so many frames; see `plan_windows`."""
+    group = loading.peek(args.weights).frames_per_latent
+    window, shared = getattr(args, "window", 0), getattr(args, "shared", None)
+    if args.frames == frames <= window:
+        checks.grouped("frames", frames, group)
+    return plan_windows(frames, window, shared, keyframes, group)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from anyv2v import checks
 from anyv2v.cli import notices
 from anyv2v.cli.arguments import typed
-from anyv2v.cli.clip import Clip, is_source, size_of
+from anyv2v.cli.clip import Clip, is_source, size_of, windows_of
 from anyv2v.cli.console import tell
 from anyv2v.cli.edits import LongEdits, ShortEdits
 from anyv2v.cli.finish import Form
@@ -25,7 +25,6 @@ from anyv2v.cli.work import Work
 from anyv2v.errors import InputError
 from anyv2v.frame_editors import EDITORS
 from anyv2v.frame_editors.run import candidates
-from anyv2v.long.windows import plan_windows
 from anyv2v.media.cuts import find_cuts
 from anyv2v.media.frames import Frames, Video
 from anyv2v.media.image import fit_frame
@@ -64,13 +63,12 @@ def run_edit(args: argparse.Namespace) -> None:
         keyframes = first.read_keyframes(clip, size_of(begin))
         asked = _asked(args, pictures, frames)
         form = Form.of(args, frames)
-        if not clip.is_source:
-            # refuses impossible numbers before the weights are loaded
-            plan_windows(len(frames), args.window, args.shared, keyframes)
+        # refuses impossible numbers before the weights are loaded
+        windows = [] if clip.is_source else windows_of(args, len(frames), keyframes)
         work.clear(args.resume)
         tell([notices.cuts(args.video, _found_cuts(frames, keyframes))])
         # a source was inverted at once, however long it is
-        if keyframes or (not clip.is_source and 0 < args.window < len(frames)):
+        if keyframes or len(windows) > 1:
             edits = LongEdits.make(args, work, frames, asked, keyframes, uses(frame_editor))
         else:
             edits = ShortEdits.make(args, frames, asked, uses(frame_editor))

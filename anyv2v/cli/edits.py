@@ -11,6 +11,7 @@ from itertools import chain
 import numpy as np
 
 from anyv2v.cli import settings
+from anyv2v.cli.clip import windows_of
 from anyv2v.cli.sidecar import Inverted, latents_sha256
 from anyv2v.cli.source import obtain, prepare, progress_of
 from anyv2v.cli.work import Work
@@ -98,7 +99,7 @@ class LongEdits:
 
         keyframes: frame number -> edited frame, besides the first one. uses: as in `source.obtain`.
         """
-        window = clip_at(frames, range(min(args.window or len(frames), len(frames))))
+        window = clip_at(frames, range(len(windows_of(args, len(frames), keyframes)[0])))
         if args.sharing is not None:
             args.sharing.alike = [args]
         editor, inversion, _ = prepare(args, window, uses)

@@ -11,8 +11,8 @@ import numpy as np
 
 from anyv2v.cli import settings
 from anyv2v.cli.arguments import typed
-from anyv2v.cli.clip import Clip, size_of
-from anyv2v.cli.console import tell
+from anyv2v.cli.clip import Clip, size_of, windows_of
+from anyv2v.cli.console import say, tell
 from anyv2v.cli.finish import Form
 from anyv2v.cli.model import Model
 from anyv2v.cli.outputs import Outputs, Written, report
@@ -20,11 +20,11 @@ from anyv2v.cli.sidecar import Inverted, Provenance, latents_sha256, with_sideca
 from anyv2v.cli.source import notice, obtain, of_the_run, progress_of
 from anyv2v.editor import Editor
 from anyv2v.errors import InputError
-from anyv2v.long.windows import plan_windows
 from anyv2v.media.frames import Video
 from anyv2v.media.psnr import psnr
 from anyv2v.media.video import SUFFIXES, stream_video
 from anyv2v.pipeline.source import SUFFIX, Unfinished
+from anyv2v.runtime.memory import require_memory
 
 if TYPE_CHECKING:
     from anyv2v.pipeline.cost import EditCost
@@ -39,6 +39,7 @@ def run_invert(args: argparse.Namespace) -> None:
     unfinished = Unfinished(args.output + ".unfinished", args.resume)
     provenance = Provenance.begin(args)
     editor, source = obtain(args, unfinished)
+    print(source.figures)
     noisiest = source.at(min(source.trajectory.latents))
     facts = provenance.of(editor, Inverted.of(source), latents_sha256(lambda: [noisiest]))
     with with_sidecar(args.output, facts):
@@ -82,7 +83,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     print(
         f"PSNR {psnr(again.frames, source.video.frames):.2f} dB · "
         f"relative error of the latents {error:.3g} · "
-        f"{source.evaluations} UNet evaluations to invert · "
+        f"{source.evaluations} evaluations to invert · "
         f"{inverted - began:.1f} s to load and invert, {sampled - inverted:.1f} s to sample"
     )
     if written is not None:
@@ -102,6 +103,14 @@ def run_plan(args: argparse.Namespace) -> None:
     if windows > 1:
         print(f"windows: {windows} of {len(video.frames)} frames; for each of them")
     print(cost)
+    (width, height), multiple = size_of(video.frames[0]), editor.backbone.codec.size_multiple
+    # besides the weights, which are loaded
+    each = (cost.peak - cost.weights) / (width * height)
+    wanted = (width, height), len(video.frames), multiple, editor.backbone.device
+    try:
+        require_memory(lambda w, h: round(each * w * h), *wanted)
+    except InputError as short:
+        say(short)
 
 
 def predicted(args: argparse.Namespace, editor: Editor, video: Video) -> EditCost:
@@ -125,6 +134,5 @@ def one_window(args: argparse.Namespace, clip: Clip) -> tuple[Video, int]:
     """Returns the frames of the first window of VIDEO, and how many windows an edit takes."""
     with stream_video(args.video, **clip.reading()) as stream:
         frames = list(islice(stream, getattr(args, "window", 0) or None))
-        count = len(frames) + sum(1 for _ in stream)
-        windows = plan_windows(count, getattr(args, "window", 0), getattr(args, "shared", None))
-        return Video.owning(np.stack(frames), stream.fps), len(windows)
+        windows = windows_of(args, len(frames) + sum(1 for _ in stream))
+        return Video.owning(np.stack(frames[: len(windows[0])]), stream.fps), len(windows)

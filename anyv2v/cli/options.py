@@ -86,7 +86,7 @@ def _demo(commands: Commands) -> None:
 def _convert(commands: Commands) -> None:
     sub = commands.add("convert", "Convert published weights into a folder that --weights takes.")
     add = sub.add_argument_group("convert").add_argument
-    text = "folder of I2VGen-XL, ConsistI2V or SEINE as it is published; "
+    text = "folder of I2VGen-XL, ConsistI2V, SEINE or Wan 2.2 as it is published; "
     text += "also Stable Diffusion 1.5, InstructPix2Pix, files of adapters, and CLIP"
     add("src", metavar="SRC", help=text)
     add("dst", metavar="DST", help="folder to write")
@@ -106,7 +106,8 @@ def _weights(commands: Commands) -> None:
     text += "OWNER/NAME or OWNER/NAME@REVISION of a repository of the Hugging Face hub"
     add("name", metavar="NAME", nargs="?", help=text)
     add("dst", metavar="DST", nargs="?", help="folder to write (default: NAME)")
-    text = "dtype of the weights that are written (default: float16, of a CLIP the published one)"
+    text = "dtype of the weights that are written "
+    text += "(default: float16, of Wan bfloat16, of a CLIP the published one)"
     add("--dtype", choices=DTYPE_NAMES, help=text)
 
 
@@ -253,6 +254,8 @@ def _invert(commands: Commands) -> None:
     add("--features", action="store_true", help=text)
     text = "go on where an interrupted inversion to the same file was"
     add("--resume", action="store_true", help=text)
+    text = "also sample the source again, to tell and to save how near it comes"
+    add("--round-trip", action="store_true", help=text)
     for group in (_inversion, _injection, _model):
         group(sub)
 

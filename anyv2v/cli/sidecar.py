@@ -85,15 +85,13 @@ class Inverted:
     evaluations: int
     """Number of evaluations of the network."""
     residuals: Mapping[str, float] | None = None
-    """Timestep (step index where timesteps are no whole numbers) -> relative residual; None for a
-    clip of several windows."""
+    """Index of a step, 0 the noisiest -> its relative residual; None for a clip of several
+    windows."""
 
     @classmethod
     def of(cls, source: Source) -> Inverted:
         """Returns what a sidecar tells of a source."""
-        levels, how = source.trajectory.levels, source.settings
-        whole = all(level.t == int(level.t) for level in levels[:-1])
-        residuals = {str(levels[i].t if whole else i): r for i, r in source.residuals.items()}
+        how, residuals = source.settings, {str(i): r for i, r in source.residuals.items()}
         count, height, width, _ = source.video.frames.shape
         made = (width, height), count, source.video.fps, how.method, how.steps, how.tolerance
         return cls(*made, source.evaluations, residuals)

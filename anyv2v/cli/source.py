@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from anyv2v import loading
+from anyv2v import checks, loading
 from anyv2v.cli import notices, settings
 from anyv2v.cli.arguments import typed
 from anyv2v.cli.clip import Clip, size_of
@@ -51,6 +51,8 @@ def obtain(
     if clip.is_source:
         return _loaded(args, uses)
     video = clip.read() if video is None else video
+    group = loading.peek(args.weights).frames_per_latent
+    checks.grouped("frames", len(video.frames), group)  # before the weights are loaded
     editor, inversion, count = prepare(args, video, uses)
 
     def invert(unfinished: Unfinished | None) -> Source:
@@ -89,8 +91,9 @@ def prepare(
         "plan": plan,
         "recording": cache_plan(args, editor, video),
         "options": args.options,
+        "round_trip": (again := args.command == "invert" and args.round_trip),
     }
-    return editor, inversion, inversion_steps - last
+    return editor, inversion, (1 + again) * (inversion_steps - last)
 
 
 def _loaded(args: argparse.Namespace, uses: frozenset[str]) -> tuple[Editor, Source]:

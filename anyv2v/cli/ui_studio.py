@@ -19,7 +19,7 @@ import numpy as np
 from anyv2v import loading
 from anyv2v.cli import notices, settings
 from anyv2v.cli.arguments import typed
-from anyv2v.cli.clip import Clip, is_source
+from anyv2v.cli.clip import Clip, is_source, windows_of
 from anyv2v.cli.console import explained
 from anyv2v.cli.edit import SomeFailed, run_edit, run_edit_frame
 from anyv2v.cli.first_frame import FirstFrame, frame_files, uses, write_picture
@@ -43,7 +43,6 @@ from anyv2v.cli.ui_kept import KeptSources
 from anyv2v.cli.values import AUTO, OFF
 from anyv2v.errors import InputError
 from anyv2v.injection.presets import PRESETS
-from anyv2v.long.windows import plan_windows
 from anyv2v.media.cuts import find_cuts
 from anyv2v.media.frames import Video
 from anyv2v.media.image import read_image
@@ -149,8 +148,9 @@ class Studio:
 
         with stream_video(args.video, **clip.reading()) as stream:
             cuts = find_cuts(each())
-            video = Video.owning(np.stack(frames), stream.fps)
-        windows = len(plan_windows(count, args.window, args.shared))
+        divided = windows_of(args, count)
+        windows = len(divided)
+        video = Video.owning(np.stack(frames[: len(divided[0])]), stream.fps)
         self._looked[session.folder] = video, windows
         # new names, because browsers keep what they have got of the old ones
         preview = session.folder / session.numbered("preview", ".mp4")

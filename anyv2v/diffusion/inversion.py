@@ -51,6 +51,8 @@ class InversionState:
     predictions: tuple[Tensor, ...] = ()
     """The network's predictions at the last two levels or fewer, float32, which `fixed_point`
     extrapolates for its next initial guess; empty for plain DDIM."""
+    offsets: Mapping[int, Tensor] = field(default_factory=dict)
+    """Index of a level from which the step of sampling was not solved -> what the step misses."""
 
     @classmethod
     def start(cls, clean: Tensor) -> InversionState:
@@ -82,6 +84,8 @@ def ddim(
 ) -> Iterator[InversionState]:
     """Inverts by plain DDIM (arXiv 2105.05233, appendix F), as the original AnyV2V does.
 
+    For networks that predict the velocity of a flow, this is Euler's method.
+
     Yields the state after each step that `state` has left of `steps`. In a step from one level up
     to a noisier one the network is given the noisier level, but the latents of the cleaner one:
     that costs one evaluation per step and is inexact. Raises NotFiniteError if latents are not
@@ -111,6 +115,8 @@ def fixed_point(
     last_factor: float = LAST_FACTOR,
     check: FiniteCheck | None = None,
     last: int = 0,
+    noise: Tensor | None = None,
+    solved_from: float = 0.0,
 ) -> Iterator[InversionState]:
     """Inverts by solving each step of sampling for the latents that it would have started from.
 
@@ -127,6 +133,10 @@ def fixed_point(
     The trajectory stores the iterate x that was evaluated last: the network computes the same
     features there as for the source in sampling. The next step starts from g(x), nearer to the
     fixed point. Raises NotFiniteError, worded by `check`, for latents that are not finite.
+
+    Steps of sampling to a sigma below `solved_from` are not solved: where a step removes all noise,
+    g is no contraction, since many latents lead to the same. The latents that these steps start
+    from are the clean ones with `noise`, standard normal and in their shape.
     """
     check, budget = check or FiniteCheck(), default_budget(steps) if budget is None else budget
     for level, below in _remaining_steps(state, schedule, steps):
@@ -138,9 +148,12 @@ def fixed_point(
         # f changes slowly from level to level, so the extrapolated f leads near the fixed point.
         # The first step has no f. It starts from a copy: the trajectory must not alias `clean`
         x = solve(_extrapolated(state.predictions)) if state.predictions else state.latents.clone()
+        if drawn := below.sigma < solved_from:
+            assert noise is not None, "steps that are not solved need `noise`"
+            x = level.alpha * state.clean + level.sigma * noise
         # every later step needs one evaluation at least; the rest of the budget may be spent here
         spare = budget - state.evaluations - (steps - state.steps)
-        allowed = 1 + max(0, min(STEP_CAP - 1, spare))
+        allowed = 1 if drawn else 1 + max(0, min(STEP_CAP - 1, spare))
         threshold = tolerance * (last_factor if level.index == last else 1)
         iterates, solutions = [], []
         while True:
@@ -155,11 +168,12 @@ def fixed_point(
             x = _mixed(solutions, weights)
         state = InversionState(
             clean=state.clean,
-            latents=solutions[-1],
+            latents=x if drawn else solutions[-1],
             trajectory={**state.trajectory, level.index: iterates[-1]},
             evaluations=state.evaluations + len(iterates),
             residuals={**state.residuals, level.index: residual},
             predictions=(*state.predictions, f.float())[-2:],
+            offsets={**state.offsets, **({level.index: a * (solutions[0] - x)} if drawn else {})},
         )
         yield state
 

@@ -5,7 +5,7 @@ Latents between the steps are float32, whatever dtype the network computes in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 from torch import Tensor
@@ -34,14 +34,15 @@ def sample(
     check: FiniteCheck | None = None,
     after_step: AfterStep | None = None,
     step_noise: Callable[[int], Tensor] | None = None,
+    offsets: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Samples clean latents from `latents` at the level of index `start` in a run of `steps`.
 
     start: index of the first step, counted from the noisiest, 0. after_step is called before
     on_step. step_noise: index of a step -> standard normal noise of the latents' shape; only
-    samplers that add noise need it. Returns float32 latents. Raises NotFiniteError if latents are
-    not finite after a step; `check` words its message, given (index, timestep), and None words it
-    plainly.
+    samplers that add noise need it. offsets: index of a step -> what is added after it. Returns
+    float32 latents. Raises NotFiniteError if latents are not finite after a step; `check` words its
+    message, given (index, timestep), and None words it plainly.
     """
     check = check or FiniteCheck()
     for level, target in pairwise(schedule.levels(steps)[start:]):
@@ -50,6 +51,8 @@ def sample(
         if coefficients.noise:
             assert step_noise is not None, "a sampler that adds noise needs `step_noise`"
             latents = latents + coefficients.noise * step_noise(level.index)
+        if offsets and level.index in offsets:
+            latents = latents + offsets[level.index]
         check.look(latents, (level.index, level.t))
         if after_step is not None and (replaced := after_step(level.index, latents)) is not None:
             latents = replaced

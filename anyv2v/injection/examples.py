@@ -11,7 +11,8 @@ counted from the noisiest, in which the taps are active, as in `Injection`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -76,24 +77,28 @@ class OutsideOfMask(_FirstSteps):
         self.mask = torch.as_tensor(mask) != 0
 
     def feature(self, site: str, feature: Feature) -> tuple[Tensor, ...]:
-        """Returns (h,) or (q, k, v), with h, or q and k, of the source outside of the mask.
+        """Returns (h,), (v,) or (q, k, v): h, v, or q and k, are the source's outside of the mask.
 
-        Within the mask, and in v, each branch has its own values.
+        Within the mask, and in the v beside q and k, each branch has its own values.
         """
         # unmodified: an `Injection` at the same site has already put the source's everywhere
         *q_and_k, last = feature.unmodified.compute()
+        x = getattr(feature.unmodified, "x", last)
         if q_and_k:
-            return *map(self.outside, q_and_k), last
-        # h (g b f, h, w, c) as tokens of one head
-        return (self.outside(last.flatten(1, 2)[..., None]).reshape(last.shape),)
+            return *(self.outside(y, x.shape[1:4]) for y in q_and_k), last
+        # h (g b f, h, w, c), or (g b, f, h, w, c), as tokens of one head
+        tokens = last if last.ndim < x.ndim else last.flatten(1, -2)[..., None]
+        return (self.outside(tokens, x.shape[1:4]).reshape(last.shape),)
 
-    def outside(self, x: Tensor) -> Tensor:
+    def outside(self, x: Tensor, grid: Sequence[int] = ()) -> Tensor:
         """Returns x (..., tokens, heads, d), with the source's values outside of the mask.
 
-        Raises ValueError if no grid of the mask has as many tokens, see `token_mask`.
+        grid: (f, h, w) if the tokens of all f frames may be one sequence, as in Wan. Raises
+        ValueError if no grid of the mask has as many tokens as a frame, see `token_mask`.
         """
-        edited = token_mask(self.mask, x.shape[-3]).to(x.device)[:, None, None]
-        return torch.where(edited, x, self.source(x))
+        frames = grid[0] if x.shape[1] == math.prod(grid) else 1
+        edited = token_mask(self.mask, x.shape[-3] // frames).repeat(frames).to(x.device)
+        return torch.where(edited[:, None, None], x, self.source(x))
 
 
 def token_mask(mask: Tensor, tokens: int) -> Tensor:

@@ -111,19 +111,20 @@ class Taps:
     def hidden(self, site: str, h: Tensor) -> Tensor:
         """Returns what replaces h (g b f, h, w, c), a resnet's residual before its input is added.
 
-        The result has the shape and dtype of h; a shorter dim 0 that divides the original is
-        repeated, so that all branches share the result.
+        In Wan h is the output (g b, f, h, w, c) of a feed-forward network, or the value or result
+        (g b, f h w, heads, d) of a self-attention. What is returned has the shape and dtype of h; a
+        shorter dim 0 that divides the original is repeated, so that all branches share it.
         """
         return h
 
     def qk(self, site: str, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Returns what replaces the query and key of an attention, after their projections.
 
-        Spatial: (g b f, h w, heads, d). Temporal: (g b, f, h w, heads, d). Cross: q
-        (g b, f h w, heads, d), k (g b, m, heads, d) for m context tokens. In ConsistI2V k also has
-        tokens of the first frame, see `anyv2v.backbones.consisti2v.attention`. The results have the
-        same shapes and dtypes; all branches share those of a shorter dim 0 that divides the
-        original.
+        Spatial: (g b f, h w, heads, d). Temporal: (g b, f, h w, heads, d). Wan's self-attention:
+        (g b, f h w, heads, d). Cross: q (g b, f h w, heads, d), k (g b, m, heads, d) for m context
+        tokens. In ConsistI2V k also has tokens of the first frame, see
+        `anyv2v.backbones.consisti2v.attention`. The results have the same shapes and dtypes; all
+        branches share those of a shorter dim 0 that divides the original.
         """
         return q, k
 
@@ -139,8 +140,8 @@ class Taps:
     def output(self, site: str, y: Tensor) -> Tensor:
         """Returns what replaces y, the result of an attention after its output projection.
 
-        Spatial: (g b f, h w, c). Temporal: (g b, f, h w, c). Cross: (g b, f h w, c). The layer's
-        input has not been added yet. The result has the shape and dtype of y.
+        Spatial: (g b f, h w, c). Temporal: (g b, f, h w, c). Cross, and Wan's: (g b, f h w, c). The
+        layer's input has not been added yet. The result has the shape and dtype of y.
         """
         return y
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from anyv2v.errors import InputError
 from anyv2v.long.clip_editor import ClipEditor
 from anyv2v.long.frames import as_long_video, digest_of, size_of_clip
 from anyv2v.long.merging import merged
-from anyv2v.long.requests import WindowRequests, check_codec, fitted, split_arguments
+from anyv2v.long.requests import WindowRequests, fitted, split_arguments
 from anyv2v.long.source import LongSource
-from anyv2v.long.windows import check_keyframes, plan_windows
+from anyv2v.long.windows import Window, check_keyframes, plan_windows
 from anyv2v.long.work_folder import WorkFolder, described
 from anyv2v.media.frames import Frames, Video
 from anyv2v.media.image import Frame
@@ -57,8 +58,8 @@ class LongEditor(ClipEditor):
         frames = as_long_video(video, self.defaults)
         size = self.check_size(size_of_clip(frames))
         window = self.defaults.frames if window is None else window
-        windows = plan_windows(len(frames), window, shared)
-        check_codec(self.backbone, windows)
+        group = self.backbone.codec.frames_per_latent
+        windows = plan_windows(len(frames), window, shared, group=group)
         if "unfinished" in inversion:
             raise InputError("unfinished: invert_long saves its state in the folder")
         told = {"on_step": checks.called("on_step", inversion.pop("on_step", None))}
@@ -71,7 +72,7 @@ class LongEditor(ClipEditor):
                 "defaults": described("defaults", self.defaults),
             }
             folder = WorkFolder(folder, facts).path
-        source = LongSource(frames, window, shared, inversion, folder)
+        source = LongSource(frames, window, shared, inversion, folder, group)
         for each in windows:
             source.source(self, each, **told)
         return source
@@ -90,10 +91,11 @@ class LongEditor(ClipEditor):
         `frame`: the edited first frame. `keyframes`: frame number -> another edited frame, for what
         `frame` cannot tell, such as what comes into the picture later. Each window begins with the
         nearest of the edited frames, and is edited as `edit` does it. The latents of frames that
-        several windows share are averaged. `settings`: the other arguments of `edit`; those that
-        are clips or noise are of the whole clip. `on_step`, `after_step` and `taps` are called in
-        every window. A clip of one window is edited as `edit` does it, to the bit. Raises
-        InputError for an argument that is wrong.
+        several windows share are averaged, or their pixels where a latent frame stands for several
+        frames; the latents returned are then those of each window in turn. `settings`: the other
+        arguments of `edit`; those that are clips or noise are of the whole clip. `on_step`,
+        `after_step` and `taps` are called in every window. A clip of one window is edited as `edit`
+        does it, to the bit. Raises InputError for an argument that is wrong.
 
         Returns one `Edit` with all frames in memory; `anyv2v.long.run.LongRun` yields them as a
         stream instead.
@@ -104,7 +106,6 @@ class LongEditor(ClipEditor):
         check_keyframes(given, len(video))
         edited = {0: frame, **given}
         windows = long_source.windows(given)
-        check_codec(self.backbone, windows)
         if len(windows) == 1:
             return self.edit(long_source.source(self, windows[0]), edited[0], prompt, **settings)
         size = size_of_clip(video)
@@ -120,22 +121,41 @@ class LongEditor(ClipEditor):
             if isinstance(edit, Exception):
                 raise edit
             done.append(edit.latents)
-        pieces = decoded(self, merged(windows, done.__getitem__), len(windows[0]))
-        frames, latents = zip(*pieces, strict=True)
+        frames = np.concatenate([*joined_frames(self, windows, done.__getitem__)])
+        latents = torch.cat([*joined_latents(self, windows, done.__getitem__)], 2)
         references = {
             key: fitted(self.backbone, picture, size, request.fit)
             for key, picture in edited.items()
         }
-        return Edit(np.concatenate(frames), video.fps, torch.cat(latents, 2), references)
+        return Edit(frames, video.fps, latents, references)
 
 
-def decoded(
-    stages: Planner, latents: Iterator[Tensor], at_once: int
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Decodes a stream of latent frames (1, c, 1, h, w), `at_once` at a time.
+def joined_latents(
+    stages: Planner, windows: Sequence[Window], load: Callable[[int], Tensor]
+) -> Iterator[Tensor]:
+    """Yields the clean latents of an edited clip in order, (1, c, n, h, w) float32 each.
 
-    Yields uint8 frames (n, h, w, 3), with the latents (1, c, n, h, w) that they were decoded from.
+    load: index of a window -> its clean latents. Where latent frames stand for several frames each,
+    the windows cannot be joined before they are decoded: they follow each other as they are.
     """
-    while taken := [x for _, x in zip(range(at_once), latents)]:  # noqa: B905 - the last is shorter
-        together = torch.cat(taken, 2)
-        yield stages.decode(together), together
+    if stages.backbone.codec.frames_per_latent > 1:
+        return map(load, range(len(windows)))
+    return merged(windows, load)
+
+
+def joined_frames(
+    stages: Planner, windows: Sequence[Window], load: Callable[[int], Tensor]
+) -> Iterator[np.ndarray]:
+    """Yields the decoded frames of an edited clip in order, uint8 RGB (n, h, w, 3) each.
+
+    load: index of a window -> its clean latents. Where latent frames stand for several frames each,
+    the frames that windows share are means of pixels, else of latents.
+    """
+    if stages.backbone.codec.frames_per_latent > 1:
+        for mean in merged(windows, lambda i: torch.from_numpy(stages.decode(load(i)))[None, None]):
+            yield mean[0, 0].round().byte().numpy()
+        return
+    latents = merged(windows, load)
+    # as many at once as in one window, which is decoded as `Editor.edit` does it
+    while taken := [*islice(latents, len(windows[0]))]:
+        yield stages.decode(torch.cat(taken, 2))

@@ -1,4 +1,4 @@
-"""Joining the latents of windows to those of the whole clip, as a stream."""
+"""Joining the latents or frames of windows to those of the whole clip, as a stream."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from anyv2v.long.windows import Window, predictions
 
 
 def merged(windows: Sequence[Window], load: Callable[[int], Tensor]) -> Iterator[Tensor]:
-    """Yields the clean latents of each frame of a clip in order, (1, c, 1, h, w) float32.
+    """Yields the clean latents, or the pixels, of each frame of a clip, (1, c, 1, ...) float32.
 
-    windows: as `plan_windows` returns them. load: index of a window -> its clean latents,
-    (1, c, f, h, w) float32, one latent frame for each frame. A frame that several windows predict
-    is the mean of their latents, a cross-fade in equal parts. Each window is loaded once, when its
-    first frame is due, and kept until its last frame is past: two or three windows at a time.
+    windows: as `plan_windows` returns them. load: index of a window -> its values, (1, c, f, ...)
+    with those of each frame; f is the number of its frames. A frame that several windows predict is
+    the mean of theirs, a cross-fade in equal parts. Each window is loaded once, when its first
+    frame is due, and kept until its last frame is past: two or three windows at a time.
     """
     found = predictions(windows)
     last = {i: frame for frame, pairs in enumerate(found) for i, _ in pairs}
@@ -25,7 +25,7 @@ def merged(windows: Sequence[Window], load: Callable[[int], Tensor]) -> Iterator
         for i, position in pairs:
             if i not in loaded:
                 loaded[i] = load(i)
-            parts.append(loaded[i][:, :, position : position + 1])
+            parts.append(loaded[i][:, :, position : position + 1].float())
         # a copy, so that what is kept of a frame does not keep its window
         yield sum(parts[1:], parts[0].clone()) / len(parts)
         for i, _ in pairs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
@@ -20,19 +20,6 @@ from anyv2v.pipeline.arguments import options_of
 from anyv2v.pipeline.guide import Guide, Keyframe
 from anyv2v.pipeline.planning import Planner
 from anyv2v.pipeline.request import EditRequest
-
-
-def check_codec(backbone: Backbone, windows: Sequence[Window]) -> None:
-    """Raises InputError if the clip is several windows and latent frames hold several frames.
-
-    The latents of windows are joined frame by frame, so each frame must have its own.
-    """
-    frames, side = len(windows[0]), backbone.codec.size_multiple
-    if len(windows) > 1 and backbone.codec.shape(frames, side, side)[1] != frames:
-        raise InputError(
-            f"window: {backbone.name} encodes several frames as one, so windows of {frames} frames "
-            "cannot be joined; 0 edits the whole clip at once"
-        )
 
 
 def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -53,7 +40,7 @@ class WindowRequests:
     """Makes the requests for the windows of a long clip from those for the whole clip.
 
     A frame has the same noise in every window, so that windows agree where they overlap: it is
-    drawn from the request's seed and the number of the frame.
+    drawn from the request's seed and the number of the frame, the first one of its latent frame.
     """
 
     def __init__(self, stages: Planner, video: Frames, size: tuple[int, int], common: Mapping):
@@ -142,7 +129,8 @@ class WindowRequests:
     def _drawn(self, seed: int, window: Window) -> tuple[Tensor, list[Tensor]]:
         """Noise for the start and for each step, (1, c, f, h, w) each."""
         frames = []
-        for index in window.indices:
+        anchor, *others = window.indices
+        for index in (anchor, *others[:: self._backbone.codec.frames_per_latent]):
             (state,) = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state))
             draws = 1 + self._draws

@@ -24,11 +24,10 @@ from anyv2v.diffusion.samplers import OnStep
 from anyv2v.diffusion.schedule import match_levels
 from anyv2v.errors import InputError
 from anyv2v.long.clip_editor import ClipEditor
-from anyv2v.long.editor import decoded
+from anyv2v.long.editor import joined_frames, joined_latents
 from anyv2v.long.frames import as_long_video, clip_at, digest_of, size_of_clip
 from anyv2v.long.latent_files import LatentFiles
-from anyv2v.long.merging import merged
-from anyv2v.long.requests import WindowRequests, check_codec, fitted
+from anyv2v.long.requests import WindowRequests, fitted
 from anyv2v.long.windows import Window, nearest_keyframes, plan_windows
 from anyv2v.long.work_folder import WorkFolder, described
 from anyv2v.media.frames import Frames
@@ -100,9 +99,9 @@ class LongRun:
         frames, edits = as_long_video(video, editor.defaults), check_requests(edits)
         size = editor.check_size(size_of_clip(frames))
         window = editor.defaults.frames if window is None else window
+        group = editor.backbone.codec.frames_per_latent
         edited = {0: [edit.frame for edit in edits], **(keyframes or {})}
-        windows = plan_windows(len(frames), window, shared, edited)
-        check_codec(editor.backbone, windows)
+        windows = plan_windows(len(frames), window, shared, edited, group)
         for key, given in edited.items():
             if len(given) != len(edits):
                 raise InputError(
@@ -176,22 +175,19 @@ class LongRun:
         return failed
 
     def latents(self, edit: int) -> Iterator[Tensor]:
-        """Yields the clean latents of an edit in order, (1, c, 1, h', w') float32 each.
+        """Yields the clean latents of an edit in order, (1, c, n, h', w') float32 each.
 
-        They are in host memory. Raises InputError if a window is missing, see `missing`.
+        They are in host memory; see `joined_latents`. Raises InputError if a window is missing, see
+        `missing`.
         """
-        if len(self.windows) == 1:
-            return iter(self.files.load(0, edit).split(1, 2))
-        return merged(self.windows, lambda window: self.files.load(window, edit))
+        return joined_latents(self.editor, self.windows, lambda i: self.files.load(i, edit))
 
     def frames(self, edit: int) -> Iterator[np.ndarray]:
         """Yields the decoded frames of an edit in order, uint8 RGB (n, h, w, 3), a few at a time.
 
         Raises InputError if a window is missing, see `missing`.
         """
-        latents = self.latents(edit)
-        # a clip of one window is decoded at once, as in `Editor.edit`
-        return (pictures for pictures, _ in decoded(self.editor, latents, len(self.windows[0])))
+        return joined_frames(self.editor, self.windows, lambda i: self.files.load(i, edit))
 
     def evaluations(self) -> int:
         """Returns the number of evaluations of the network in the inversions of all windows done.

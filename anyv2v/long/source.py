@@ -35,6 +35,8 @@ class LongSource:
     """The arguments of `Editor.invert` with which each window is inverted."""
     folder: Path | None = None
     """The folder of the files; None keeps the sources in memory."""
+    group: int = 1
+    """How many frames each latent frame after the first stands for."""
     kept: dict[tuple[int, ...], Source] = field(default_factory=dict)
     """The frame numbers of a window -> its source; empty if there is a folder."""
 
@@ -44,7 +46,7 @@ class LongSource:
 
     def windows(self, keyframes: Iterable[int] = ()) -> list[Window]:
         """Returns the windows of the clip for edits with these keyframes besides frame 0."""
-        return plan_windows(len(self.video), self.window, self.shared, keyframes)
+        return plan_windows(len(self.video), self.window, self.shared, keyframes, self.group)
 
     def anchors(self, keyframes: Iterable[int] = ()) -> tuple[int, ...]:
         """Returns, for each frame of the clip, the keyframe to which it belongs."""

@@ -54,13 +54,20 @@ class Window:
         return 1 + self.stop - self.start
 
 
-def default_shared(window: int) -> int:
-    """Returns how many frames consecutive windows of `window` frames share: a quarter, rounded."""
-    return round(window * SHARED)
+def default_shared(window: int, group: int = 1) -> int:
+    """Returns how many frames consecutive windows of `window` frames share: about a quarter.
+
+    group: what the number is a multiple of.
+    """
+    return group * round(window * SHARED / group)
 
 
 def plan_windows(
-    frames: int, window: int, shared: int | None = None, keyframes: Iterable[int] = (0,)
+    frames: int,
+    window: int,
+    shared: int | None = None,
+    keyframes: Iterable[int] = (0,),
+    group: int = 1,
 ) -> list[Window]:
     """Divides a clip into windows; returns them in the order of their first consecutive frames.
 
@@ -68,6 +75,8 @@ def plan_windows(
     0 for one window with the whole clip. shared: number of frames that consecutive windows have in
     common; None: a quarter of `window`. keyframes: frame numbers of the keyframes, to which 0 is
     added. A clip of at most `window` frames without other keyframes is one window: the clip itself.
+    group: the number of frames is 1 more than a multiple of it in every window, see
+    `LatentCodec.frames_per_latent`. A short clip in which it is not has two shorter windows.
 
     Each frame belongs to the nearest keyframe (of two, to the earlier), and is predicted by windows
     with that anchor. In the middle between two keyframes, `shared` frames are predicted by windows
@@ -76,11 +85,12 @@ def plan_windows(
     frames, window = checks.count("frames", frames), checks.whole("window", window, 0)
     if window == 1:
         raise InputError("window: 1 is the keyframe alone; give 2 or more, or 0 for the whole clip")
-    window = window or max(frames, 2)
-    shared = default_shared(window) if shared is None else shared
+    window = checks.grouped("window" if window else "frames", window or max(frames, 2), group)
+    shared = default_shared(window, group) if shared is None else shared
     shared = checks.whole("shared", shared, 0, window - 2)
     keys = check_keyframes(keyframes, frames)
     size = min(window, frames) - 1
+    size = size - size % group or checks.grouped("frames", frames, group) - 1
     windows: list[Window] = []
     for i, key in enumerate(keys):
         first = 0 if i == 0 else _first_of(keys[i - 1], key) - shared // 2
@@ -159,7 +169,8 @@ def _starts(start: int, stop: int, size: int, shared: int, frames: int) -> list[
         return []
     starts = [start]
     while starts[-1] + size < stop:
-        starts.append(starts[-1] + size - shared)
+        # a window of a short clip may be no longer than what longer ones share
+        starts.append(starts[-1] + (size - shared if size > shared else size))
     # windows may go beyond the frames to be covered, but not beyond the clip
     starts[-1] = min(starts[-1], frames - size)
     return starts

@@ -22,6 +22,7 @@ from anyv2v.pipeline.planning import Planner, recording_is_free
 from anyv2v.pipeline.step_plan import CachePlan, SourcePass, Way
 from anyv2v.runtime.accounting import Cost, count, fake_mode
 from anyv2v.runtime.memory import comfortable_bytes
+from anyv2v.runtime.offload import fits
 
 HEAP = 1.35
 """On a CPU: the factor from the memory of a process's live tensors to that of the process after
@@ -46,7 +47,7 @@ class EditCost:
     recording: CachePlan
     """The features that are recorded while the video is inverted."""
     weights: int
-    """Bytes of the weights of all networks."""
+    """Bytes of the weights of all networks, but of those that are read only for the conditions."""
     peak: int
     """Most bytes on the device at one time, weights included, in addition to what the process had
     allocated before it loaded them."""
@@ -170,11 +171,11 @@ class _Parts:
         self.first_frame = _count_pieces(codec.encode(pixels[:1]), 2, 1)
         self.decode = _count_pieces(codec.decode(small, at_once), 0, frames)
         networks = _networks(fake)
-        self.weights = sum(map(_bytes, networks))
         # an encoder of frames that makes conditions, too, is counted below
         towers = [x for x in editor.backbone.conditioners if x is not editor.backbone.codec.encoder]
         # weights that are in memory only while conditions are made, however much memory there is
         self._reloaded = sum(_bytes(x) for x in towers if editor.offload.reloads(x))
+        self.weights = sum(map(_bytes, networks)) - self._reloaded
         self._towers = sum(map(_bytes, towers)) - self._reloaded
         self._encoder = _bytes(codec.encoder)
 
@@ -209,16 +210,20 @@ class _Parts:
             comfortable_bytes(least, editor.graphs is not False) + features
         )
         towers, encoder = (self._towers, self._encoder) if offloads else (0, 0)
+        device = editor.backbone.device
+        heap, code = (HEAP, CODE) if device.type == "cpu" else (1, 0)
+        # what is read for the conditions alone, unless it runs on the host
+        read = self._reloaded
+        if read and device.type != "cpu" and not fits(read + stored, device):
+            read = 0
         # the peak of activations, less the weights that are not on the device at that time
         work = max(
             # conditions, and the edited frame, which is encoded between them
-            max(self.conditions.peak_bytes, self.first_frame.peak_bytes),
-            self.encode.peak_bytes - towers - self._reloaded,
-            max(self.decode.peak_bytes, *passes) - towers - self._reloaded - encoder,
+            read + heap * max(self.conditions.peak_bytes, self.first_frame.peak_bytes),
+            heap * self.encode.peak_bytes - towers,
+            heap * max(self.decode.peak_bytes, *passes) - towers - encoder,
         )
-        if editor.backbone.device.type == "cpu":
-            work = round(work * HEAP) + CODE
-        return self.weights + stored + work, towers + encoder
+        return self.weights + stored + round(work) + code, towers + encoder
 
     def _forward(self, samples: list[int], taps: Taps) -> Cost:
         """The cost of one prediction; samples: which latents each branch of the batch has."""

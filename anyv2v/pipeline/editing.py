@@ -298,13 +298,15 @@ class PlainRun:
         step_noise: Sequence[Tensor] | None,
         generator: NoiseGenerator,
         fps: float,
+        offsets: Mapping[int, Tensor] | None = None,
     ) -> Edit:
         """Samples from the latents `begin`, decodes the result and returns it.
 
         prompts: prompt, negative prompt and guidance scales. first: the clip's first frame. begin:
         (1, c, f', h', w') float32, all frames, at the level of index `start`. step_noise: one
         tensor for each step, for samplers that add noise; None draws it from `generator`. fps: the
-        frame rate of the result. Raises NotFiniteError if a network produces infinities or NaN.
+        frame rate of the result. offsets: index of a step -> what is added after it, all frames.
+        Raises NotFiniteError if a network produces infinities or NaN.
         """
         stages, p = self.stages, self.stages.backbone.pinned_frames
         prompt, negative_prompt, guidance = prompts
@@ -331,6 +333,7 @@ class PlainRun:
                 stages._step_check("sampling", self.steps, [strongest]),
                 after_step,
                 lambda index: noise(index)[:, :, p:],
+                {i: x[:, :, p:].to(begin.device) for i, x in (offsets or {}).items()},
             )
         latents = prepend_pinned(pinned, clean)
         return Edit(stages._decode(latents), fps, latents)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from anyv2v.diffusion.inversion import METHODS, InversionState, default_budget, fixed_point
-from anyv2v.diffusion.samplers import OnStep, Predict
+from anyv2v.diffusion.samplers import OnStep, Predict, sample
 from anyv2v.diffusion.schedule import Level, match_levels
 from anyv2v.diffusion.trajectory import Trajectory
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import Taps
 from anyv2v.media.frames import Video
+from anyv2v.pipeline.arguments import NoiseGenerator, step_callbacks
 from anyv2v.pipeline.denoise import Recorder, guided_predictor, prepend_pinned
 from anyv2v.pipeline.planning import Planner
 from anyv2v.pipeline.source import InversionSettings, Source, Unfinished
@@ -47,6 +48,8 @@ class InversionRun:
     inversion ends at the noisiest of them. None stores the latents of all steps."""
     recording: CachePlan | None = None
     """The features to record during the inversion; None records none."""
+    round_trip: bool = False
+    """Whether to measure `Source.round_trip`."""
 
     def __post_init__(self):
         """Checks the fields, and moves networks to the host if memory is short."""
@@ -111,6 +114,7 @@ class InversionRun:
         p = stages.backbone.pinned_frames
         clean = stages.encode_frames(frames)
         pinned, begin = clean[:, :, :p], InversionState.start(clean[:, :, p:])
+        on_step, _ = step_callbacks(on_step, None, pinned)
         first = stages._first_frame(frames[0], len(frames), clean[:, :, :1])
         with stages._conditioning():
             branches = stages.backbone.branches(
@@ -125,7 +129,7 @@ class InversionRun:
             begin = unfinished.load(begin, self.video, settings, stages.fingerprint)
         indices = self._recorded_indices()
         recorder = Recorder(self.recording, indices, taps, settings.steps, count)
-        state = begin
+        state, round_trip = begin, None
         if self.recording is not None:
             log.info("%s", self.recording)
         made = "invert: %d steps of %s", settings.steps, settings.method
@@ -134,13 +138,17 @@ class InversionRun:
             for state in self._states(predict, begin, unfinished):
                 recorder.commit(state.latest)
                 if on_step is not None:
-                    latents = prepend_pinned(pinned, state.trajectory[state.latest])
+                    latents = state.trajectory[state.latest]
                     on_step(state.steps - 1, self.levels[state.latest].t, latents)
-        log.info("invert: %d evaluations", state.evaluations * count)
+            if self.round_trip:
+                run = stages.schedule, settings.steps, self.last, on_step
+                x = state.trajectory[self.last]
+                missed = sample(predict, x, *run, offsets=state.offsets) - state.clean
+                round_trip = (missed.norm() / state.clean.norm()).item()
         latents = {
             i: prepend_pinned(pinned, x) for i, x in state.trajectory.items() if i in self.read
         }
-        return Source(
+        source = Source(
             video=self.video,
             trajectory=Trajectory(clean, latents, self.levels),
             evaluations=state.evaluations * count,
@@ -148,6 +156,27 @@ class InversionRun:
             fingerprint=stages.fingerprint,
             residuals=state.residuals,
             features=recorder.cache,
+            offsets={i: prepend_pinned(0 * pinned, x) for i, x in state.offsets.items()},
+            round_trip=round_trip,
+        )
+        log.info("invert: %s", source.figures)
+        bounds, norm = stages.defaults.noise_range, source.noise_norm
+        if bounds and not min(bounds) <= norm <= max(bounds):
+            if unfinished is not None:
+                # what was computed is not lost: it can be resumed where any norm is allowed
+                unfinished.save(state, self.video, settings, stages.fingerprint)
+            raise InputError(self._of_noise(norm))
+        return source
+
+    def _of_noise(self, norm: float) -> str:
+        """What an error says of inverted noise of a norm that the weights do not know."""
+        bounds = self.stages.defaults.noise_range
+        method = "" if self.settings.method == "fixed-point" else "the method fixed-point, "
+        return (
+            f"the inverted noise has norm {norm:.3g}; these weights know {min(bounds):g} to "
+            f"{max(bounds):g}, so edits would fail. Try {method}more steps, a prompt that "
+            'describes the video, or another size; "noise_range": null in the defaults of '
+            "config.json allows any norm (and --resume goes on from what was computed)"
         )
 
     def _recorded_indices(self) -> Mapping[int, int]:
@@ -170,6 +199,9 @@ class InversionRun:
         if inversion is fixed_point:
             budget = default_budget(settings.steps, stages.defaults.evaluations)
             options = {"tolerance": settings.tolerance, "budget": budget, "last": self.last}
+            # the same noise each time, so that the inversion can be resumed
+            noise = NoiseGenerator(0, begin.clean.device).draw(begin.clean.shape)
+            options |= {"noise": noise, "solved_from": stages.defaults.solved_from}
         states = inversion(predict, begin, stages.schedule, settings.steps, check=check, **options)
         for state in states:
             yield state

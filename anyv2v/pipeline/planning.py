@@ -100,7 +100,8 @@ class Planner(Stages):
         The result is for `invert(..., recording=)` or `record`. `video`: as in `invert`.
         `injection`, `steps`, `start` and `options`: those of the edits, see `edit`; features are
         recorded where they inject. `memory`: the most bytes, of which the device is filled first,
-        then pinned host memory; of each at most half of what is free is used. None: both halves.
+        then pinned host memory; of each at most half of what is free is used, besides the room for
+        networks that are read from disk for each use. None: both halves.
         `compact`: record the smallest form of each feature, instead of queries and keys. Computes
         shapes alone. Raises InputError for arguments that are wrong.
         """
@@ -113,7 +114,7 @@ class Planner(Stages):
         every = frozenset().union(*(step.sites for step in plan.steps))
         features = self._shapes.features(len(frames), size_of(frames), every, compact)
         site_bytes = {site: sum(x.nbytes for x in parts) for site, parts in features.items()}
-        on_device = free_bytes(device) // 2
+        on_device = max(0, free_bytes(device) - self.offload.reloaded) // 2
         on_host = free_bytes(torch.device("cpu")) // 2 if device.type == "cuda" else 0
         memory = on_device + on_host if memory is None else checks.whole("memory", memory, 0)
         # if every edit has a source branch of its own, nothing can be recorded for all of them

@@ -98,9 +98,15 @@ class Source:
     fingerprint: str
     """Fingerprint of the weights that the video was inverted with; "" if it is unknown."""
     residuals: Mapping[int, float] = field(default_factory=dict)
-    """Index of a step -> relative residual of its fixed point; empty for plain DDIM."""
+    """Index of a step -> relative residual of its fixed point, large in those of `offsets`, which
+    were not solved; empty for plain DDIM."""
     features: FeatureCache = NO_FEATURES
     """The recorded features, by index of a step and site; empty if none were recorded."""
+    offsets: Mapping[int, Tensor] = field(default_factory=dict)
+    """Index of a step that was not solved, because the noise of its latents was drawn -> what
+    `Editor.reconstruct` adds after this step, to come where the inversion came from."""
+    round_trip: float | None = None
+    """Relative error of the latents after `Editor.reconstruct`; None if it was not measured."""
 
     def __repr__(self) -> str:
         made, video = self.settings, describe_clip(self.video.frames, self.video.fps)
@@ -108,6 +114,29 @@ class Source:
             f"Source({video}, {made.method} in {made.steps} steps, "
             f"{self.evaluations} evaluations, weights {self.fingerprint[:12] or 'unknown'})"
         )
+
+    @property
+    def noise_norm(self) -> float:
+        """Root mean square of the noise in the noisiest stored latents; 1 for noise that is drawn.
+
+        It is (x - alpha * clean) / sigma in the latents x, but in the frames that are never noised.
+        """
+        level = self.trajectory.stored_levels[-1]
+        x, clean = self.at(level.index), self.trajectory.clean
+        free = (x != clean).any(1).any(-1).any(-1)[0]
+        noise = (x - level.alpha * clean)[:, :, free] / level.sigma
+        return noise.square().mean().sqrt().item()
+
+    @property
+    def figures(self) -> str:
+        """What the inversion took, and how good it is, in one line."""
+        line = f"{self.evaluations} evaluations, norm of the noise {self.noise_norm:.3f}"
+        if self.offsets:
+            offset = torch.stack([*self.offsets.values()]).sum(0)
+            share = (offset.norm() / self.trajectory.clean.norm()).item()
+            level = self.trajectory.levels[min(self.offsets)]
+            line += f", solved from sigma {level.sigma:.3f} on, offset {share:.2g}"
+        return line + ("" if self.round_trip is None else f", round trip {self.round_trip:.2g}")
 
     def at(self, index: int) -> Tensor:
         """Returns the latents at step `index` of the inversion's run, 0 the noisiest.
@@ -133,8 +162,10 @@ class Source:
             "residuals": self.residuals,
             "settings": asdict(self.settings),
             "fingerprint": self.fingerprint,
+            "round_trip": self.round_trip,
         }
         tensors = {f"latents.{index}": x for index, x in self.trajectory.latents.items()}
+        tensors |= {f"offsets.{index}": x for index, x in self.offsets.items()}
         tensors["clean"] = self.trajectory.clean
         tensors["frames"] = torch.from_numpy(self.video.frames.copy())
         if features:
@@ -159,13 +190,15 @@ class Source:
             source = cls(
                 video=Video.owning(tensors.pop("frames").numpy(), facts["fps"]),
                 trajectory=Trajectory(
-                    tensors["clean"], _latents(tensors), _levels(facts["levels"], settings.steps)
+                    tensors["clean"], _by_step(tensors), _levels(facts["levels"], settings.steps)
                 ),
                 evaluations=int(facts["evaluations"]),
                 settings=settings,
                 fingerprint=str(facts["fingerprint"]),
                 residuals={int(index): float(r) for index, r in facts["residuals"].items()},
                 features=FeatureCache(dict.fromkeys(features, "host"), features),
+                offsets=_by_step(tensors, "offsets"),
+                round_trip=facts.get("round_trip"),
             )
             source._check()
         return source
@@ -205,6 +238,11 @@ class Source:
         if clean.ndim != 5 or clean.shape[0] != 1 or not clean.numel():
             raise InputError(f"latents are {tuple(clean.shape)}, not (1, c, f, h, w)")
         _check_values("clean latents", clean, torch.float32)
+        Trajectory(clean, self.offsets, self.trajectory.levels)  # refuses other shapes and steps
+        for index, x in self.offsets.items():
+            _check_values(f"offset of step {index}", x, torch.float32)
+        if self.round_trip is not None:
+            checks.finite("round_trip", self.round_trip)
         for index, x in self.trajectory.latents.items():
             _check_values(f"latents of step {index}", x, torch.float32)
         for index, sites in self.features.by_step.items():
@@ -251,10 +289,11 @@ class Unfinished:
             state = InversionState(
                 clean=tensors["clean"],
                 latents=tensors["next"],
-                trajectory=_latents(tensors),
+                trajectory=_by_step(tensors),
                 evaluations=checks.whole("evaluations", facts["evaluations"]),
                 residuals={int(index): float(r) for index, r in facts["residuals"].items()},
                 predictions=tuple(predictions),
+                offsets=_by_step(tensors, "offsets"),
             )
             # the noise levels need no check: they follow from these settings and weights
             done = [*range(settings.steps - 1, -1, -1)][: state.steps]
@@ -262,6 +301,7 @@ class Unfinished:
                 raise InputError(
                     f"holds steps {list(state.trajectory)}, not the first of an inversion"
                 )
+            predictions += state.offsets.values()
             for x in (state.clean, *state.trajectory.values(), state.latents, *predictions):
                 if x.shape != begin.latents.shape:
                     expected = tuple(begin.latents.shape)
@@ -293,8 +333,8 @@ class Unfinished:
         }
         tensors = {f"latents.{index}": x for index, x in state.trajectory.items()}
         tensors |= {f"slopes.{i}": x for i, x in enumerate(state.predictions)}
-        # a copy, because safetensors refuses two names for one tensor
-        tensors |= {"clean": state.clean, "next": state.latents.clone()}
+        tensors |= {f"offsets.{index}": x for index, x in state.offsets.items()}
+        tensors |= {"clean": state.clean, "next": state.latents}
         tensors["frames"] = torch.from_numpy(video.frames.copy())
         _write(self.path, facts, tensors)
         self._saved = time.monotonic()
@@ -312,9 +352,9 @@ def _check_values(what: str, x: Tensor, *dtypes: torch.dtype) -> None:
         raise InputError(f"{what} are not finite, or beyond {LARGEST:g}")
 
 
-def _latents(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """Index of a step -> its latents, the least noisy first."""
-    named = {name.removeprefix("latents."): x for name, x in tensors.items() if "latents." in name}
+def _by_step(tensors: Mapping[str, Tensor], kind: str = "latents") -> dict[int, Tensor]:
+    """Index of a step -> its tensor, the least noisy first."""
+    named = {name.removeprefix(f"{kind}."): x for name, x in tensors.items() if f"{kind}." in name}
     return {index: named[str(index)] for index in sorted(map(int, named), reverse=True)}
 
 
@@ -346,13 +386,16 @@ def _levels(rows: Sequence[Sequence[float]], steps: int) -> list[Level]:
 
 
 def _write(path: str | os.PathLike, facts: dict, tensors: Mapping[str, Tensor]) -> None:
+    written: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, x in tensors.items():
+        x = x.contiguous().cpu()
+        # safetensors refuses two names for one tensor; what two sites record may be one
+        written[name] = x.clone() if x.data_ptr() in places else x
+        places.add(x.data_ptr())
     with atomic_path(path) as temporary:
         # one key: safetensors writes several in no fixed order
-        save_file(
-            {name: x.contiguous().cpu() for name, x in tensors.items()},
-            temporary,
-            metadata={"source": json.dumps(facts)},
-        )
+        save_file(written, temporary, metadata={"source": json.dumps(facts)})
 
 
 @contextmanager

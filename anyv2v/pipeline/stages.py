@@ -71,14 +71,14 @@ class Stages:
         fingerprint: str = "",
         graphs: bool | None = None,
         offload: OffloadMode = False,
-        reload: Mapping[nn.Module, Callable[[], Iterable[Tensor]]] | None = None,
+        reload: Mapping[nn.Module, Callable[..., Iterable[Tensor]]] | None = None,
     ):
         """Takes a loaded backbone; `anyv2v.load` does all of this from a folder of weights.
 
         `fingerprint` identifies the weights: a source can be edited only with the weights that
         inverted it. `graphs` and `offload`: see `load`. `reload`: a network whose weights are in
         memory only while conditions are made -> a function that reads its parameters, then its
-        buffers, from disk. Raises InputError for arguments that are wrong.
+        buffers, from disk to a device. Raises InputError for arguments that are wrong.
         """
         if not hasattr(backbone, "branches"):
             raise InputError(f"backbone: {checks.shown(backbone)} is not a Backbone")
@@ -109,7 +109,7 @@ class Stages:
         return cast(Encoders, self.backbone)
 
     def tokenize(self, text: str) -> Tensor:
-        """Returns the tokens of a text as int64 (1, n), padded for the text encoder (CLIP: n = 77).
+        """Returns the tokens of a text as int64 (1, n); CLIP's are padded to 77, UMT5's are not.
 
         Raises AttributeError for a backbone without a tokenizer.
         """
@@ -120,7 +120,8 @@ class Stages:
         """Returns the hidden states (1, n, d) of a text, one for each of its n tokens.
 
         They are those before the last `clip_skip` layers of the text encoder, with its final norm
-        applied; None skips as many as the network is conditioned with, 1 for I2VGen-XL. Raises
+        applied; None skips as many as the network is conditioned with, 1 for I2VGen-XL. UMT5 skips
+        none, and its n is the most that a prompt may have, with zeros after the text's own. Raises
         InputError for another type or more layers than there are, and AttributeError for a backbone
         without such an encoder.
         """
@@ -226,13 +227,14 @@ class Stages:
     def predict(
         self, latents: Tensor, t: float | Tensor, conditions: Conditions, taps: Taps = NO_TAPS
     ) -> Tensor:
-        """Predicts from latents (b, c, f, h, w) at timestep t: I2VGen-XL v, others noise.
+        """Predicts from latents (b, c, f, h, w) at timestep t, in float32.
 
-        `latents`: those of each sample, of any float dtype. `t`: one timestep for all samples, or a
-        tensor with one for each. `conditions`: those of all branches of the batch, as `condition`
-        makes them; `type(conditions).stack` joins those of g single branches. `taps`: hooks that
-        are called at sites (named layers) of the network. Returns the predictions of all branches
-        without guidance, (g, c, f, h, w) float32. Raises InputError for an argument that is wrong.
+        I2VGen-XL predicts v, Wan noise - clean, others the noise. `latents`: those of each sample,
+        of any float dtype. `t`: one timestep for all samples, or a tensor with one for each.
+        `conditions`: those of all branches of the batch, as `condition` makes them;
+        `type(conditions).stack` joins those of g single branches. `taps`: hooks that are called at
+        sites (named layers) of the network. Returns the predictions of all branches without
+        guidance, (g, c, f, h, w) float32. Raises InputError for an argument that is wrong.
         """
         checks.kind("latents", latents, Tensor, "a tensor (b, c, f, h, w)")
         if latents.ndim != 5:

@@ -32,6 +32,11 @@ def check_offload(mode: OffloadMode) -> OffloadMode:
     return mode
 
 
+def fits(weights: int, device: torch.device) -> bool:
+    """Whether so many bytes of weights fit a device, with a tenth for what they compute."""
+    return 1.1 * weights <= free_bytes(device)
+
+
 class Offload:
     """Keeps some networks of an editor on the device only while they are used, inside `on_device`.
 
@@ -40,10 +45,10 @@ class Offload:
     is the host, leaves all on the device but those in `reload`. Several threads may share an
     Offload: a network moves to the device for its first user, and away after its last.
 
-    reload: a network of `networks` -> a function that returns its weights, in the order of its
-    parameters and buffers. Whatever the mode, such a network is kept nowhere between its uses: that
-    function loads its weights when the network first runs inside `on_device`, if it does, and they
-    are dropped afterwards.
+    reload: a network of `networks` -> a function of a device that returns its weights there, in the
+    order of its parameters and buffers. Whatever the mode, such a network is kept nowhere between
+    its uses: that function loads its weights when the network first runs inside `on_device`, if it
+    does, and they are dropped afterwards. Where they do not fit the device, it runs on the host.
     """
 
     def __init__(
@@ -52,18 +57,20 @@ class Offload:
         device: torch.device,
         mode: OffloadMode,
         host: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
-        reload: Mapping[nn.Module, Callable[[], Iterable[Tensor]]] = MappingProxyType({}),
+        reload: Mapping[nn.Module, Callable[..., Iterable[Tensor]]] = MappingProxyType({}),
     ):
         self._networks = {n: _Offloaded(n, reload.get(n)) for n in networks}
         self._device, self._host = device, host
         self._mode = False if device == host else check_offload(mode)
         self._lock = Lock()
 
-        def load(network: nn.Module, inputs: object) -> None:
+        def load(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             # a copy of the network has this hook, too
-            if (it := self._networks.get(network)) is not None and it.users:
-                with self._lock:
-                    it.to_device(self._device)
+            if (it := self._networks.get(network)) is None or not it.users:
+                return inputs
+            with self._lock:
+                it.to_device(self._device if fits(it.bytes, self._device) else self._host)
+            return tuple(x.to(it.tensors[0].device) for x in inputs)
 
         for network in reload:
             network.register_forward_pre_hook(load)
@@ -74,6 +81,12 @@ class Offload:
     def reloads(self, network: nn.Module) -> bool:
         """Whether a network's weights are loaded anew for each use."""
         return self._networks[network].reload is not None
+
+    @property
+    def reloaded(self) -> int:
+        """Bytes of the networks whose weights are loaded anew for each use."""
+        reloaded = [n for n in self._networks.values() if n.reload is not None]
+        return sum(x.nbytes for network in reloaded for x in network.tensors)
 
     @property
     def freeable(self) -> int:
@@ -142,7 +155,7 @@ class Offload:
 class _Offloaded:
     """A network with its weights on the host, which never change, so they are copied there once."""
 
-    def __init__(self, network: nn.Module, reload: Callable[[], Iterable[Tensor]] | None = None):
+    def __init__(self, network: nn.Module, reload: Callable[..., Iterable[Tensor]] | None = None):
         self.tensors: list[Tensor] = [*chain(network.parameters(), network.buffers())]
         self.users, self.away, self.reload = 0, reload is not None, reload
         self._without_data = [x.data for x in self.tensors] if self.away else []
@@ -154,7 +167,7 @@ class _Offloaded:
 
     def to_device(self, device: torch.device) -> None:
         if self.away:
-            weights = (x.data for x in self.tensors) if self.reload is None else self.reload()
+            weights = (x.data for x in self.tensors) if self.reload is None else self.reload(device)
             # all are moved before the first is assigned: if memory runs out, none is
             self._assign([_moved(x, device) for x in weights])
             self.away = False

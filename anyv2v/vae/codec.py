@@ -45,6 +45,11 @@ class LatentCodec(Protocol):
         """The network that only encoding uses, which may be offloaded while latents are decoded."""
         ...
 
+    @property
+    def frames_per_latent(self) -> int:
+        """The number of frames that each latent frame after the first stands for."""
+        ...
+
     def check_frames(self, frames: int) -> int:
         """Returns `frames` if the codec can encode a clip of that many frames.
 
@@ -85,8 +90,8 @@ class LatentCodec(Protocol):
     def decode(self, latents: Tensor, at_once: int = 1) -> Iterator[Tensor]:
         """Decodes scaled latents (1, c, f', h', w'), yielding consecutive pieces of the clip.
 
-        Each piece is pixels (k, 3, h, w), nominally in [-1, 1] and not clamped, in the dtype of the
-        weights. at_once: number of latent frames to decode together, if the codec has a choice.
+        Each piece is pixels (k, 3, h, w), nominally in [-1, 1] and not clamped, of any float dtype.
+        at_once: number of latent frames to decode together, if the codec has a choice.
         """
         ...
 
@@ -127,6 +132,11 @@ class ImageCodec:
     def encoder(self) -> nn.Module:
         """The network that only encoding uses, which may be offloaded while latents are decoded."""
         return self.vae.encoder
+
+    @property
+    def frames_per_latent(self) -> int:
+        """Returns 1: every frame has a latent frame of its own."""
+        return 1
 
     def check_frames(self, frames: int) -> int:
         """Returns `frames`: a clip may have any number of frames."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from anyv2v.errors import InputError
+from anyv2v import checks
 from anyv2v.media.image import pixels_of
 from anyv2v.runtime.meta import meta_copy
 from anyv2v.vae.causal import Past
@@ -49,19 +49,17 @@ class VideoCodec:
         """The network that only encoding uses, which may be offloaded while latents are decoded."""
         return self.vae.encoder
 
+    @property
+    def frames_per_latent(self) -> int:
+        """The number of frames that each latent frame after the first stands for, t."""
+        return self.vae.config.temporal_compression
+
     def check_frames(self, frames: int) -> int:
         """Returns `frames` if the number is 1 more than a multiple of t.
 
         Raises InputError, which names the nearest numbers that are, otherwise.
         """
-        t = self.vae.config.temporal_compression
-        if frames >= 1 and (frames - 1) % t == 0:
-            return frames
-        below = frames - (frames - 1) % t
-        near = " and ".join(str(n) for n in (below, below + t) if n >= 1)
-        raise InputError(
-            f"frames: {frames} is not 1 more than a multiple of {t}; the nearest: {near or 1}"
-        )
+        return checks.grouped("frames", frames, self.vae.config.temporal_compression)
 
     def shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Returns the shape (c, f', h', w') of a clip's latents; height and width in pixels."""
@@ -106,12 +104,14 @@ class VideoCodec:
         """Decodes normalized latents (1, c, f', h', w'), yielding the frames of each latent frame.
 
         The first are pixels (1, 3, h, w), the others (t, 3, h, w), nominally in [-1, 1] and not
-        clamped, in the dtype of the weights. at_once: has no effect.
+        clamped, in float32 or float64. at_once: has no effect.
         """
         past: Past = {}
         for frame in latents.split(1, dim=2):
             pixels = self.vae.decode(frame.to(self._weight.device), past)
-            yield pixels[0].transpose(0, 1)
+            # pixels are brought to 0..1 next, where bfloat16 is no finer than levels of a frame
+            wide = torch.promote_types(pixels.dtype, torch.float32)
+            yield pixels[0].transpose(0, 1).to(wide)
 
     def meta_copy(self, device: torch.device) -> VideoCodec:
         """Returns a copy of the codec on `device` with uninitialized weights.

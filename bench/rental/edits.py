@@ -68,7 +68,7 @@ def default(lab: Lab) -> None:
     latents = first_and_next(lab, "edit", job)
     # with random weights the fixed point may converge faster or more slowly than with trained ones,
     # so measure the bound, which does not depend on that
-    _once(
+    once(
         lab,
         "edit",
         "an inversion that takes every evaluation it may",
@@ -82,9 +82,9 @@ def default(lab: Lab) -> None:
     with use_attention(name):
         job.edit(source)
         words = f"anyv2v, next edit, ANYV2V_ATTENTION={name}"
-        _once(lab, "edit", words, lambda: job.edit(source))
+        once(lab, "edit", words, lambda: job.edit(source))
     source = None
-    _once(
+    once(
         lab,
         "edit",
         "anyv2v, first edit, --feature-memory 0",
@@ -94,7 +94,7 @@ def default(lab: Lab) -> None:
     # from here on, the CLIP towers and the encoder are offloaded to the host
     job.editor = Editor(editor.backbone, offload=True)
     for memory, words in ((0, "offload, --feature-memory 0"), (None, "offload")):
-        _once(
+        once(
             lab,
             "edit",
             f"anyv2v, first edit, {words}",
@@ -103,7 +103,7 @@ def default(lab: Lab) -> None:
         )
 
 
-def _once(lab: Lab, case: str, name: str, make: Callable[[], object], **columns) -> None:
+def once(lab: Lab, case: str, name: str, make: Callable[[], object], **columns) -> None:
     """Measure time and peak memory of one run."""
     lab.begin_peak()
     begin = lab.stopwatch()
@@ -182,7 +182,7 @@ def _parts(lab: Lab, job: Job, latents: Tensor) -> None:
         ),
     ):
         part()
-        _once(lab, "parts of an edit", name, part, headline=True)
+        once(lab, "parts of an edit", name, part, headline=True)
 
 
 @torch.no_grad()

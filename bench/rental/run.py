@@ -1,4 +1,4 @@
-"""Fifteen minutes on a rented GPU: `python -m bench rental --part 1|2 --seconds N --out DIR`.
+"""Fifteen minutes on a rented GPU: `python -m bench rental --part 1|2|3|4 --seconds N --out DIR`.
 
 A rented machine keeps nothing, may be taken back at any second, and its minutes are few. So every
 step is a process of its own with a limit of its own; every fact is a line of DIR/rental.jsonl that

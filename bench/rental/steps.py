@@ -67,6 +67,12 @@ PARTS: dict[int, tuple[Step, ...]] = {
         Step("U3", "a batch by one process and by two", "batches:batch", 150, 20),
         Step("U4", "a whole CLIP", "batches:clip", 60, 15),
     ),
+    4: (
+        Step("V1", "Wan's transformer: a forward, a step that injects", "wan:forward", 150, 40),
+        Step("V2", "attention over all tokens of a clip", "wan:attentions", 60, 15),
+        Step("V3", "the video autoencoder, and the text encoder", "wan:codec", 90, 30),
+        Step("V4", "a whole edit of 17 frames", "wan:edit", 120, 40),
+    ),
 }
 
 

@@ -1,6 +1,6 @@
 """Attention over many tokens, with a choice of implementations.
 
-The CLIP towers, the VAE, and the spatial attention and cross-attention of the UNets call it.
+The CLIP towers, the VAE, Wan, and the spatial attention and cross-attention of the UNets call it.
 """
 
 import math

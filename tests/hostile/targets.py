@@ -31,11 +31,12 @@ from anyv2v.media.mask import fit_mask, read_mask
 from anyv2v.media.video import read_video, write_video
 from anyv2v.pipeline.source import InversionSettings, Unfinished
 from anyv2v.stable_diffusion.adapters import load_ip_adapter, load_t2i_adapter
+from anyv2v.umt5.embeddings import load_embeddings, save_embeddings
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.folder import Part, clip_tokenizer, write_folder
 from tests import icc
 from tests.hostile import mutate
-from tests.oracles import adapter_snapshot, clip_snapshot
+from tests.oracles import adapter_snapshot, clip_snapshot, wan_folder
 
 SIZE, FRAMES, STEPS = (16, 16), 3, 2
 PROMPT = "a Robot, 1st's <|endoftext|> 犬 \u200d"
@@ -143,6 +144,9 @@ def prepare(folder: Path) -> None:
     adapter_snapshot.write_ip_adapter(folder / "ip", "tiny")
     clip_snapshot.write(folder / "whole", "openai")
     clip_snapshot.write_open_clip(folder / "open", "open_clip", form="safetensors")
+    wan_folder.write_folder(folder / "wan", wan_folder.SMALLEST, {"transformer": 2})
+    prompts = {PROMPT: torch.randn(1, 4, 6), "": torch.zeros(1, 4, 6)}
+    save_embeddings(folder / "prompts.safetensors", prompts, "weights")
     smooth = np.linspace(0, 255, FRAMES * 32 * 48 * 3).reshape(FRAMES, 32, 48, 3).astype(np.uint8)
     write_video(folder / "smooth.mp4", smooth, 8)
     noise = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
@@ -462,6 +466,28 @@ def _whole_clip(examples: Examples, name: str, changed: bool) -> None:
         raise Wrong(f"{model.name!r} is no name")
 
 
+def _wan(examples: Examples, name: str, changed: bool) -> None:
+    """Converts what was published, and puts it together."""
+    target = examples.folder / "converted"
+    try:
+        config = convert(examples.folder / "wan", target, expected_shapes)
+        str(inspect(target))
+        anyv2v.loading.skeleton(target, "cpu")
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+    for component, sizes in wan_folder.SMALLEST.items():
+        if config[component].keys() != sizes.keys():
+            raise Wrong(f"{component} has the sizes {sorted(config[component])}")
+    if config["transformer"]["dim"] != 16 or config["text"]["vocab_size"] != 400:
+        raise Wrong("sizes that the weights have not")
+
+
+def _embeddings(examples: Examples, name: str, changed: bool) -> None:
+    for prompt, x in load_embeddings(examples.folder / name, "weights").items():
+        if x.ndim != 3 or len(x) != 1 or not x.isfinite().all():
+            raise Wrong(f"{prompt!r} has no embedding")
+
+
 def _check_frames(frames: np.ndarray) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise Wrong(f"{frames.dtype} {frames.shape} are no frames")
@@ -513,6 +539,14 @@ WHOLE_CLIPS = (
     "open/open_clip_config.json",
 )
 
+WAN = (
+    *wan_folder.configs(wan_folder.SMALLEST),
+    "transformer/diffusion_pytorch_model.safetensors.index.json",
+    "transformer/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)
+
 KINDS: dict[str, Kind] = {
     "weights": Kind(
         ("model/vision.safetensors", "model/text.safetensors"), mutate.safetensors, _weights
@@ -534,4 +568,6 @@ KINDS: dict[str, Kind] = {
     "profile": Kind(PROFILED, mutate.profiled, _picture),
     "adapter": Kind(ADAPTERS, _published, _adapter),
     "whole_clip": Kind(WHOLE_CLIPS, _published, _whole_clip),
+    "wan": Kind(tuple(f"wan/{name}" for name in WAN), _published, _wan),
+    "embeddings": Kind(("prompts.safetensors",), mutate.safetensors, _embeddings),
 }

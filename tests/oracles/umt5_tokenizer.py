@@ -97,7 +97,14 @@ def _trained() -> str:
     # three times, as only what comes up again becomes a piece
     words = ["\u2581" + word for line in CORPUS for word in line.split()] * 3
     tokenizer.train_from_iterator(words, trainer)
-    return tokenizer.to_str()
+    told = json.loads(tokenizer.to_str())
+    special, pieces = (told["model"]["vocab"][x] for x in (slice(4), slice(4, None)))
+    # what the trainer leaves to chance, the order and the last digits, would change every token id
+    pieces = sorted(
+        ([piece, round(score, 2)] for piece, score in pieces), key=lambda x: (-x[1], x[0])
+    )
+    told["model"]["vocab"] = special + pieces
+    return json.dumps(told)
 
 
 def settings(form: str = "strip") -> dict:

@@ -25,8 +25,6 @@ TRANSFORMER = {
     "patch_size": [1, 2, 2],
     "num_attention_heads": 2,
     "attention_head_dim": 32,
-    "in_channels": 6,
-    "out_channels": 6,
     "text_dim": 20,
     "freq_dim": 32,
     "ffn_dim": 96,
@@ -35,7 +33,6 @@ TRANSFORMER = {
 VAE = {
     "base_dim": 8,
     "decoder_base_dim": 12,
-    "z_dim": 6,
     "dim_mult": [1, 2, 4, 4],
     "num_res_blocks": 2,
     "temperal_downsample": [False, True, True],
@@ -66,6 +63,20 @@ INDEX = {
     "transformer_2": [None, None],
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
+# of the 48 channels of TI2V-5B's latents, as scripts/convert_wan_to_diffusers.py of diffusers has
+# them (vae22_diffusers_config)
+MEAN = """
+-0.2289 -0.0052 -0.1323 -0.2339 -0.2799  0.0174  0.1838  0.1557 -0.1382  0.0542  0.2813  0.0891
+ 0.1570 -0.0098  0.0375 -0.1825 -0.2246 -0.1207 -0.0698  0.5109  0.2665 -0.2108 -0.2158  0.2502
+-0.2055 -0.0322  0.1109  0.1567 -0.0729  0.0899 -0.2799 -0.1230 -0.0313 -0.1649  0.0117  0.0723
+-0.2839 -0.2083 -0.0520  0.3748  0.0152  0.1957  0.1433 -0.2944  0.3573 -0.0548 -0.1681 -0.0667
+"""
+STD = """
+ 0.4765  1.0364  0.4514  1.1677  0.5313  0.4990  0.4818  0.5013  0.8158  1.0344  0.5894  1.0901
+ 0.6885  0.6165  0.8454  0.4978  0.5759  0.3523  0.7135  0.6804  0.5833  1.4146  0.8986  0.5659
+ 0.7069  0.5338  0.4889  0.4917  0.4069  0.4999  0.6866  0.4093  0.5709  0.6065  0.6415  0.4944
+ 0.5726  1.2042  0.5458  1.6887  0.3971  1.0600  0.3943  0.5537  0.5444  0.4089  0.7468  0.7744
+"""
 SECOND_NAME = "encoder.embed_tokens.weight"
 """The second name of the embedding, which the published text encoder has."""
 
@@ -158,22 +169,30 @@ ORIGINAL = {
 }
 
 
-def networks(seed: int = 0) -> dict[str, torch.nn.Module]:
-    """The transformer, the autoencoder and the text encoder, each by the name of its component."""
+def networks(seed: int = 0, latents: int = 6) -> dict[str, torch.nn.Module]:
+    """The transformer, the autoencoder and the text encoder, each by the name of its component.
+
+    latents: channels of the latents. With 48 of them, as in TI2V-5B, they have its moments, else
+    random ones.
+    """
     moments = {
-        "latents_mean": normal(VAE["z_dim"], seed=seed + 3).tolist(),
-        "latents_std": normal(VAE["z_dim"], seed=seed + 4).abs().add(0.5).tolist(),
+        "latents_mean": normal(latents, seed=seed + 3).tolist(),
+        "latents_std": normal(latents, seed=seed + 4).abs().add(0.5).tolist(),
     }
+    if latents == 48:
+        known = {"latents_mean": MEAN, "latents_std": STD}
+        moments = {name: list(map(float, text.split())) for name, text in known.items()}
+    transformer = {**TRANSFORMER, "in_channels": latents, "out_channels": latents}
     with torch.device("meta"):
         vocabulary = len(umt5_tokenizer.settings()["model"]["vocab"])
         text = transformers.UMT5Config(vocab_size=vocabulary + 5, **TEXT)
         made = {
-            "transformer": diffusers.WanTransformer3DModel(**TRANSFORMER),
-            "vae": diffusers.AutoencoderKLWan(**VAE, **moments),
+            "transformer": diffusers.WanTransformer3DModel(**transformer),
+            "vae": diffusers.AutoencoderKLWan(**VAE, z_dim=latents, **moments),
             "text": transformers.UMT5EncoderModel(text),
         }
     # what is not a parameter is made of numbers, which the meta device has not
-    made["transformer"].rope = diffusers.WanTransformer3DModel(**TRANSFORMER).rope
+    made["transformer"].rope = diffusers.WanTransformer3DModel(**transformer).rope
     for i, network in enumerate(made.values()):
         for name, x in list(network.named_parameters()):
             module = network.get_submodule(name.rpartition(".")[0])
@@ -188,12 +207,17 @@ def networks(seed: int = 0) -> dict[str, torch.nn.Module]:
     return made
 
 
-def write_hub(folder: str | Path, seed: int = 0, text_dtype: torch.dtype = torch.float32) -> Path:
+def write_hub(
+    folder: str | Path,
+    seed: int = 0,
+    latents: int = 6,
+    text_dtype: torch.dtype = torch.float32,
+) -> Path:
     """Writes a folder in the hub's layout, with sharded weights; returns it.
 
     text_dtype: of the text encoder, whose published weights are bfloat16.
     """
-    folder, made = Path(folder), networks(seed)
+    folder, made = Path(folder), networks(seed, latents)
     made["transformer"].save_pretrained(folder / "transformer", max_shard_size="200KB")
     made["vae"].save_pretrained(folder / "vae")
     made["text"].to(text_dtype).save_pretrained(folder / "text_encoder", max_shard_size="20KB")
@@ -210,7 +234,7 @@ def write_original(
     folder: str | Path, seed: int = 0, text_dtype: torch.dtype = torch.float32
 ) -> Path:
     """Writes a folder in the layout of the original release, of `write_hub`'s weights."""
-    folder, made = Path(folder), networks(seed)
+    folder, made = Path(folder), networks(seed, 48)
     tokenizer = folder / "google" / "umt5-xxl"
     tokenizer.mkdir(parents=True)
     umt5_tokenizer.write(tokenizer)
@@ -227,11 +251,11 @@ def write_original(
         "eps": 1e-06,
         "ffn_dim": sizes["ffn_dim"],
         "freq_dim": sizes["freq_dim"],
-        "in_dim": sizes["in_channels"],
+        "in_dim": 48,
         "model_type": "ti2v",
         "num_heads": sizes["num_attention_heads"],
         "num_layers": sizes["num_layers"],
-        "out_dim": sizes["out_channels"],
+        "out_dim": 48,
         "text_len": 512,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))

@@ -15,7 +15,7 @@ from anyv2v.diffusion.schedule import Level, NoiseSchedule
 from anyv2v.errors import InputError
 from anyv2v.injection.taps import NO_TAPS, Taps
 from anyv2v.runtime.meta import meta_copy
-from tests.toy.codec import MULTIPLE, Autoencoder, ToyCodec
+from tests.toy.codec import GROUP, MULTIPLE, Autoencoder, ToyCodec
 from tests.toy.network import DIM, LETTERS, SITES, WORDS, Transformer, Words
 from tests.toy.schedule import Flow
 
@@ -69,6 +69,10 @@ class Toy:
     half_dtype = torch.float16
     stretches_bilinearly = False
     loaded_on_demand = frozenset({"words"})
+
+    @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        return GROUP
 
     @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:

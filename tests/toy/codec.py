@@ -36,6 +36,7 @@ class ToyCodec:
     channels = CHANNELS
     spatial_compression = PATCH
     size_multiple = MULTIPLE
+    frames_per_latent = GROUP
 
     @property
     def encoder(self) -> nn.Module:

@@ -24,6 +24,8 @@ from tests.toy.codec import CHANNELS, PATCH, ToyCodec
 class Framewise(ToyCodec):
     """The toy's codec, frame by frame."""
 
+    frames_per_latent = 1
+
     def check_frames(self, frames: int) -> int:
         return frames
 

@@ -21,7 +21,18 @@ from anyv2v.diffusion.schedule import TableSchedule, match_levels
 from anyv2v.kernels import attention
 from anyv2v.vae.autoencoder import AutoencoderConfig
 from bench import __main__ as command
-from bench import core, edit, epsilon, inversion, kernels, scaling, subjects, truth, unet
+from bench import (
+    core,
+    edit,
+    epsilon,
+    flow_inversion,
+    inversion,
+    kernels,
+    scaling,
+    subjects,
+    truth,
+    unet,
+)
 from bench import counted as costs
 from bench.core import Bench, Contender
 from tests.oracles import snapshot
@@ -413,6 +424,10 @@ def test_nothing_of_a_full_set_fails(monkeypatch, small, capsys, subject):
     monkeypatch.setitem(snapshot.PRESETS, "full", snapshot.PRESETS["tiny"])
     monkeypatch.setattr(epsilon, "DDIM", 20)
     monkeypatch.setattr(epsilon, "STEPS", (5,))
+    monkeypatch.setattr(flow_inversion, "FIELDS", 1)
+    monkeypatch.setattr(flow_inversion, "OFF", dict([*flow_inversion.OFF.items()][:1]))
+    some = {"euler 50": flow_inversion.euler(50), "uni-inv": flow_inversion.uni_inv}
+    monkeypatch.setattr(flow_inversion, "METHODS", some)
     monkeypatch.setattr(inversion, "CLIPS", 1)
     monkeypatch.setattr(inversion, "STEPS", 5)
     methods = tuple(replace(m, steps=m.steps // 10) for m in inversion.METHODS)

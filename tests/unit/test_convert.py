@@ -955,8 +955,8 @@ def test_converting_holds_one_tensor_at_a_time(src, tmp_path, monkeypatch, form)
     assert run.returncode == 0, run.stderr
     added = float(run.stdout)
     print(f"{form}: {added:.0f} MB for 655 MB")
-    # the tensor, its half, and from a mapped .bin the mapping too
-    assert added < 164 * (1.5 if form == "safetensors" else 3) + 40
+    # the tensor, its half, and from a .bin what is mapped of it at once
+    assert added < 164 * 1.5 + (0 if form == "safetensors" else 128) + 40
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import anyv2v
 from anyv2v.cli.main import main
 from anyv2v.convert import cache
+from anyv2v.convert.fetch import fetch
 from anyv2v.convert.published import convert
 from anyv2v.errors import InputError
 from anyv2v.evaluation import clip_model
@@ -110,6 +111,26 @@ def test_the_other_video_models(hub, request, tmp_path, form, name):
         hub.publish(name, alone)
     assert fingerprint(folder_of(name)) == by_hand(folder, tmp_path / "folder")
     assert not hub.sent("unet/diffusion_pytorch_model.bin")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["hub", "original"])
+def test_wan_becomes_bfloat16(hub, tmp_path, layout):
+    pytest.importorskip("diffusers")
+    from tests.oracles import wan_published
+
+    name = "Wan-AI/Wan2.2-TI2V-5B" + ("-Diffusers" if layout == "hub" else "")
+    write = wan_published.write_hub if layout == "hub" else wan_published.write_original
+    folder = write(tmp_path / "published")
+    tokenizer = folder / ("tokenizer" if layout == "hub" else "google/umt5-xxl")
+    (tokenizer / "spiece.model").write_bytes(b"much")
+    hub.publish(name, folder)
+    with pytest.raises(InputError, match="overflows in float16; take bfloat16"):
+        fetch(name, tmp_path / "half", expected_shapes, torch.float16)
+    assert not [request for request in hub.requests if ".safetensors" in request]
+    found = folder_of(name)
+    assert found.name == f"{COMMIT}-bfloat16" and not hub.sent("spiece.model")
+    assert fingerprint(found) == by_hand(folder, tmp_path / "folder", torch.bfloat16)
 
 
 @pytest.mark.slow

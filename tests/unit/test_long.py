@@ -88,6 +88,28 @@ def test_a_window_has_the_nearest_keyframe_as_its_anchor():
     assert nearest_keyframes(20, [12]) == (0,) * 7 + (12,) * 13
 
 
+@pytest.mark.parametrize("keys", [[], [5], [1, 17]])
+@pytest.mark.parametrize("shared", [None, 0, 7])
+@pytest.mark.parametrize("frames", [18, 19, 20, 21, 22, 40])
+def test_windows_hold_whole_groups_of_frames_and_cover_the_clip(frames, shared, keys):
+    plan = plan_windows(frames, 21, shared, keys, group=4)
+    assert keys or frames == 40 or len(plan) == 1 + (frames != 21)
+    assert {len(window) for window in plan} == {frames - (frames - 1) % 4 if frames < 21 else 21}
+    assert all(predictions(plan)) and len(predictions(plan)) == frames
+    if shared is None and not keys:
+        assert all(window.start % 4 == 1 for window in plan[:-1])
+
+
+def test_a_clip_shorter_than_what_windows_share_is_two_windows():
+    assert spans(plan_windows(7, 21, group=4)) == [(0, 1, 5), (0, 3, 7)]
+    assert spans(plan_windows(9, 21, group=4)) == [(0, 1, 9)]
+
+
+def test_a_clip_shorter_than_a_group_is_refused():
+    with pytest.raises(InputError, match="frames: 3 is not 1 more than a multiple of 4"):
+        plan_windows(3, 21, group=4)
+
+
 def test_a_keyframe_counts_in_a_clip_of_one_window():
     plan = plan_windows(8, 8, 2, [5])
     assert all(len(window) == 8 for window in plan)
@@ -284,25 +306,42 @@ def test_a_guide_that_is_a_clip_is_divided(toy, monkeypatch):
         toy.edit_long(source, edited(), "b", steps=STEPS, guide=clip(9))
 
 
-def test_frames_that_are_encoded_together_cannot_be_joined(tmp_path):
+def test_frames_that_are_encoded_together_are_joined_as_pixels(tmp_path):
     folder.write(tmp_path / "toy")
     with patch.dict(BACKBONES, {"toy": Toy}):
         toy = anyv2v.load(tmp_path / "toy", device="cpu", graphs=False)
-    with pytest.raises(InputError, match="window: toy encodes several frames as one"):
-        toy.invert_long(clip(13), steps=STEPS)
-    whole = toy.invert_long(clip(13), window=0, steps=STEPS)
-    edit = toy.edit_long(whole, edited(), "b", steps=STEPS)
-    assert edit.frames.shape == (13, 24, 36, 3) and edit.latents.shape[2] == 4
-    run = LongRun.prepare(
-        toy,
-        clip(13),
-        [EditRequest(edited(), "b")],
-        tmp_path / "run",
-        window=0,
-        settings={"steps": STEPS},
-    )
+    # each window is one frame and two groups of four
+    parts = [[0, *range(1, 9)], [0, *range(3, 11)]]
+    inverted = [toy.invert(Video(clip().frames[part], 8), steps=STEPS) for part in parts]
+    alone = [toy.edit(source, edited(), "b", steps=STEPS) for source in inverted]
+    first, second = (edit.frames.astype(float) for edit in alone)
+    shared = np.rint((first[3:] + second[1:7]) / 2)
+    expected = np.concatenate([first[:3], shared, second[7:]])
+
+    edit = toy.edit_long(toy.invert_long(clip(), steps=STEPS), edited(), "b", steps=STEPS)
+    assert np.array_equal(edit.frames, expected)
+    assert torch.equal(edit.latents, torch.cat([each.latents for each in alone], 2))
+    request, steps = EditRequest(edited(), "b"), {"steps": STEPS}
+    run = LongRun.prepare(toy, clip(), [request], tmp_path / "run", inversion=steps, settings=steps)
     run.run()
-    assert sum(map(len, run.frames(0))) == 13
+    assert np.array_equal(np.concatenate([*run.frames(0)]), expected)
+    assert torch.equal(torch.cat([*run.latents(0)], 2), edit.latents)
+
+    drawn = EditRequest(edited(), "b", random_ratio=0.5)
+    noise = [
+        run._requests().request(drawn, {0: edited()}, part).noise
+        for part in plan_windows(13, 9, 4, group=4)
+    ]
+    assert noise[0] is not None and noise[1] is not None and noise[0].shape[2] == 3
+    # the second window begins with the last group of the first one
+    assert torch.equal(noise[0][:, :, 2], noise[1][:, :, 1])
+
+    with pytest.raises(
+        InputError, match="window: 10 is not 1 more than a multiple of 4; .* 9 and 13"
+    ):
+        toy.invert_long(clip(), window=10, steps=STEPS)
+    with pytest.raises(InputError, match="frames: 11 is not 1 more than a multiple of 4"):
+        toy.invert_long(clip(), window=0, steps=STEPS)
 
 
 @slow

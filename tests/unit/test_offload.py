@@ -177,16 +177,22 @@ def test_memory_is_given_back_when_all_that_ran_has_ended(places, monkeypatch):
     assert not happened
 
 
+@pytest.mark.parametrize("room, where", [(1.2, "gpu"), (1.05, "host")])
 @pytest.mark.parametrize("wanted", [True, "auto", False])
-def test_a_network_that_is_read_stays_until_its_last_user_has_left(places, wanted, monkeypatch):
-    """It is read when it first runs; a user that does not run it reads nothing."""
+def test_a_network_that_is_read_stays_until_its_last_user_has_left(
+    places, wanted, room, where, monkeypatch
+):
+    """It is read when it first runs; a user that does not run it reads nothing.
+
+    Where it has no room it runs on the host.
+    """
     monkeypatch.setattr(offload, "free_bytes", lambda device: 0)
     one, two = networks()
     read, weights = [], [x.clone() for x in (*one.parameters(), *one.buffers())]
     truth = one(torch.ones(1, 3, 4, 4))
 
-    def reload():
-        read.append(len(read))
+    def reload(device):
+        read.append(device)
         return [x.clone() for x in weights]
 
     with torch.no_grad():
@@ -196,6 +202,8 @@ def test_a_network_that_is_read_stays_until_its_last_user_has_left(places, wante
     assert waiting.reloads(one) and not waiting.reloads(two)
     each = sum(x.nbytes for x in two.state_dict().values())
     waiting.begin(1)
+    own = sum(x.nbytes for x in weights)
+    monkeypatch.setattr(offload, "free_bytes", lambda device: room * own)
     assert one(torch.ones(1, 3, 4, 4)).isnan().all()
     for times in (1, 2):
         with waiting.on_device(one):
@@ -207,6 +215,7 @@ def test_a_network_that_is_read_stays_until_its_last_user_has_left(places, wante
             assert torch.equal(one(torch.ones(1, 3, 4, 4)), truth)
             assert len(read) == times
             assert all(map(torch.equal, weights, (x.data for x in one.parameters())))
+            assert places(one) == [{where}] and read[-1] == (GPU if where == "gpu" else CPU)
         assert all(x.isnan().all() for x in one.parameters())
     assert places(two) == [{"host"} if wanted else {"gpu"}]
 
@@ -310,6 +319,7 @@ def test_the_published_model_edits_in_less_than_6_5_gb(monkeypatch):
     apart = {}
     for wanted in (False, True):
         here = mock.Mock(applies_to=lambda _, wanted=wanted: wanted, reloads=lambda network: False)
+        here.reloaded = 0
         monkeypatch.setattr(editor, "offload", here)
         apart[wanted] = cost.predict_cost(editor, video, feature_memory=0)
     leaves = sum(x.nbytes for network in networks for x in network.parameters())

@@ -211,6 +211,21 @@ def test_a_mapped_file_is_let_go_in_between(tmp_path):
     assert opened == [0, 0, 3, 6] and set(mapped) == {1}
 
 
+@pytest.mark.parametrize("rows", [None, slice(3, 40), slice(90, 200), slice(5, 5)])
+def test_a_large_tensor_is_read_in_pieces(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(BinFile, "REMAP_AFTER", 1000)
+    x = torch.arange(100 * 8 * 3).view(100, 8, 3).float()
+    state = {"whole": x, "strided": x.transpose(0, 1), "bias": x[:, 0, 0], "scalar": x[4, 2, 1]}
+    path = tmp_path / "weights.bin"
+    torch.save(state, path)
+    file = BinFile(path)
+    for name, wanted in state.items():
+        if wanted.ndim:
+            found = file.read(name, rows)
+            assert found.equal(wanted if rows is None else wanted[rows]) and found.is_contiguous()
+    assert file.read("scalar").equal(state["scalar"])
+
+
 def quantized(storage: str) -> bytes:
     """The honest pickle, of another storage."""
     return honest()[PICKLE].replace(b"FloatStorage", storage.encode())
@@ -233,6 +248,6 @@ def test_a_tensor_that_cannot_be_read(tmp_path, monkeypatch):
     def broken(*args, **options):
         raise RuntimeError("INTERNAL ASSERT FAILED\nat somewhere")
 
-    monkeypatch.setattr(torch.Tensor, "clone", broken)
+    monkeypatch.setattr(torch.Tensor, "__setitem__", broken)
     with pytest.raises(InputError, match=f"{path}: a cannot be read: INTERNAL ASSERT FAILED$"):
         file.read("a")

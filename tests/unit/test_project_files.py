@@ -10,6 +10,7 @@ import anyv2v
 from anyv2v.long import editor as long_editor
 from anyv2v.long import run as long_run
 from anyv2v.pipeline import source
+from anyv2v.umt5 import embeddings
 from anyv2v.weights import manifest
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,7 @@ def test_the_changelog_has_the_formats_that_the_code_writes_and_reads():
         "unfinished inversion": source.UNFINISHED,
         "inverted long clip": long_editor.FORMAT,
         "unfinished edit of a long clip": long_run.FORMAT,
+        "prompts' embeddings": embeddings.FORMAT,
     }
     assert before == list(source.BEFORE.values())
 

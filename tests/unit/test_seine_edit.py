@@ -242,6 +242,7 @@ def test_the_encoder_makes_conditions_and_is_counted_once(seine, seine_video, mo
     hook.remove()
     assert users == [1, 1]
     waits = mock.Mock(applies_to=lambda _: True, reloads=lambda network: False, freeable=0)
+    waits.reloaded = 0
     monkeypatch.setattr(seine, "offload", waits)
     # steps that inject nothing are all of one kind, which saves time
     leaves = sum(x.nbytes for network in (backbone.text, encoder) for x in network.parameters())

@@ -234,6 +234,19 @@ def test_a_file_that_is_not_there(tmp_path):
             read_header(path)
 
 
+@pytest.mark.parametrize("rows", [slice(1, 3), slice(0, 9), slice(None), slice(2, 2), slice(4, 9)])
+def test_some_rows_of_a_tensor(tmp_path, rows):
+    """Of those bytes alone, as slices of a tensor are."""
+    values = samples() | {"wide": torch.randn(4, 3, 2)}
+    write(tmp_path / "a", layout_of(values), values.__getitem__)
+    entries = read_header(tmp_path / "a")
+    for name in ("half", "wide", "whole", "empty"):
+        wanted, entry = values[name][rows], entries[name].rows(rows)
+        assert entry.end - entry.start == wanted.nbytes
+        with open_file(tmp_path / "a") as file:
+            assert tensors.read_tensor(file, entry).equal(wanted)
+
+
 def test_offsets_count_from_the_beginning_of_the_file(tmp_path):
     write_raw(tmp_path / "a", {"x": F32}, struct.pack("<2f", 1, 2))
     size = (tmp_path / "a").stat().st_size

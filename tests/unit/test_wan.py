@@ -1,6 +1,7 @@
 """Wan behind the editor, tiny and random: what is injected, by which way, and its conditions."""
 
 import copy
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from anyv2v import EditRequest, Injection, InputError, Taps
+from anyv2v.backbones.base import FirstFrame
 from anyv2v.backbones.wan.backbone import OPTIONS, Wan
-from anyv2v.injection.taps import NO_TAPS, Record, Replay, ShareSource
+from anyv2v.injection.taps import NO_TAPS, Record, Recorded, Replay, ShareSource
+from anyv2v.pipeline.cuda_graphs import Graphs
 from anyv2v.runtime.finite import NotFiniteError
 from anyv2v.runtime.meta import meta_copy
 from anyv2v.umt5.embeddings import load_embeddings, save_embeddings
@@ -18,8 +21,11 @@ from tests import wan
 from tests.draw import normal
 from tests.oracles import umt5_tokenizer
 from tests.oracles.golden import relative_error
+from tests.unit.test_graphs import Taped
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (9, 32, 64, 3), dtype=np.uint8)
+# of which the conditions need nothing
+FIRST = FirstFrame(FRAMES[0], normal(1, wan.LATENTS, 1, 2, 4), 64, 9)
 EDIT = EditRequest(FRAMES[0, :, ::-1].copy(), "a red car")
 EACH = {
     "map": Injection(map=0.4),
@@ -71,6 +77,18 @@ def test_every_way_of_injecting_is_the_same(editor, source, plain, group, tokens
         assert [step.way for step in plan.steps[:1]] == ["replayed"]
         replayed = edited(editor, recorded, injection, options=options)
         assert relative_error(replayed, batched) <= 1e-6
+
+
+def test_features_that_sites_share_are_saved(editor, source, tmp_path):
+    """The compact form of a map, and of the context, is the same input of the attention."""
+    recorded = editor.record(source, editor.recording(FRAMES, EACH["all"], 3))
+    recorded.save(tmp_path / "s.safetensors", features=True)
+    loaded = editor.load_source(tmp_path / "s.safetensors")
+    assert loaded.features.by_step.keys() == recorded.features.by_step.keys() == {0}
+    for site, parts in recorded.features.by_step[0].items():
+        assert all(map(torch.equal, loaded.features.by_step[0][site], parts)), site
+    edits = [edited(editor, source, EACH["all"]) for source in (recorded, loaded)]
+    assert torch.equal(*edits)
 
 
 def test_which_tokens_are_injected_makes_a_difference(editor, source):
@@ -133,8 +151,35 @@ def test_taps_see_what_they_are_told(editor):
 def conditions_of(editor, count, samples=None, **options):
     options = editor.backbone.options(options)
     texts = ["a dog", "static", "a red car"][:count]
-    each = [editor.backbone.condition(text, None, options) for text in texts]
+    each = [editor.backbone.condition(text, FIRST, options) for text in texts]
     return type(each[0]).stack(each, samples or [0] * count)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_captured_passes_are_the_same_to_the_bit(editor, tokens):
+    """Of one graph for all timesteps; a third pass replays what the second has captured."""
+    backbone, given = editor.backbone, TOKENS[tokens]
+    with torch.no_grad():
+        three = conditions_of(editor, 3, [0, 1, 1], **given)
+        alone, two = conditions_of(editor, 1, **given), conditions_of(editor, 2, [0, 0], **given)
+        sites = frozenset().union(*backbone.groups.values())
+        graphs = Graphs(backbone.predict, torch.device("cpu"), Taped(), strict=True)
+        for t in (999, 995, 96):
+            x, recorded = normal(2, wan.LATENTS, 3, 2, 4, seed=t), []
+            shared = [f(x, t, three, ShareSource(sites, 3)) for f in (graphs, backbone.predict)]
+            assert torch.equal(*shared)
+            for forward in (graphs, backbone.predict):
+                record = Record(sites, compact=True, stop=True)
+                with suppress(Recorded):
+                    forward(x[:1], t, alone, record)
+                recorded.append(record.features)
+            assert all(map(torch.equal, *map(flat, recorded)))
+            replayed = [f(x[1:], t, two, Replay(recorded[0])) for f in (graphs, backbone.predict)]
+            assert torch.equal(*replayed)
+
+
+def flat(features):
+    return [x for site in sorted(features) for x in features[site]]
 
 
 def test_attention_to_the_source_too(editor):
@@ -142,12 +187,12 @@ def test_attention_to_the_source_too(editor):
     layer = editor.backbone.transformer.block[0].self
     x = normal(2, 3, 2, 3, 64)
     for first in (0, 6):
-        own_first = frozenset({"context"}) if first else frozenset()
+        without_first = frozenset({"context"}) if first else frozenset()
         taps = ShareSource([layer.context_site], 2)
-        found = layer(x, taps=taps, own_first=own_first)
+        found = layer(x, taps=taps, without_first=without_first)
         recorder = Record([layer.context_site], compact=bool(first))
         alone = layer(x[:1], taps=recorder)
-        again = layer(x[1:], taps=Replay(recorder.features), own_first=own_first)
+        again = layer(x[1:], taps=Replay(recorder.features), without_first=without_first)
         q, k = layer.project(x)
         v = layer.value(x)
         k = torch.cat([k[:1, first:], k[1:]], 1)
@@ -240,9 +285,9 @@ def test_half_precision(editor):
         network = meta_copy(getattr(backbone, name), torch.device("cpu"), torch.bfloat16)
         network.load_state_dict(getattr(backbone, name).state_dict())
         half = type(half)(**{**vars(half), name: network})
-    conditions = half.condition("a dog", None, half.options({}))
+    conditions = half.condition("a dog", FIRST, half.options({}))
     latents = normal(1, wan.LATENTS, 3, 4, 6)
     found = half.predict(latents.bfloat16(), 500, conditions)
-    truth = backbone.predict(latents, 500, backbone.condition("a dog", None, half.options({})))
+    truth = backbone.predict(latents, 500, backbone.condition("a dog", FIRST, half.options({})))
     assert found.dtype == torch.float32 and half.dtype == torch.bfloat16
     assert relative_error(found, truth) <= 2e-2

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from anyv2v.backbones.wan.schedule import FlowSchedule
+from anyv2v.backbones.wan.schedule import SHIFTS, FlowSchedule
 from anyv2v.diffusion.samplers import sample
 from anyv2v.diffusion.schedule import match_levels
 from anyv2v.errors import InputError
@@ -58,7 +58,14 @@ def test_impossible_numbers_of_steps_are_refused(steps):
         FlowSchedule(5.0).levels(steps)
 
 
-@pytest.mark.parametrize("shift", [0, -1, float("nan"), "5"])
+@pytest.mark.parametrize("steps", [1, 50, 1000])
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_levels_fall_with_every_shift(shift, steps):
+    sigmas = [level.sigma for level in FlowSchedule(shift).levels(steps)]
+    assert all(a > b for a, b in pairwise(sigmas)) and sigmas[0] < 1
+
+
+@pytest.mark.parametrize("shift", [0, -1, float("nan"), "5", 1e-300, 101, 1e300])
 def test_impossible_shifts_are_refused(shift):
     with pytest.raises(InputError, match="shift: "):
         FlowSchedule(shift)

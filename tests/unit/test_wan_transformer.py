@@ -219,8 +219,9 @@ def test_sites_are_in_the_order_of_the_forward_pass(network, branches):
 
     network(latents(1), T[:1], branches[0], Look())
     assert tuple(Look.seen) == network.sites
-    assert network.sites[:3] == ("block.0.self", "block.0.cross", "block.0.ff")
-    assert len(network.sites) == 3 * TINY.layers
+    kinds = "self", "self.value", "self.context", "cross", "ff"
+    assert network.sites[:5] == tuple(f"block.0.{kind}" for kind in kinds)
+    assert len(network.sites) == 5 * TINY.layers
 
 
 @torch.no_grad()

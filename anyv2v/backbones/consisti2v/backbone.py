@@ -24,6 +24,7 @@ from anyv2v.backbones.consisti2v.conditioning import Conditions
 from anyv2v.backbones.consisti2v.config import UNetConfig
 from anyv2v.backbones.consisti2v.defaults import PUBLISHED_SETTINGS
 from anyv2v.backbones.consisti2v.unet import UNet
+from anyv2v.backbones.defaults import read_groups
 from anyv2v.checks import shown
 from anyv2v.clip.text import TextConfig, TextEncoder
 from anyv2v.clip.tokenizer import Tokenizer, TokenizerConfig
@@ -97,6 +98,11 @@ class ConsistI2V:
         return section(config, "vae", AutoencoderConfig).spatial_compression
 
     @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns 1: every frame has a latent frame of its own."""
+        return 1
+
+    @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         """Returns the functions that build the networks "unet", "text" and "vae".
 
@@ -132,7 +138,7 @@ class ConsistI2V:
             unet=cast(UNet, networks["unet"]),
             text=cast(TextEncoder, networks["text"]),
             tokenizer=tokenizer,
-            groups=_groups(config.get("injection")),
+            groups=read_groups(config),
             codec=ImageCodec(cast(Autoencoder, networks["vae"])),
             defaults=defaults,
         )
@@ -300,9 +306,3 @@ class ConsistI2V:
             timestep = checks.whole("t", t, 0, TRAIN_STEPS - 1)
             t = torch.full((), timestep, device=latents.device)
         return self.unet(latents, t.expand(latents.shape[0]), conditions, taps)
-
-
-def _groups(injection: object) -> dict[str, frozenset[str]]:
-    if not isinstance(injection, dict) or not all(isinstance(x, list) for x in injection.values()):
-        raise InputError("there is no section 'injection' of lists of sites")
-    return {name: frozenset(sites) for name, sites in injection.items()}

@@ -21,6 +21,7 @@ from anyv2v.backbones.base import (
     Options,
     PublishedSettings,
 )
+from anyv2v.backbones.defaults import read_groups
 from anyv2v.backbones.i2vgen.conditioning import Conditions
 from anyv2v.backbones.i2vgen.config import UNetConfig
 from anyv2v.backbones.i2vgen.defaults import NEGATIVE_PROMPT, PUBLISHED_SETTINGS
@@ -84,6 +85,11 @@ class I2VGen:
         return section(config, "vae", AutoencoderConfig).spatial_compression
 
     @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns 1: every frame has a latent frame of its own."""
+        return 1
+
+    @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         """Returns the functions that build the networks "unet", "text", "vision" and "vae".
 
@@ -128,7 +134,7 @@ class I2VGen:
             vision=cast(VisionEncoder, networks["vision"]),
             tokenizer=tokenizer,
             preprocess=preprocess,
-            groups=_groups(config.get("injection")),
+            groups=read_groups(config),
             codec=ImageCodec(cast(Autoencoder, networks["vae"])),
             defaults=defaults,
         )
@@ -311,9 +317,3 @@ def image_latents(first: Tensor, frames: int) -> Tensor:
     position = torch.arange(1, frames, dtype=first.dtype, device=first.device) / max(frames - 1, 1)
     rest = position.view(1, 1, -1, 1, 1).expand(*first.shape[:2], -1, *first.shape[3:])
     return torch.cat([first, rest], dim=2)
-
-
-def _groups(injection: object) -> dict[str, frozenset[str]]:
-    if not isinstance(injection, dict) or not all(isinstance(x, list) for x in injection.values()):
-        raise InputError("there is no section 'injection' of lists of sites")
-    return {name: frozenset(sites) for name, sites in injection.items()}

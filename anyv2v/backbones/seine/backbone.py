@@ -20,6 +20,7 @@ from anyv2v.backbones.base import (
     Options,
     PublishedSettings,
 )
+from anyv2v.backbones.defaults import read_groups
 from anyv2v.backbones.seine.conditioning import Conditions, masked_video
 from anyv2v.backbones.seine.config import UNetConfig
 from anyv2v.backbones.seine.defaults import PUBLISHED_SETTINGS
@@ -85,6 +86,11 @@ class Seine:
         return section(config, "vae", AutoencoderConfig).spatial_compression
 
     @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns 1: every frame has a latent frame of its own."""
+        return 1
+
+    @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         """Returns the functions that build the networks "unet", "vae" and "text".
 
@@ -116,7 +122,7 @@ class Seine:
             unet=cast(UNet, networks["unet"]),
             text=cast(TextEncoder, networks["text"]),
             tokenizer=Tokenizer.load(folder / "tokenizer", special, text.tokens, text.vocab_size),
-            groups=_groups(config.get("injection")),
+            groups=read_groups(config),
             codec=ImageCodec(cast(GrayAutoencoder, networks["vae"])),
             defaults=defaults,
         )
@@ -282,9 +288,3 @@ class Seine:
         gray = self._autoencoder.encode_gray(*latents.shape[3:])
         check_finite(gray, "the autoencoder's encoder, of gray frames", self.dtype)
         return masked_video(latents, gray, first.frames)
-
-
-def _groups(injection: object) -> dict[str, frozenset[str]]:
-    if not isinstance(injection, dict) or not all(isinstance(x, list) for x in injection.values()):
-        raise InputError("there is no section 'injection' of lists of sites")
-    return {name: frozenset(sites) for name, sites in injection.items()}

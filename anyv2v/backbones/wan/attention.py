@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from anyv2v.backbones.wan.layers import RMSNorm, with_own_first
+from anyv2v.backbones.wan.layers import RMSNorm, TokenFeature, with_own_first
 from anyv2v.backbones.wan.rotary import rotate, rotations
 from anyv2v.backbones.wan.sites import CONTEXT, VALUE
 from anyv2v.injection.taps import NO_TAPS, Taps, branch_size, calls, repeat_to_batch
@@ -48,19 +48,19 @@ class SelfAttention(NormedAttention):
         context: tuple[Tensor, Tensor] | None = None,
         *,
         taps: Taps,
-        own_first: frozenset[str] = frozenset(),
+        without_first: frozenset[str] = frozenset(),
     ) -> Tensor:
         """Maps x (b, f, h, w, c) to tokens (b, f h w, c).
 
         context: None, because this is a self-attention. taps: the hooks to call at the sites.
-        own_first: the injection groups of which frame 0 is left out, see `Conditions.own_first`.
+        without_first: the kinds of sites of which frame 0 is left out, see `Conditions`.
         """
         assert self.site is not None, "its place in the network"
-        feature = MapFeature(self, x, None, taps, own_first)
+        feature = MapFeature(self, x, None, taps, without_first)
         at_map = calls(taps, self.site)
         tensors = taps.feature(self.site, feature) if at_map else feature.compute()
         if calls(taps, self.context_site):
-            mixed = ContextFeature(self, x, tensors, CONTEXT in own_first)
+            mixed = ContextFeature(self, x, tensors, CONTEXT in without_first)
             (y,) = taps.feature(self.context_site, mixed)
             y = repeat_to_batch(y, len(x))
         else:
@@ -108,8 +108,8 @@ class MapFeature(AttentionFeature):
     """The attention whose query, key and value these are."""
     taps: Taps
     """The hooks to call at the value's site."""
-    own_first: frozenset[str]
-    """The injection groups of which frame 0 is left out."""
+    without_first: frozenset[str]
+    """The kinds of sites of which frame 0 is left out, see `Conditions`."""
 
     @property
     def unmodified(self) -> MapFeature:
@@ -124,16 +124,16 @@ class MapFeature(AttentionFeature):
         value for all. Raises ValueError if the batch is not a multiple of `branches`.
         """
         query, key = self.layer.project(self.x[: branch_size(self.x, branches)])
-        return *(self._own_first(query, key) if branches > 1 else (query, key)), self._value()
+        return *(self._with_own_first(query, key) if branches > 1 else (query, key)), self._value()
 
     def replay(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Returns (q, k, v), with query and key `recorded` by `record`, perhaps in another pass."""
         query, key = self.layer.restore(recorded)
-        return *self._own_first(query, key), self._value()
+        return *self._with_own_first(query, key), self._value()
 
-    def _own_first(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_own_first(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The source's query and key, with each branch's own of frame 0 if they are left out."""
-        if "map" not in self.own_first:
+        if "map" not in self.without_first:
             return query, key
         # the first frame's positions are the same without the other frames
         own_query, own_key = self.layer.project(self.x[:, :1])
@@ -142,50 +142,9 @@ class MapFeature(AttentionFeature):
     def _value(self) -> Tensor:
         if not calls(self.taps, self.layer.value_site):
             return self.layer.value(self.x)
-        feature = ValueFeature(self.layer, self.x, VALUE in self.own_first)
+        feature = TokenFeature(self.layer.value, self.x, VALUE in self.without_first)
         (value,) = self.taps.feature(self.layer.value_site, feature)
         return repeat_to_batch(value, len(self.x))
-
-
-@dataclass(frozen=True)
-class ValueFeature:
-    """The value of a `SelfAttention`, computed on demand; implements `Feature` of the taps."""
-
-    layer: SelfAttention
-    """The attention whose value this is."""
-    x: Tensor
-    """(b, f, h, w, c): its input."""
-    own_first: bool
-    """Whether an injected value leaves frame 0 out."""
-
-    @property
-    def batch(self) -> int:
-        """Number of clips in the batch, b."""
-        return len(self.x)
-
-    @property
-    def unmodified(self) -> ValueFeature:
-        """The feature before any taps changed it, which is this object itself."""
-        return self
-
-    def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
-        """Computes a tuple of one tensor, the value (b, f h w, heads, d).
-
-        branches: number of branches that the batch consists of. With more than one, the value is
-        computed for the first branch alone, or with their own frame 0 for every branch.
-        """
-        value = self.layer.value(self.x[: branch_size(self.x, branches)])
-        return self.replay((value,)) if branches > 1 else (value,)
-
-    def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
-        """Returns `tensors`, the result of `compute`: a value has no smaller, `compact` form."""
-        return tensors
-
-    def replay(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Returns the value `recorded`, with every branch's own of frame 0 if that is left out."""
-        if not self.own_first:
-            return recorded
-        return (with_own_first(self.layer.value(self.x[:, :1]), *recorded),)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from anyv2v.backbones.base import (
     Options,
     PublishedSettings,
 )
+from anyv2v.backbones.defaults import read_groups
 from anyv2v.backbones.wan.conditioning import Conditions
 from anyv2v.backbones.wan.config import TransformerConfig
 from anyv2v.backbones.wan.defaults import PUBLISHED_SETTINGS
@@ -99,6 +100,15 @@ class Wan:
         return side * _latents_per_token(section(config, "transformer", TransformerConfig))
 
     @staticmethod
+    def frames_per_latent(config: dict) -> int:
+        """Returns the number of frames that each latent frame after the first stands for.
+
+        config: the contents of a weights folder's config.json. Raises InputError if its section
+        "vae" is missing or wrong.
+        """
+        return section(config, "vae", VideoAutoencoderConfig).temporal_compression
+
+    @staticmethod
     def networks(config: dict) -> dict[str, Callable[[], nn.Module]]:
         """Returns the functions that build the networks "transformer", "vae" and "text".
 
@@ -133,7 +143,7 @@ class Wan:
             transformer=transformer,
             text=text,
             tokenizer=Tokenizer.load(folder / "tokenizer", *size),
-            groups=_groups(config.get("injection")),
+            groups=read_groups(config),
             codec=VideoCodec(vae, _latents_per_token(transformer.config)),
             defaults=defaults,
             schedule=FlowSchedule(schedule.shift),
@@ -183,12 +193,13 @@ class Wan:
         return self.embeddings[text].to(self.device, self.dtype)
 
     def options(self, options: Options) -> Options:
-        """Returns which tokens each group injects, from `options` or by default.
+        """Returns which tokens are injected at each kind of site, from `options` or by default.
 
-        "map_tokens", "value_tokens", "context_tokens" and "hidden_tokens" are "all" or "rest". With
-        "rest" the tokens of latent frame 0 stay the edit's own, and in the group "context" those of
-        the source's first frame are not attended to: else the edit would see both first frames. It
-        is the default of "value" and "context", which hold what things look like. Raises InputError
+        "map_tokens", "value_tokens", "context_tokens" and "hidden_tokens" are "all" or "rest", for
+        the sites that `chosen_sites` puts into the group of that name, in whatever group. With
+        "rest" the tokens of latent frame 0 stay the edit's own, and for "context" those of the
+        source's first frame are not attended to: else the edit would see both first frames. It is
+        the default of "value" and "context", which hold what things look like. Raises InputError
         for any other option or value.
         """
         checks.known("options", options, OPTIONS, "option")
@@ -212,7 +223,7 @@ class Wan:
         guidance leads away from differs in its prompt alone.
         """
         conditions = self.transformer.condition(self.encode_text(prompt))
-        return replace(conditions, own_first=_own_first(options))
+        return replace(conditions, without_first=_without_first(options))
 
     def branches(
         self,
@@ -270,7 +281,7 @@ class Wan:
         size = 1, self.text.config.tokens
         ids = torch.zeros(size, dtype=torch.int64, device=self.device)
         conditions = self.transformer.condition(self.text(ids))
-        return replace(conditions, own_first=_own_first(OPTIONS))
+        return replace(conditions, without_first=_without_first(OPTIONS))
 
     def predict(
         self, latents: Tensor, t: float | Tensor, conditions: base.Conditions, taps: Taps = NO_TAPS
@@ -290,8 +301,8 @@ class Wan:
         return self.transformer(latents, t, conditions, taps)
 
 
-def _own_first(options: Options) -> frozenset[str]:
-    """The injection groups that leave latent frame 0 out."""
+def _without_first(options: Options) -> frozenset[str]:
+    """The kinds of sites whose injection leaves latent frame 0 out."""
     return frozenset(name.removesuffix("_tokens") for name, x in options.items() if x == "rest")
 
 
@@ -320,9 +331,3 @@ def _check_fit(
             "transformer: clean_first_frame is false; only networks that are given the first frame "
             "as clean latents are implemented, as TI2V-5B is"
         )
-
-
-def _groups(injection: object) -> dict[str, frozenset[str]]:
-    if not isinstance(injection, dict) or not all(isinstance(x, list) for x in injection.values()):
-        raise InputError("there is no section 'injection' of lists of sites")
-    return {name: frozenset(sites) for name, sites in injection.items()}

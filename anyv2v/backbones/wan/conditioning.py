@@ -21,9 +21,10 @@ class Conditions:
     text there, (g, m, heads, d) each."""
     samples: Tensor
     """(g,) int64: for each branch, the index of the sample that it belongs to."""
-    own_first: frozenset[str] = frozenset()
-    """The injection groups that leave latent frame 0 out: its tokens stay each branch's own, and
-    in the group "context" those of the source are not attended to. Equal in all branches."""
+    without_first: frozenset[str] = frozenset()
+    """The kinds of sites ("map", "value", "context", "hidden") whose injection leaves latent frame
+    0 out: its tokens stay each branch's own, and for "context" those of the source are not attended
+    to. Equal in all branches."""
 
     @classmethod
     def stack(
@@ -45,5 +46,5 @@ class Conditions:
             },
             # here, because copying it to a GPU would make every forward pass wait
             torch.tensor(samples, device=branches[0].samples.device),
-            branches[0].own_first,
+            branches[0].without_first,
         )

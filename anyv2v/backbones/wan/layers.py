@@ -6,6 +6,7 @@ Features are (b, f, h, w, c): the tokens of f frames, h rows and w columns of ea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -115,7 +116,7 @@ class FeedForward(nn.Module):
         """
         if not calls(taps, self.site):
             return self.residual(x)
-        (h,) = taps.feature(self.site, FeedForwardFeature(self, x, own_first))
+        (h,) = taps.feature(self.site, TokenFeature(self.residual, x, own_first))
         return repeat_to_batch(h, len(x))
 
     def residual(self, x: Tensor) -> Tensor:
@@ -124,19 +125,19 @@ class FeedForward(nn.Module):
 
 
 @dataclass(frozen=True)
-class FeedForwardFeature:
-    """The output of a feed-forward network, which is computed on demand.
+class TokenFeature:
+    """One tensor that a layer computes from each token for itself: an output, or a value.
 
     Taps (hooks) receive this object and decide what is computed; it implements
     `anyv2v.injection.taps.Feature`.
     """
 
-    layer: FeedForward
-    """The feed-forward network whose output this is."""
+    layer: Callable[[Tensor], Tensor]
+    """What computes the tensor (b, n, ...) from tokens x (b, f, h, w, c): n is f, or f h w."""
     x: Tensor
-    """(b, f, h, w, c): its input."""
-    own_first: bool = False
-    """Whether an injected output leaves frame 0 out."""
+    """(b, f, h, w, c): the layer's input."""
+    own_first: bool
+    """Whether an injected tensor leaves frame 0 out."""
 
     @property
     def batch(self) -> int:
@@ -144,33 +145,31 @@ class FeedForwardFeature:
         return len(self.x)
 
     @property
-    def unmodified(self) -> FeedForwardFeature:
+    def unmodified(self) -> TokenFeature:
         """The feature before any taps changed it, which is this object itself."""
         return self
 
     def compute(self, branches: int = 1) -> tuple[Tensor, ...]:
-        """Computes a tuple of one tensor, the output (b, f, h, w, c).
+        """Computes a tuple of one tensor.
 
         branches: number of branches that the batch consists of. With more than one, only the first
         branch's b / branches clips are computed, or with their own frame 0 all branches. Raises
         ValueError if the batch is not a multiple of `branches`.
         """
-        h = self.layer.residual(self.x[: branch_size(self.x, branches)])
-        return self.replay((h,)) if branches > 1 else (h,)
+        y = self.layer(self.x[: branch_size(self.x, branches)])
+        return self.replay((y,)) if branches > 1 else (y,)
 
     def record(self, tensors: tuple[Tensor, ...], compact: bool) -> tuple[Tensor, ...]:
-        """Returns `tensors`, the result of `compute`: an output has no smaller, `compact` form."""
+        """Returns `tensors`, the result of `compute`, which has no smaller, `compact` form."""
         return tensors
 
     def replay(self, recorded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Returns `recorded`, the result of `record`, in place of a computed output.
+        """Returns `recorded`, the result of `record`, in place of a computed tensor.
 
-        If frame 0 is left out, each branch has its own of it. Raises ValueError if the recorded
-        output is of another grid of tokens.
+        If frame 0 is left out, each branch has its own of it. Raises ValueError if what was
+        recorded is of another number of tokens.
         """
-        (h,) = recorded
-        if h.shape[1:] != self.x.shape[1:]:
-            raise ValueError(f"features {tuple(h.shape)} do not fit {tuple(self.x.shape)}")
-        if not self.own_first:
-            return recorded
-        return (with_own_first(self.layer.residual(self.x[:, :1]), h),)
+        (y,) = recorded
+        if y[0].numel() != self.x[0].numel():
+            raise ValueError(f"features {tuple(y.shape)} do not fit {tuple(self.x.shape)}")
+        return (with_own_first(self.layer(self.x[:, :1]), y),) if self.own_first else recorded

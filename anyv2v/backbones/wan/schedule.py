@@ -7,11 +7,14 @@ import numpy as np
 from anyv2v import checks
 from anyv2v.diffusion.prediction import flow
 from anyv2v.diffusion.schedule import Coefficients, Level
+from anyv2v.errors import InputError
 
 TRAIN_STEPS = 1000
 """Timestep of pure noise: a level of sigma is called the timestep `TRAIN_STEPS` * sigma."""
 NEARLY_NOISE = 1e-6
 """Weight of the clean latents at the first level, which would otherwise be none."""
+SHIFTS = 0.01, 100.0
+"""The least and the largest shift: with larger ones the second level would be above the first."""
 
 
 class FlowSchedule:
@@ -29,9 +32,12 @@ class FlowSchedule:
     def __init__(self, shift: float):
         """Takes the shift s: 1 spaces the levels evenly, and more spends more steps on noise.
 
-        It is 5 for TI2V-5B. Raises InputError unless it is a finite number above 0.
+        It is 5 for TI2V-5B. Raises InputError unless it is a number within `SHIFTS`.
         """
-        self.shift = checks.positive("shift", shift)
+        least, most = SHIFTS
+        if not least <= checks.finite("shift", shift) <= most:
+            raise InputError(f"shift: {shift:g} is not in {least:g}..{most:g}")
+        self.shift = float(shift)
 
     def levels(self, steps: int) -> tuple[Level, ...]:
         """Returns steps + 1 levels, the noisiest first, the last of them clean, at timestep 0.

@@ -4,11 +4,14 @@ A site is a named place of the network whose features can be recorded, replayed 
 3, for example, has these, in the order of the forward pass:
 
 - `block.3.self`: query and key of the self-attention, normalized and rotated;
-- `block.3.self.value`: its value;
-- `block.3.self.context`: its result before the output projection. Injected, the edit's tokens
-  attend to the source's tokens, too: the source's keys and values are concatenated to their own;
+- `block.3.self.value`: its value, (g, f h w, heads, d) for g branches;
+- `block.3.self.context`: its result before the output projection, of the same shape. Injected, the
+  edit's tokens attend to the source's tokens, too: the source's keys and values are concatenated to
+  their own;
 - `block.3.cross`: query and key of the cross-attention, whose key and value are the text's;
-- `block.3.ff`: the output of the feed-forward network, before the block's gate.
+- `block.3.ff`: the output of the feed-forward network, (g, f, h, w, c), before the block's gate.
+
+The attentions call the hooks `qk`, `qkv` and `output` of taps, the other sites `hidden`.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class ForwardContext:
     a frame adds to shift, scale and gate of the self-attention and of the feed-forward network."""
     context: Mapping[str, tuple[Tensor, Tensor]]
     """Site of each cross-attention -> key and value of the text there, (g, m, heads, d) each."""
-    own_first: frozenset[str]
-    """The injection groups that leave frame 0 out, see `Conditions.own_first`."""
+    without_first: frozenset[str]
+    """The kinds of sites whose injection leaves frame 0 out, see `Conditions.without_first`."""
 
 
 class Block(nn.Module):
@@ -70,7 +70,9 @@ class Block(nn.Module):
         """Adds the self-attention to tokens x (g, f, h, w, c), where `taps` are called."""
         shift, scale, gate = self._modulation(ctx)[:3]
         y = self.self(
-            modulate(x, shift, scale, self.eps).to(self.dtype), taps=taps, own_first=ctx.own_first
+            modulate(x, shift, scale, self.eps).to(self.dtype),
+            taps=taps,
+            without_first=ctx.without_first,
         )
         return torch.addcmul(x, y.reshape(x.shape), of_frames(gate))
 
@@ -84,7 +86,7 @@ class Block(nn.Module):
     def feed(self, x: Tensor, ctx: ForwardContext, *, taps: Taps) -> Tensor:
         """Adds the feed-forward network to tokens x (g, f, h, w, c), where `taps` are called."""
         shift, scale, gate = self._modulation(ctx)[3:]
-        own_first = "hidden" in ctx.own_first
+        own_first = "hidden" in ctx.without_first
         y = self.ff(
             modulate(x, shift, scale, self.eps).to(self.dtype), taps=taps, own_first=own_first
         )
@@ -166,7 +168,7 @@ class Transformer(nn.Module):
         time = self._embed_times(t.expand(len(latents)), x.dtype)
         modulation = self.time_projection(F.silu(time)).unflatten(-1, (6, -1))
 
-        ctx = ForwardContext(modulation[rows], conditions.context, conditions.own_first)
+        ctx = ForwardContext(modulation[rows], conditions.context, conditions.without_first)
         for block in self.block:
             assert isinstance(block, Block)
             for add in (block.attend, block.read, block.feed):
