@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,15 @@ STEPS = 25
 
 
 def load(folder: Path) -> Editor:
-    """Loads a weights folder of `wan` into an editor, in float32 on the CPU."""
+    """Loads a weights folder of `wan` into an editor, in float32 on the CPU.
+
+    Its inversions allow any norm of the noise, as that of weights that know little is wrong.
+    """
     saved = Checkpoint.open(folder)
     builders = Wan.networks(saved.config)
     networks = {name: saved.load(name, build) for name, build in builders.items()}
     defaults = read_defaults(saved.config, Wan.published_settings)
+    defaults = replace(defaults, noise_range=())
     return Editor(Wan.assemble(saved.config, networks, folder, defaults))
 
 
