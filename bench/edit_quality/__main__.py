@@ -1,6 +1,7 @@
 """Scores of a model's edits on clips whose true edits are known exactly.
 
     python -m bench.edit_quality [--weights DIR] [--scenes 60] [--first 0] [-o bench-out]
+    python -m bench.edit_quality --scenes 120 --kinds colour background
     python -m bench.edit_quality --hard --scenes 24 --rows edit warp difference copy
     python -m bench.edit_quality --sweep --scenes 12
     python -m bench.edit_quality --editor recolour [--scenes 10]
@@ -38,7 +39,6 @@ from anyv2v.editor import Editor
 from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.weights.demo.hard import HARDSHIPS, draw_hard_edit
 from anyv2v.weights.demo.scenes import KINDS, SceneEdit, draw_edit
-from anyv2v.weights.demo.settings import BEST
 from bench.edit_quality.rows import ROWS, Case
 from bench.edit_quality.studies import conditions, first_frames, sweep
 from bench.edit_quality.table import contact_sheet, score, table
@@ -53,14 +53,17 @@ def run(editor: Editor, args: argparse.Namespace) -> None:
     path = args.output / "scores.json"
     kept = _opened(path, editor, args)
     rows = {name: row for name, row in ROWS.items() if name in (args.rows or ROWS)}
-    for name, row in rows.items():
-        if not row.possible:
-            print(f"{name}: left out, because {row.needs} is missing: pip install '.[bench]'")
-    rows = {name: row for name, row in rows.items() if row.possible}
+    lacks = {name: row.lacks(editor.backbone.name) for name, row in rows.items()}
+    for name, why in lacks.items():
+        if why:
+            print(f"{name}: left out, because {why}")
+    rows = {name: row for name, row in rows.items() if not lacks[name]}
     if not rows:
         raise SystemExit("no row is left")
     for i in range(args.first, args.first + args.scenes):
         about, edit = draw(i, args.hard)
+        if about["kind"] not in args.kinds:
+            continue
         case = Case(editor, edit, args.frames)
         clips = {name: row.make(case) for name, row in rows.items()}
         scene = kept["scenes"].setdefault(str(i), about | {"scores": {}})
@@ -87,7 +90,8 @@ def draw(i: int, hard: bool) -> tuple[dict[str, str], SceneEdit]:
 
 def _opened(path: Path, editor: Editor, args: argparse.Namespace) -> dict:
     """Scores of earlier runs, which must be of the same model, settings and scenes."""
-    used = {**vars(BEST), "injection": BEST.injection.fractions}
+    own = editor.defaults
+    used = {"steps": own.steps, "guidance": own.guidance, "injection": own.injection.fractions}
     facts = {"fingerprint": editor.fingerprint, "settings": used, "frames": args.frames}
     facts["hard"] = args.hard
     if not path.exists():
@@ -123,6 +127,9 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--frames", type=int, help="default: the model's own")
     parser.add_argument("--rows", nargs="+", choices=ROWS, help="default: all", metavar="ROW")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=KINDS, help="leave out scenes of other kinds"
+    )
     parser.add_argument("--hard", action="store_true", help="scenes whose colors cannot be copied")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--conditions", action="store_true")

@@ -21,10 +21,8 @@ from anyv2v.protection.protect import protect
 from anyv2v.weights.demo.recipe import ATTENTION
 from anyv2v.weights.demo.scenes import SceneEdit
 from anyv2v.weights.demo.scores import Truth
-from anyv2v.weights.demo.settings import BEST
 
 ORIGINAL = anyv2v.Injection(conv=0.2, spatial=0.2, temporal=0.5)
-FPS = 8
 
 
 @dataclass
@@ -43,9 +41,8 @@ class Case:
     @cached_property
     def source(self) -> Source:
         """The inverted source."""
-        caption = self.edit.source.caption if BEST.prompted else ""
-        video = anyv2v.Video(self.truth.source, FPS)
-        return self.editor.invert(video, steps=BEST.steps, prompt=caption)
+        video = anyv2v.Video(self.truth.source, self.editor.defaults.fps)
+        return self.editor.invert(video, prompt=self.edit.source.caption)
 
     @cached_property
     def plain(self) -> Edit:
@@ -55,12 +52,16 @@ class Case:
     @cached_property
     def guided(self) -> Edit:
         """The same from a guess that the recorded features make."""
-        return self.sample(guide="auto", start=int(GUIDED["auto"] * BEST.steps))
+        return self.sample(guide="auto", start=self.step(GUIDED["auto"]))
 
     @cached_property
     def guided_by_patches(self) -> Edit:
         """The same from a guess in pixels."""
-        return self.sample(guide="patches", start=int(GUIDED_BY_PIXELS * BEST.steps))
+        return self.sample(guide="patches", start=self.step(GUIDED_BY_PIXELS))
+
+    def step(self, part: float) -> int:
+        """The index of the step after the first `part` of all steps."""
+        return int(part * self.editor.defaults.steps)
 
     def protected(self, edit: Edit) -> np.ndarray:
         """The frames of an edit with the source's pixels where it left them alone."""
@@ -68,21 +69,18 @@ class Case:
 
     def sample(
         self,
-        injection: anyv2v.Injection = BEST.injection,
+        injection: anyv2v.Injection | None = None,
         frame: np.ndarray | None = None,
         **options,
     ) -> Edit:
-        """Edits the scene; frame: by default the true one, options: those of `Editor.edit`."""
-        return self.editor.edit(
-            self.source,
-            self.truth.frames[0] if frame is None else frame,
-            self.edit.truth.caption,
-            negative_prompt="",
-            steps=BEST.steps,
-            guidance=BEST.guidance,
-            injection=injection,
-            **options,
-        )
+        """Edits the scene with the weights' own settings.
+
+        injection: by default theirs, too. frame: by default the true one. options: those of
+        `Editor.edit`.
+        """
+        first = self.truth.frames[0] if frame is None else frame
+        caption = self.edit.truth.caption
+        return self.editor.edit(self.source, first, caption, injection=injection, **options)
 
 
 @dataclass(frozen=True)
@@ -94,11 +92,16 @@ class Row:
     """Whether the clip is compared with the source, by its PSNR alone."""
     needs: str = ""
     """The module without which the row is left out."""
+    of: str = ""
+    """The backbone whose edits alone have the row; "" if all have it."""
 
-    @property
-    def possible(self) -> bool:
-        """Whether what the row needs is installed."""
-        return not self.needs or importlib.util.find_spec(self.needs) is not None
+    def lacks(self, backbone: str) -> str:
+        """Says why the row cannot be made with weights of `backbone`; "" if it can."""
+        if self.of not in ("", backbone):
+            return f"weights of {self.of} have it alone"
+        if self.needs and importlib.util.find_spec(self.needs) is None:
+            return f"{self.needs} is missing: pip install '.[bench]'"
+        return ""
 
 
 def with_original_sites(editor: Editor, injection: anyv2v.Injection) -> anyv2v.Injection:
@@ -109,7 +112,7 @@ def with_original_sites(editor: Editor, injection: anyv2v.Injection) -> anyv2v.I
 
 def _reconstruction(case: Case) -> np.ndarray:
     caption = case.edit.source.caption
-    return case.editor.reconstruct(case.source, caption, steps=BEST.steps).frames
+    return case.editor.reconstruct(case.source, caption).frames
 
 
 def _carried(carry: Callable[[np.ndarray, np.ndarray], np.ndarray]):
@@ -124,7 +127,7 @@ ROWS = {
     "by patches": Row(lambda case: case.guided_by_patches.frames),
     "by patches, protected": Row(lambda case: case.protected(case.guided_by_patches)),
     "original sites": Row(
-        lambda case: case.sample(with_original_sites(case.editor, ORIGINAL)).frames
+        lambda case: case.sample(with_original_sites(case.editor, ORIGINAL)).frames, of="i2vgen"
     ),
     "static": Row(lambda case: np.repeat(case.truth.frames[:1], case.frames, axis=0)),
     "source": Row(lambda case: case.truth.source),

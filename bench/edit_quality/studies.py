@@ -21,7 +21,7 @@ from bench.edit_quality.table import SCORES, interval
 
 
 def sweep(editor: Editor, args: argparse.Namespace) -> None:
-    """Compare sites and fractions of injection on validation scenes; BEST was chosen by this."""
+    """Compare sites and fractions of injection of the demo model on validation scenes."""
     up = sorted(s for s in editor.sites if s.startswith("up."))
     kinds_of_sites = {
         "conv": [s for s in up if ".res." in s],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anyv2v.backbones.base import Defaults
 from anyv2v.comparison import baselines
 from anyv2v.weights.demo.hard import HARDSHIPS
 from anyv2v.weights.demo.scenes import KINDS, draw_edit
@@ -19,7 +20,10 @@ STEP = (2, -1)
 """How far the texture of `moving` goes to the right and down from frame to frame, in pixels."""
 INSIDE = np.s_[:, 8:-8, 8:-8]
 EDITOR = SimpleNamespace(
-    fingerprint="abc", defaults=SimpleNamespace(size=(32, 32), frames=8), sites=frozenset()
+    fingerprint="abc",
+    defaults=Defaults((32, 32), 8, 8),
+    sites=frozenset(),
+    backbone=SimpleNamespace(name="wan"),
 )
 
 
@@ -107,6 +111,7 @@ def test_the_table_compares_the_edit_with_each_row_scene_by_scene():
 
 def arguments(folder, **more):
     given = {"scenes": 3, "first": 0, "frames": 8, "rows": ["static", "copy"], "hard": False}
+    given["kinds"] = KINDS
     return argparse.Namespace(**(given | {"output": folder} | more))
 
 
@@ -148,6 +153,18 @@ def test_what_a_missing_package_would_make_is_left_out_and_said(tmp_path, capsys
     assert said == "warp: left out, because cv2 is missing: pip install '.[bench]'"
     with pytest.raises(SystemExit, match="no row is left"):
         command.run(EDITOR, arguments(tmp_path, scenes=1, rows=["warp"]))
+
+
+def test_rows_of_other_backbones_and_scenes_of_other_kinds_are_left_out(tmp_path, capsys):
+    names = ["static", "original sites"]
+    command.run(EDITOR, arguments(tmp_path, scenes=12, rows=names, kinds=["colour", "style"]))
+    scenes = json.loads((tmp_path / "scores.json").read_text())["scenes"]
+    assert {i: s["kind"] for i, s in scenes.items()} == {
+        str(i): KINDS[i % 6] for i in range(12) if KINDS[i % 6] in ("colour", "style")
+    }
+    assert all(list(s["scores"]) == ["static"] for s in scenes.values())
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == "original sites: left out, because weights of i2vgen have it alone"
 
 
 def test_hard_scenes_take_all_kinds_and_hardships_in_turn():

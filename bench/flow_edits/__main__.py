@@ -1,0 +1,164 @@
+"""What to inject in a small flow model, and from where on to solve, on scenes with known edits.
+
+    python -m bench.flow_edits levels --weights DIR --steps 50
+    python -m bench.flow_edits sites --weights DIR [--scenes 24] [--first 100]
+    python -m bench.flow_edits settings --weights DIR --rows "map 0-7 0.6 all" "hidden 4 0.2 rest"
+    python -m bench.flow_edits pixels --weights DIR
+    python -m bench.flow_edits sites --weights DIR --save
+
+The scenes are validation scenes, which training has not seen; number i is edited in the i-th way in
+turn: colour, texture, shape, background, style, add. levels: inversions against the level from
+which on they solve. sites: each block alone and ranges of blocks, for each group of features,
+fraction of the steps and set of tokens. settings: chosen rows of "sites", on other scenes. pixels:
+guided and protected edits.
+
+A row such as "map 2-7 0.6 rest" injects the group "map" in blocks 2 to 7, in the first 0.6 of the
+steps, but for the tokens of the first frame; " + " joins parts. Each scene is a file in OUT/STUDY,
+beside a contact sheet, and is not made again, so that several processes may share a folder. Then a
+table is printed: means over scenes with 95 % bootstrap intervals. --save writes it to
+bench/results/flow-edits.json instead. What was chosen is judged on held-out scenes by
+`python -m bench.edit_quality`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import anyv2v
+from anyv2v.editor import Editor
+from anyv2v.runtime.atomic_files import atomic_path
+from anyv2v.weights.demo.scenes import KINDS
+from bench.core import RESULTS, Bench, circumstances
+from bench.edit_quality.table import contact_sheet, interval
+from bench.flow_edits.cases import Case, with_defaults
+from bench.flow_edits.studies import BASES, FIRST, STUDIES
+
+MOST_ON_SHEET = 30
+"""Rows of a contact sheet, at most."""
+
+
+def run(editor: Editor, args: argparse.Namespace, folder: Path) -> None:
+    """Makes the scenes that have no file yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"fingerprint": editor.fingerprint, "steps": args.steps, "rows": args.rows}
+    for i in range(args.first, args.first + args.scenes):
+        path = folder / f"{i:05}.json"
+        if path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if any(kept[name] != value for name, value in about.items()):
+                raise SystemExit(f"{path}: is of other weights, steps or rows")
+            continue
+        since, case = time.monotonic(), Case(editor, i, args.steps)
+        found, clips = STUDIES[args.study](case, args.rows)
+        if len(clips) <= MOST_ON_SHEET:
+            with atomic_path(path.with_suffix(".png")) as temporary:
+                sheet = contact_sheet({"source": case.truth.source, **clips}, case.truth)
+                Image.fromarray(sheet).save(temporary)
+        scene = {**about, "kind": case.kind, "caption": case.edit.truth.caption, "scores": found}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(scene) + "\n", encoding="utf-8")
+        print(f"scene {i}, {case.kind}: {time.monotonic() - since:.0f} s", flush=True)
+
+
+def condense(scenes: list[dict], base: str) -> list[dict]:
+    """Means with intervals of all scores, for all scenes and each kind; "gain" is that over `base`.
+
+    The gain is the difference of PSNR in dB, scene by scene.
+    """
+    rows = []
+    for kind in ("all", *KINDS):
+        chosen = [s["scores"] for s in scenes if kind in ("all", s["kind"])]
+        for name in scenes[0]["scores"] if chosen else ():
+            columns = {
+                score: np.array([s[name][score] for s in chosen], dtype=float)
+                for score in chosen[0][name]
+            }
+            columns["gain"] = columns["psnr"] - np.array([s[base]["psnr"] for s in chosen])
+            means = {
+                score: [float(f"{x:.4g}") for x in interval(values)]
+                for score, values in columns.items()
+                if not np.isnan(values).all()
+            }
+            rows.append({"name": name, "kind": kind, "scenes": len(chosen), **means})
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows of all scenes, and the gain of each kind."""
+    lines = []
+    gains = {(row["kind"], row["name"]): row["gain"] for row in rows}
+    for row in rows:
+        if row["kind"] != "all":
+            continue
+        cells = [f"{score} {row[score][0]:.3g}" for score in row if isinstance(row[score], list)]
+        mean, low, high = row["gain"]
+        kinds = " ".join(
+            f"{kind} {gains[kind, row['name']][0]:+.1f}"
+            for kind in KINDS
+            if (kind, row["name"]) in gains
+        )
+        lines.append(
+            f"{row['name']:32} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  {', '.join(cells)} | {kinds}"
+        )
+    return "\n".join(lines)
+
+
+def keep(study: str, rows: list[dict], steps: int, fingerprint: str) -> None:
+    """Writes the rows of a study to bench/results, in place of its earlier ones."""
+    path = RESULTS / "flow-edits.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    command = f"python -m bench.flow_edits {study} --weights flow --steps {steps}"
+    about = circumstances(Bench("cpu", True, 0.0, torch.float32), command)
+    # without the rates of the machine, which were not measured
+    about = {k: v for k, v in about.items() if v == v} | {"fingerprint": fingerprint}
+    results[study] = {"about": about, "rows": rows}
+    with atomic_path(path) as temporary:
+        # a line for each row
+        text = ",\n".join(
+            f'"{name}": {{"about": {json.dumps(found["about"])}, "rows": [\n'
+            + ",\n".join(json.dumps(row) for row in found["rows"])
+            + "]}"
+            for name, found in results.items()
+        )
+        temporary.write_text(f"{{{text}}}\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.flow_edits", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--weights", required=True, help="a folder of weights of wan")
+    parser.add_argument("--scenes", type=int, default=24)
+    parser.add_argument("--first", type=int, help="number of the first scene")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--rows", nargs="*", default=[], help="of settings", metavar="ROW")
+    parser.add_argument("-o", "--output", type=Path, default=Path("bench-out/flow_edits"))
+    parser.add_argument("--save", action="store_true", help="keep what was found in bench/results")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = args.output / args.study
+    args.first = FIRST[args.study] if args.first is None else args.first
+    # the norm of the noise is part of what is measured
+    editor = with_defaults(anyv2v.load(args.weights, device="cpu"), noise_range=())
+    if not args.save:
+        run(editor, args, folder)
+    files = sorted(folder.glob("*.json"))
+    scenes = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    rows = condense(scenes, BASES[args.study])
+    if args.save:
+        keep(args.study, rows, args.steps, editor.fingerprint)
+    else:
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
