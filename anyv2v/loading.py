@@ -26,15 +26,17 @@ from anyv2v.runtime.device import choose_device, choose_dtype
 from anyv2v.runtime.meta import shapes_of
 from anyv2v.runtime.offload import OffloadMode, check_offload
 from anyv2v.runtime.stage import stage
+from anyv2v.weights import demo, flow
 from anyv2v.weights.checkpoint import Checkpoint
-from anyv2v.weights.demo import FOLDER as DEMO_FOLDER
 from anyv2v.weights.manifest import CLIP, Shapes, components
 from anyv2v.weights.verify import Report, verify
 
 log = logging.getLogger(__name__)
 
 DEMO = "demo"
-"""The name that stands for the folder of small weights that comes with the package."""
+"""The name that stands for the weights that are used where no others are named."""
+PACKAGED = {DEMO: demo.FOLDER, "flow": flow.FOLDER}
+"""Name of small weights that come with the package -> their folder."""
 
 
 def load(
@@ -46,7 +48,7 @@ def load(
 ) -> Editor:
     """Loads weights into an editor.
 
-    `weights`: a folder that `anyv2v convert` wrote; or "demo"; or `OWNER/NAME` or
+    `weights`: a folder that `anyv2v convert` wrote; "demo" or "flow"; or `OWNER/NAME` or
     `OWNER/NAME@REVISION` of a repository of the Hugging Face hub, such as "ali-vilab/i2vgen-xl",
     which is downloaded and converted to a cache on its first use (see
     `anyv2v.convert.cache.located`). Nothing is written, and no network used, for anything else than
@@ -129,12 +131,12 @@ def _assemble(
 def folder_of(weights: str | os.PathLike) -> Path:
     """Returns the path of a weights folder for editing videos.
 
-    "demo" is the one that comes with the package; the name of a repository is that of its weights
-    in the cache, to which they are downloaded if they are not there, see `load`. Raises InputError
+    "demo" and "flow" come with the package; the name of a repository is that of its weights in the
+    cache, to which they are downloaded if they are not there, see `load`. Raises InputError
     if `weights` is no valid path; the folder need not exist.
     """
     folder = cache.located(weights, expected_shapes, (VIDEOS,))
-    return DEMO_FOLDER if os.fspath(weights) == DEMO else folder
+    return PACKAGED.get(os.fspath(weights), folder)
 
 
 class Peek(NamedTuple):
@@ -155,7 +157,7 @@ class Peek(NamedTuple):
 
 
 def peek(weights: str | os.PathLike) -> Peek:
-    """Reads the config of a weights folder, or of "demo", without loading its networks.
+    """Reads the config of a weights folder, or of "demo" or "flow", without loading its networks.
 
     Raises InputError if it is no folder that `anyv2v convert` wrote for editing videos.
     """
@@ -177,8 +179,8 @@ def inspect(
 ) -> Report:
     """Reads the whole weights folder of a video backbone, verifies it, and returns a report.
 
-    weights: a folder, or "demo". progress: called with (bytes read so far, bytes in all). Raises
-    InputError, which names the first error that is found.
+    weights: a folder, "demo" or "flow". progress: called with (bytes read so far, bytes in all).
+    Raises InputError, which names the first error that is found.
     """
     folder = folder_of(weights)
 

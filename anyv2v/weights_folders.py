@@ -47,7 +47,7 @@ def expected_shapes(config: dict) -> dict[str, Shapes]:
 def folder_of(weights: str | os.PathLike) -> Path:
     """Returns the path of any weights folder, as `loading.folder_of` does for those of videos."""
     folder = cache.located(weights, expected_shapes)
-    return loading.DEMO_FOLDER if os.fspath(weights) == loading.DEMO else folder
+    return loading.PACKAGED.get(os.fspath(weights), folder)
 
 
 def inspect(

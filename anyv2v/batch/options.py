@@ -36,7 +36,7 @@ COMMANDS = {"edit": OF_EDITS, "reconstruct": OF_BOTH}
 PATHS = frozenset("frame reference mask weights editor_weights keyframe protect guide".split())
 """Options that name files, besides the clip."""
 WORDS = {
-    "weights": ("demo",),
+    "weights": ("demo", "flow"),
     "protect": ("off", "auto"),
     "guide": ("off", "auto", "patches"),
 }

@@ -51,7 +51,7 @@ class Clip:
     video: str
     """Path of the video, picture or source."""
     weights: str = loading.DEMO
-    """Folder of the weights, or "demo"."""
+    """Folder of the weights, "demo" or "flow"."""
     size: Size | int | None = None
     """(width, height), or the length of the shorter side, in pixels."""
     frames: int | str | None = None

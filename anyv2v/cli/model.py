@@ -20,7 +20,7 @@ class Model:
     """Which weights to load, and where and in which dtype to run them."""
 
     weights: str = loading.DEMO
-    """Folder of the weights, or "demo"."""
+    """Folder of the weights, "demo" or "flow"."""
     device: str | None = None
     """None chooses CUDA if there is a GPU; otherwise "cpu" or "cuda", such as "cuda:1"."""
     dtype: str | None = None

@@ -345,10 +345,10 @@ def _model(sub: argparse.ArgumentParser) -> None:
         "--weights",
         default=os.environ.get("ANYV2V_WEIGHTS") or DEMO,
         metavar="DIR",
-        help="folder written by `anyv2v convert`; the word demo for the small model that is part "
-        "of the package; or OWNER/NAME[@REVISION] of a repository of the Hugging Face hub, such as "
-        "ali-vilab/i2vgen-xl, which is downloaded and converted on its first use; the environment "
-        "variable ANYV2V_WEIGHTS changes the default",
+        help="folder written by `anyv2v convert`; the words demo and flow for the small models "
+        "that are part of the package; or OWNER/NAME[@REVISION] of a repository of the Hugging "
+        "Face hub, such as ali-vilab/i2vgen-xl, which is downloaded and converted on its first "
+        "use; the environment variable ANYV2V_WEIGHTS changes the default",
     )
     _machine(group)
     text = "whether the text and vision towers and the VAE encoder wait in host memory while they "

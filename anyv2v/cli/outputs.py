@@ -73,7 +73,8 @@ class Outputs:
         inputs += [path for path in (self.protect, self.guide) if path is not None]
         if any(output == Path(os.path.realpath(given)) for given in inputs):
             raise InputError(f"-o {path}: is an input, which is never overwritten")
-        weights = None if self.weights == loading.DEMO else Path(os.path.realpath(self.weights))
+        packaged = self.weights in loading.PACKAGED
+        weights = None if packaged else Path(os.path.realpath(self.weights))
         if weights in output.parents:
             raise InputError(f"-o {path}: is in the folder of the weights")
         if suffixes == SUFFIXES and writes_sequence(path):

@@ -31,7 +31,7 @@ from anyv2v.cli.values import AUTO, OFF, SOURCE
 from anyv2v.convert.cache import pinned
 from anyv2v.editor import Editor
 from anyv2v.kernels.choose import USED
-from anyv2v.loading import DEMO
+from anyv2v.loading import PACKAGED
 from anyv2v.media.sequence import Pattern, is_sequence, numbered
 from anyv2v.pipeline.source import SUFFIX, Source
 from anyv2v.runtime.atomic_files import atomic_path, check_output
@@ -339,7 +339,7 @@ def plain(name: str, value: Any) -> Any:
         return value["text"] if {*value} == {"text"} else named or None
     if name in WEIGHTS and isinstance(value, str) and hub.name_of(value) is not None:
         return pinned(value)
-    if name in PATHS and isinstance(value, str) and value != DEMO:
+    if name in PATHS and isinstance(value, str) and value not in PACKAGED:
         return os.path.abspath(value)
     if name in WORDS and value is not None and value not in WORDS[name]:
         return os.path.abspath(value)

@@ -24,8 +24,8 @@ from anyv2v.pipeline.source import Source, Unfinished
 from anyv2v.pipeline.step_plan import CachePlan, together
 from anyv2v.runtime.progress import Progress
 
-DEMO_NOTICE = (
-    "the demo weights know rendered shapes of 32x32 pixels and nothing else, so edits of other "
+PACKAGED_NOTICE = (
+    "the {} weights know rendered shapes of 32x32 pixels and nothing else, so edits of other "
     "clips fade. `anyv2v weights fetch` gets published weights for --weights"
 )
 FIXED = ("size", "frames", "sample_fps", "start_time")
@@ -190,6 +190,11 @@ def of_the_run(
 
 
 def notice(args: argparse.Namespace) -> None:
-    """Prints what the demo weights are for, if the command used them."""
-    if args.weights == loading.DEMO:
-        say(DEMO_NOTICE)
+    """Prints what the small weights of the package are for, if the command used them."""
+    if text := packaged_notice(args.weights):
+        say(text)
+
+
+def packaged_notice(weights: str) -> str:
+    """Returns what small weights that come with the package are for; "" for other weights."""
+    return PACKAGED_NOTICE.format(weights) if weights in loading.PACKAGED else ""

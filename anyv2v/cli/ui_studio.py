@@ -29,7 +29,7 @@ from anyv2v.cli.options import parser
 from anyv2v.cli.process import Signals
 from anyv2v.cli.sharing import inversion_key
 from anyv2v.cli.sidecar import plain, sidecar_of
-from anyv2v.cli.source import DEMO_NOTICE, of_the_run
+from anyv2v.cli.source import of_the_run, packaged_notice
 from anyv2v.cli.ui_editors import read_editors
 from anyv2v.cli.ui_files import (
     EXAMPLE,
@@ -97,7 +97,7 @@ class Studio:
         own, backbone = self._known.defaults, self._editor.backbone
         self.settings = Settings(
             f"{os.path.basename(weights)} ({backbone.name}), on {backbone.device}",
-            DEMO_NOTICE if model.weights == loading.DEMO else "",
+            packaged_notice(model.weights),
             min(own.size) < SMALL,
             own.frames,
             own.size,
@@ -272,7 +272,7 @@ class Studio:
             both,
             [session.folder / file for file in files],
             "\n".join(map(command_line, commands)),
-            _named([line for line in lines if line != DEMO_NOTICE], session),
+            _named([line for line in lines if line != self.settings.warning], session),
         )
 
     def explain(self, session: Session, error: Exception) -> str:
