@@ -17,7 +17,7 @@ from math import log10
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "bench/README.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/flow-model.md", "bench/README.md")
 FIGURES = "bench/results"
 NO_GPU = "not measured on a GPU"
 ORIGINAL, FIRST, NEXT = (
@@ -67,6 +67,10 @@ class Results:
             if found := self._files.get(f"{device}-{chosen}", {}).get(subject):
                 return found
         return self._rented(subject) if device == "cuda" else None
+
+    def flow_edits(self, study: str) -> Result | None:
+        """Return what a study of bench/flow_edits found, None if it was not made."""
+        return self._files.get("flow-edits", {}).get(study)
 
     def _rented(self, subject: str) -> Result | None:
         steps = RENTAL.get(subject, ())
@@ -417,6 +421,112 @@ def bounded(facts: dict, name: str, unit: str) -> str:
     return f"{mean} [{low}, {high}]{unit}"
 
 
+KINDS = ("colour", "texture", "shape", "background", "style", "add")
+"""The kinds of edits of the rendered scenes."""
+
+
+def flow_levels(results: Results) -> str:
+    """Make the table of inversions of the flow model, by the level from which they solve."""
+    lines = [
+        [row["name"], whole(row["evaluations"][0]), mean(row, "norm", 2), mean(row, "residual", 4)]
+        + [mean(row, name, 1) for name in ("autoencoder", "reconstruction", "without offsets")]
+        + [mean(row, "plain", 1), mean(row, "psnr", 1), mean(row, "gain", 2, "+")]
+        for row in rows_of_all(results, "levels")
+    ]
+    header = ["solved from sigma", "evaluations", "norm of the noise", "largest residual"]
+    header += ["autoencoder, dB", "reconstruction, dB", "the same without offsets", "edit, dB"]
+    header += ["the same, injected", "over that from 0.17"]
+    return flow_table(results, "levels", header, lines)
+
+
+def flow_blocks(results: Results) -> str:
+    """Make the table of what each block alone gains when it is injected."""
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for row in rows_of_all(results, "sites"):
+        group, blocks, until, tokens = (row["name"].split() + [""] * 3)[:4]
+        if until == "0.6" and "-" not in blocks:
+            found.setdefault((group, tokens), {})[int(blocks)] = halved(row["gain"])
+    count = max((len(cells) for cells in found.values()), default=0)
+    lines = [[*key, *(cells[i] for i in range(count))] for key, cells in found.items()]
+    header = ["group", "tokens", *(f"block {i}" for i in range(count))]
+    return flow_table(results, "sites", header, lines)
+
+
+def flow_ranges(results: Results) -> str:
+    """Make the table of what ranges of blocks gain, by the fraction of steps of the injection."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows_of_all(results, "sites"):
+        group, blocks, until, tokens = (row["name"].split() + [""] * 3)[:4]
+        if "-" in blocks:
+            found.setdefault((group, tokens, blocks), {})[until] = halved(row["gain"])
+    untils = [*dict.fromkeys(until for cells in found.values() for until in cells)]
+    lines = [[*key, *(cells[u] for u in untils)] for key, cells in found.items()]
+    header = ["group", "tokens", "blocks", *(f"first {u} of the steps" for u in untils)]
+    return flow_table(results, "sites", header, lines)
+
+
+def flow_settings(study: str) -> Callable[[Results], str]:
+    """Return a function that makes the table of the gains of a study's rows by kinds of edits."""
+
+    def make(results: Results) -> str:
+        rows = (results.flow_edits(study) or {"rows": []})["rows"]
+        gains = {(row["kind"], row["name"]): halved(row["gain"]) for row in rows}
+        lines = [
+            [row["name"], mean(row, "psnr", 1), mean(row, "gain", 2, "+")]
+            + [gains.get((kind, row["name"]), "") for kind in KINDS]
+            + [mean(row, "trajectory", 2), mean(row, "colour", 3)]
+            for row in rows_of_all(results, study)
+        ]
+        first = lines[0][0] if lines else ""
+        header = ["", "edit, dB", f"over `{first}`, dB", *KINDS, "trajectory, px", "color error"]
+        return flow_table(results, study, header, lines)
+
+    return make
+
+
+def flow_held_out(results: Results) -> str:
+    """Make the table of the scores of held-out scenes, by kinds of edits."""
+    rows = (results.flow_edits("held-out") or {"rows": []})["rows"]
+    lines = []
+    for row in rows:
+        kind = row["kind"].replace("+", " and ").replace("colour", "color")
+        lines.append([kind if row["name"] == "edit" else "", row["name"], whole(row["scenes"])])
+        cells = ["psnr", 1, ""], ["gain", 2, "+"], ["outside", 1, ""], ["trajectory", 2, ""]
+        lines[-1] += [mean(row, *cell) for cell in (*cells, ["iou", 2, ""], ["colour", 3, ""])]
+    header = ["edits", "", "scenes", "PSNR, dB", "over `edit`, dB", "outside, dB"]
+    header += ["trajectory, px", "mask IoU", "color error"]
+    return flow_table(results, "held-out", header, lines)
+
+
+def rows_of_all(results: Results, study: str) -> list[Row]:
+    """Return the rows of a study of bench/flow_edits that are of all kinds of edits."""
+    found = results.flow_edits(study)
+    return [row for row in found["rows"] if row["kind"] == "all"] if found else []
+
+
+def flow_table(results: Results, study: str, header: list[str], lines: list[list[str]]) -> str:
+    """Format a table with its circumstances, and how many scenes it is of."""
+    found = results.flow_edits(study)
+    if found is None:
+        return "No results yet."
+    scenes = rows_of_all(results, study)[0]["scenes"]
+    return f"{table(header, lines)}\n\n{scenes} scenes · {circumstances(found['about'])}"
+
+
+def mean(row: Row, name: str, places: int, sign: str = "") -> str:
+    """Format a mean and its interval, "" if the row has none."""
+    if name not in row:
+        return ""
+    middle, low, high = (f"{x:{sign}.{places}f}" for x in row[name])
+    return middle if low == high else f"{middle} [{low}, {high}]"
+
+
+def halved(values: Sequence[float]) -> str:
+    """Format a mean with half of its interval, in two decimals."""
+    middle, low, high = values
+    return f"{middle:+.2f} ±{(high - low) / 2:.2f}"
+
+
 def everything(subject: str) -> Callable[[Results], str]:
     """Return a function that makes a table of all rows of a subject, on every device."""
 
@@ -510,6 +620,12 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "inversion": inversion,
     "tolerance": tolerance,
     "compare": comparison,
+    "flow-levels": flow_levels,
+    "flow-blocks": flow_blocks,
+    "flow-ranges": flow_ranges,
+    "flow-settings": flow_settings("settings"),
+    "flow-pixels": flow_settings("pixels"),
+    "flow-held-out": flow_held_out,
     **{f"all-{subject}": everything(subject) for subject in SUBJECTS},
     "rental": rental,
 }

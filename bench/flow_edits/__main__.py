@@ -5,6 +5,7 @@
     python -m bench.flow_edits settings --weights DIR --rows "map 0-7 0.6 all" "hidden 4 0.2 rest"
     python -m bench.flow_edits pixels --weights DIR
     python -m bench.flow_edits sites --weights DIR --save
+    python -m bench.flow_edits held-out --weights DIR --save
 
 The scenes are validation scenes, which training has not seen; number i is edited in the i-th way in
 turn: colour, texture, shape, background, style, add. levels: inversions against the level from
@@ -17,7 +18,7 @@ steps, but for the tokens of the first frame; " + " joins parts. Each scene is a
 beside a contact sheet, and is not made again, so that several processes may share a folder. Then a
 table is printed: means over scenes with 95 % bootstrap intervals. --save writes it to
 bench/results/flow-edits.json instead. What was chosen is judged on held-out scenes by
-`python -m bench.edit_quality`.
+`python -m bench.edit_quality`, whose OUT/held-out/scores.json is "held-out" here.
 """
 
 from __future__ import annotations
@@ -40,8 +41,14 @@ from bench.edit_quality.table import contact_sheet, interval
 from bench.flow_edits.cases import Case, with_defaults
 from bench.flow_edits.studies import BASES, FIRST, STUDIES
 
+PAIR = "colour+background"
+"""Two kinds of edits that have means of their own, together."""
 MOST_ON_SHEET = 30
 """Rows of a contact sheet, at most."""
+
+
+HELD_OUT = "held-out"
+"""The name of what `bench.edit_quality` found."""
 
 
 def run(editor: Editor, args: argparse.Namespace, folder: Path) -> None:
@@ -73,8 +80,8 @@ def condense(scenes: list[dict], base: str) -> list[dict]:
     The gain is the difference of PSNR in dB, scene by scene.
     """
     rows = []
-    for kind in ("all", *KINDS):
-        chosen = [s["scores"] for s in scenes if kind in ("all", s["kind"])]
+    for kind in ("all", *KINDS, PAIR):
+        chosen = [s["scores"] for s in scenes if kind == "all" or s["kind"] in kind.split("+")]
         for name in scenes[0]["scores"] if chosen else ():
             columns = {
                 score: np.array([s[name][score] for s in chosen], dtype=float)
@@ -135,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.flow_edits", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=(*STUDIES, HELD_OUT))
     parser.add_argument("--weights", required=True, help="a folder of weights of wan")
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--first", type=int, help="number of the first scene")
@@ -146,14 +153,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = args.output / args.study
-    args.first = FIRST[args.study] if args.first is None else args.first
     # the norm of the noise is part of what is measured
     editor = with_defaults(anyv2v.load(args.weights, device="cpu"), noise_range=())
-    if not args.save:
+    if args.study in STUDIES and not args.save:
+        args.first = FIRST[args.study] if args.first is None else args.first
         run(editor, args, folder)
     files = sorted(folder.glob("*.json"))
     scenes = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    rows = condense(scenes, BASES[args.study])
+    if args.study == HELD_OUT:
+        scenes = [*scenes[0]["scenes"].values()]
+    rows = condense(scenes, BASES.get(args.study, "edit"))
     if args.save:
         keep(args.study, rows, args.steps, editor.fingerprint)
     else:

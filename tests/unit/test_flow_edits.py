@@ -94,7 +94,12 @@ def test_means_and_gains_are_over_scenes_of_a_kind():
         for a, b in pairs
     ]
     rows = {(r["kind"], r["name"]): r for r in command.condense(scenes, "none")}
-    assert [*dict.fromkeys(kind for kind, _ in rows)] == ["all", "colour", "shape"]
+    assert [*dict.fromkeys(kind for kind, _ in rows)] == [
+        "all",
+        "colour",
+        "shape",
+        "colour+background",
+    ]
     everything = rows["all", "map 0 1 all"]
     assert everything["scenes"] == 3
     assert everything["psnr"][0] == pytest.approx(74.5 / 3, abs=0.005)  # four digits are kept

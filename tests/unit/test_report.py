@@ -254,3 +254,32 @@ def test_the_table_of_comparisons_has_means_and_paired_differences(root):
     empty = root / "nothing"
     empty.mkdir()
     assert report.comparison(report.Results(empty)) == "No results yet."
+
+
+def test_the_tables_of_the_flow_model_have_each_row_of_its_studies_once(root):
+    def row(name, kind="all", **scores):
+        return {"name": name, "kind": kind, "scenes": 24, **scores}
+
+    names = {"none": 0.0, "map 0 0.2 all": 9.0, "map 0 0.6 all": 0.5, "map 1 0.6 all": -0.25}
+    names |= {"map 0-1 0.2 all": 1.0, "map 0-1 0.6 all": 2.0, "hidden 0 0.6 rest": 0.125}
+    names |= {"hidden 1 0.6 rest": 0.0}
+    sites = [row(n, gain=[g, g - 0.25, g + 0.25]) for n, g in names.items()]
+    sites.append(row("map 0 0.6 all", "shape", gain=[7.0, 7.0, 7.0]))
+    level = {"evaluations": [57.0, 56.0, 58.0], "norm": [1.01, 1.0, 1.02], "gain": [0.0, 0.0, 0.0]}
+    levels = [row("0.17", psnr=[25.0, 24.0, 26.0], **level), row("euler", **level)]
+    studies = {"sites": sites, "levels": levels}
+    path = root / "bench" / "results" / "flow-edits.json"
+    path.write_text(json.dumps({k: {"about": ABOUT, "rows": v} for k, v in studies.items()}))
+    results = report.Results(root / "bench" / "results")
+    blocks, ranges = (make(results) for make in (report.flow_blocks, report.flow_ranges))
+    assert "| map | all | +0.50 ±0.25 | -0.25 ±0.25 |" in blocks
+    assert "| hidden | rest | +0.12 ±0.25 | +0.00 ±0.25 |" in blocks
+    assert "| map | all | 0-1 | +1.00 ±0.25 | +2.00 ±0.25 |" in ranges
+    assert "9.0" not in blocks + ranges and "7.0" not in blocks + ranges
+    assert "24 scenes · `python -m bench edit` · processor" in blocks
+    told = report.flow_levels(results)
+    assert "| 0.17 | 57 | 1.01 [1.00, 1.02] |" in told and "| 25.0 [24.0, 26.0] | +0.00 |" in told
+    # the residual of Euler's method is not known, and an interval of no width is not told
+    assert "| euler | 57 | 1.01 [1.00, 1.02] |  |" in told
+    assert report.flow_settings("settings")(results) == "No results yet."
+    assert report.flow_held_out(results) == "No results yet."
