@@ -31,6 +31,7 @@ setup(
         "anyv2v": ["py.typed"],
         "anyv2v.kernels": ["registers.md"],
         "anyv2v.weights.demo": ["files/*", "files/tokenizer/*", "*.md"],
+        "anyv2v.weights.flow": ["files/*", "files/tokenizer/*", "*.md"],
         "anyv2v.convert": ["merges/*"],
     },
 )

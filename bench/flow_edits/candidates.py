@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from anyv2v.backbones.wan.sites import chosen_sites
+from anyv2v import checks
+from anyv2v.errors import InputError
 from anyv2v.injection.fractions import Injection
 
-GROUPS = ("map", "value", "context", "hidden")
+GROUPS = {"map": "self", "value": "self.value", "context": "self.context", "hidden": "ff"}
+"""Group of features -> its site in a block."""
 TOKENS = ("all", "rest")
 SINGLY = (0.2, 0.6)
 """Fractions of the steps in which a block is injected alone."""
@@ -34,6 +37,20 @@ class Part:
         blocks = f"{first}" if first == last else f"{first}-{last}"
         return f"{self.group} {blocks} {self.until:g} {self.tokens}"
 
+    @classmethod
+    def read(cls, text: str) -> Part:
+        """Makes a part of what `str` makes of it; raises InputError for another text."""
+        found = re.fullmatch(r"(\w+) (\d+)(?:-(\d+))? ([\d.]+) (\w+)", text)
+        if found is None:
+            raise InputError(f"{text!r} is not as in 'map 2-7 0.6 rest'")
+        group, first, last, until, tokens = found.groups()
+        checks.one_of("group", group, tuple(GROUPS))
+        checks.one_of("tokens", tokens, TOKENS)
+        blocks = int(first), int(last or first)
+        if blocks[1] < blocks[0]:
+            raise InputError(f"{text!r}: block {blocks[1]} is before {blocks[0]}")
+        return cls(group, blocks, checks.fraction("fraction of the steps", float(until)), tokens)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -47,21 +64,20 @@ class Candidate:
 
     @classmethod
     def read(cls, text: str) -> Candidate:
-        """Makes a candidate of what `str` makes of it."""
-        parts = []
-        for part in text.split(" + ") if text != "none" else ():
-            group, blocks, until, tokens = part.split()
-            first, _, last = blocks.partition("-")
-            parts.append(Part(group, (int(first), int(last or first)), float(until), tokens))
+        """Makes a candidate of what `str` makes of it; raises InputError for another text."""
+        parts = [Part.read(part) for part in text.split(" + ") if text != "none"]
+        if len({part.group for part in parts}) < len(parts):
+            raise InputError(f"{text!r}: a group has two parts")
         return cls(tuple(parts))
 
-    def injection(self, layers: int) -> Injection:
-        """Returns the injection of a network with so many blocks."""
+    @property
+    def injection(self) -> Injection:
+        """What is injected; groups without a part are off."""
         fractions = dict.fromkeys(GROUPS, 0.0)
         sites = {}
         for part in self.parts:
             fractions[part.group] = part.until
-            sites[part.group] = sites_of(part.group, layers, part.blocks)
+            sites[part.group] = sites_of(part.group, part.blocks)
         return Injection(**fractions, sites=sites)
 
     @property
@@ -75,23 +91,19 @@ class Candidate:
 NOTHING = Candidate(())
 
 
-def sites_of(group: str, layers: int, blocks: tuple[int, int]) -> list[str]:
+def sites_of(group: str, blocks: tuple[int, int]) -> list[str]:
     """Returns the sites of a group in the blocks from the first to the last of `blocks`."""
-    last = chosen_sites(layers)[group][-1].split(".", 2)[2]
-    return [f"block.{i}.{last}" for i in range(blocks[0], blocks[1] + 1)]
+    return [f"block.{i}.{GROUPS[group]}" for i in range(blocks[0], blocks[1] + 1)]
 
 
 def everywhere(layers: int) -> Injection:
     """Returns the injection of all that any candidate injects, in all steps, to record it."""
-    whole = 0, layers - 1
-    return Injection(
-        **dict.fromkeys(GROUPS, 1.0), sites={g: sites_of(g, layers, whole) for g in GROUPS}
-    )
+    sites = {group: sites_of(group, (0, layers - 1)) for group in GROUPS}
+    return Injection(**dict.fromkeys(GROUPS, 1.0), sites=sites)
 
 
 def grid(layers: int) -> Iterator[Candidate]:
-    """Yields nothing, each block alone, and ranges: for each group, fraction and set of tokens."""
-    yield NOTHING
+    """Yields each block alone, and ranges of them: for each group, fraction and set of tokens."""
     last = layers - 1
     # all, the halves, and all but the first third
     ranges = [(0, last), (0, last // 2), (layers // 2, last), (layers // 3, last)]

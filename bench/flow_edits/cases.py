@@ -62,14 +62,15 @@ class Case:
             recording = self.editor.recording(
                 video, everywhere(self.layers), steps=self.steps, options=options
             )
-            self._sources[key] = self.inverted(recording=recording, options=options)
+            # enough evaluations to solve every step, also of a run of few steps
+            editor = with_defaults(self.editor, evaluations=3.0)
+            self._sources[key] = self.inverted(editor, recording=recording, options=options)
         return self._sources[key]
 
     def edited(self, candidate: Candidate) -> np.ndarray:
         """Returns the frames of the edit under the injection of a candidate."""
         options = candidate.options
-        injection = candidate.injection(self.layers)
-        return self.sample(self.source(options), injection, options=options)
+        return self.sample(self.source(options), candidate.injection, options=options)
 
     def sample(self, source: Source, injection: Injection | None = None, **options) -> np.ndarray:
         """Returns the frames of an edit; options: those of `Editor.edit`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,18 @@ Found = Mapping[str, Scores]
 Clips = dict[str, np.ndarray]
 """Name of a row -> the edited clip."""
 
-LEVELS = (0.0, 0.05, 0.1, 0.17, 0.25, 0.35, 0.5, 0.7)
+LEVELS = (0.0, 0.05, 0.17, 0.2, 0.25, 0.35, 0.5, 0.7)
 """The sigmas from which on steps are solved; once more, 0 with twice as many evaluations."""
 
 
 def levels(case: Case, names: Iterable[str]) -> tuple[Found, Clips]:
     """Measures inversions against the level from which on they solve; `names` are not used.
 
-    norm: of the noise, 1 for noise that is drawn. residual: the largest of a solved step, relative.
-    evaluations: of the network. reconstruction: dB of the clip sampled again, with the offsets that
-    the inversion kept; without offsets: without them. autoencoder: dB of the clip encoded and
-    decoded. The other scores are those of the edit by the weights' own injection, and "plain" is
-    its PSNR in dB with nothing injected.
+    drawn: the number of steps that are not solved. norm: of the noise, 1 for noise that is drawn.
+    residual: the largest of a solved step, relative. evaluations: of the network. autoencoder,
+    reconstruction, without offsets: dB of the clip encoded and decoded, and sampled again, with and
+    without the offsets that the inversion kept. The other scores are those of the edit by the
+    weights' own injection; "inverted" is the PSNR in dB of that with nothing injected.
     """
     found: dict[str, Scores] = {}
     clips: Clips = {}
@@ -49,7 +50,8 @@ def levels(case: Case, names: Iterable[str]) -> tuple[Found, Clips]:
             "norm": source.noise_norm,
             "residual": max(solved, default=None),
             "evaluations": source.evaluations,
-            "plain": case.psnr(case.sample(source, NO_INJECTION)),
+            "drawn": len(source.offsets),
+            "inverted": case.psnr(case.sample(source, NO_INJECTION)),
             "autoencoder": case.psnr(passed, of_source=True),
             **case.reconstructions(source),
         }
@@ -63,7 +65,7 @@ def sites(case: Case, names: Iterable[str]) -> tuple[Found, Clips]:
     return {name: case.scores(clip) for name, clip in clips.items()}, clips
 
 
-def help_from_pixels(case: Case, names: Iterable[str]) -> tuple[Found, Clips]:
+def guides(case: Case, names: Iterable[str]) -> tuple[Found, Clips]:
     """Scores guided and protected edits by the weights' own injection; `names` are not used.
 
     "auto" is the guess that features carry, "patches" that which patches of pixels carry; "from"
@@ -82,14 +84,25 @@ def help_from_pixels(case: Case, names: Iterable[str]) -> tuple[Found, Clips]:
     return {name: case.scores(clip) for name, clip in clips.items()}, clips
 
 
-STUDIES: dict[str, Callable[[Case, Iterable[str]], tuple[Found, Clips]]] = {
-    "levels": levels,
-    "sites": sites,
-    "settings": sites,
-    "pixels": help_from_pixels,
+@dataclass(frozen=True)
+class Study:
+    """What is measured, and on which scenes."""
+
+    measure: Callable[[Case, Iterable[str]], tuple[Found, Clips]]
+    """Returns the scores and clips of the rows of a scene, of those that are named or of all."""
+    base: str
+    """The row with which all others are compared, scene by scene."""
+    first: int
+    """The first validation scene; training looks at others."""
+    steps: int
+    """The number of steps of inversion and sampling."""
+
+
+STUDIES = {
+    "levels": Study(levels, "0.17", first=100, steps=50),
+    "sites": Study(sites, "none", first=100, steps=25),
+    # rows of "sites" that were chosen, on other scenes
+    "settings": Study(sites, "none", first=400, steps=50),
+    "guides": Study(guides, "edit", first=400, steps=50),
 }
-"""Name -> study. "settings" is "sites" with the candidates that are named, on other scenes."""
-BASES = {"levels": "0.17", "sites": "none", "settings": "none", "pixels": "edit"}
-"""Name of a study -> the row with which all others are compared, scene by scene."""
-FIRST = {"levels": 100, "sites": 100, "settings": 400, "pixels": 400}
-"""Name of a study -> its first validation scene; training looks at others."""
+"""Name -> study."""

@@ -1,16 +1,20 @@
 """The study of what to inject in a flow model: its candidates, cases, and what its tables say."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import anyv2v
+from anyv2v.backbones.base import Defaults
+from anyv2v.errors import InputError
 from anyv2v.weights.demo.scenes import KINDS
 from bench.flow_edits import __main__ as command
 from bench.flow_edits.candidates import NOTHING, Candidate, everywhere, grid
 from bench.flow_edits.cases import Case, with_defaults
+from bench.flow_edits.studies import LEVELS, Study, guides, levels, sites
 from tests import wan
 
 LAYERS = 8
@@ -18,7 +22,7 @@ LAYERS = 8
 
 def test_the_grid_has_each_block_alone_and_ranges_of_them_with_each_set_of_tokens():
     candidates = [*grid(LAYERS)]
-    assert candidates[0] == NOTHING and len({*map(str, candidates)}) == len(candidates) == 289
+    assert len({*map(str, candidates)}) == len(candidates) == 288
     singly = {
         (part.group, part.blocks[0], part.tokens)
         for c in candidates
@@ -26,7 +30,7 @@ def test_the_grid_has_each_block_alone_and_ranges_of_them_with_each_set_of_token
         if part.blocks[0] == part.blocks[1]
     }
     assert len(singly) == 4 * LAYERS * 2
-    assert {c.parts[0].blocks for c in candidates[1:]} >= {(0, 7), (0, 3), (4, 7), (2, 7)}
+    assert {c.parts[0].blocks for c in candidates} >= {(0, 7), (0, 3), (4, 7), (2, 7)}
     assert all(Candidate.read(str(c)) == c for c in candidates)
 
 
@@ -35,14 +39,14 @@ def test_a_candidate_injects_what_its_name_says():
     candidate = Candidate.read(text)
     assert str(candidate) == text
     own = dict.fromkeys(("map", "value", "context", "hidden"), frozenset())
-    groups = {g.until: g.sites for g in candidate.injection(LAYERS).groups(own)}
+    groups = {g.until: g.sites for g in candidate.injection.groups(own)}
     assert groups == {
         0.6: {"block.2.self", "block.3.self", "block.4.self"},
         0.25: {"block.5.ff"},
     }
     expected = {"map": "all", "value": "all", "context": "all", "hidden": "rest"}
     assert candidate.options == {f"{g}_tokens": x for g, x in expected.items()}
-    value, context = (Candidate.read(f"{g} 1 1 rest").injection(4) for g in ("value", "context"))
+    value, context = (Candidate.read(f"{g} 1 1 rest").injection for g in ("value", "context"))
     assert value.sites["value"] == {"block.1.self.value"}
     assert context.sites["context"] == {"block.1.self.context"}
     recorded = {site for sites in everywhere(2).sites.values() for site in sites}
@@ -51,33 +55,97 @@ def test_a_candidate_injects_what_its_name_says():
     }
 
 
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("map 0 0.5 all + map 1 1 all", "a group has two parts"),
+        ("map 5-2 0.6 all", "block 2 is before 5"),
+        ("maps 2 0.6 all", "'maps' is"),
+        ("map 2 0.6 some", "'some' is"),
+        ("map 2 1.6 all", "1.6 is"),
+        ("map 2 all", "is not as in"),
+    ],
+)
+def test_a_row_that_says_nothing_clear_is_refused(text, why):
+    with pytest.raises(InputError, match=why):
+        Candidate.read(text)
+
+
 @pytest.fixture(scope="module")
 def case():
     return Case(with_defaults(wan.editor(), noise_range=()), 4, steps=2)
 
 
-def test_an_edit_of_a_case_is_that_of_an_editor_that_was_given_the_same(case):
+INJECTIONS = {
+    "map 0-1 1 all + value 1 0.5 rest": {
+        **{"map": 1.0, "value": 0.5, "context": 0.0, "hidden": 0.0},
+        "sites": {"map": ["block.0.self", "block.1.self"], "value": ["block.1.self.value"]},
+    },
+    "context 0-1 1 rest + hidden 2 0.5 all": {
+        **{"map": 0.0, "value": 0.0, "context": 1.0, "hidden": 0.5},
+        "sites": {
+            "context": ["block.0.self.context", "block.1.self.context"],
+            "hidden": ["block.2.ff"],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("text", INJECTIONS)
+def test_an_edit_of_a_case_is_that_of_an_editor_that_was_given_the_same(case, text):
     """Features are recorded in the case and taken from the batch in the other."""
-    candidate = Candidate.read("map 0-1 1 all + value 1 0.5 rest")
-    source = case.inverted(options=candidate.options)
+    candidate = Candidate.read(text)
+    source = case.inverted(with_defaults(case.editor, evaluations=3), options=candidate.options)
     assert not source.features.by_step and case.source(candidate.options).features.by_step
     expected = case.editor.edit(
         source,
         case.truth.frames[0],
         case.edit.truth.caption,
         steps=2,
-        injection=anyv2v.Injection(
-            map=1.0,
-            value=0.5,
-            context=0.0,
-            hidden=0.0,
-            sites={"map": ["block.0.self", "block.1.self"], "value": ["block.1.self.value"]},
-        ),
+        injection=anyv2v.Injection(**INJECTIONS[text]),
         options=candidate.options,
     )
     found = case.edited(candidate).astype(int)
     assert abs(found - expected.frames).max() <= 1
     assert abs(found - case.edited(NOTHING)).max() > 1
+
+
+@pytest.mark.slow
+def test_inversions_are_measured_by_what_they_solve(case):
+    found, clips = levels(case, [])
+    assert (
+        {*found}
+        == {*clips}
+        == {*map("{:g}".format, LEVELS)}
+        | {
+            "0, 3 a step",
+            "euler",
+            "euler, 500 steps",
+        }
+    )
+    assert found["0"]["drawn"] == 0 < found["0.7"]["drawn"]
+    assert found["euler, 500 steps"]["evaluations"] == 500
+    assert found["euler"]["residual"] is None
+    # what sampling misses where nothing was solved is what the offsets hold
+    assert found["0.7"]["reconstruction"] > found["0.7"]["without offsets"]
+    assert found["0"]["reconstruction"] == found["0"]["without offsets"]
+
+
+def test_a_study_of_rows_has_them_and_the_edit_without_an_injection(case):
+    found, clips = sites(case, ["map 0 1 all"])
+    assert [*found] == [*clips] == ["none", "map 0 1 all"]
+    assert found["none"] == case.scores(case.edited(NOTHING))
+    assert found["none"] != found["map 0 1 all"]
+
+
+@pytest.mark.slow
+def test_guided_edits_are_protected_too(case):
+    found, clips = guides(case, [])
+    assert len(found) == len(clips) == 2 * 9
+    assert [*found][:2] == ["edit", "edit, protected"]
+    source = case.truth.source.astype(int)
+    plain, protected = (abs(clips[x] - source)[1:].mean() for x in ("edit", "edit, protected"))
+    assert plain > protected
 
 
 def test_means_and_gains_are_over_scenes_of_a_kind():
@@ -121,17 +189,23 @@ def test_scenes_are_made_once_and_those_of_other_weights_are_refused(tmp_path, m
     truth = SimpleNamespace(source=np.zeros((2, 32, 32, 3), np.uint8))
     truth.frames = truth.source
     edit = SimpleNamespace(truth=SimpleNamespace(caption="a word"))
-    monkeypatch.setitem(command.STUDIES, "settings", study)
     monkeypatch.setattr(
         command, "Case", lambda e, i, s: SimpleNamespace(kind=KINDS[i % 6], truth=truth, edit=edit)
     )
-    args = SimpleNamespace(study="settings", steps=2, rows=["none"], first=3, scenes=2)
-    editor = SimpleNamespace(fingerprint="abc")
-    command.run(editor, args, tmp_path)
-    command.run(editor, args, tmp_path)
+    args = SimpleNamespace(steps=2, rows=["none"], first=3, scenes=2)
+    own = Defaults((32, 32), 9, 8)
+    editor = SimpleNamespace(fingerprint="abc", defaults=own)
+    found = Study(study, "none", first=0, steps=2)
+    command.run(editor, found, args, tmp_path)
+    command.run(editor, found, args, tmp_path)
     assert made == [KINDS[3], KINDS[4]]
     kept = json.loads((tmp_path / "00003.json").read_text())
     assert kept["kind"] == KINDS[3] and kept["scores"] == {"none": {"psnr": 1.0}}
     assert (tmp_path / "00004.png").exists()
-    with pytest.raises(SystemExit, match="of other weights, steps or rows"):
-        command.run(SimpleNamespace(fingerprint="abd"), args, tmp_path)
+    other = SimpleNamespace(fingerprint="abc", defaults=replace(own, solved_from=0.5))
+    for changed in (SimpleNamespace(fingerprint="abd", defaults=own), other):
+        with pytest.raises(SystemExit, match="of other weights, settings or rows"):
+            command.run(changed, found, args, tmp_path)
+    (tmp_path / "00009.json").write_text(json.dumps({**kept, "about": {}}))
+    with pytest.raises(SystemExit, match="00009.json: is of other weights"):
+        command.read(tmp_path)

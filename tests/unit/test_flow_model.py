@@ -1,0 +1,92 @@
+"""The small flow model that comes with the package: its edits are compared with the truth.
+
+Two validation scenes, a color and a background edit, in half of the default's steps.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+import anyv2v
+from anyv2v import loading
+from anyv2v.injection.fractions import NO_INJECTION
+from anyv2v.media.psnr import psnr
+from anyv2v.weights.demo.scenes import draw_edit
+from anyv2v.weights.demo.scores import Truth, scores
+from anyv2v.weights.flow.recipe import PRESETS, config
+from anyv2v.weights.verify import verify
+
+STEPS = 25
+SCENES = {"colour": 24, "background": 27}
+
+
+@dataclass(frozen=True)
+class Trial:
+    truth: Truth
+    source: anyv2v.Source
+    caption: str
+
+
+@pytest.fixture(scope="module")
+def editor():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield anyv2v.load("flow", device="cpu")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trials(editor):
+    return [invert(editor, draw_edit(kind, "validation", i)) for kind, i in SCENES.items()]
+
+
+def invert(editor, edit) -> Trial:
+    truth = Truth.of(edit, editor.defaults.size, editor.defaults.frames)
+    source = editor.invert(truth.source, steps=STEPS, prompt=edit.source.caption)
+    return Trial(truth, source, edit.truth.caption)
+
+
+def test_the_weights_are_those_of_the_recipe_and_whole():
+    folder = loading.folder_of("flow")
+    report = verify(folder, loading.expected_shapes)
+    assert report.fingerprint == loading.peek("flow").fingerprint
+    made = loading.Checkpoint.open(folder).config
+    assert made == config(PRESETS["cpu"])
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 12e6
+
+
+def test_the_way_there_and_back_ends_at_the_autoencoders_ceiling(editor, trials):
+    for trial in trials:
+        clip, caption = trial.truth.source, trial.source.settings.prompt
+        ceiling = psnr(editor.decode(editor.encode_frames(clip))[1:], clip[1:])
+        again = editor.reconstruct(trial.source, caption, steps=STEPS)
+        assert psnr(again.frames[1:], clip[1:]) > max(29.0, ceiling - 3)
+        assert 0.9 < trial.source.noise_norm < 1.2
+
+
+def test_edits_beat_random_noise_and_a_still_picture(editor, trials):
+    """Each baseline lacks one part: the source's noise and features, or all motion."""
+    found = {"edit": [], "random": [], "static": []}
+    for trial in trials:
+        first, frames = trial.truth.frames[0], editor.defaults.frames
+
+        def edited(**more):
+            return editor.edit(trial.source, first, trial.caption, steps=STEPS, **more).frames  # noqa: B023
+
+        clips = {
+            "edit": edited(),
+            "random": edited(injection=NO_INJECTION, random_ratio=1.0),
+            "static": np.repeat(trial.truth.frames[:1], frames, 0),
+        }
+        for name, clip in clips.items():
+            found[name].append(scores(clip, trial.truth))
+    means = {
+        name: {s: np.mean([each[s] for each in rows]) for s in ("psnr", "trajectory")}
+        for name, rows in found.items()
+    }
+    print(means)
+    assert means["edit"]["psnr"] > means["random"]["psnr"] + 4
+    assert means["edit"]["psnr"] > means["static"]["psnr"] + 6
+    assert means["edit"]["trajectory"] < min(means[x]["trajectory"] for x in ("random", "static"))
