@@ -11,7 +11,7 @@ from PIL import Image
 import anyv2v
 from anyv2v.cli.main import main
 from anyv2v.convert.published import convert
-from anyv2v.loading import DEMO_FOLDER
+from anyv2v.loading import PACKAGED
 from anyv2v.weights_folders import expected_shapes
 from tests import wan
 from tests.docs.blocks import ROOT, blocks
@@ -64,7 +64,7 @@ def make(world: Path, weights: Path) -> None:
     with_defaults(weights, world / "weights" / "i2vgen-xl", size=[64, 64], frames=4, fps=8, steps=2)
     small = {"size": [64, 64], "frames": 9, "fps": 8, "steps": 5, "noise_range": None}
     wan.write(world / "weights" / "wan2.2-ti2v-5b", **small)
-    with_defaults(DEMO_FOLDER, world / "weights" / "demo", steps=2)
+    with_defaults(PACKAGED["demo"], world / "weights" / "demo", steps=2)
     finished(world / "out.mp4", world)
     editors(world)
     batches(world)

@@ -11,8 +11,9 @@ from PIL import Image
 
 import anyv2v
 from anyv2v import EditRequest, Injection, InputError, Record, Replay, ShareSource, Taps, Video
+from anyv2v.batch.options import WORDS
 from anyv2v.frame_editors.recolor import Recolor, parse_colors
-from anyv2v.loading import DEMO_FOLDER, folder_of
+from anyv2v.loading import PACKAGED, folder_of
 from anyv2v.pipeline.arguments import as_video
 
 
@@ -260,8 +261,10 @@ def test_what_is_seen_of_an_object_is_one_line(editor, source):
 
 
 def test_paths(editor, source, weights, tmp_path, monkeypatch):
-    assert folder_of(Path("demo")) == folder_of("demo") == DEMO_FOLDER
-    assert folder_of("./demo") == Path("demo")
+    for name, folder in PACKAGED.items():
+        assert folder_of(Path(name)) == folder_of(name) == folder
+        assert folder_of(f"./{name}") == Path(name)
+    assert WORDS["weights"] == tuple(PACKAGED)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "weights").symlink_to(weights)
     for given in ("~/weights", Path("~/weights")):

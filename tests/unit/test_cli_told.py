@@ -29,7 +29,7 @@ from anyv2v.pipeline.source import Source
 from anyv2v.ui import server
 
 Editor = anyv2v.Editor
-FOLDER = str(loading.DEMO_FOLDER)
+FOLDER = str(loading.PACKAGED["demo"])
 
 # command -> its call with what it requires
 LINES = {

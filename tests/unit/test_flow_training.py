@@ -22,7 +22,7 @@ from anyv2v.weights.flow.train import __main__ as command
 from anyv2v.weights.flow.train import run as training
 from anyv2v.weights.flow.train import scores, velocity
 from anyv2v.weights.flow.train import vae as autoencoder
-from anyv2v.weights.flow.train.velocity import Velocity, batch_loss, prepare, shifted
+from anyv2v.weights.flow.train.velocity import Velocity, batch_loss, draw_sigmas, prepare, shifted
 
 TINY = replace(
     PRESETS["cpu"],
@@ -43,7 +43,7 @@ TINY = replace(
 @pytest.fixture
 def vae():
     torch.manual_seed(0)
-    vae = autoencoder.take_pictures(autoencoder.build(TINY))
+    vae = autoencoder.restrict_to_pictures(autoencoder.build(TINY))
     return vae.requires_grad_(False)
 
 
@@ -58,7 +58,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(command, "VALIDATE_EVERY", 4)
     monkeypatch.setattr(velocity, "VALIDATED", 8)
     monkeypatch.setattr(autoencoder, "MEASURED", 8)
-    monkeypatch.setattr(scores, "STEPS", 2)
+    monkeypatch.setattr(scores, "STEPS", 5)
 
 
 def advance(run, vae, steps):
@@ -108,9 +108,16 @@ def test_the_command_trains_in_slices(tmp_path, tiny):
     assert finished.optimizer.param_groups[0]["lr"] < finished.rates[0]
     assert prepare(tmp_path / "more" / "transformer.pt", TINY, "cpu").steps == more.steps
 
+    call("more", 2)
+    further = prepare(tmp_path / "more" / "transformer.pt", TINY, "cpu").steps
+    assert further > finished.fall_from
+    call("more", 9, "--finish")
+    last = prepare(tmp_path / "more" / "finish.pt", TINY, "cpu")
+    assert last.over and last.fall_from == further
+
     call("started", 0.3, "--start", str(tmp_path / "more"), "--score", "1")
     started = prepare(tmp_path / "started" / "transformer.pt", TINY, "cpu")
-    assert started.began == finished.steps < started.steps
+    assert started.began == further < started.steps
     assert started.drawn == started.steps * TINY.clips
 
     scored = json.loads((tmp_path / "started" / "scores.jsonl").read_text())
@@ -118,13 +125,30 @@ def test_the_command_trains_in_slices(tmp_path, tiny):
     static = np.stack([truth[0], truth[0]])
     assert scored["steps"] == started.steps and scored["norm"] > 0
     assert scored["static"] == pytest.approx(psnr(static, truth[1:]), abs=1e-3)
+    check_scores(scored, tmp_path / "started" / "weights")
 
-    editor = anyv2v.load(tmp_path / "more" / "weights", device="cpu")
+    editor = anyv2v.load(tmp_path / "more" / "finished", device="cpu")
     assert (editor.defaults.size, editor.defaults.frames) == ((16, 16), 3)
     found = editor.backbone.transformer.state_dict()
-    wanted = {k: x.half().float() for k, x in finished.average.items()}
+    wanted = {k: x.half().float() for k, x in last.average.items()}
     for name, x in found.items():
         torch.testing.assert_close(x, wanted[f"transformer.{name}"], rtol=0, atol=0)
+
+
+def check_scores(scored, folder):
+    """Those of clips that an editor makes here."""
+    editor, edit = scores.load(folder), draw_edit("colour", "validation", 0)
+    truth = Truth.of(edit, (16, 16), 3)
+    source = editor.invert(truth.source, steps=5, prompt=edit.source.caption)
+    first, caption = truth.frames[0], edit.truth.caption
+    none = anyv2v.Injection.none()
+    own = editor.edit(source, first, caption, steps=5)
+    inverted = editor.edit(source, first, caption, steps=5, injection=none)
+    noise = editor.edit(source, first, caption, steps=5, injection=none, random_ratio=1, seed=0)
+    clips = {"edit": own, "inverted": inverted, "random": noise}
+    found = {name: psnr(clip.frames[1:], truth.frames[1:]) for name, clip in clips.items()}
+    assert len({*found.values()}) == 3
+    assert {name: scored[name] for name in found} == pytest.approx(found, abs=1e-3)
 
 
 def test_training_asks_the_networks_what_the_editor_asks(tmp_path, vae):
@@ -136,7 +160,7 @@ def test_training_asks_the_networks_what_the_editor_asks(tmp_path, vae):
     run.average = {k: x.detach().half().float() for k, x in run.network.state_dict().items()}
     run.network.load_state_dict(run.average)
     vae.load_state_dict({k: x.half().float() for k, x in vae.state_dict().items()})
-    command.export(tmp_path, TINY, run, vae)
+    command.export(tmp_path / "weights", TINY, run, vae)
     editor = anyv2v.load(tmp_path / "weights", device="cpu")
 
     scenes = [draw_scene("train", i) for i in (1, 2, 5)]
@@ -202,10 +226,15 @@ def test_every_caption_is_known():
     assert unknown in tokenizer.ids("a zebra")
 
 
-def test_training_draws_the_levels_of_the_grid():
+def test_training_draws_a_level_from_each_part_of_the_grid():
     levels = FlowSchedule(TRAIN_SHIFT).levels(999)[:-1]
     wanted = torch.tensor([level.sigma for level in levels])
     torch.testing.assert_close(shifted(torch.linspace(1, 0.001, 1000)[:-1], TRAIN_SHIFT), wanted)
+    torch.manual_seed(0)
+    drawn, edges = draw_sigmas(16, "cpu"), shifted(torch.arange(17) / 16, TRAIN_SHIFT)
+    order = drawn.argsort()
+    assert (edges[:-1] <= drawn[order]).all() and (drawn[order] <= edges[1:]).all()
+    assert not torch.equal(order, torch.arange(16))
 
 
 def test_the_average_reaches_back_over_a_share_of_the_steps(tmp_path):

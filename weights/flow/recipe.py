@@ -89,7 +89,7 @@ TRAIN_SHIFT = 3.0
 """The shift of the levels that training draws. All levels are drawn, so that `SHIFT` may be
 changed without further training; a quarter of them is above sigma 0.9, where motion is decided."""
 TOKENS = 32
-"""Number of vectors of an encoded caption; the longest caption has 25 words and a comma."""
+"""Number of vectors of an encoded caption; the longest caption has 28 words and a comma."""
 
 
 def config(preset: Preset) -> dict:
@@ -192,7 +192,7 @@ def tokenizer_files() -> dict[str, str]:
         "model": {
             "type": "Unigram",
             "unk_id": tokens.index(UNKNOWN),
-            # all words are as likely: none is a part of another
+            # all words are as likely, and each is a token as a whole
             "vocab": [[token, 0.0 if token in (PAD, END, UNKNOWN) else -1.0] for token in tokens],
             "byte_fallback": False,
         },

@@ -6,14 +6,15 @@ Trains for so many minutes and stops; the same command goes on where that was, h
 autoencoder comes first (vae.pt, vae.safetensors), then the transformer with its text encoder
 (transformer.pt), whose learning rate stays constant, as nobody need know how often the command will
 be called. Every five minutes a checkpoint is written, and the moving average of the weights as a
-weights folder (weights/), which is a usable model at any moment. Both are replaced atomically. The
-logs (.jsonl) have the loss of training, and that of a fixed batch of validation clips.
+weights folder (weights/), which is a usable model at any moment; weights.json says how far it is.
+Both are replaced atomically. The logs (.jsonl) have the loss of training, and that of a fixed batch
+of validation clips.
 
 --finish lets the learning rate of the transformer fall to zero over a fifth as many steps as were
-made, as a branch (finish.pt): without the option, training goes on as if it had not been. If the
-checkpoint is lost, --start DIR goes on from the weights folder of another run and its
-progress.json. --score N edits N validation scenes with the model in DIR after the training, and
-adds a line to scores.jsonl; with --minutes 0 nothing is trained before.
+made, as a branch (finish.pt, finished/): without the option, training goes on as if it had not
+been. If the checkpoint is lost, --start DIR goes on from weights/ and weights.json of another run.
+--score N edits N validation scenes, up to 24, with the model after the training, and adds a line to
+scores.jsonl; with --minutes 0 nothing is trained before.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.flow.recipe import PRESETS, Preset, config, tokenizer_files
 from anyv2v.weights.flow.train import vae as autoencoder
 from anyv2v.weights.flow.train.run import Run
-from anyv2v.weights.flow.train.scores import score
+from anyv2v.weights.flow.train.scores import progress_of, score
 from anyv2v.weights.flow.train.velocity import Validation, batch_loss, prepare
 from anyv2v.weights.folder import in_half, write_folder
 
@@ -74,7 +75,7 @@ def train(args: argparse.Namespace) -> None:
     vae = trained_vae(args.out, preset, device, args.start, args.minutes)
     if vae is None:
         return
-    run = the_run(args.out, preset, device, args.finish, args.start)
+    run = transformer_run(args.out, preset, device, args.finish, args.start)
     validation = Validation.draw(vae, preset, device)
 
     def loss() -> Tensor:
@@ -83,11 +84,12 @@ def train(args: argparse.Namespace) -> None:
         return batch_loss(run, vae, preset, device)
 
     left = (end - time.monotonic()) / 60
+    folder = args.out / ("finished" if args.finish else "weights")
     if left > 0:
-        run.train(loss, left, partial(export, args.out, preset, run, vae))
+        run.train(loss, left, partial(export, folder, preset, run, vae))
         run.tell(validation.losses(run))
     if args.score:
-        score(args.out / "weights", range(args.score), args.out / "scores.jsonl")
+        score(folder, range(args.score), args.out / "scores.jsonl")
 
 
 def trained_vae(
@@ -108,7 +110,7 @@ def trained_vae(
         if not run.over:
             return None
         save_half(path, autoencoder.normalized(run, preset, device).state_dict())
-    vae = autoencoder.take_pictures(autoencoder.build(preset))
+    vae = autoencoder.restrict_to_pictures(autoencoder.build(preset))
     vae.load_state_dict({name: x.float() for name, x in load_file(path).items()})
     return vae.to(device).eval().requires_grad_(False)
 
@@ -119,41 +121,44 @@ def save_half(path: Path, weights: Mapping[str, Tensor]) -> None:
         save_file({name: x.half().contiguous() for name, x in weights.items()}, temporary)
 
 
-def the_run(out: Path, preset: Preset, device: str, finish: bool, start: Path | None) -> Run:
+def transformer_run(
+    out: Path, preset: Preset, device: str, finish: bool, start: Path | None
+) -> Run:
     """Returns the run of the transformer in `out`, or of its last part if `finish`."""
     whole = out / "transformer.pt"
     run = prepare(out / "finish.pt" if finish else whole, preset, device)
-    if not run.steps and finish:
+    if finish:
         if not whole.exists():
             raise InputError(f"{whole}: is missing; there is nothing to finish")
-        run.load(whole)
-        run.fall(max(1, run.steps // FINISH))
+        if run.fall_from < (steps := prepare(whole, preset, device).steps):
+            # there is no last part yet, or one of fewer steps than there are by now
+            run.load(whole)
+            run.fall(max(1, steps // FINISH))
     elif not run.steps and start:
-        weights, facts = Checkpoint.open(start / "weights"), start / "progress.json"
-        progress = json.loads(facts.read_text(encoding="utf-8"))
+        weights, progress = Checkpoint.open(start / "weights"), progress_of(start / "weights")
+        if not progress:
+            raise InputError(f"{start / 'weights'}: there is no weights.json beside it")
         parts = {
             f"{name}.{key}": x
             for name, module in run.network.named_children()
-            for key, x in weights.load(name, lambda m=module: _again(m)).state_dict().items()
+            for key, x in weights.load(name, lambda m=module: type(m)(m.config))
+            .state_dict()
+            .items()
         }
         run.start(parts, progress["steps"], progress["drawn"])
     return run
 
 
-def export(out: Path, preset: Preset, run: Run, vae: VideoAutoencoder) -> None:
-    """Writes the moving average of a run as out/weights, and how far it is as out/progress.json."""
+def export(folder: Path, preset: Preset, run: Run, vae: VideoAutoencoder) -> None:
+    """Writes the moving average of a run as a weights folder, and how far it is beside it."""
     networks: dict[str, dict[str, Tensor]] = {"transformer": {}, "vae": vae.state_dict()}
     for name, x in run.average.items():
         component, key = name.split(".", 1)
         networks.setdefault(component, {})[key] = x
-    write_folder(out / "weights", config(preset), tokenizer_files(), in_half(networks), force=True)
+    write_folder(folder, config(preset), tokenizer_files(), in_half(networks), force=True)
     facts = {"steps": run.steps, "drawn": run.drawn, "seconds": round(run.seconds)}
-    with atomic_path(out / "progress.json") as temporary:
+    with atomic_path(folder.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-
-
-def _again(module: torch.nn.Module) -> torch.nn.Module:
-    return type(module)(module.config)
 
 
 def _parser() -> argparse.ArgumentParser:

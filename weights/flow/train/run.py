@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.weights.demo.scenes import Scene, draw_scene
-from anyv2v.weights.demo.train.muon import CombinedOptimizer, Muon
+from anyv2v.weights.demo.train.muon import CombinedOptimizer
 
 SAVE_EVERY = 300.0
 """Seconds between checkpoints."""
@@ -27,22 +27,6 @@ WARM = 100
 """Steps in which the learning rates rise, of a run whose optimizer is new."""
 AVERAGED = 8
 """Exponent of the moving average, see `Run.step`: it reaches back over a tenth of the steps."""
-
-
-def optimizer(
-    named: Iterable[tuple[str, nn.Parameter]], outer: tuple[str, ...], rate: float, matrix: float
-) -> CombinedOptimizer:
-    """Returns an optimizer of a network: Muon for inner matrices, AdamW for all other parameters.
-
-    named: (name, parameter) pairs. outer: parts of the names of tensors that are no inner matrices.
-    rate, matrix: the learning rates of AdamW and of Muon.
-    """
-    matrices, others = [], []
-    for name, p in named:
-        inner = p.ndim > 1 and not any(part in name for part in outer)
-        (matrices if inner else others).append(p)
-    adam = torch.optim.AdamW(others, rate, (0.9, 0.99), weight_decay=0.01)
-    return CombinedOptimizer(adam, Muon(matrices, matrix, weight_decay=0.01))
 
 
 class Run:
@@ -116,8 +100,7 @@ class Run:
 
         def save() -> None:
             self.save()
-            if on_save:
-                on_save()
+            on_save()
 
         began = saved = time.monotonic()
         while not self.over and time.monotonic() - began < 60 * minutes:
@@ -175,7 +158,7 @@ class Run:
         with open(self.path.with_suffix(".jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def save(self, path: Path | None = None) -> None:
+    def save(self) -> None:
         """Writes the checkpoint."""
         names = ("steps", "drawn", "seconds", "began", "fall_from", "fall_over")
         state = {
@@ -184,7 +167,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "counts": {name: getattr(self, name) for name in names},
         }
-        with atomic_path(path or self.path) as temporary:
+        with atomic_path(self.path) as temporary:
             torch.save(state, temporary)
 
     def _share_of_rate(self) -> float:

@@ -50,19 +50,26 @@ def score(folder: Path, scenes: Iterable[int], path: Path) -> None:
             if not math.isnan(value):
                 for key in (name, f"{kind}/{name}"):
                     found.setdefault(key, []).append(value)
-    progress = folder.parent / "progress.json"
-    line = json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
-    line |= {name: round(float(np.mean(values)), 3) for name, values in found.items()}
+    line = progress_of(folder) | {
+        name: round(float(np.mean(values)), 3) for name, values in found.items()
+    }
     print(json.dumps(line), flush=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def progress_of(folder: Path) -> dict:
+    """Returns how far the training of a weights folder is, {} if nothing beside it says so."""
+    path = folder.with_suffix(".json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def scores_of(editor: Editor, kind: str, index: int) -> dict[str, float]:
     """Returns the scores of one validation scene; frame 0 counts in none of them.
 
     autoencoder, reconstruction: PSNR in dB of the source, encoded and decoded, and sampled again
-    from its inversion. norm: of the noise that the inversion found; 1 is that of random noise.
+    from its inversion; without offsets: the latter without what the inversion kept of the steps
+    that it did not solve. norm: of the noise that the inversion found; 1 is that of random noise.
     edit, inverted, random, static: PSNR to the true edit of the edit with the weights' own
     injection, without injection, from random noise, and of the first frame alone. trajectory,
     random trajectory: how far the shape is from its true place, in pixels.
@@ -73,7 +80,10 @@ def scores_of(editor: Editor, kind: str, index: int) -> dict[str, float]:
     first, caption = truth.frames[0], edit.truth.caption
     video = Video(truth.source, editor.defaults.fps)
     source = editor.invert(video, steps=STEPS, prompt=edit.source.caption)
-    again = editor.reconstruct(source, edit.source.caption, steps=STEPS).frames
+    again, without = (
+        editor.reconstruct(each, edit.source.caption, steps=STEPS).frames
+        for each in (source, replace(source, offsets={}))
+    )
     clips = {
         "edit": editor.edit(source, first, caption, steps=STEPS).frames,
         "inverted": editor.edit(
@@ -86,7 +96,8 @@ def scores_of(editor: Editor, kind: str, index: int) -> dict[str, float]:
     return {
         "autoencoder": psnr(passed[1:], truth.source[1:]),
         "reconstruction": psnr(again[1:], truth.source[1:]),
-        "norm": source.at(0)[:, :, 1:].square().mean().sqrt().item(),
+        "without offsets": psnr(without[1:], truth.source[1:]),
+        "norm": source.noise_norm,
         **{name: psnr(clip[1:], truth.frames[1:]) for name, clip in clips.items()},
         "trajectory": trajectory_error(clips["edit"], truth),
         "random trajectory": trajectory_error(clips["random"], truth),

@@ -14,9 +14,10 @@ from anyv2v.vae.causal import CausalConv3d, Past
 from anyv2v.vae.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import draw_scene
+from anyv2v.weights.demo.train.muon import optimizer
 from anyv2v.weights.demo.train.vae import to_pixels
 from anyv2v.weights.flow.recipe import Preset, config
-from anyv2v.weights.flow.train.run import Run, optimizer
+from anyv2v.weights.flow.train.run import Run
 
 KL = 2e-4
 """Weight, in the loss, of the KL divergence of the latents from a standard normal distribution."""
@@ -40,7 +41,7 @@ def build(preset: Preset) -> VideoAutoencoder:
     return vae
 
 
-def take_pictures(vae: VideoAutoencoder) -> VideoAutoencoder:
+def restrict_to_pictures(vae: VideoAutoencoder) -> VideoAutoencoder:
     """Lets the layers of `vae` compute pictures alone, in a third of the time, and returns it.
 
     The results for clips of one frame are the same, and so are gradients but for those of the
@@ -63,7 +64,7 @@ class Reconstruction(nn.Module):
 
     def __init__(self, vae: VideoAutoencoder):
         super().__init__()
-        self.vae = take_pictures(vae)
+        self.vae = restrict_to_pictures(vae)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns loss, squared error and KL divergence of pixels (b, 3, h, w) in [-1, 1]."""
@@ -83,7 +84,7 @@ def prepare_vae(path: Path, preset: Preset, device: str) -> Run:
     torch.manual_seed(0)
     network = Reconstruction(build(preset)).to(device)
     named = network.named_parameters()
-    run = Run(path, network, optimizer(named, OUTER, preset.rate, preset.matrix_rate), VAE_SCENES)
+    run = Run(path, network, optimizer(named, preset.rate, preset.matrix_rate, OUTER), VAE_SCENES)
     half = preset.vae_steps // 2
     run.fall(preset.vae_steps - half, half)
     return run

@@ -20,8 +20,9 @@ from anyv2v.umt5.tokenizer import Tokenizer
 from anyv2v.vae.video_autoencoder import VideoAutoencoder
 from anyv2v.weights.demo.render import render
 from anyv2v.weights.demo.scenes import Scene, draw_scene
+from anyv2v.weights.demo.train.muon import optimizer
 from anyv2v.weights.flow.recipe import TRAIN_SHIFT, Preset, config, tokenizer_files
-from anyv2v.weights.flow.train.run import Run, optimizer
+from anyv2v.weights.flow.train.run import Run
 from anyv2v.weights.flow.train.vae import latents_of
 
 OUTER = ("patch", "modulation", "embedding", "relative_bias", "transformer.out")
@@ -92,7 +93,7 @@ def prepare(path: Path, preset: Preset, device: str) -> Run:
     torch.manual_seed(0)
     network = Velocity(preset).to(device)
     named = network.named_parameters()
-    return Run(path, network, optimizer(named, OUTER, preset.rate, preset.matrix_rate))
+    return Run(path, network, optimizer(named, preset.rate, preset.matrix_rate, OUTER))
 
 
 def draw_sigmas(b: int, device: str) -> Tensor:
