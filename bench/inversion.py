@@ -241,8 +241,7 @@ def measure(editor: Editor, method: Method, edit: SceneEdit, frames: int) -> dic
         "error": ((again.latents - clean).norm() / clean.norm()).item(),
         "reconstruction": psnr(again.frames, video.frames),
     }
-    if BEST.prompted:
-        source, _, _ = invert(editor, method, video, clean, edit.source.caption, STEPS)
+    source, _, _ = invert(editor, method, video, clean, edit.source.caption, STEPS)
     made = editor.edit(
         source,
         truth.frames[0],

@@ -39,7 +39,7 @@ from anyv2v.editor import Editor
 from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.weights.demo.hard import HARDSHIPS, draw_hard_edit
 from anyv2v.weights.demo.scenes import KINDS, SceneEdit, draw_edit
-from bench.edit_quality.rows import ROWS, Case
+from bench.edit_quality.rows import ROWS, Case, with_defaults
 from bench.edit_quality.studies import conditions, first_frames, sweep
 from bench.edit_quality.table import contact_sheet, score, table
 
@@ -92,6 +92,7 @@ def _opened(path: Path, editor: Editor, args: argparse.Namespace) -> dict:
     """Scores of earlier runs, which must be of the same model, settings and scenes."""
     own = editor.defaults
     used = {"steps": own.steps, "guidance": own.guidance, "injection": own.injection.fractions}
+    used |= {"tolerance": own.tolerance, "solved_from": own.solved_from}
     facts = {"fingerprint": editor.fingerprint, "settings": used, "frames": args.frames}
     facts["hard"] = args.hard
     if not path.exists():
@@ -122,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.edit_quality", description="Scores of edits whose truth is known."
     )
-    parser.add_argument("--weights", default="demo", help="a folder of weights, or demo")
+    parser.add_argument("--weights", default="demo", help="a folder of weights, demo or flow")
     parser.add_argument("--scenes", type=int, help="60, or 10 with --editor")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--frames", type=int, help="default: the model's own")
@@ -140,7 +141,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("bench-out"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    editor = anyv2v.load(args.weights)
+    # a scene with noise of a wrong norm counts as it is
+    editor = with_defaults(anyv2v.load(args.weights), noise_range=())
+    if (args.sweep or args.conditions) and editor.backbone.name != "i2vgen":
+        parser.error("--sweep and --conditions are for weights of i2vgen")
     args.frames = args.frames or editor.defaults.frames
     args.scenes = args.scenes or (10 if args.editor else 60)
     judged = sweep if args.sweep else conditions if args.conditions else run

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -98,10 +99,17 @@ class Row:
     def lacks(self, backbone: str) -> str:
         """Says why the row cannot be made with weights of `backbone`; "" if it can."""
         if self.of not in ("", backbone):
-            return f"weights of {self.of} have it alone"
+            return f"only weights of {self.of} have these sites"
         if self.needs and importlib.util.find_spec(self.needs) is None:
             return f"{self.needs} is missing: pip install '.[bench]'"
         return ""
+
+
+def with_defaults(editor: Editor, **defaults) -> Editor:
+    """Returns an editor of the same networks, whose weights have other defaults."""
+    other = copy(editor)
+    other.backbone = replace(editor.backbone, defaults=replace(editor.defaults, **defaults))
+    return other
 
 
 def with_original_sites(editor: Editor, injection: anyv2v.Injection) -> anyv2v.Injection:
@@ -110,9 +118,13 @@ def with_original_sites(editor: Editor, injection: anyv2v.Injection) -> anyv2v.I
     return anyv2v.Injection(sites=paper_sites(ATTENTION, layers)).over(injection)
 
 
-def _reconstruction(case: Case) -> np.ndarray:
-    caption = case.edit.source.caption
-    return case.editor.reconstruct(case.source, caption).frames
+def _reconstruction(case: Case, offsets: bool = True) -> np.ndarray:
+    source = case.source if offsets else replace(case.source, offsets={})
+    return case.editor.reconstruct(source, case.edit.source.caption).frames
+
+
+def _autoencoded(case: Case, clip: np.ndarray) -> np.ndarray:
+    return case.editor.decode(case.editor.encode_frames(clip))
 
 
 def _carried(carry: Callable[[np.ndarray, np.ndarray], np.ndarray]):
@@ -137,9 +149,12 @@ ROWS = {
     "random": Row(lambda case: case.sample(NO_INJECTION, random_ratio=1.0).frames),
     "inverted": Row(lambda case: case.sample(NO_INJECTION).frames),
     "random, injected": Row(lambda case: case.sample(random_ratio=1.0).frames),
-    "autoencoder": Row(
-        lambda case: case.editor.decode(case.editor.encode_frames(case.truth.frames))
+    "autoencoder": Row(lambda case: _autoencoded(case, case.truth.frames)),
+    "source, autoencoded": Row(
+        lambda case: _autoencoded(case, case.truth.source), reconstructs=True
     ),
     "reconstruction": Row(_reconstruction, reconstructs=True),
+    # of weights that solve all steps, there are no offsets, and it is the row above
+    "without offsets": Row(lambda case: _reconstruction(case, False), reconstructs=True),
 }
 """Name -> row, in the order of the table. "edit" is what the others are compared with."""

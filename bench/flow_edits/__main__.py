@@ -38,9 +38,9 @@ from anyv2v.editor import Editor
 from anyv2v.runtime.atomic_files import atomic_path
 from anyv2v.weights.demo.scenes import KINDS
 from bench.core import RESULTS, Bench, circumstances
-from bench.edit_quality.rows import ROWS
+from bench.edit_quality.rows import ROWS, with_defaults
 from bench.edit_quality.table import contact_sheet, interval
-from bench.flow_edits.cases import Case, with_defaults
+from bench.flow_edits.cases import Case
 from bench.flow_edits.studies import STUDIES, Study
 
 PAIR = "colour+background"

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import replace
 from functools import cached_property
-from typing import cast
 
 import numpy as np
 
 import anyv2v
-from anyv2v.backbones.wan.backbone import Wan
 from anyv2v.editor import Editor
 from anyv2v.injection.fractions import Injection
 from anyv2v.media.psnr import psnr
@@ -19,6 +16,7 @@ from anyv2v.pipeline.request import Edit
 from anyv2v.pipeline.source import Source
 from anyv2v.weights.demo.scenes import KINDS, draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
+from bench.edit_quality.rows import with_defaults
 from bench.flow_edits.candidates import Candidate, everywhere
 
 SCORES = ("psnr", "outside", "trajectory", "iou", "colour")
@@ -98,10 +96,3 @@ class Case:
         """Returns the scores of an edited clip."""
         found = scores(clip, self.truth)
         return {name: None if np.isnan(found[name]) else found[name] for name in SCORES}
-
-
-def with_defaults(editor: Editor, **defaults) -> Editor:
-    """Returns an editor of the same networks, whose weights have other defaults."""
-    other, wan = copy(editor), cast(Wan, editor.backbone)
-    other.backbone = replace(wan, defaults=replace(wan.defaults, **defaults))
-    return other

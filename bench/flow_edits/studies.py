@@ -10,8 +10,9 @@ import numpy as np
 
 from anyv2v.injection.fractions import NO_INJECTION
 from anyv2v.protection.protect import protect
+from bench.edit_quality.rows import with_defaults
 from bench.flow_edits.candidates import NOTHING, Candidate, grid
-from bench.flow_edits.cases import Case, Scores, with_defaults
+from bench.flow_edits.cases import Case, Scores
 
 Found = Mapping[str, Scores]
 """Name of a row -> its scores."""

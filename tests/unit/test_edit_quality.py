@@ -164,7 +164,7 @@ def test_rows_of_other_backbones_and_scenes_of_other_kinds_are_left_out(tmp_path
     }
     assert all(list(s["scores"]) == ["static"] for s in scenes.values())
     said = capsys.readouterr().out.splitlines()[0]
-    assert said == "original sites: left out, because weights of i2vgen have it alone"
+    assert said == "original sites: left out, because only weights of i2vgen have these sites"
 
 
 def test_hard_scenes_take_all_kinds_and_hardships_in_turn():

@@ -11,9 +11,10 @@ import anyv2v
 from anyv2v.backbones.base import Defaults
 from anyv2v.errors import InputError
 from anyv2v.weights.demo.scenes import KINDS
+from bench.edit_quality.rows import with_defaults
 from bench.flow_edits import __main__ as command
 from bench.flow_edits.candidates import NOTHING, Candidate, everywhere, grid
-from bench.flow_edits.cases import Case, with_defaults
+from bench.flow_edits.cases import Case
 from bench.flow_edits.studies import LEVELS, Study, guides, levels, sites
 from tests import wan
 

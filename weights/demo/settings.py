@@ -18,8 +18,6 @@ class Settings:
     """Number of steps, of the inversion and of the sampling alike."""
     guidance: float = 1.0
     """Scale of classifier-free guidance by the text; 1 means none."""
-    prompted: bool = True
-    """Whether the inversion is conditioned on the source's caption."""
     injection: Injection = Injection(conv=0.8, spatial=0.0, temporal=0.0)
     """Fraction of the steps in which each injection group (set of layers) is injected."""
     protect: bool = True
@@ -27,7 +25,7 @@ class Settings:
     0.04 dB by it. A guided start is off, since one of 59 loses 1.4 dB."""
 
     def as_defaults(self) -> dict[str, object]:
-        """Returns the settings, except `prompted`, as the entries of "defaults" in config.json.
+        """Returns the settings as the entries of "defaults" in config.json.
 
         They are JSON values, with an empty negative prompt added.
         """
