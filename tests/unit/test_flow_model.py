@@ -1,9 +1,10 @@
 """The small flow model that comes with the package: its edits are compared with the truth.
 
-Two validation scenes, a color and a background edit, in half of the default's steps.
+A color and a background edit, in half of the default's steps. They are the first validation scenes
+of their kinds that neither the recipe's scores nor the study of the settings use.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from anyv2v.media.psnr import psnr
 from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
 from anyv2v.weights.flow.recipe import PRESETS, config
-from anyv2v.weights.verify import verify
 
 STEPS = 25
 SCENES = {"colour": 24, "background": 27}
@@ -49,11 +49,9 @@ def invert(editor, edit) -> Trial:
 
 
 def test_the_weights_are_those_of_the_recipe_and_whole():
+    loading.inspect("flow")
     folder = loading.folder_of("flow")
-    report = verify(folder, loading.expected_shapes)
-    assert report.fingerprint == loading.peek("flow").fingerprint
-    made = loading.Checkpoint.open(folder).config
-    assert made == config(PRESETS["cpu"])
+    assert loading.Checkpoint.open(folder).config == config(PRESETS["cpu"])
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 12e6
 
 
@@ -62,7 +60,10 @@ def test_the_way_there_and_back_ends_at_the_autoencoders_ceiling(editor, trials)
         clip, caption = trial.truth.source, trial.source.settings.prompt
         ceiling = psnr(editor.decode(editor.encode_frames(clip))[1:], clip[1:])
         again = editor.reconstruct(trial.source, caption, steps=STEPS)
-        assert psnr(again.frames[1:], clip[1:]) > max(29.0, ceiling - 3)
+        assert psnr(again.frames[1:], clip[1:]) > max(29.0, ceiling - 0.5)
+        # by the model alone, without what the inversion kept of the steps that it did not solve
+        alone = editor.reconstruct(replace(trial.source, offsets={}), caption, steps=STEPS)
+        print(psnr(alone.frames[1:], clip[1:]), ceiling, trial.source.noise_norm)
         assert 0.9 < trial.source.noise_norm < 1.2
 
 
@@ -86,7 +87,6 @@ def test_edits_beat_random_noise_and_a_still_picture(editor, trials):
         name: {s: np.mean([each[s] for each in rows]) for s in ("psnr", "trajectory")}
         for name, rows in found.items()
     }
-    print(means)
     assert means["edit"]["psnr"] > means["random"]["psnr"] + 4
     assert means["edit"]["psnr"] > means["static"]["psnr"] + 6
     assert means["edit"]["trajectory"] < min(means[x]["trajectory"] for x in ("random", "static"))
