@@ -26,17 +26,12 @@ from anyv2v.runtime.device import choose_device, choose_dtype
 from anyv2v.runtime.meta import shapes_of
 from anyv2v.runtime.offload import OffloadMode, check_offload
 from anyv2v.runtime.stage import stage
-from anyv2v.weights import demo, flow
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.manifest import CLIP, Shapes, components
+from anyv2v.weights.packaged import PACKAGED
 from anyv2v.weights.verify import Report, verify
 
 log = logging.getLogger(__name__)
-
-DEMO = "demo"
-"""The name that stands for the weights that are used where no others are named."""
-PACKAGED = {DEMO: demo.FOLDER, "flow": flow.FOLDER}
-"""Name of small weights that come with the package -> their folder."""
 
 
 def load(

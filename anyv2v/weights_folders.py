@@ -17,6 +17,7 @@ from anyv2v.stable_diffusion import adapters
 from anyv2v.stable_diffusion import loading as stable_diffusion
 from anyv2v.weights.checkpoint import Checkpoint
 from anyv2v.weights.manifest import CLIP, IP_ADAPTER, STABLE_DIFFUSION, T2I_ADAPTER, Shapes
+from anyv2v.weights.packaged import PACKAGED
 from anyv2v.weights.verify import Report, verify
 
 Builders = Callable[[dict], dict[str, Callable[[], nn.Module]]]
@@ -47,7 +48,7 @@ def expected_shapes(config: dict) -> dict[str, Shapes]:
 def folder_of(weights: str | os.PathLike) -> Path:
     """Returns the path of any weights folder, as `loading.folder_of` does for those of videos."""
     folder = cache.located(weights, expected_shapes)
-    return loading.PACKAGED.get(os.fspath(weights), folder)
+    return PACKAGED.get(os.fspath(weights), folder)
 
 
 def inspect(

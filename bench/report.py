@@ -17,7 +17,7 @@ from math import log10
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/flow-model.md", "bench/README.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/flow-injection.md", "bench/README.md")
 FIGURES = "bench/results"
 NO_GPU = "not measured on a GPU"
 ORIGINAL, FIRST, NEXT = (

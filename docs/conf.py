@@ -45,6 +45,7 @@ ELSEWHERE = {
     "bench": "bench/README.md",
     "contributing": "CONTRIBUTING.md",
     "demo-model": "weights/demo/README.md",
+    "flow-model": "weights/flow/README.md",
     "kernels": "kernels/README.md",
 }
 """Page of the site -> the file of the repository that it shows; the page only links there."""

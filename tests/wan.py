@@ -10,7 +10,6 @@ from torch import nn
 
 from anyv2v.backbones.base import Defaults
 from anyv2v.backbones.wan.backbone import Wan
-from anyv2v.backbones.wan.sites import chosen_sites
 from anyv2v.editor import Editor
 from anyv2v.injection.fractions import Injection
 from anyv2v.weights.folder import Part, write_folder
@@ -65,7 +64,13 @@ CONFIG = {
         "norm_eps": 1e-6,
     },
     "schedule": {"train_steps": 1000, "shift": 5.0},
-    "injection": chosen_sites(LAYERS),
+    # of groups that overlap, which those of published weights do not
+    "injection": {
+        "map": ["block.1.self", "block.2.self"],
+        "value": ["block.1.self.value", "block.2.self.value"],
+        "context": ["block.1.self.context", "block.2.self.context"],
+        "hidden": ["block.1.ff"],
+    },
 }
 DEFAULTS = Defaults(
     (96, 64), 9, 24, 10, {"text": 5.0}, "static", Injection(map=0.4, value=0, context=0, hidden=0)

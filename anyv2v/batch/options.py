@@ -12,6 +12,7 @@ from anyv2v.batch.paths import is_url
 from anyv2v.checks import shown
 from anyv2v.errors import InputError
 from anyv2v.weights import hub
+from anyv2v.weights.packaged import PACKAGED
 
 OF_CLIPS = frozenset(
     "size frames sample_fps start_time fit method inversion_steps tolerance inversion_prompt fps "
@@ -36,7 +37,7 @@ COMMANDS = {"edit": OF_EDITS, "reconstruct": OF_BOTH}
 PATHS = frozenset("frame reference mask weights editor_weights keyframe protect guide".split())
 """Options that name files, besides the clip."""
 WORDS = {
-    "weights": ("demo", "flow"),
+    "weights": tuple(PACKAGED),
     "protect": ("off", "auto"),
     "guide": ("off", "auto", "patches"),
 }

@@ -19,6 +19,7 @@ from anyv2v.media.frames import Video
 from anyv2v.media.proportions import Size, size_of_short_side
 from anyv2v.media.video import read_first_frame, read_video
 from anyv2v.pipeline.source import SUFFIX, Source
+from anyv2v.weights.packaged import DEMO
 
 
 def is_source(path: str) -> bool:
@@ -50,7 +51,7 @@ class Clip:
 
     video: str
     """Path of the video, picture or source."""
-    weights: str = loading.DEMO
+    weights: str = DEMO
     """Folder of the weights, "demo" or "flow"."""
     size: Size | int | None = None
     """(width, height), or the length of the shorter side, in pixels."""

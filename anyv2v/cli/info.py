@@ -34,9 +34,9 @@ def run_info(args: argparse.Namespace) -> None:
 def facts(weights: str | None) -> dict[str, Any]:
     """Returns all that is known, as JSON has it.
 
-    weights: a folder of weights, "demo", a repository of the hub, or None for no weights. The keys
-    are "versions", "machine", "kernels", "weights", "caches" and "environment". Raises InputError
-    if `weights` is none of these.
+    weights: a folder of weights, "demo" or "flow", a repository of the hub, or None for no
+    weights. The keys are "versions", "machine", "kernels", "weights", "caches" and "environment".
+    Raises InputError if `weights` is none of these.
     """
     device = choose_device(None)
     dtype = choose_dtype(None, device)

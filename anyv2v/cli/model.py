@@ -10,6 +10,7 @@ from anyv2v import loading
 from anyv2v.editor import Editor
 from anyv2v.runtime.device import choose_device
 from anyv2v.runtime.offload import OffloadMode
+from anyv2v.weights.packaged import DEMO
 
 OFFLOADS: dict[str, OffloadMode] = {"auto": "auto", "on": True, "off": False}
 """Value of --offload -> mode of `Offload`."""
@@ -19,7 +20,7 @@ OFFLOADS: dict[str, OffloadMode] = {"auto": "auto", "on": True, "off": False}
 class Model:
     """Which weights to load, and where and in which dtype to run them."""
 
-    weights: str = loading.DEMO
+    weights: str = DEMO
     """Folder of the weights, "demo" or "flow"."""
     device: str | None = None
     """None chooses CUDA if there is a GPU; otherwise "cpu" or "cuda", such as "cuda:1"."""

@@ -30,11 +30,13 @@ from anyv2v.convert.repositories import PUBLISHED
 from anyv2v.diffusion.inversion import METHODS, TOLERANCE
 from anyv2v.injection.fractions import USUAL
 from anyv2v.injection.presets import PRESETS
-from anyv2v.loading import DEMO
 from anyv2v.media.image import FITS
 from anyv2v.pipeline.inverting import STEPS
 from anyv2v.weights.demo.scenes import BEST_FIRST, CLEAR
+from anyv2v.weights.packaged import DEMO, PACKAGED
 
+WORDS = f"the word {' or '.join(PACKAGED)}"
+"""The names of weights that come with the package, for help texts."""
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 """Values of --dtype."""
 OF_WEIGHTS = "(default: the weights' own; for I2VGen-XL {})"
@@ -98,7 +100,7 @@ def _weights(commands: Commands) -> None:
     commands.group("weights", "Verify a folder of weights, or download one.")
     sub = commands.add("weights verify", "Read a folder of weights whole and say what it is.")
     add = sub.add_argument_group("verify").add_argument
-    text = "folder written by `anyv2v convert`, the word demo, or OWNER/NAME of the hub"
+    text = f"folder written by `anyv2v convert`, {WORDS}, or OWNER/NAME of the hub"
     add("dir", metavar="DIR", help=text)
     sub = commands.add("weights fetch", "Download a published model and convert it.")
     add = sub.add_argument_group("fetch").add_argument
@@ -317,7 +319,7 @@ def _info(commands: Commands) -> None:
     )
     sub = commands.add("info", text)
     add = sub.add_argument_group("info").add_argument
-    text = "weights to tell of, and whose kernels: a folder, the word demo, or OWNER/NAME of the "
+    text = f"weights to tell of, and whose kernels: a folder, {WORDS}, or OWNER/NAME of the "
     text += "Hugging Face hub"
     add("dir", metavar="DIR", nargs="?", help=text)
     add("--json", action="store_true", help="print a JSON object, with every kernel's reasons")
@@ -345,8 +347,8 @@ def _model(sub: argparse.ArgumentParser) -> None:
         "--weights",
         default=os.environ.get("ANYV2V_WEIGHTS") or DEMO,
         metavar="DIR",
-        help="folder written by `anyv2v convert`; the words demo and flow for the small models "
-        "that are part of the package; or OWNER/NAME[@REVISION] of a repository of the Hugging "
+        help=f"folder written by `anyv2v convert`; {WORDS} for a small model "
+        "that is part of the package; or OWNER/NAME[@REVISION] of a repository of the Hugging "
         "Face hub, such as ali-vilab/i2vgen-xl, which is downloaded and converted on its first "
         "use; the environment variable ANYV2V_WEIGHTS changes the default",
     )

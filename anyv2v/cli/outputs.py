@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anyv2v import checks, loading
+from anyv2v import checks
 from anyv2v.cli.arguments import listed
 from anyv2v.cli.clip import size_of
 from anyv2v.cli.finish import Finish
@@ -20,6 +20,7 @@ from anyv2v.media.sequence import check_sequence_output, writes_sequence
 from anyv2v.media.video import SUFFIXES, pyav
 from anyv2v.media.writer import CRF, FAITHFUL, video_writer
 from anyv2v.runtime.atomic_files import check_output
+from anyv2v.weights.packaged import DEMO, PACKAGED
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Outputs:
     output: str | list[str] | None = None
     save_frame: list[str] | None = None
     force: bool = False
-    weights: str = loading.DEMO
+    weights: str = DEMO
     video: str | None = None
     frame: list[str] | None = None
     reference: list[str] | None = None
@@ -73,8 +74,7 @@ class Outputs:
         inputs += [path for path in (self.protect, self.guide) if path is not None]
         if any(output == Path(os.path.realpath(given)) for given in inputs):
             raise InputError(f"-o {path}: is an input, which is never overwritten")
-        packaged = self.weights in loading.PACKAGED
-        weights = None if packaged else Path(os.path.realpath(self.weights))
+        weights = Path(os.path.realpath(PACKAGED.get(self.weights, self.weights)))
         if weights in output.parents:
             raise InputError(f"-o {path}: is in the folder of the weights")
         if suffixes == SUFFIXES and writes_sequence(path):

@@ -31,11 +31,11 @@ from anyv2v.cli.values import AUTO, OFF, SOURCE
 from anyv2v.convert.cache import pinned
 from anyv2v.editor import Editor
 from anyv2v.kernels.choose import USED
-from anyv2v.loading import PACKAGED
 from anyv2v.media.sequence import Pattern, is_sequence, numbered
 from anyv2v.pipeline.source import SUFFIX, Source
 from anyv2v.runtime.atomic_files import atomic_path, check_output
 from anyv2v.weights import hub
+from anyv2v.weights.packaged import PACKAGED
 
 PACKAGES = ("anyv2v", "torch", "triton", "numpy", "av", "pillow", "safetensors", "tokenizers")
 """Packages whose versions are recorded."""

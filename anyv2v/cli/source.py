@@ -23,6 +23,7 @@ from anyv2v.media.frames import Video
 from anyv2v.pipeline.source import Source, Unfinished
 from anyv2v.pipeline.step_plan import CachePlan, together
 from anyv2v.runtime.progress import Progress
+from anyv2v.weights.packaged import PACKAGED
 
 PACKAGED_NOTICE = (
     "the {} weights know rendered shapes of 32x32 pixels and nothing else, so edits of other "
@@ -197,4 +198,4 @@ def notice(args: argparse.Namespace) -> None:
 
 def packaged_notice(weights: str) -> str:
     """Returns what small weights that come with the package are for; "" for other weights."""
-    return PACKAGED_NOTICE.format(weights) if weights in loading.PACKAGED else ""
+    return PACKAGED_NOTICE.format(weights) if weights in PACKAGED else ""

@@ -13,8 +13,10 @@ from anyv2v.cli.source import progress_of, without_effect
 from anyv2v.convert.fetch import asked, fetch
 from anyv2v.convert.published import convert
 from anyv2v.convert.repositories import ADAPTER, EDITOR, SCORES, VIDEOS
+from anyv2v.errors import InputError
 from anyv2v.weights import hub
 from anyv2v.weights.manifest import CLIP
+from anyv2v.weights.packaged import PACKAGED
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -23,6 +25,7 @@ def run_convert(args: argparse.Namespace) -> None:
     Weights of a frame editor become a folder for --editor-weights, or for an option of the editor;
     those of a CLIP become one for --clip.
     """
+    check_name(args.dst)
     with progress_of(args) as progress:
         done = progress.bytes("convert")
         shapes = weights_folders.expected_shapes
@@ -45,6 +48,7 @@ def run_verify(args: argparse.Namespace) -> None:
 def run_fetch(args: argparse.Namespace) -> None:
     """Runs `anyv2v weights fetch`: downloads a published model and converts it to a folder, DST."""
     name, dst = asked(args.name, args.dst)
+    check_name(dst)
     # the library that downloads shows bars of its own, which are for terminals only
     dtype, no_bars = typed(Model, args).torch_dtype, args.quiet or not sys.stderr.isatty()
     with progress_of(args) as progress:
@@ -56,6 +60,12 @@ def run_fetch(args: argparse.Namespace) -> None:
     where = " and ".join(map(str, folders))
     option = option_of(report.checkpoint.config, dst)
     print(f"{dst}: ready for {option}; the download in {where} is no longer needed")
+
+
+def check_name(folder: str) -> None:
+    """Raises InputError if --weights would not take `folder` for the folder of that name."""
+    if folder in PACKAGED:
+        raise InputError(f"{folder}: is the name of weights of the package; write ./{folder}")
 
 
 def option_of(config: dict, folder: str) -> str:

@@ -190,7 +190,9 @@ class Planner(Stages):
             hint = "editor.load_source(path) reads one, editor.invert(video) makes one"
             raise InputError(f"source: {checks.shown(source)} is not a Source; {hint}")
         if source.fingerprint != self.fingerprint:
-            raise InputError("the source was made with other weights; invert the video again")
+            raise InputError(
+                "the source was made with other weights; load those, or invert the video again"
+            )
         frames, shape = source.video.frames, tuple(source.trajectory.clean.shape)
         width, height = size_of(frames)
         if shape != (1, *self.backbone.codec.shape(len(frames), height, width)):

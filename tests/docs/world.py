@@ -11,7 +11,7 @@ from PIL import Image
 import anyv2v
 from anyv2v.cli.main import main
 from anyv2v.convert.published import convert
-from anyv2v.loading import PACKAGED
+from anyv2v.weights.packaged import PACKAGED
 from anyv2v.weights_folders import expected_shapes
 from tests import wan
 from tests.docs.blocks import ROOT, blocks

@@ -11,10 +11,10 @@ from PIL import Image
 
 import anyv2v
 from anyv2v import EditRequest, Injection, InputError, Record, Replay, ShareSource, Taps, Video
-from anyv2v.batch.options import WORDS
 from anyv2v.frame_editors.recolor import Recolor, parse_colors
-from anyv2v.loading import PACKAGED, folder_of
+from anyv2v.loading import folder_of
 from anyv2v.pipeline.arguments import as_video
+from anyv2v.weights.packaged import PACKAGED
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,6 @@ def test_paths(editor, source, weights, tmp_path, monkeypatch):
     for name, folder in PACKAGED.items():
         assert folder_of(Path(name)) == folder_of(name) == folder
         assert folder_of(f"./{name}") == Path(name)
-    assert WORDS["weights"] == tuple(PACKAGED)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "weights").symlink_to(weights)
     for given in ("~/weights", Path("~/weights")):

@@ -27,9 +27,10 @@ from anyv2v.pipeline import cost
 from anyv2v.pipeline.request import Edit
 from anyv2v.pipeline.source import Source
 from anyv2v.ui import server
+from anyv2v.weights.packaged import PACKAGED
 
 Editor = anyv2v.Editor
-FOLDER = str(loading.PACKAGED["demo"])
+FOLDER = str(PACKAGED["demo"])
 
 # command -> its call with what it requires
 LINES = {

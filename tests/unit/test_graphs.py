@@ -648,7 +648,7 @@ def test_the_switch(editor, monkeypatch):
     cuda = torch.device("cuda")
     assert resolve_graphs(None, CPU) is None and resolve_graphs(False, CPU) is False
     with pytest.raises(InputError, match="need a CUDA device, not cpu"):
-        anyv2v.load(anyv2v.loading.DEMO, "cpu", graphs=True)
+        anyv2v.load("demo", "cpu", graphs=True)
     monkeypatch.setenv("ANYV2V_GRAPHS", "0")
     assert resolve_graphs(None, cuda) is False and resolve_graphs(True, cuda) is True
     monkeypatch.setenv("ANYV2V_GRAPHS", "1")

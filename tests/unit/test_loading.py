@@ -9,8 +9,10 @@ import torch
 import anyv2v
 from anyv2v import InputError, loading
 from anyv2v.backbones.i2vgen.backbone import I2VGen
+from anyv2v.cli.source import packaged_notice
 from anyv2v.runtime.device import choose_device, choose_dtype
 from anyv2v.weights.checkpoint import Checkpoint
+from anyv2v.weights.packaged import PACKAGED
 
 HALF, WHOLE, BRAIN = torch.float16, torch.float32, torch.bfloat16
 
@@ -98,3 +100,9 @@ def test_groups_name_sites_that_there_are(weights, editor, monkeypatch):
     monkeypatch.setattr(I2VGen, "assemble", lambda *_: wrong)
     with pytest.raises(InputError, match="injection conv names no site up.9.res.1"):
         loading.load(weights, "cpu")
+
+
+def test_small_weights_of_the_package_are_said_to_be_small():
+    for name in PACKAGED:
+        assert packaged_notice(name).startswith(f"the {name} weights know rendered shapes")
+        assert packaged_notice(f"./{name}") == ""

@@ -7,6 +7,7 @@ import pytest
 from anyv2v.cli.outputs import Outputs
 from anyv2v.errors import InputError
 from anyv2v.media.video import SUFFIXES
+from anyv2v.weights.packaged import PACKAGED
 
 INPUTS = ("video", "frame", "reference", "mask")
 
@@ -51,8 +52,10 @@ def test_nothing_is_written_among_the_weights(here):
     refuses("is in the folder of the weights", output="a.mp4", save_frame=frame, weights="weights")
     Outputs(output="a.mp4", weights="weights").check(SUFFIXES)
     Path("demo").mkdir()
-    # the word, which names no folder of the user's
+    # the word, which names no folder of the user's, but one of the package
     Outputs(output="demo/out.mp4").check(SUFFIXES)
+    for name, folder in PACKAGED.items():
+        refuses("is in the folder of the weights", output=str(folder / "out.mp4"), weights=name)
 
 
 def test_no_two_outputs_are_one(here):

@@ -242,11 +242,13 @@ def test_an_edit_of_the_published_size_fits_24_gb(monkeypatch, frames):
     clip = anyv2v.Video(np.zeros((frames, *SIZE[::-1], 3), np.uint8), 24)
     editor.check_memory(SIZE, frames)
     cost = predict_cost(editor, clip)
-    # the text encoder is there while the conditions are made, and features wait on the host
-    assert cost.weights == weights and weights + 11.36e9 < cost.peak < usable
+    assert cost.weights == weights and weights + 5e9 < cost.peak < usable
+    # the text encoder is there while the conditions are made
+    alone = predict_cost(editor, clip, feature_memory=0)
+    assert weights + 11.36e9 < alone.peak < usable
     # where it does not fit, it runs on the host
     gpu_with(monkeypatch, int(11e9))
-    assert weights + 5e9 < predict_cost(editor, clip, feature_memory=0).peak < 18e9
+    assert weights + 5e9 < predict_cost(editor, clip, feature_memory=0).peak < 18.5e9
 
 
 @pytest.mark.slow

@@ -224,7 +224,12 @@ def test_what_the_config_says(converted, configs):
         "norm_eps": 1e-6,
     }
     assert config["schedule"] == {"train_steps": 1000, "shift": 5.0}
-    assert config["injection"]["map"] == ["block.1.self", "block.2.self"]
+    assert config["injection"] == {
+        "map": ["block.1.self", "block.2.self"],
+        "value": ["block.0.self.value"],
+        "context": ["block.0.self.context"],
+        "hidden": ["block.0.ff"],
+    }
 
 
 # precision

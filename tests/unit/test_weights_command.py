@@ -22,6 +22,7 @@ from anyv2v.convert.published import convert
 from anyv2v.convert.repositories import PUBLISHED, needed_files, recognize
 from anyv2v.errors import InputError
 from anyv2v.loading import expected_shapes, inspect
+from anyv2v.weights.packaged import PACKAGED
 
 
 @pytest.fixture
@@ -74,8 +75,9 @@ def test_a_whole_folder_is_described(run, weights):
     assert lines[-1] == f"fingerprint {inspect(weights).checkpoint.fingerprint}"
 
 
-def test_the_demo_weights_are_whole(run):
-    status, out, _ = run("weights", "verify", "demo")
+@pytest.mark.parametrize("name", PACKAGED)
+def test_the_weights_of_the_package_are_whole(run, name):
+    status, out, _ = run("weights", "verify", name)
     assert status == 0 and "fingerprint" in out
 
 
@@ -444,6 +446,14 @@ def test_an_output_that_is_there_is_found_before_the_download(run, hub, tmp_path
     (tmp_path / "out").mkdir()
     status, _, err = run("weights", "fetch", "out")
     assert status == 2 and "exists already" in err and not hub.asked
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_weights_that_their_name_would_not_find_are_not_written(run, hub, tmp_path, name):
+    for words in (("weights", "fetch", name), ("convert", "somewhere", name)):
+        status, out, err = run(*words)
+        assert (status, out) == (2, "") and not hub.asked
+        assert f"{name}: is the name of weights of the package; write ./{name}" in err
 
 
 def test_what_is_needed_of_a_page():

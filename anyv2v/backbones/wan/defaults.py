@@ -15,9 +15,10 @@ PUBLISHED_SETTINGS = {
     "steps": 50,
     "guidance": {"text": 5.0},
     "negative_prompt": NEGATIVE_PROMPT,
-    # AnyV2V's original code has no Wan: this is the paper's fraction, of the map alone
-    "injection": {"map": 0.2, "value": 0.0, "context": 0.0, "hidden": 0.0},
-    # of our inversion, measured on fields with a known velocity: see bench/README.md
+    # AnyV2V's original code has no Wan: this was found on the small flow model, see
+    # docs/flow-injection.md
+    "injection": {"map": 0.8, "value": 0.0, "context": 0.0, "hidden": 0.0},
+    # of our inversion, measured on fields with a known velocity (bench/README.md) and on that model
     "tolerance": 1e-3,
     "solved_from": 0.17,
     "noise_range": [0.9, 1.2],

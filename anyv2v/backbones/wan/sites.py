@@ -23,14 +23,15 @@ VALUE, CONTEXT = "value", "context"
 def chosen_sites(layers: int) -> dict[str, list[str]]:
     """Returns the injection groups of a transformer with so many blocks: group -> names of sites.
 
-    "map" (the attention map: query and key), "value" and "context" are the self-attentions of all
-    blocks but those of the first third; "hidden" is the feed-forward network of the middle block,
-    in the role of AnyV2V's residual feature. No measurement on Wan is published.
+    "map" (the attention map: query and key) is that of the second half of the blocks. "value",
+    "context" and "hidden" (the outputs of the feed-forward networks), which hold what things look
+    like, are of the first half. So the edits of the small flow model were best, see
+    docs/flow-injection.md; no measurement on Wan itself is published.
     """
-    blocks = range(layers // 3, layers)
+    early, late = range(layers // 2), range(layers // 2, layers)
     return {
-        "map": [f"block.{i}.self" for i in blocks],
-        "value": [f"block.{i}.self.{VALUE}" for i in blocks],
-        "context": [f"block.{i}.self.{CONTEXT}" for i in blocks],
-        "hidden": [f"block.{layers // 2}.ff"],
+        "map": [f"block.{i}.self" for i in late],
+        "value": [f"block.{i}.self.{VALUE}" for i in early],
+        "context": [f"block.{i}.self.{CONTEXT}" for i in early],
+        "hidden": [f"block.{i}.ff" for i in early],
     }
