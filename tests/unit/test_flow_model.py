@@ -63,7 +63,7 @@ def test_the_way_there_and_back_ends_at_the_autoencoders_ceiling(editor, trials)
         assert psnr(again.frames[1:], clip[1:]) > max(29.0, ceiling - 0.5)
         # by the model alone, without what the inversion kept of the steps that it did not solve
         alone = editor.reconstruct(replace(trial.source, offsets={}), caption, steps=STEPS)
-        print(psnr(alone.frames[1:], clip[1:]), ceiling, trial.source.noise_norm)
+        assert psnr(alone.frames[1:], clip[1:]) > max(29.0, ceiling - 2)
         assert 0.9 < trial.source.noise_norm < 1.2
 
 

@@ -92,6 +92,10 @@ TOKENS = 32
 """Number of vectors of an encoded caption; the longest caption has 28 words and a comma."""
 
 
+INJECTION = {"map": 0.8, "value": 0.0, "context": 0.0, "hidden": 0.0}
+"""Injection group -> fraction of the steps, see docs/flow-injection.md."""
+
+
 def config(preset: Preset) -> dict:
     """Returns the config.json of a model with the sizes of `preset`, as a dict."""
     channels, dim = preset.latent_channels, preset.text_dim
@@ -105,6 +109,7 @@ def config(preset: Preset) -> dict:
             "fps": 8,
             "guidance": {"text": 1.0},
             "negative_prompt": "",
+            "injection": INJECTION,
         },
         "transformer": {
             "in_channels": channels,
