@@ -428,14 +428,15 @@ KINDS = ("colour", "texture", "shape", "background", "style", "add")
 def flow_levels(results: Results) -> str:
     """Make the table of inversions of the flow model, by the level from which they solve."""
     lines = [
-        [row["name"], whole(row["evaluations"][0]), mean(row, "norm", 2), mean(row, "residual", 4)]
+        [row["name"], mean(row, "drawn", 0), whole(row["evaluations"][0])]
+        + [mean(row, "norm", 2), mean(row, "residual", 4)]
         + [mean(row, name, 1) for name in ("autoencoder", "reconstruction", "without offsets")]
-        + [mean(row, "plain", 1), mean(row, "psnr", 1), mean(row, "gain", 2, "+")]
+        + [mean(row, "inverted", 1), mean(row, "psnr", 1), mean(row, "gain", 2, "+")]
         for row in rows_of_all(results, "levels")
     ]
-    header = ["solved from sigma", "evaluations", "norm of the noise", "largest residual"]
-    header += ["autoencoder, dB", "reconstruction, dB", "the same without offsets", "edit, dB"]
-    header += ["the same, injected", "over that from 0.17"]
+    header = ["solved from sigma", "steps not solved", "evaluations", "norm", "residual"]
+    header += ["autoencoder, dB", "reconstruction, dB", "without offsets, dB", "inverted, dB"]
+    header += ["edit, dB", "over that from 0.17"]
     return flow_table(results, "levels", header, lines)
 
 
@@ -461,7 +462,7 @@ def flow_ranges(results: Results) -> str:
             found.setdefault((group, tokens, blocks), {})[until] = halved(row["gain"])
     untils = [*dict.fromkeys(until for cells in found.values() for until in cells)]
     lines = [[*key, *(cells[u] for u in untils)] for key, cells in found.items()]
-    header = ["group", "tokens", "blocks", *(f"first {u} of the steps" for u in untils)]
+    header = ["group", "tokens", "blocks", *(f"{u} of the steps" for u in untils)]
     return flow_table(results, "sites", header, lines)
 
 
@@ -470,7 +471,8 @@ def flow_settings(study: str) -> Callable[[Results], str]:
 
     def make(results: Results) -> str:
         rows = (results.flow_edits(study) or {"rows": []})["rows"]
-        gains = {(row["kind"], row["name"]): halved(row["gain"]) for row in rows}
+        # of few scenes each; their intervals are in the results
+        gains = {(row["kind"], row["name"]): f"{row['gain'][0]:+.1f}" for row in rows}
         lines = [
             [row["name"], mean(row, "psnr", 1), mean(row, "gain", 2, "+")]
             + [gains.get((kind, row["name"]), "") for kind in KINDS]
@@ -487,13 +489,14 @@ def flow_settings(study: str) -> Callable[[Results], str]:
 def flow_held_out(results: Results) -> str:
     """Make the table of the scores of held-out scenes, by kinds of edits."""
     rows = (results.flow_edits("held-out") or {"rows": []})["rows"]
-    lines = []
+    lines, last = [], ""
     for row in rows:
-        kind = row["kind"].replace("+", " and ").replace("colour", "color")
-        lines.append([kind if row["name"] == "edit" else "", row["name"], whole(row["scenes"])])
-        cells = ["psnr", 1, ""], ["gain", 2, "+"], ["outside", 1, ""], ["trajectory", 2, ""]
+        kind = "" if row["kind"] == last else row["kind"].replace("+", " and ")
+        last = row["kind"]
+        lines.append([kind, row["name"], whole(row["scenes"])])
+        cells = ["psnr", 1, ""], ["gain", 2, "+"], ["trajectory", 2, ""]
         lines[-1] += [mean(row, *cell) for cell in (*cells, ["iou", 2, ""], ["colour", 3, ""])]
-    header = ["edits", "", "scenes", "PSNR, dB", "over `edit`, dB", "outside, dB"]
+    header = ["edits", "", "scenes", "PSNR, dB", "over `edit`, dB"]
     header += ["trajectory, px", "mask IoU", "color error"]
     return flow_table(results, "held-out", header, lines)
 
@@ -624,7 +627,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "flow-blocks": flow_blocks,
     "flow-ranges": flow_ranges,
     "flow-settings": flow_settings("settings"),
-    "flow-pixels": flow_settings("pixels"),
+    "flow-guides": flow_settings("guides"),
     "flow-held-out": flow_held_out,
     **{f"all-{subject}": everything(subject) for subject in SUBJECTS},
     "rental": rental,

@@ -166,7 +166,7 @@ def keep(study: str, rows: list[dict], scenes: list[dict]) -> None:
         # a line for each row
         text = ",\n".join(
             f'"{name}": {{"about": {json.dumps(found["about"])}, "rows": [\n'
-            + ",\n".join(json.dumps(row) for row in found["rows"])
+            + ",\n".join(json.dumps(row, separators=(",", ":")) for row in found["rows"])
             + "]}"
             for name, found in results.items()
         )

@@ -19,7 +19,7 @@ from anyv2v.weights.demo.scores import Truth, scores
 from bench.edit_quality.rows import with_defaults
 from bench.flow_edits.candidates import Candidate, everywhere
 
-SCORES = ("psnr", "outside", "trajectory", "iou", "colour")
+SCORES = ("psnr", "trajectory", "colour")
 """The scores of `anyv2v.weights.demo.scores` that are kept."""
 
 Scores = Mapping[str, float | None]

@@ -265,7 +265,12 @@ def test_the_tables_of_the_flow_model_have_each_row_of_its_studies_once(root):
     names |= {"hidden 1 0.6 rest": 0.0}
     sites = [row(n, gain=[g, g - 0.25, g + 0.25]) for n, g in names.items()]
     sites.append(row("map 0 0.6 all", "shape", gain=[7.0, 7.0, 7.0]))
-    level = {"evaluations": [57.0, 56.0, 58.0], "norm": [1.01, 1.0, 1.02], "gain": [0.0, 0.0, 0.0]}
+    level = {
+        "drawn": [2.0, 2.0, 2.0],
+        "evaluations": [57.0, 56.0, 58.0],
+        "norm": [1.01, 1.0, 1.02],
+        "gain": [0.0, 0.0, 0.0],
+    }
     levels = [row("0.17", psnr=[25.0, 24.0, 26.0], **level), row("euler", **level)]
     studies = {"sites": sites, "levels": levels}
     path = root / "bench" / "results" / "flow-edits.json"
@@ -278,8 +283,35 @@ def test_the_tables_of_the_flow_model_have_each_row_of_its_studies_once(root):
     assert "9.0" not in blocks + ranges and "7.0" not in blocks + ranges
     assert "24 scenes · `python -m bench edit` · processor" in blocks
     told = report.flow_levels(results)
-    assert "| 0.17 | 57 | 1.01 [1.00, 1.02] |" in told and "| 25.0 [24.0, 26.0] | +0.00 |" in told
+    assert (
+        "| 0.17 | 2 | 57 | 1.01 [1.00, 1.02] |" in told and "| 25.0 [24.0, 26.0] | +0.00 |" in told
+    )
     # the residual of Euler's method is not known, and an interval of no width is not told
-    assert "| euler | 57 | 1.01 [1.00, 1.02] |  |" in told
+    assert "| euler | 2 | 57 | 1.01 [1.00, 1.02] |  |" in told
     assert report.flow_settings("settings")(results) == "No results yet."
     assert report.flow_held_out(results) == "No results yet."
+
+
+def test_the_tables_of_the_flow_model_tell_kinds_of_edits_apart(root):
+    def row(name, kind, gain, **scores):
+        return {"name": name, "kind": kind, "scenes": 6, "psnr": [25.0, 24.0, 26.0], **scores} | (
+            {} if gain is None else {"gain": [gain, gain - 1, gain + 1]}
+        )
+
+    rows = [row("none", "all", 0.0), row("map", "all", 1.5, trajectory=[0.5, 0.25, 0.75])]
+    rows += [row("none", "shape", 0.0), row("map", "shape", -2.25, trajectory=[9.0, 8.0, 10.0])]
+    held = [row("edit", "all", 0.0), row("reconstruction", "all", None)]
+    held += [row("static", "colour+background", -8.5), row("edit", "colour+background", 0.0)]
+    studies = {"settings": rows, "held-out": held}
+    path = root / "bench" / "results" / "flow-edits.json"
+    path.write_text(json.dumps({k: {"about": ABOUT, "rows": v} for k, v in studies.items()}))
+    results = report.Results(root / "bench" / "results")
+    lines = report.flow_settings("settings")(results).splitlines()
+    assert lines[0].startswith("|  | edit, dB | over `none`, dB | colour | texture | shape |")
+    gained = "| map | 25.0 [24.0, 26.0] | +1.50 [+0.50, +2.50] |  |  | -2.2 |  |  |  |"
+    assert lines[3].startswith(gained) and "0.50 [0.25, 0.75]" in lines[3]
+    lines = report.flow_held_out(results).splitlines()
+    assert lines[2].startswith("| all | edit | 6 | 25.0 [24.0, 26.0] |")
+    assert lines[3].startswith("|  | reconstruction | 6 | 25.0 [24.0, 26.0] |  |")
+    assert lines[4].startswith("| colour and background | static | 6 |") and "-8.50" in lines[4]
+    assert lines[5].startswith("|  | edit | 6 |")
