@@ -49,8 +49,6 @@ OF_SOURCE = frozenset(name for name, row in ROWS.items() if row.reconstructs)
 """Rows of `bench.edit_quality` whose PSNR is to the source."""
 MOST_ON_SHEET = 30
 """Rows of a contact sheet, at most."""
-
-
 HELD_OUT = "held-out"
 """The name of what `bench.edit_quality` found."""
 
@@ -118,8 +116,8 @@ def condense(scenes: list[dict], base: str) -> list[dict]:
                 for score in dict.fromkeys(x for s in chosen for x in s.get(name, {}))
             }
             if name not in OF_SOURCE:
-                truth = np.array([s.get(base, {}).get("psnr") for s in chosen], dtype=float)
-                columns["gain"] = columns["psnr"] - truth
+                others = np.array([s.get(base, {}).get("psnr") for s in chosen], dtype=float)
+                columns["gain"] = columns["psnr"] - others
             means = {
                 score: [float(f"{x:.4g}") for x in interval(values)]
                 for score, values in columns.items()
@@ -131,21 +129,18 @@ def condense(scenes: list[dict], base: str) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """The rows of all scenes, and the gain of each kind."""
+    gains = {(row["kind"], row["name"]): row["gain"][0] for row in rows if "gain" in row}
     lines = []
-    gains = {(row["kind"], row["name"]): row["gain"] for row in rows}
     for row in rows:
         if row["kind"] != "all":
             continue
-        cells = [f"{score} {row[score][0]:.3g}" for score in row if isinstance(row[score], list)]
-        mean, low, high = row["gain"]
-        kinds = " ".join(
-            f"{kind} {gains[kind, row['name']][0]:+.1f}"
-            for kind in KINDS
-            if (kind, row["name"]) in gains
-        )
-        lines.append(
-            f"{row['name']:32} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  {', '.join(cells)} | {kinds}"
-        )
+        name, means = row["name"], {k: v for k, v in row.items() if isinstance(v, list)}
+        cells = [
+            f"{score} {mean:.3g} [{low:.3g}, {high:.3g}]"
+            for score, (mean, low, high) in means.items()
+        ]
+        kinds = (f"{kind} {gains[kind, name]:+.1f}" for kind in KINDS if (kind, name) in gains)
+        lines.append(f"{name:32} {', '.join(cells)} | {' '.join(kinds)}")
     return "\n".join(lines)
 
 

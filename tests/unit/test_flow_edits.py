@@ -177,6 +177,22 @@ def test_means_and_gains_are_over_scenes_of_a_kind():
     assert rows["colour", "map 0 1 all"]["gain"] == [1.0, -1.0, 3.0]
     assert rows["shape", "none"]["gain"] == [0.0, 0.0, 0.0]
     assert "trajectory" not in rows["all", "none"] and everything["trajectory"] == [2.0, 2.0, 2.0]
+    told = command.table([*rows.values()]).splitlines()
+    assert [line.partition("  ")[0] for line in told] == ["none", "map 0 1 all"]
+    assert "gain 0.833 [-1, 3]" in told[1] and told[1].endswith("| colour +1.0 shape +0.5")
+
+
+def test_rows_that_are_compared_with_the_source_have_no_gain_over_edits(tmp_path):
+    scores = {"edit": {"psnr": 25.0}, "reconstruction": {"psnr": 35.0}}
+    kept = {"fingerprint": "abc", "scenes": {"3": {"kind": "background", "scores": scores}}}
+    (tmp_path / "scores.json").write_text(json.dumps(kept))
+    scenes = command.held_out(tmp_path)
+    assert scenes[0]["about"] == {"fingerprint": "abc"}
+    rows = command.condense(scenes, "edit")
+    assert {row["kind"] for row in rows} == {"all", "background", "colour+background"}
+    again = [row for row in rows if row["name"] == "reconstruction"]
+    assert all(row["psnr"] == [35.0] * 3 and "gain" not in row for row in again)
+    assert command.table(rows).splitlines()[1].endswith("psnr 35 [35, 35] | ")
 
 
 def test_scenes_are_made_once_and_those_of_other_weights_are_refused(tmp_path, monkeypatch):
