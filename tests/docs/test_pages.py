@@ -15,7 +15,7 @@ API = ROOT / "docs" / "api" / "anyv2v.md"
 # options of other programs that the documents name
 FOREIGN = {"--reference", "--input", "--output", "--instantid", "--prompt", "--seed", "--check"}
 # those of python -m bench, in tables that it writes
-FOREIGN |= {"--part", "--set", "--threads"}
+FOREIGN |= {"--part", "--rows", "--set", "--threads"}
 
 
 @pytest.mark.parametrize("name", PROSE)
