@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyv2v.backbones.wan.sites import chosen_sites
 from anyv2v.weights.demo.scenes import vocabulary
@@ -44,41 +44,27 @@ class Preset:
     """Learning rate of Muon, which trains the inner matrices."""
 
 
+CPU = Preset(
+    size=32,
+    frames=9,
+    latent_channels=8,
+    vae_channels=(48, 48),
+    dim=192,
+    heads=6,
+    ff_dim=576,
+    layers=8,
+    text_dim=64,
+    images=32,
+    vae_steps=3000,
+    clips=16,
+    rate=2e-3,
+    matrix_rate=4e-3,
+)
+"""For two hours on one core, or more."""
 PRESETS = {
-    # for ten hours or less on one core
-    "cpu": Preset(
-        size=32,
-        frames=9,
-        latent_channels=8,
-        vae_channels=(48, 48),
-        dim=192,
-        heads=6,
-        ff_dim=576,
-        layers=8,
-        text_dim=64,
-        images=32,
-        vae_steps=3000,
-        clips=16,
-        rate=2e-3,
-        matrix_rate=4e-3,
-    ),
+    "cpu": CPU,
     # the same model for ten minutes on one large GPU; this one was never run
-    "gpu": Preset(
-        size=32,
-        frames=9,
-        latent_channels=8,
-        vae_channels=(48, 48),
-        dim=192,
-        heads=6,
-        ff_dim=576,
-        layers=8,
-        text_dim=64,
-        images=256,
-        vae_steps=3000,
-        clips=256,
-        rate=2e-3,
-        matrix_rate=4e-3,
-    ),
+    "gpu": replace(CPU, images=256, clips=256),
 }
 """Name of a preset -> its values."""
 
