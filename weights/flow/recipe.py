@@ -96,7 +96,7 @@ def config(preset: Preset) -> dict:
             "guidance": {"text": 1.0},
             "negative_prompt": "",
             "injection": INJECTION,
-            # of 60 held-out scenes none loses more than 0.05 dB by it
+            # of 24 validation scenes none loses more than 0.04 dB by it
             "protect": True,
         },
         "transformer": {
