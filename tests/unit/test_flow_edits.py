@@ -10,6 +10,7 @@ import pytest
 import anyv2v
 from anyv2v.backbones.base import Defaults
 from anyv2v.errors import InputError
+from anyv2v.protection.protect import protect
 from anyv2v.weights.demo.scenes import KINDS
 from bench.edit_quality.rows import with_defaults
 from bench.flow_edits import __main__ as command
@@ -144,9 +145,13 @@ def test_guided_edits_are_protected_too(case):
     found, clips = guides(case, [])
     assert len(found) == len(clips) == 2 * 9
     assert [*found][:2] == ["edit", "edit, protected"]
-    source = case.truth.source.astype(int)
-    plain, protected = (abs(clips[x] - source)[1:].mean() for x in ("edit", "edit, protected"))
-    assert plain > protected
+    source = case.source({})
+    plain = case.edit_of(source)
+    guided = case.edit_of(source, guide="patches", start=1)
+    for name, edit in {"edit": plain, "patches from 0.6": guided}.items():
+        assert (clips[name] == edit.frames).all()
+        assert (clips[f"{name}, protected"] == protect(edit, source).frames).all()
+    assert (plain.frames != guided.frames).any()
 
 
 def test_means_and_gains_are_over_scenes_of_a_kind():
