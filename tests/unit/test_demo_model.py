@@ -6,7 +6,6 @@ the true path, without injection 1.6. The margins are about two thirds of the di
 """
 
 import csv
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,36 +22,21 @@ from anyv2v.weights.demo.scenes import draw_edit
 from anyv2v.weights.demo.scores import Truth, scores
 from anyv2v.weights.verify import verify
 from bench.tolerance import DDIM, FIRST_SEED
+from tests.trials import Trial, invert, loaded
 
 ROOT = Path(__file__).parents[2]
 SCENES = (9, 10)
 
 
-@dataclass(frozen=True)
-class Trial:
-    truth: Truth
-    source: anyv2v.Source
-    caption: str
-
-
 @pytest.fixture(scope="module")
 def editor():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield anyv2v.load("demo", device="cpu")
-    torch.set_num_threads(threads)
+    with loaded("demo") as editor:
+        yield editor
 
 
 @pytest.fixture(scope="module")
 def trials(editor):
     return [invert(editor, draw_edit("colour", "validation", i)) for i in SCENES]
-
-
-def invert(editor, edit) -> Trial:
-    truth = Truth.of(edit, editor.defaults.size, editor.defaults.frames)
-    video = anyv2v.Video(truth.source, editor.defaults.fps)
-    source = editor.invert(video, prompt=edit.source.caption)
-    return Trial(truth, source, edit.truth.caption)
 
 
 def sample(editor, trial: Trial, injection=None, **options) -> np.ndarray:

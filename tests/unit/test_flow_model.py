@@ -4,48 +4,32 @@ A color and a background edit, in half of the default's steps. They are the firs
 of their kinds that neither the recipe's scores nor the study of the settings use.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-import anyv2v
 from anyv2v import loading
 from anyv2v.injection.fractions import NO_INJECTION
 from anyv2v.media.psnr import psnr
 from anyv2v.weights.demo.scenes import draw_edit
-from anyv2v.weights.demo.scores import Truth, scores
+from anyv2v.weights.demo.scores import scores
 from anyv2v.weights.flow.recipe import PRESETS, config
+from tests.trials import invert, loaded
 
 STEPS = 25
 SCENES = {"colour": 24, "background": 27}
 
 
-@dataclass(frozen=True)
-class Trial:
-    truth: Truth
-    source: anyv2v.Source
-    caption: str
-
-
 @pytest.fixture(scope="module")
 def editor():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield anyv2v.load("flow", device="cpu")
-    torch.set_num_threads(threads)
+    with loaded("flow") as editor:
+        yield editor
 
 
 @pytest.fixture(scope="module")
 def trials(editor):
-    return [invert(editor, draw_edit(kind, "validation", i)) for kind, i in SCENES.items()]
-
-
-def invert(editor, edit) -> Trial:
-    truth = Truth.of(edit, editor.defaults.size, editor.defaults.frames)
-    source = editor.invert(truth.source, steps=STEPS, prompt=edit.source.caption)
-    return Trial(truth, source, edit.truth.caption)
+    return [invert(editor, draw_edit(kind, "validation", i), STEPS) for kind, i in SCENES.items()]
 
 
 def test_the_weights_are_those_of_the_recipe_and_whole():
